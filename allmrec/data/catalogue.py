@@ -1,0 +1,73 @@
+"""The prepared items table as arrays by item index."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from allmrec.artifacts import read_table
+from allmrec.storage import Storage
+
+UNTITLED = "untitled item"
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """n items; arrays have n + 1 entries, entry 0 is padding."""
+
+    item_ids: pa.Array  # string
+    titles: pa.Array  # string, never null: UNTITLED where the catalogue has none
+    texts: pa.Array  # string: what the text encoder reads (paper equation 2)
+    text_hashes: pa.Array  # string
+    popularity: np.ndarray  # int64, training interactions
+    available: np.ndarray  # bool; entry 0 is False
+
+    @property
+    def num_items(self) -> int:
+        return len(self.item_ids) - 1
+
+    @classmethod
+    def read(cls, storage: Storage) -> "Catalogue":
+        return cls.from_table(read_table(storage))
+
+    @classmethod
+    def from_table(cls, table: pa.Table) -> "Catalogue":
+        """From the prepared `items` table, which is ordered by item_index."""
+        table = table.sort_by("item_index")
+        assert table.column("item_index").to_pylist() == list(range(1, table.num_rows + 1)), "item_index is dense"
+        titles = table.column("title")
+        available = pc.fill_null(table.column("available"), True)
+        return cls(
+            item_ids=_padded(table.column("item_id"), ""),
+            titles=_padded(display_titles(titles), ""),
+            texts=_padded(item_texts(titles, table.column("description")), ""),
+            text_hashes=_padded(table.column("text_hash"), ""),
+            popularity=_padded(table.column("popularity"), 0).to_numpy(),
+            available=_padded(available, False).to_numpy(zero_copy_only=False),
+        )
+
+    def warm_and_cold(self, fraction: float = 0.35) -> tuple[np.ndarray, np.ndarray]:
+        """bool (n + 1,) twice: the top and the bottom 35 % of items by interactions (paper section 5.2.2)."""
+        rank = np.empty(self.num_items, dtype=np.int64)
+        rank[np.argsort(-self.popularity[1:], kind="stable")] = np.arange(self.num_items)
+        edge = round(fraction * self.num_items)
+        pad = np.zeros(1, dtype=bool)
+        return np.concatenate([pad, rank < edge]), np.concatenate([pad, rank >= self.num_items - edge])
+
+
+def display_titles(titles: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Titles on one line, `UNTITLED` where nothing is left."""
+    cleaned = pc.utf8_trim_whitespace(pc.replace_substring_regex(titles, r"[\s\pC]+", " "))
+    return pc.if_else(pc.equal(pc.fill_null(cleaned, ""), ""), UNTITLED, cleaned)
+
+
+def item_texts(titles: pa.ChunkedArray, descriptions: pa.ChunkedArray) -> pa.ChunkedArray:
+    """What SBERT reads: "Title: t, Description: d" (paper equation 2)."""
+    return pc.binary_join_element_wise(
+        "Title: ", display_titles(titles), ", Description: ", pc.fill_null(descriptions, ""), ""
+    )
+
+
+def _padded(column: pa.ChunkedArray, padding: object) -> pa.Array:
+    return pa.concat_arrays([pa.array([padding], column.type), *column.chunks])

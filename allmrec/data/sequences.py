@@ -1,0 +1,100 @@
+"""Users' histories as flat arrays: what every model, sampler and job takes a batch of users from.
+
+Knows the leave-one-out split (paper section 5.1): the last item of a sequence is the test target, the one before
+it the validation target, the rest trains. Sequences of fewer than three items only train.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from allmrec.artifacts import read_manifest, read_table
+from allmrec.hashing import hash_strings
+from allmrec.storage import Storage
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """U users' histories, ragged: user u holds `items[offsets[u] : offsets[u + 1]]`, oldest first."""
+
+    user_ids: pa.Array  # string (U,)
+    offsets: np.ndarray  # int64 (U + 1,)
+    items: np.ndarray  # int32 (sum of lengths,)
+
+    @classmethod
+    def from_table(cls, table: pa.Table) -> "Sequences":
+        """From rows of the `sequences` table."""
+        lists = table.column("item_index").combine_chunks()
+        user_ids = table.column("user_id").combine_chunks()
+        if isinstance(lists, pa.ChunkedArray):  # an empty table has no chunk to combine
+            lists, user_ids = pa.array([], lists.type), pa.array([], pa.string())
+        offsets = lists.offsets.to_numpy().astype(np.int64)
+        return cls(user_ids, offsets - offsets[0], lists.flatten().to_numpy())
+
+    @classmethod
+    def read(cls, storage: Storage, shards: Sequence[int] | None = None) -> "Sequences":
+        """From the stored `sequences` table, or some shards of it."""
+        return cls.from_table(read_table(storage, shards))
+
+    def __len__(self) -> int:
+        return len(self.user_ids)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 (U,)"""
+        return np.diff(self.offsets)
+
+    def hashes(self) -> np.ndarray:
+        """uint64 (U,), what random draws are keyed by."""
+        return hash_strings(self.user_ids)
+
+    def shortened(self, lengths: np.ndarray) -> "Sequences":
+        """The first `lengths[u]` items of every user."""
+        assert len(lengths) == len(self) and (lengths <= self.lengths).all()
+        return Sequences(self.user_ids, _offsets(lengths), self.items[_ranges(self.offsets[:-1], lengths)])
+
+    def train(self) -> "Sequences":
+        """Without the validation and the test targets (leave-one-out)."""
+        lengths = self.lengths
+        return self.shortened(np.where(lengths >= 3, lengths - 2, lengths))
+
+    def take(self, users: np.ndarray) -> "Sequences":
+        """The given users (positions), in that order."""
+        lengths = self.lengths[users]
+        items = self.items[_ranges(self.offsets[:-1][users], lengths)]
+        return Sequences(self.user_ids.take(pa.array(users)), _offsets(lengths), items)
+
+    def last(self, count: int) -> "Sequences":
+        """The newest `count` items of every user."""
+        lengths = np.minimum(self.lengths, count)
+        return Sequences(self.user_ids, _offsets(lengths), self.items[_ranges(self.offsets[1:] - lengths, lengths)])
+
+    def padded(self, width: int) -> np.ndarray:
+        """int32 (U, width): the newest items, right-aligned, zeros before them."""
+        recent = self.last(width)
+        out = np.zeros((len(self), width), dtype=np.int32)
+        lengths = recent.lengths
+        columns = np.arange(len(recent.items)) - np.repeat(recent.offsets[:-1] - (width - lengths), lengths)
+        out[recent.rows(), columns] = recent.items
+        return out
+
+    def rows(self) -> np.ndarray:
+        """int64 (sum of lengths,): which user each entry of `items` belongs to."""
+        return np.repeat(np.arange(len(self)), self.lengths)
+
+
+def num_shards(storage: Storage) -> int:
+    """Into how many shards a table is dealt."""
+    return len(read_manifest(storage).files)
+
+
+def _offsets(lengths: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Positions `starts[i] ... starts[i] + lengths[i] - 1`, one range after another."""
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)

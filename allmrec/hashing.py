@@ -1,0 +1,76 @@
+"""Hashes and random draws that are the same on every machine, version and number of workers.
+
+Everything is keyed by values (a user id, a seed, an epoch), never by a position in a block, so a result
+cannot depend on how rows were dealt to workers. Vectorised over rows; knows nothing of tables.
+"""
+
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def mix64(x: np.ndarray) -> np.ndarray:
+    """The finaliser of splitmix64 (Steele et al. 2014): uint64 (any shape) to well-mixed uint64."""
+    with np.errstate(over="ignore"):
+        x = x + _GOLDEN
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+
+def key64(*parts: int) -> np.uint64:
+    """Fold small integers (seed, epoch, a purpose's number) into one 64-bit key."""
+    key = np.zeros(1, dtype=np.uint64)
+    for part in parts:
+        key = mix64(key ^ np.uint64(part % 2**64))
+    return key[0]
+
+
+def hash_strings(strings: pa.Array | pa.ChunkedArray, seed: int = 0) -> np.ndarray:
+    """64-bit hashes of strings: uint64 (N,). Eight bytes a round, so the cost is N x longest / 8."""
+    if isinstance(strings, pa.ChunkedArray):
+        strings = strings.combine_chunks()
+    binary = strings.cast(pa.large_string()).cast(pa.large_binary())
+    assert binary.null_count == 0, "ids are not null: cleaning quarantines such rows"
+    _, offsets_buffer, data_buffer = binary.buffers()
+    offsets = np.frombuffer(offsets_buffer, dtype=np.int64)[binary.offset : binary.offset + len(binary) + 1]
+    data = np.frombuffer(data_buffer or b"", dtype=np.uint8)
+    starts, lengths = offsets[:-1], np.diff(offsets)
+    padded = np.concatenate([data, np.zeros(8, dtype=np.uint8)])
+    words = np.lib.stride_tricks.sliding_window_view(padded, 8)
+    hashes = mix64(lengths.astype(np.uint64) ^ key64(seed))
+    for first in range(0, int(lengths.max(initial=0)), 8):
+        rows = np.flatnonzero(lengths > first)
+        word = np.ascontiguousarray(words[starts[rows] + first]).view("<u8").ravel()
+        kept = np.minimum(lengths[rows] - first, 8).astype(np.uint64) * np.uint64(8)
+        mask = np.where(kept == 64, np.uint64(2**64 - 1), (np.uint64(1) << (kept % 64)) - np.uint64(1))
+        hashes[rows] = mix64(hashes[rows] ^ (word & mask))
+    return hashes
+
+
+def draws(hashes: np.ndarray, key: np.uint64, count: int, first: int = 0) -> np.ndarray:
+    """Counter-based draws `first ... first+count-1` of each row: (N,) hashes to uint64 (N, count)."""
+    with np.errstate(over="ignore"):
+        counters = np.arange(first, first + count, dtype=np.uint64) * _GOLDEN
+        return mix64(mix64(hashes ^ key)[:, None] + counters)
+
+
+def uniforms(hashes: np.ndarray, key: np.uint64, count: int, first: int = 0) -> np.ndarray:
+    """As `draws`, as float64 in [0, 1): (N, count)."""
+    return (draws(hashes, key, count, first) >> np.uint64(11)) * 2.0**-53
+
+
+def shard_of(user_ids: pa.Array | pa.ChunkedArray, num_shards: int) -> np.ndarray:
+    """The shard of each user, int32 (N,): by a hash of the id, so that it never changes."""
+    return (hash_strings(user_ids) % np.uint64(num_shards)).astype(np.int32)
+
+
+def fingerprint(value: Any) -> str:
+    """sha256 (hex) of a JSON-able value in canonical form."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,29 @@
+"""Quarantine: every input row that `prepare` did not use, and why."""
+
+import pyarrow as pa
+
+# The closed list of reasons.
+MALFORMED = "malformed"  # the row cannot be parsed
+NULL_ID = "null_id"  # user_id or item_id is null or empty
+BAD_TIMESTAMP = "bad_timestamp"  # missing or unparsable
+ABSURD_TIMESTAMP = "absurd_timestamp"  # before data.earliest or after data.latest
+UNKNOWN_ITEM = "unknown_item"  # not in the catalogue
+DUPLICATE_EVENT = "duplicate_event"  # same user, item and timestamp as a row that was kept
+DUPLICATE_ITEM = "duplicate_item"  # a catalogue row whose item_id came before
+REASONS = (
+    MALFORMED,
+    NULL_ID,
+    BAD_TIMESTAMP,
+    ABSURD_TIMESTAMP,
+    UNKNOWN_ITEM,
+    DUPLICATE_EVENT,
+    DUPLICATE_ITEM,
+)
+
+SCHEMA = pa.schema(
+    [
+        pa.field("source", pa.string(), nullable=False),  # the input table: interactions or items
+        pa.field("reason", pa.string(), nullable=False),  # one of REASONS
+        pa.field("row", pa.string(), nullable=False),  # the row as JSON, or its text where it is none
+    ]
+)

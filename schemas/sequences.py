@@ -1,0 +1,11 @@
+"""Each user's history: one row a user, in `part-<shard>.parquet` by a hash of user_id."""
+
+import pyarrow as pa
+
+SCHEMA = pa.schema(
+    [
+        pa.field("user_id", pa.string(), nullable=False),
+        pa.field("item_index", pa.list_(pa.int32()), nullable=False),  # in time order, oldest first
+        pa.field("timestamp", pa.list_(pa.timestamp("us", tz="UTC")), nullable=False),  # of each item
+    ]
+)
