@@ -1,0 +1,64 @@
+"""The whole config: one YAML file a deployment, sections defined next to what they configure."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from allmrec.alignment.network import AlignmentConfig
+from allmrec.cf.teacher import TeacherConfig
+from allmrec.config import Section, one_line, read_settings
+from allmrec.data.config import DataConfig
+from allmrec.evaluation.cases import EvaluationConfig
+from allmrec.llm.loading import LLMConfig
+from allmrec.llm.prompt import PromptConfig
+from allmrec.nightly.config import NightlyConfig
+from allmrec.projection.projectors import ProjectionConfig
+from allmrec.storage import S3Config
+from allmrec.text.encoder import TextConfig
+
+
+class WorkersConfig(Section):
+    """Ray's share: how many workers train and score, and what each holds."""
+
+    num_workers: int = Field(2, ge=1)
+    cpus_per_worker: float = Field(1, gt=0)
+    gpus_per_worker: float = Field(0, ge=0)
+    max_failures: int = Field(3, ge=0)  # of workers, before a training verb gives up
+
+
+class Config(Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")  # the run's name
+    root: str = "runs"  # folder or s3:// prefix that holds runs; this run lies under <root>/<name>
+    seed: int = 0
+    data: DataConfig = DataConfig()
+    text: TextConfig = TextConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    alignment: AlignmentConfig = AlignmentConfig()
+    llm: LLMConfig = LLMConfig()
+    prompt: PromptConfig = PromptConfig()
+    projection: ProjectionConfig = ProjectionConfig()
+    nightly: NightlyConfig = NightlyConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    workers: WorkersConfig = WorkersConfig()
+    storage: S3Config = S3Config()
+
+    @property
+    def run_uri(self) -> str:
+        return f"{self.root.rstrip('/')}/{self.name}"
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file and lay `--set` overrides over it.
+
+    Raises:
+        ValueError: no such file, or a key or value that is not valid; one line, naming it.
+    """
+    try:
+        text = Path(path).read_text()
+    except FileNotFoundError:
+        raise ValueError(f"no config at {path}; the shipped ones lie in jobs/configs/") from None
+    try:
+        return Config(**read_settings(text, overrides))
+    except ValidationError as error:
+        raise ValueError(f"{path}: {one_line(error)}") from None
