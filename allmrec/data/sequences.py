@@ -53,7 +53,7 @@ class Sequences:
     def shortened(self, lengths: np.ndarray) -> "Sequences":
         """The first `lengths[u]` items of every user."""
         assert len(lengths) == len(self) and (lengths <= self.lengths).all()
-        return Sequences(self.user_ids, _offsets(lengths), self.items[_ranges(self.offsets[:-1], lengths)])
+        return Sequences(self.user_ids, offsets_of(lengths), self.items[ranges(self.offsets[:-1], lengths)])
 
     def train(self) -> "Sequences":
         """Without the validation and the test targets (leave-one-out)."""
@@ -63,13 +63,13 @@ class Sequences:
     def take(self, users: np.ndarray) -> "Sequences":
         """The given users (positions), in that order."""
         lengths = self.lengths[users]
-        items = self.items[_ranges(self.offsets[:-1][users], lengths)]
-        return Sequences(self.user_ids.take(pa.array(users)), _offsets(lengths), items)
+        items = self.items[ranges(self.offsets[:-1][users], lengths)]
+        return Sequences(self.user_ids.take(pa.array(users)), offsets_of(lengths), items)
 
     def last(self, count: int) -> "Sequences":
         """The newest `count` items of every user."""
         lengths = np.minimum(self.lengths, count)
-        return Sequences(self.user_ids, _offsets(lengths), self.items[_ranges(self.offsets[1:] - lengths, lengths)])
+        return Sequences(self.user_ids, offsets_of(lengths), self.items[ranges(self.offsets[1:] - lengths, lengths)])
 
     def padded(self, width: int) -> np.ndarray:
         """int32 (U, width): the newest items, right-aligned, zeros before them."""
@@ -90,11 +90,11 @@ def num_shards(storage: Storage) -> int:
     return len(read_manifest(storage).files)
 
 
-def _offsets(lengths: np.ndarray) -> np.ndarray:
+def offsets_of(lengths: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
-def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Positions `starts[i] ... starts[i] + lengths[i] - 1`, one range after another."""
     ends = np.cumsum(lengths)
     return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)

@@ -1,0 +1,209 @@
+"""Prompts from token ids (paper Figure 3): segments and titles are tokenised once, a prompt is their concatenation.
+
+A prompt is a list of *pieces* — fixed segments, titles, slots — and building a batch is one ragged gather from the
+bank of pieces. Text never meets text, so no title can make or move a slot. Slots receive soft tokens (x_u and the
+items' joint embeddings, projected) through `inputs_embeds`; what is put there is the projectors' business.
+
+The same builder serves Stage-2, ranking and evaluation, so training and inference cannot drift apart.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from allmrec.config import Section
+from allmrec.data.sequences import Sequences, offsets_of, ranges
+
+USER_SLOT = 0  # a slot's item when it receives x_u; items are 1 ... n
+
+
+class PromptConfig(Section):
+    """Wording and sizes. "For other datasets, adjust the verbs and nouns to the context" (paper Figure 3)."""
+
+    verb_past: str = "bought"  # "This user has bought ..."
+    verb: str = "buy"  # "... for this user to buy next"
+    noun: str = "item"  # "... set of item titles"
+    max_history: int = Field(10, ge=0)  # newest items shown
+    max_title_tokens: int = Field(24, ge=1)  # longer titles are cut
+
+
+@dataclass(frozen=True)
+class Titles:
+    """Every title's token ids, by item index; entry 0 (padding) is empty."""
+
+    tokens: np.ndarray  # int32 (sum of lengths,)
+    offsets: np.ndarray  # int64 (n + 2,)
+    group: np.ndarray  # int32 (n + 1,): items with identical tokens share a group
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+    @classmethod
+    def tokenise(cls, titles: pa.Array, tokenizer: Any, max_tokens: int) -> "Titles":
+        """Tokenise the titles of a `Catalogue` (n + 1 strings, the first one is padding) in one call.
+
+        Special tokens spelt out in a title are tokenised as the plain text that they are.
+        """
+        # A token is at least one byte of text, so what is cut here cannot matter; the slack covers merges.
+        shortened = pc.utf8_slice_codeunits(titles, 0, 64 * max_tokens)
+        texts = pc.binary_join_element_wise("", shortened, " ").to_pylist()[1:]
+        ids = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        lists = pa.array([[], *ids], pa.list_(pa.int32()))
+        full = Sequences(pa.nulls(len(lists), pa.string()), lists.offsets.to_numpy().astype(np.int64), _values(lists))
+        lengths = np.minimum(full.lengths, max_tokens)
+        cut = full.shortened(lengths)
+        width = int(lengths.max(initial=1))
+        table = np.full((len(lists), width), -1, dtype=np.int32)
+        table[cut.rows(), np.arange(len(cut.items)) - np.repeat(cut.offsets[:-1], lengths)] = cut.items
+        group = np.unique(table, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int32)
+        return cls(cut.items, cut.offsets, group)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """B prompts, ragged."""
+
+    tokens: np.ndarray  # int32 (T,)
+    offsets: np.ndarray  # int64 (B + 1,)
+    slot_positions: np.ndarray  # int64 (S,), into `tokens`, ascending
+    slot_items: np.ndarray  # int32 (S,): USER_SLOT or the item whose soft token goes there
+    dropped_history: int = 0  # items left out because a prompt was too long
+    cut_titles: int = 0  # prompts whose titles were cut further for the same reason
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+    def slot_rows(self) -> np.ndarray:
+        """int64 (S,): the prompt of each slot."""
+        return np.searchsorted(self.offsets, self.slot_positions, side="right") - 1
+
+
+class PromptBuilder:
+    """Builds prompts of one template over one catalogue.
+
+    Args:
+        soft: with slots for x_u and the items; without, the text-only prompt of LLM-Only (paper Figure 6).
+        max_tokens: longest prompt, so that prompt and answer fit into the LLM's positions.
+    """
+
+    def __init__(self, config: PromptConfig, tokenizer: Any, titles: Titles, soft: bool, max_tokens: int):
+        self.config, self.titles, self.soft, self.max_tokens = config, titles, soft, max_tokens
+        self.end = tokenizer.eos_token_id
+        c = config
+        segments = {
+            "empty": [],
+            "bos": [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else [],
+            "slot": [tokenizer.pad_token_id],  # a placeholder: its embedding is replaced
+            "intro": _ids(tokenizer, " is a user representation." * soft + f" This user has {c.verb_past}"),
+            "nothing": _ids(tokenizer, " nothing"),
+            "comma": _ids(tokenizer, ","),
+            "middle": _ids(
+                tokenizer,
+                f" in the past. Recommend a {c.noun} for this user to {c.verb} next"
+                f" from the following set of {c.noun} titles,",
+            ),
+            "end": _ids(tokenizer, ". The recommendation is"),
+        }
+        self._piece = {name: number for number, name in enumerate(segments)}
+        self._first_title = len(segments)
+        bank = [np.asarray(ids, dtype=np.int32) for ids in segments.values()]
+        self._bank = np.concatenate([*bank, titles.tokens])
+        lengths = np.concatenate([[len(ids) for ids in bank], titles.lengths])
+        self._starts, self._lengths = offsets_of(lengths)[:-1], lengths
+
+    def build(self, history: Sequences, candidates: np.ndarray) -> Prompts:
+        """Prompts of B users.
+
+        Args:
+            history: B users' items, oldest first; the newest `max_history` are shown.
+            candidates: int32 (B, C), in the order shown; zeros (no item) are left out.
+        """
+        recent = history.last(self.config.max_history)
+        piece, soft = self._piece, self.soft
+        shown = candidates > 0
+        candidate_rows, candidate_items = np.nonzero(shown)[0], candidates[shown]
+        recent, caps = self._fitted(recent, candidates)
+        num_history, num_candidates = recent.lengths, shown.sum(axis=1)
+        # Pieces of a prompt: bos slot intro nothing | 3 per history item | middle | 3 per candidate | end
+        counts = 4 + 3 * num_history + 1 + 3 * num_candidates + 1
+        base = offsets_of(counts)
+        pieces = np.full(base[-1], piece["empty"], dtype=np.int64)
+        items = np.full(base[-1], -1, dtype=np.int64)  # the item of a slot
+        head, middle = base[:-1], base[:-1] + 4 + 3 * num_history
+        pieces[head] = piece["bos"]
+        if soft:
+            pieces[head + 1], items[head + 1] = piece["slot"], USER_SLOT
+        pieces[head + 2] = piece["intro"]
+        pieces[head + 3] = np.where(num_history == 0, piece["nothing"], piece["empty"])
+        pieces[middle] = piece["middle"]
+        pieces[base[1:] - 1] = piece["end"]
+        cap = np.full(base[-1], np.iinfo(np.int32).max, dtype=np.int64)
+        for first, rows, listed in (
+            (head + 4, recent.rows(), recent.items),
+            (middle + 1, candidate_rows, candidate_items),
+        ):
+            place = np.arange(len(rows)) - np.searchsorted(rows, rows)  # 0, 1, 2, ... within the prompt
+            at = first[rows] + 3 * place
+            pieces[at] = np.where(place == 0, piece["empty"], piece["comma"])
+            pieces[at + 1], cap[at + 1] = self._first_title + listed, caps[rows]
+            if soft:
+                pieces[at + 2], items[at + 2] = piece["slot"], listed
+        lengths = np.minimum(self._lengths[pieces], cap)
+        starts = offsets_of(lengths)
+        tokens = self._bank[ranges(self._starts[pieces], lengths)]
+        slots = items >= 0
+        return Prompts(
+            tokens,
+            starts[base],
+            starts[:-1][slots],
+            items[slots].astype(np.int32),
+            int(np.minimum(history.lengths, self.config.max_history).sum() - num_history.sum()),
+            int((caps < self.config.max_title_tokens).sum()),
+        )
+
+    def answers(self, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The titles that complete the prompts: flat int32 tokens, each ended by the end token, and lengths (B,)."""
+        lengths = self.titles.lengths[items]
+        tokens = np.full(int((lengths + 1).sum()), self.end, dtype=np.int32)
+        starts = offsets_of(lengths + 1)[:-1]
+        tokens[ranges(starts, lengths)] = self.titles.tokens[ranges(self.titles.offsets[items], lengths)]
+        return tokens, lengths + 1
+
+    def _fitted(self, recent: Sequences, candidates: np.ndarray) -> tuple[Sequences, np.ndarray]:
+        """History with the oldest items dropped until prompts fit, and how long a title may be, int64 (B,)."""
+        around = 1 + self.soft  # a comma and a slot
+        fixed = sum(self._lengths[self._piece[name]] for name in ("bos", "intro", "nothing", "middle", "end")) + 1
+        lengths = np.where(candidates > 0, self.titles.lengths[candidates] + around, 0)
+        room = self.max_tokens - fixed - lengths.sum(axis=1)
+        costs = self.titles.lengths[recent.items] + around
+        # Tokens of an item and all newer ones: the suffix sum within its row.
+        total = np.concatenate([[0], np.cumsum(costs)])
+        suffix = total[recent.offsets[1:]][recent.rows()] - total[:-1]
+        fits = suffix <= room[recent.rows()]
+        kept = np.bincount(recent.rows(), weights=fits, minlength=len(recent)).astype(np.int64)
+        dropped = Sequences(recent.user_ids, offsets_of(kept), recent.items[ranges(recent.offsets[1:] - kept, kept)])
+        num_candidates = np.maximum((candidates > 0).sum(axis=1), 1)
+        cap = (self.max_tokens - fixed) // num_candidates - around
+        if (cap[room < 0] < 1).any():
+            raise ValueError(
+                f"a prompt of {int(num_candidates.max())} candidates does not fit into {self.max_tokens} tokens "
+                "however titles are cut; lower nightly.num_candidates or evaluation.num_negatives"
+            )
+        return dropped, np.where(room < 0, cap, self.config.max_title_tokens)
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+
+
+def _values(lists: pa.Array) -> np.ndarray:
+    return lists.flatten().to_numpy().astype(np.int32)
