@@ -1,0 +1,41 @@
+# `make demo` and `make test` are all a newcomer needs; both create the environment on first use.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: install demo test lint format test-s3 clean
+
+install: $(READY)
+
+# torch comes first and alone, so that no other package draws in a build with CUDA where there is no GPU.
+$(READY): pyproject.toml constraints.txt
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+demo: $(READY)
+	$(BIN)/allmrec demo
+
+test: $(READY)
+	$(BIN)/pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The storage and publishing tests against Ceph RADOS Gateway, a real S3 store (needs root for apt-get).
+test-s3: $(READY)
+	tests/ceph/with-ceph.sh $(BIN)/pytest -m s3
+
+clean:
+	rm -rf runs build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -1,0 +1,172 @@
+"""The console: `allmrec VERB --config FILE`. One verb, one file of `jobs/`; this one only parses and reports errors.
+
+    allmrec prepare --config jobs/configs/demo.yaml --dry-run
+    ray job submit -- python -m jobs.prepare --config jobs/configs/demo.yaml
+"""
+
+import datetime
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jobs.console import Console
+
+if TYPE_CHECKING:
+    from jobs.step import Step
+
+ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="YAML file of the deployment")]
+Overrides = Annotated[list[str], typer.Option("--set", help="override a key: section.key=value")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="check config and inputs, print the plan, touch nothing")]
+LogJson = Annotated[bool, typer.Option("--log-json", help="JSON lines instead of progress bars")]
+Force = Annotated[bool, typer.Option("--force", help="run even if nothing has changed")]
+RunDate = Annotated[str | None, typer.Option("--date", help="date of the run, YYYY-MM-DD; default: today (UTC)")]
+
+# Verb → module and what `--help` says. Modules are imported when called, so that the console starts at once.
+STEPS = {
+    "prepare": ("jobs.prepare", "Read the log and the catalogue; write items, sequences and evaluation cases."),
+    "embed": ("jobs.embed", "Embed the items' texts with SBERT."),
+    "train-cf": ("jobs.train_cf", "Train the teacher."),
+    "train-alignment": ("jobs.train_alignment", "Stage-1: align item and text embeddings."),
+    "train-projection": ("jobs.train_projection", "Stage-2: train the projectors into the frozen LLM."),
+    "bundle": ("jobs.bundle", "Gather what scoring needs into one verified, immutable bundle."),
+    "evaluate": ("jobs.evaluate", "Score every system on the same cases; write metrics and a report."),
+}
+STANDINS = {
+    "encoder": ("jobs.standin_encoder", "Build a small SentenceTransformer from the catalogue's texts."),
+    "llm": ("jobs.standin_llm", "Build a tiny OPT that can copy titles and be steered by soft tokens."),
+}
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+standin = typer.Typer(no_args_is_help=True, help="Build stand-in models for machines without the real ones.")
+
+
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """What a user can get wrong ends in one line and exit code 2; anything else keeps its traceback."""
+    try:
+        yield
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("ALLMREC_TRACEBACK"):
+            raise
+        raise typer.Exit(2) from None
+
+
+def command(step: Callable[[], "Step"]) -> Callable[..., None]:
+    """The console command of a step."""
+
+    def run(
+        config: ConfigFile,
+        overrides: Overrides = [],  # noqa: B006 - typer reads the default
+        dry_run: DryRun = False,
+        log_json: LogJson = False,
+        force: Force = False,
+    ) -> None:
+        from jobs.config import load_config
+        from jobs.step import execute
+
+        with errors_in_one_line():
+            execute(step(), load_config(config, overrides), Console(log_json), dry_run, force)
+
+    return run
+
+
+def main(step: "Step") -> None:
+    """Entry of `python -m jobs.VERB`."""
+    typer.run(command(lambda: step))
+
+
+def load_step(module: str) -> "Step":
+    return importlib.import_module(module).STEP
+
+
+def _mount(target: typer.Typer, steps: dict[str, tuple[str, str]]) -> None:
+    for verb, (module, text) in steps.items():
+        target.command(verb, help=text)(command(lambda module=module: load_step(module)))  # type: ignore[misc]
+
+
+_mount(app, STEPS)
+_mount(standin, STANDINS)
+app.add_typer(standin, name="standin")
+
+
+@app.command()
+def nightly(
+    config: ConfigFile,
+    overrides: Overrides = [],  # noqa: B006
+    date: RunDate = None,
+    dry_run: DryRun = False,
+    log_json: LogJson = False,
+) -> None:
+    """Score every user's candidates and publish the recommendations of one date."""
+    from jobs.config import load_config
+    from jobs.nightly import nightly as run_nightly
+
+    with errors_in_one_line():
+        run_nightly(load_config(config, overrides), Console(log_json), run_date(date), dry_run)
+
+
+@app.command()
+def run(
+    config: ConfigFile,
+    overrides: Overrides = [],  # noqa: B006
+    date: RunDate = None,
+    dry_run: DryRun = False,
+    log_json: LogJson = False,
+    force: Force = False,
+) -> None:
+    """All verbs in order; a step whose inputs and config have not changed is skipped."""
+    from jobs.config import load_config
+    from jobs.run import run as run_all
+
+    with errors_in_one_line():
+        run_all(load_config(config, overrides), Console(log_json), run_date(date), dry_run, force)
+
+
+@app.command()
+def demo(
+    config: ConfigFile = Path("jobs/configs/demo.yaml"),
+    overrides: Overrides = [],  # noqa: B006
+    log_json: LogJson = False,
+) -> None:
+    """A sample store, stand-in models, the whole run, and a look at the result."""
+    from jobs.config import load_config
+    from jobs.demo import demo as run_demo
+
+    with errors_in_one_line():
+        run_demo(load_config(config, overrides), Console(log_json), run_date(None))
+
+
+@app.command("sample-data")
+def sample_data(
+    output: Annotated[str, typer.Option(help="folder or s3:// prefix")] = "runs/demo/input",
+    users: int = 3000,
+    items: int = 800,
+    seed: int = 0,
+    dirty: Annotated[float, typer.Option(help="fraction of dirty rows to add")] = 0.0,
+) -> None:
+    """Write a sample store: catalogues and logs of two domains that share users."""
+    from jobs.sample_data import sample_data as write
+
+    arguments: dict[str, Any] = {"output": output, "users": users, "items": items, "seed": seed, "dirty": dirty}
+    with errors_in_one_line():
+        write(**arguments)
+
+
+def run_date(text: str | None) -> datetime.date:
+    if text is None:
+        return datetime.datetime.now(datetime.UTC).date()
+    try:
+        return datetime.date.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"--date {text!r}: write it as YYYY-MM-DD") from None
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,24 @@
+"""All verbs in order: from a raw log to published recommendations and their metrics.
+
+    allmrec run --config jobs/configs/demo.yaml
+
+Every step skips itself when its inputs and config have not changed.
+"""
+
+import datetime
+
+from jobs.cli import load_step
+from jobs.config import Config
+from jobs.console import Console
+from jobs.nightly import nightly
+from jobs.step import execute
+
+TRAINING = ("prepare", "embed", "train_cf", "train_alignment", "train_projection", "bundle")
+
+
+def run(config: Config, console: Console, date: datetime.date, dry_run: bool = False, force: bool = False) -> None:
+    """Prepare, train, score and publish, evaluate."""
+    for module in TRAINING:
+        execute(load_step(f"jobs.{module}"), config, console, dry_run, force)
+    nightly(config, console, date, dry_run)
+    execute(load_step("jobs.evaluate"), config, console, dry_run, force)
