@@ -1,0 +1,79 @@
+"""SASRec (Kang & McAuley 2018): causal self-attention over a user's items.
+
+Knows the forward pass alone; losses, negatives and the loop are in `training`. Sections of that paper stand
+beside the lines. Differences to it, both measured to be harmless or better: positions are counted from the newest
+item, so that a batch may be cut to its longest history; the weights begin as N(0, 0.02).
+
+Dimensions: B users, T positions, N = n + 1 items (0 is padding), D = dim, H heads, K = D / H
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from allmrec.cf.teacher import TEACHERS, Teacher, TeacherConfig
+
+
+class Block(nn.Module):
+    """Self-attention and a point-wise feed-forward network, each as x + dropout(g(layernorm(x))) (section III-B)."""
+
+    def __init__(self, config: TeacherConfig):
+        super().__init__()
+        dim = config.dim
+        self.heads = config.heads
+        self.dropout = config.dropout
+        self.attention_norm = nn.LayerNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+        self.forward_norm = nn.LayerNorm(dim)
+        self.hidden = nn.Linear(dim, dim)
+        self.back = nn.Linear(dim, dim)
+
+    def forward(self, x_BTD: torch.Tensor, mask_B1TT: torch.Tensor) -> torch.Tensor:
+        rate = self.dropout if self.training else 0.0
+        qkv_3BHTK = self.qkv(self.attention_norm(x_BTD)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed_BHTK = F.scaled_dot_product_attention(*qkv_3BHTK, attn_mask=mask_B1TT, dropout_p=rate)
+        x_BTD = x_BTD + F.dropout(self.out(mixed_BHTK.transpose(1, 2).flatten(2)), rate)
+        hidden_BTD = F.dropout(F.relu(self.hidden(self.forward_norm(x_BTD))), rate)
+        return x_BTD + F.dropout(self.back(hidden_BTD), rate)
+
+
+class SASRec(Teacher):
+    """x^u is the hidden state at the newest item; an item's score is its dot product with E_i (section III-D)."""
+
+    def __init__(self, config: TeacherConfig, num_items: int):
+        super().__init__()
+        self.max_history = config.max_history
+        self.dropout = config.dropout
+        self.items = nn.Embedding(num_items + 1, config.dim, padding_idx=0)
+        self.positions = nn.Embedding(config.max_history, config.dim)  # 0 is the newest
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
+        self.norm = nn.LayerNorm(config.dim)
+        for weight in self.parameters():
+            if weight.dim() == 2:
+                nn.init.normal_(weight, std=0.02)
+        with torch.no_grad():
+            self.items.weight[0] = 0
+
+    @property
+    def item_embeddings(self) -> torch.Tensor:
+        return self.items.weight
+
+    def forward(self, history_BT: torch.Tensor) -> torch.Tensor:
+        """Hidden states (B, T, D) of left-padded histories; the one at t knows items up to t alone."""
+        length = history_BT.shape[1]
+        real_BT = history_BT > 0
+        position_T = torch.arange(length - 1, -1, -1, device=history_BT.device)
+        x_BTD = F.dropout(self.items(history_BT) + self.positions(position_T), self.dropout, self.training)
+        causal_TT = torch.ones(length, length, dtype=torch.bool, device=history_BT.device).tril()
+        itself_TT = torch.eye(length, dtype=torch.bool, device=history_BT.device)  # padding needs one key too
+        mask_B1TT = ((causal_TT & real_BT[:, None, :]) | itself_TT)[:, None]
+        for block in self.blocks:
+            x_BTD = block(x_BTD, mask_B1TT)
+        return self.norm(x_BTD) * real_BT[..., None]
+
+    def user_representations(self, history_BT: torch.Tensor) -> torch.Tensor:
+        return self(history_BT)[:, -1]
+
+
+TEACHERS["sasrec"] = SASRec

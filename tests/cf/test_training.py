@@ -1,0 +1,117 @@
+"""Training a teacher: it learns a rule, batches do not depend on workers, and a stopped run can be taken up."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from allmrec.cf.teacher import TeacherConfig
+from allmrec.cf.training import TeacherTraining, ValidationCases, validate
+from allmrec.negatives import draw_negatives
+from tests.cf.conftest import cycles, ragged
+
+NUM_ITEMS = 30
+FAST = TeacherConfig(dim=16, max_history=8, epochs=6, eval_every=2, batch_size=32, num_negatives=24, learning_rate=0.01)
+
+
+def cases_of(sequences, num_items=NUM_ITEMS) -> ValidationCases:
+    """The item before the last one against nine others."""
+    lengths = sequences.lengths - 2
+    targets = sequences.items[sequences.offsets[:-1] + lengths]
+    negatives = draw_negatives(sequences.hashes(), sequences.rows(), sequences.items, num_items, 9, seed=0)
+    return ValidationCases(sequences.shortened(lengths), np.column_stack([targets, negatives]))
+
+
+@pytest.fixture(scope="module")
+def sequences():
+    return cycles(200, NUM_ITEMS, 9)
+
+
+def training(sequences, config=FAST, seed=0, cases=None) -> TeacherTraining:
+    return TeacherTraining(config, sequences.train(), NUM_ITEMS, cases or cases_of(sequences), seed)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "bce"])
+def test_it_learns_what_follows_what(sequences, loss):
+    config = FAST.model_copy(update={"loss": loss, "epochs": 12, "dropout": 0.1})
+    run = training(sequences, config)
+    before = validate(run.teacher, run.cases)["valid_hit@1"]
+    numbers = list(run.rounds())
+    assert before < 0.35 and numbers[-1]["valid_hit@1"] > 0.95
+    assert numbers[-1]["loss"] < numbers[0]["loss"]
+    assert run.teacher.item_embeddings[0].eq(0).all(), "padding stays zero"
+
+
+def test_the_best_validation_is_kept_and_patience_ends_the_run(sequences):
+    config = FAST.model_copy(update={"epochs": 40, "eval_every": 1, "patience": 2, "learning_rate": 0.05})
+    run = training(sequences, config)
+    ndcg = [numbers["valid_ndcg@10"] for numbers in run.rounds()]
+    best = int(np.argmax(ndcg))
+    assert len(ndcg) == min(best + 1 + 2, 40) and run.best["epoch"] == best + 1
+    assert validate(run.best_teacher(), run.cases)["valid_ndcg@10"] == pytest.approx(ndcg[best])
+
+
+def test_without_cases_every_epoch_runs_and_the_last_one_is_kept(sequences):
+    none = ValidationCases(sequences.take(np.arange(0)), np.zeros((0, 10), np.int32))
+    run = training(sequences, cases=none)
+    assert len(list(run.rounds())) == 3 and run.best["epoch"] == 6
+
+
+def test_a_stopped_run_ends_as_an_undisturbed_one(sequences):
+    calm = training(sequences)
+    list(calm.rounds())
+    first = training(sequences)
+    next(first.rounds())
+    second = training(sequences, seed=0)
+    second.teacher.item_embeddings.data.add_(1)  # whatever it began with, the state decides
+    second.load_state_dict(first.state_dict())
+    list(second.rounds())
+    for name, weight in calm.best_teacher().state_dict().items():
+        assert torch.equal(weight, second.best_teacher().state_dict()[name]), name
+
+
+def test_seeds_differ_and_one_seed_repeats(sequences):
+    losses = [training(sequences, seed=seed).train_epoch()[0] for seed in (1, 1, 2)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_batches_do_not_depend_on_the_order_of_rows(sequences):
+    run = training(sequences)
+    shuffled = training(sequences.take(np.random.default_rng(1).permutation(len(sequences))))
+
+    def users(one: TeacherTraining) -> list[set[str]]:
+        return [set(one.sequences.user_ids.take(pa.array(batch)).to_pylist()) for batch in one._batches()]
+
+    assert users(run) == users(shuffled)
+    assert sorted(np.concatenate(run._batches())) == list(range(len(sequences)))
+
+
+def test_the_softmax_is_cross_entropy_over_target_and_negatives(sequences):
+    config = FAST.model_copy(update={"dropout": 0.0, "num_negatives": 5, "batch_size": 3})
+    run = training(sequences, config)
+    users = run._batches()[0]
+    run.teacher.eval()
+    from allmrec.cf.training import _NEGATIVES
+    from allmrec.hashing import draws, key64
+
+    drawn = draws(np.zeros(1, np.uint64), key64(0, 0, 0, _NEGATIVES), 5)[0] % np.uint64(NUM_ITEMS) + 1
+    expected = 0.0
+    for user in users:
+        history = run.sequences.items[run.sequences.offsets[user] : run.sequences.offsets[user + 1]].tolist()
+        states = run.teacher(torch.tensor([history[:-1]]))[0]
+        for state, target in zip(states, history[1:], strict=True):
+            others = [item for item in drawn.tolist() if item != target]
+            scores = run.teacher.item_embeddings[[target, *others]] @ state
+            expected -= scores.log_softmax(0)[0].item()
+    assert run._loss(users, 0).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_tie_counts_against_the_target():
+    sequences = ragged([[1, 2, 3, 4]])
+    run = TeacherTraining(FAST, sequences, 4, ValidationCases(ragged([[]]), np.array([[3, 1, 2]])), 0)
+    assert validate(run.teacher, run.cases) == {"valid_hit@1": 0.0, "valid_ndcg@10": pytest.approx(0.5)}
+
+
+def test_nothing_to_learn_from_is_an_error():
+    with pytest.raises(ValueError, match="two training interactions"):
+        TeacherTraining(FAST, ragged([[1], [2]]), 4, ValidationCases(ragged([]), np.zeros((0, 2), np.int32)), 0)
