@@ -39,8 +39,6 @@ def spoil_interactions(table: pa.Table, fraction: float, random: np.random.Gener
     kind = np.arange(len(rows)) % 6  # 5 stays as it is: a duplicate
     nobody, nothing, unknown, timeless, absurd = (kind == fault for fault in range(5))
     era = np.array(["1823-04-01", "2963-04-01"], dtype="datetime64[us]")[np.arange(len(rows)) // 6 % 2]
-        "datetime64[us]"
-    )
     user, item, time, *rest = (column.to_numpy(zero_copy_only=False) for column in rows.columns)
     user, item = np.where(nobody, None, user), np.where(nothing, None, item)
     item = np.where(unknown, np.char.add("X", np.arange(len(rows)).astype(str)), item)
