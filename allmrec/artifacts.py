@@ -10,17 +10,17 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 
 from allmrec.hashing import fingerprint
 from allmrec.storage import Storage
 from schemas import check
+
+if TYPE_CHECKING:  # readers of tables need no torch
+    import torch
 
 MANIFEST = "manifest.json"
 
@@ -123,13 +123,17 @@ def read_table(storage: Storage, shards: Sequence[int] | None = None) -> pa.Tabl
     return pa.concat_tables(tables)
 
 
-def write_tensors(storage: Storage, name: str, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+def write_tensors(storage: Storage, name: str, tensors: "dict[str, torch.Tensor]") -> dict[str, Any]:
     """Write one safetensors file; returns its entry for `seal`."""
-    data = save_tensors({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
+    from safetensors.torch import save
+
+    data = save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
     storage.write(name, data)
     return describe(data)
 
 
-def read_tensors(storage: Storage, name: str) -> dict[str, torch.Tensor]:
+def read_tensors(storage: Storage, name: str) -> "dict[str, torch.Tensor]":
     """The tensors of one verified safetensors file of an artifact."""
-    return load_tensors(read_file(storage, read_manifest(storage), name))
+    from safetensors.torch import load
+
+    return load(read_file(storage, read_manifest(storage), name))

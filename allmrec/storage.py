@@ -2,7 +2,8 @@
 
 Every write is one atomic put; `create` is put-if-absent, the only primitive that the publish protocol trusts
 (`If-None-Match: *` on a plain PUT; never a multipart upload, never `If-Match`: stores differ on both).
-Knows nothing of tables or models.
+Here: the interface, a local folder, and what is common; `allmrec.s3` has the S3 side. Knows nothing of tables or
+models.
 """
 
 import os
@@ -10,10 +11,13 @@ import secrets
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
+
+from pydantic import Field
 
 from allmrec.config import Section
 
@@ -28,7 +32,7 @@ class S3Config(Section):
     checksums: Literal["when_required", "when_supported"] = "when_required"
     connect_timeout_s: float = 10
     read_timeout_s: float = 60
-    max_attempts: int = 8
+    max_attempts: int = Field(8, ge=1)
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,9 @@ def open_storage(uri: str, s3: S3Config | None = None) -> Storage:
     if parsed.scheme == "s3":
         if not parsed.netloc:
             raise ValueError(f"{uri!r} names no bucket: write it as s3://bucket/prefix")
-        return S3Storage(parsed.netloc, parsed.path.strip("/"), s3 or S3Config())
+        from allmrec.s3 import Connection, S3Storage
+
+        return S3Storage(parsed.netloc, parsed.path.strip("/"), Connection(s3 or S3Config()))
     if parsed.scheme in ("", "file"):
         return LocalStorage(Path(parsed.path if parsed.scheme else uri))
     raise ValueError(f"{uri!r}: unknown scheme {parsed.scheme!r}; use s3://, file:// or a path")
@@ -122,31 +128,31 @@ class LocalStorage(Storage):
         return (self.root / key).read_bytes()
 
     def write(self, key: str, data: bytes) -> None:
-        draft = self._draft(key, data)
-        draft.replace(self.root / key)
+        with self._draft(key) as draft:
+            _put(draft, data)
+            draft.replace(self.root / key)
 
     def create(self, key: str, data: bytes) -> bool:
         if self.exists(key):
             return False
-        draft = self._draft(key, data)
-        try:
-            os.link(draft, self.root / key)
-        except FileExistsError:
-            return False
-        finally:
-            draft.unlink()
-        return True
+        with self._draft(key) as draft:
+            _put(draft, data)
+            try:
+                os.link(draft, self.root / key)
+            except FileExistsError:
+                return False
+            return True
 
     def copy(self, source: str, target: str) -> None:
-        draft = self._draft(target, b"")
-        shutil.copyfile(self.root / source, draft)
-        draft.replace(self.root / target)
+        with self._draft(target) as draft:
+            shutil.copyfile(self.root / source, draft)
+            draft.replace(self.root / target)
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
-        folder = self.root / prefix.rpartition("/")[0]
-        found = (path for path in folder.rglob("*") if path.is_file() and ".draft-" not in path.name)
-        entries = (Entry(path.relative_to(self.root).as_posix(), path.stat().st_size) for path in found)
-        yield from sorted((e for e in entries if e.key.startswith(prefix)), key=lambda entry: entry.key)
+        folder = prefix.rpartition("/")[0]
+        yield from sorted(
+            (entry for entry in self._walk(folder) if entry.key.startswith(prefix)), key=lambda entry: entry.key
+        )
 
     def delete(self, key: str) -> None:
         (self.root / key).unlink(missing_ok=True)
@@ -159,128 +165,34 @@ class LocalStorage(Storage):
 
         return LocalFileSystem(), str(self.root)
 
-    def _draft(self, key: str, data: bytes) -> Path:
+    def _walk(self, folder: str) -> Iterator[Entry]:
+        for parent, _, names in os.walk(self.root / folder):
+            for name in names:
+                path = Path(parent, name)
+                try:
+                    size = path.stat().st_size
+                except FileNotFoundError:  # deleted since it was listed
+                    continue
+                if not name.startswith(_DRAFT):
+                    yield Entry(path.relative_to(self.root).as_posix(), size)
+
+    @contextmanager
+    def _draft(self, key: str) -> Iterator[Path]:
+        """A name beside the key's for bytes on their way; nothing stays there."""
         path = self.root / key
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".draft-{secrets.token_hex(8)}")
-        with draft.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        return draft
-
-
-class S3Storage(Storage):
-    """An S3 prefix, by boto3. A client is made per process: clients do not survive pickling."""
-
-    def __init__(self, bucket: str, prefix: str, s3: S3Config):
-        self.bucket, self.prefix, self.s3 = bucket, prefix, s3
-        self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
-        self._client: Any = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_client": None}
-
-    @property
-    def client(self) -> Any:
-        if self._client is None:
-            import boto3
-            from botocore.config import Config
-
-            self._client = boto3.client(
-                "s3",
-                endpoint_url=self.s3.endpoint_url,
-                region_name=self.s3.region,
-                config=Config(
-                    s3={"addressing_style": self.s3.addressing_style},
-                    retries={"mode": "adaptive", "max_attempts": self.s3.max_attempts},
-                    connect_timeout=self.s3.connect_timeout_s,
-                    read_timeout=self.s3.read_timeout_s,
-                    request_checksum_calculation=self.s3.checksums,
-                    response_checksum_validation=self.s3.checksums,
-                ),
-            )
-        return self._client
-
-    def at(self, key: str) -> "S3Storage":
-        return S3Storage(self.bucket, self._full(key.strip("/")), self.s3)
-
-    def read(self, key: str) -> bytes:
-        from botocore.exceptions import ClientError
-
+        draft = path.with_name(f"{_DRAFT}{secrets.token_hex(8)}")
         try:
-            return self.client.get_object(Bucket=self.bucket, Key=self._full(key))["Body"].read()
-        except ClientError as error:
-            if _code(error) in ("NoSuchKey", "404"):
-                raise FileNotFoundError(self.name(key)) from None
-            raise
-
-    def write(self, key: str, data: bytes) -> None:
-        self.client.put_object(Bucket=self.bucket, Key=self._full(key), Body=data)
-
-    def create(self, key: str, data: bytes) -> bool:
-        from botocore.exceptions import ClientError
-
-        # A retry after a lost answer would find our own object and report a loss; the marker tells it apart.
-        marker = secrets.token_hex(16)
-        try:
-            self.client.put_object(
-                Bucket=self.bucket,
-                Key=self._full(key),
-                Body=data,
-                IfNoneMatch="*",
-                Metadata={"writer": marker},
-            )
-            return True
-        except ClientError as error:
-            if _code(error) not in ("PreconditionFailed", "412", "ConditionalRequestConflict", "409"):
-                raise
-            head = self.client.head_object(Bucket=self.bucket, Key=self._full(key))
-            return head["Metadata"].get("writer") == marker
-
-    def copy(self, source: str, target: str) -> None:
-        self.client.copy_object(
-            Bucket=self.bucket,
-            Key=self._full(target),
-            CopySource={"Bucket": self.bucket, "Key": self._full(source)},
-        )
-
-    def list(self, prefix: str = "") -> Iterator[Entry]:
-        pages = self.client.get_paginator("list_objects_v2")
-        skip = len(self._full(""))
-        for page in pages.paginate(Bucket=self.bucket, Prefix=self._full(prefix)):
-            for item in page.get("Contents", ()):
-                yield Entry(item["Key"][skip:], item["Size"])
-
-    def delete(self, key: str) -> None:
-        self.client.delete_object(Bucket=self.bucket, Key=self._full(key))
-
-    def exists(self, key: str) -> bool:
-        from botocore.exceptions import ClientError
-
-        try:
-            self.client.head_object(Bucket=self.bucket, Key=self._full(key))
-            return True
-        except ClientError as error:
-            if _code(error) in ("NoSuchKey", "404"):
-                return False
-            raise
-
-    def arrow(self) -> tuple[Any, str]:
-        from pyarrow.fs import S3FileSystem
-
-        endpoint = urlparse(self.s3.endpoint_url) if self.s3.endpoint_url else None
-        filesystem = S3FileSystem(
-            region=self.s3.region,
-            endpoint_override=endpoint.netloc if endpoint else None,
-            scheme=endpoint.scheme if endpoint else None,
-            force_virtual_addressing=self.s3.addressing_style == "virtual",
-        )
-        return filesystem, f"{self.bucket}/{self.prefix}".rstrip("/")
-
-    def _full(self, key: str) -> str:
-        return f"{self.prefix}/{key}" if self.prefix else key
+            yield draft
+        finally:
+            draft.unlink(missing_ok=True)
 
 
-def _code(error: Any) -> str:
-    return str(error.response["Error"]["Code"])
+_DRAFT = ".draft-"
+
+
+def _put(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
