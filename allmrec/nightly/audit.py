@@ -1,0 +1,108 @@
+"""What must hold for every shard of recommendations before anyone may read it.
+
+Knows the rules; leaves to `allmrec.nightly.publish` that nothing is published which has not passed them.
+Vectorised over the users of a shard.
+"""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from allmrec.data.catalogue import Catalogue
+from allmrec.data.sequences import Sequences
+
+
+def audit_shard(
+    table: pa.Table,
+    expected_user_ids: pa.Array | pa.ChunkedArray,
+    seen: Sequences,
+    catalogue: Catalogue,
+    top_k: int,
+    name: str = "shard",
+) -> None:
+    """Refuse a shard that breaks a rule.
+
+    Every expected user stands in it once; ranks are dense from 1; scores are finite; items are in the catalogue,
+    available, not seen by the user and not twice in a list; and a list is as long as it can be: `top_k`, or all the
+    items that the user may be recommended where those are fewer.
+
+    Args:
+        table: of the `recommendations` schema, U rows.
+        expected_user_ids: of the shard, each once.
+        seen: histories; users without one may be missing.
+        name: what messages call the shard.
+
+    Raises:
+        ValueError: names the shard, the rule, how often it is broken, and one user.
+    """
+    users = table.column("user_id")
+    _users_once(
+        users,
+        pa.chunked_array([expected_user_ids]) if isinstance(expected_user_ids, pa.Array) else expected_user_ids,
+        name,
+    )
+
+    lists = (
+        pa.concat_arrays(table.column("items").chunks)
+        if table.num_rows
+        else pa.array([], table.schema.field("items").type)
+    )
+    lengths = np.diff(lists.offsets.to_numpy()).astype(np.int64)
+    entries = lists.flatten()
+    rows = np.repeat(np.arange(len(lists)), lengths)
+
+    def refuse(broken: np.ndarray, rule: str) -> None:
+        """`broken` is bool per list entry."""
+        if broken.any():
+            first = np.flatnonzero(broken)[0]
+            raise ValueError(
+                f"{name}: {rule}: {broken.sum()} of {len(broken)} entries, "
+                f"the first is {entries[int(first)].as_py()} of user {users[int(rows[first])].as_py()!r}"
+            )
+
+    firsts = np.cumsum(lengths) - lengths
+    dense = np.arange(len(entries)) - np.repeat(firsts, lengths) + 1
+    refuse(entries.field("rank").to_numpy(zero_copy_only=False) != dense, "ranks are not dense from 1")
+    refuse(~np.isfinite(entries.field("score").to_numpy(zero_copy_only=False)), "a score is not finite")
+
+    indices = pc.index_in(entries.field("item_id"), value_set=catalogue.item_ids.slice(1))
+    refuse(indices.is_null().to_numpy(zero_copy_only=False), "an item is not in the catalogue")
+    items = indices.to_numpy(zero_copy_only=False).astype(np.int64) + 1
+    refuse(~catalogue.available[items], "an item is not available")
+
+    # A (row, item) pair as one integer.
+    width = catalogue.num_items + 1
+    pairs = rows * width + items
+    order = np.argsort(pairs, kind="stable")
+    repeated = np.zeros(len(pairs), dtype=bool)
+    repeated[order[1:]] = pairs[order[1:]] == pairs[order[:-1]]
+    refuse(repeated, "an item is twice in a list")
+
+    seen_rows = pc.index_in(seen.user_ids, value_set=users).fill_null(-1).to_numpy(zero_copy_only=False)[seen.rows()]
+    known = seen_rows >= 0
+    seen_pairs = np.unique(seen_rows[known].astype(np.int64) * width + seen.items[known])
+    refuse(np.isin(pairs, seen_pairs), "the user has seen an item")
+
+    seen_and_available = catalogue.available[seen_pairs % width]
+    possible = catalogue.available.sum() - np.bincount(seen_pairs[seen_and_available] // width, minlength=len(lists))
+    wrong = lengths != np.minimum(possible, top_k)
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise ValueError(
+            f"{name}: lists are not as long as they can be: {wrong.sum()} of {len(lists)} users, "
+            f"the first is {users[row].as_py()!r} with {lengths[row]} items instead of {min(possible[row], top_k)}"
+        )
+
+
+def _users_once(users: pa.ChunkedArray, expected: pa.ChunkedArray, name: str) -> None:
+    positions = pc.index_in(users, value_set=expected)
+    if positions.null_count:
+        stranger = users.filter(positions.is_null())[0].as_py()
+        raise ValueError(f"{name}: {positions.null_count} users do not belong to it, the first is {stranger!r}")
+    counts = np.bincount(positions.to_numpy(), minlength=len(expected))
+    if (counts != 1).any():
+        first = int(np.flatnonzero(counts != 1)[0])
+        raise ValueError(
+            f"{name}: {(counts == 0).sum()} users are missing and {(counts > 1).sum()} stand there more than once, "
+            f"the first is {expected[first].as_py()!r}"
+        )

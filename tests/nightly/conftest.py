@@ -1,0 +1,67 @@
+"""A small shop, and recommendations for it that break no rule."""
+
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from allmrec.artifacts import sha256
+from allmrec.data.catalogue import Catalogue
+from allmrec.data.sequences import Sequences
+from allmrec.hashing import shard_of
+from schemas.recommendations import SCHEMA
+
+DAY = date(2026, 3, 1)
+
+
+@dataclass(frozen=True)
+class Shop:
+    """Users have seen some of the items 1…n; item n is not available."""
+
+    num_users: int = 24
+    num_items: int = 12
+    num_shards: int = 2
+    top_k: int = 5
+    rng: Any = field(default_factory=lambda: np.random.default_rng(7))
+
+    def __post_init__(self) -> None:
+        lengths = self.rng.integers(0, self.num_items - 2, self.num_users)
+        items = [self.rng.choice(np.arange(1, self.num_items), length, replace=False) for length in lengths]
+        table = pa.table({"user_id": [f"u{n}" for n in range(self.num_users)], "item_index": items})
+        shards = shard_of(table.column("user_id"), self.num_shards)
+        object.__setattr__(self, "tables", [table.filter(pa.array(shards == s)) for s in range(self.num_shards)])
+
+    @property
+    def catalogue(self) -> Catalogue:
+        ids = [f"item {n}" for n in range(self.num_items + 1)]
+        available = np.array([False] + [True] * (self.num_items - 1) + [False])
+        strings = pa.array(ids)
+        return Catalogue(strings, strings, strings, strings, np.zeros(len(ids), np.int64), available)
+
+    def seen(self, shard: int) -> Sequences:
+        return Sequences.from_table(self.tables[shard])
+
+    def rows(self, shard: int, run_id: str, run_date: date = DAY) -> list[dict[str, Any]]:
+        """What the run should write for a shard, the same each time."""
+        rows = []
+        for user in self.tables[shard].to_pylist():
+            unseen = sorted(set(range(1, self.num_items)) - set(user["item_index"]))
+            unseen = unseen[int(sha256(run_id.encode()), 16) % 3 :] + unseen[: int(sha256(run_id.encode()), 16) % 3]
+            ranked = [
+                {"item_id": f"item {item}", "rank": rank, "score": 1 / rank}
+                for rank, item in enumerate(unseen[: self.top_k], 1)
+            ]
+            row = {"run_date": run_date, "user_id": user["user_id"], "items": ranked, "source": "llm"}
+            rows.append({**row, "bundle": "v1", "run_id": run_id})
+        return rows
+
+    def table(self, shard: int, run_id: str, run_date: date = DAY) -> pa.Table:
+        return pa.Table.from_pylist(self.rows(shard, run_id, run_date), SCHEMA)
+
+
+@pytest.fixture
+def shop() -> Shop:
+    return Shop()
