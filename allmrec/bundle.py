@@ -1,0 +1,206 @@
+"""A bundle: everything that scoring needs except the LLM, in one immutable directory that says what it is.
+
+    bundles/<version>/bundle.json                    what it is, and the sha256 of every other file
+    bundles/<version>/teacher/                       copies of the artifacts with their manifests, so that each
+    bundles/<version>/alignment/                     loads here by the function that loads it from a run
+    bundles/<version>/projectors/
+    bundles/<version>/items/
+
+The version is a hash of the content: equal parts, models and config make the same version anywhere. Weights are
+safetensors; nothing is unpickled. Knows where things lie; leaves what they compute to their owners.
+
+Dimensions: N = n + 1 items (0 is padding), J joint embedding
+"""
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import Field
+
+import allmrec
+from allmrec.alignment.network import load_joint
+from allmrec.artifacts import MANIFEST, describe, read_file, read_manifest, sha256
+from allmrec.cf.teacher import Teacher, load_teacher
+from allmrec.config import Section
+from allmrec.data.catalogue import Catalogue
+from allmrec.hashing import fingerprint
+from allmrec.llm.loading import LLMConfig, model_identity
+from allmrec.llm.prompt import PromptConfig
+from allmrec.projection.projectors import Projectors, load_projectors
+from allmrec.storage import Storage
+
+PARTS = ("teacher", "alignment", "projectors", "items")
+DESCRIPTION = "bundle.json"
+POINTER = "bundle"  # the artifact that names the run's newest bundle
+DEPENDENCIES = ("torch", "transformers", "sentence-transformers", "tokenizers", "safetensors", "ray", "deepspeed")
+_FORMAT = 1
+
+
+class BundleConfig(Section):
+    """How the parts are put together."""
+
+    # Items with fewer training interactions are shown by the text form q_i: their E_i has learnt next to nothing.
+    text_form_below: int = Field(1, ge=0)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded bundle. Modules are frozen, in eval mode, on the CPU."""
+
+    version: str
+    catalogue: Catalogue
+    teacher: Teacher
+    e_NJ: torch.Tensor  # e_i = f_I(E_i)
+    q_NJ: torch.Tensor  # q_i = f_T(Q_i)
+    projectors: Projectors
+    config: dict[str, Any]  # resolved sections that the parts were made with
+    models: dict[str, dict[str, str]]  # "llm" and "text": name and identity
+    data: dict[str, str]  # digests of the tables that the models were trained on
+    facts: dict[str, dict[str, Any]]  # what each part's training said of itself
+
+    @property
+    def prompt(self) -> PromptConfig:
+        return PromptConfig(**self.config["prompt"])
+
+    @property
+    def llm(self) -> LLMConfig:
+        return LLMConfig(**self.config["llm"])
+
+    def joint(self, text: bool = False) -> torch.Tensor:
+        """What the items' slots are projected from, (N, J).
+
+        e_i, and q_i for items that the teacher hardly saw (`bundle.text_form_below`); with `text`, q_i for all
+        (A-LLMRec (SBERT), paper Table 4).
+        """
+        if text:
+            return self.q_NJ
+        unseen_N = torch.from_numpy(self.catalogue.popularity < self.config["bundle"]["text_form_below"])
+        return torch.where(unseen_N[:, None], self.q_NJ, self.e_NJ)
+
+
+def build_bundle(run: Storage, config: Mapping[str, Any]) -> str:
+    """Gather the run's artifacts into `bundles/<version>/`; building the same again changes nothing.
+
+    Args:
+        run: root of a run that has the artifacts PARTS and `sequences`.
+        config: resolved sections; text, llm, prompt and bundle among them.
+
+    Returns:
+        the version.
+
+    Raises:
+        ValueError: an artifact is missing or damaged; names it.
+    """
+    manifests = {part: read_manifest(run.at(part)) for part in PARTS}
+    content = {
+        "format": _FORMAT,
+        "code": allmrec.__version__,
+        "config": dict(config),
+        "models": {
+            "llm": _identity(config["llm"]["name"], config["llm"]["revision"]),
+            "text": _identity(config["text"]["model"], config["text"]["revision"]),
+        },
+        "data": {table: read_manifest(run.at(table)).digest for table in ("items", "sequences")},
+        "parts": {part: manifest.digest for part, manifest in manifests.items()},
+    }
+    version = fingerprint(content)[:12]
+    root = run.at(f"bundles/{version}")
+    files = {}
+    for part, manifest in manifests.items():
+        for name in manifest.files:
+            data = read_file(run.at(part), manifest, name)
+            root.create(f"{part}/{name}", data)
+            files[f"{part}/{name}"] = describe(data)
+        # Manifests hold timings, so of two builders of one version the first one's stay.
+        root.create(f"{part}/{MANIFEST}", run.at(part).read(MANIFEST))
+        files[f"{part}/{MANIFEST}"] = describe(root.read(f"{part}/{MANIFEST}"))
+    description = {
+        "version": version,
+        **content,
+        "dependencies": {"python": platform.python_version(), **_versions()},
+        "files": dict(sorted(files.items())),
+        "facts": {part: manifest.facts for part, manifest in manifests.items()},
+    }
+    description["digest"] = fingerprint(description)
+    root.create(DESCRIPTION, json.dumps(description, indent=1, default=str).encode())
+    return version
+
+
+def load_bundle(run: Storage, version: str) -> Bundle:
+    """Load and verify. Raises ValueError naming what is missing or damaged."""
+    root = run.at(f"bundles/{version}")
+    description = read_description(run, version)
+    for name, entry in description["files"].items():
+        try:
+            data = root.read(name)
+        except FileNotFoundError:
+            raise ValueError(
+                f"{root.name(name)} is missing; restore the bundle from a copy or build it again"
+            ) from None
+        if sha256(data) != entry["sha256"]:
+            raise ValueError(f"{root.name(name)} is damaged: its sha256 is not the bundle's; restore it from a copy")
+    e_NJ, q_NJ = load_joint(root.at("alignment"))
+    return Bundle(
+        version=version,
+        catalogue=Catalogue.read(root.at("items")),
+        teacher=load_teacher(root.at("teacher")),
+        e_NJ=e_NJ,
+        q_NJ=q_NJ,
+        projectors=load_projectors(root.at("projectors")),
+        **{key: description[key] for key in ("config", "models", "data", "facts")},
+    )
+
+
+def read_description(run: Storage, version: str) -> dict[str, Any]:
+    """`bundle.json`, verified: what a bundle is, without loading it."""
+    root = run.at(f"bundles/{version}")
+    try:
+        description = json.loads(root.read(DESCRIPTION))
+        digest = description.pop("digest")
+    except FileNotFoundError:
+        raise ValueError(f"{root.uri}: no such bundle; `allmrec bundle` builds one") from None
+    except (ValueError, KeyError, AttributeError):
+        raise ValueError(f"{root.name(DESCRIPTION)} is damaged; restore it from a copy") from None
+    if description.get("format") != _FORMAT:
+        raise ValueError(f"{root.uri}: bundle format {description.get('format')} is not known to this version")
+    if fingerprint(description) != digest or description["version"] != version:
+        raise ValueError(f"{root.name(DESCRIPTION)} is damaged: it does not match its digest; restore it from a copy")
+    return description
+
+
+def check_llm(description: Mapping[str, Any], llm: LLMConfig) -> None:
+    """Raises ValueError when `llm` is another model than the one that the bundle's projectors were trained into."""
+    expected = description["models"]["llm"]
+    if model_identity(llm.name, llm.revision) != expected["identity"]:
+        raise ValueError(
+            f"bundle {description['version']} was trained into the LLM {expected['name']!r}; llm.name {llm.name!r} is "
+            "another model or another revision of it: point llm.name at that one, or run train-projection and bundle"
+        )
+
+
+def check_items(description: Mapping[str, Any], items: Storage) -> None:
+    """Raises ValueError when `items` is another table than the bundle's: its indices may mean other items."""
+    if read_manifest(items).digest != description["data"]["items"]:
+        raise ValueError(
+            f"bundle {description['version']} was trained on another items table than {items.uri}; run the steps from "
+            "embed to bundle again"
+        )
+
+
+def latest_bundle(run: Storage) -> str:
+    """The version that the run's `bundle` artifact points to."""
+    pointer = run.at(POINTER)
+    return json.loads(read_file(pointer, read_manifest(pointer), DESCRIPTION))["version"]
+
+
+def _identity(name: str, revision: str | None) -> dict[str, str]:
+    return {"name": name, "identity": model_identity(name, revision)}
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in DEPENDENCIES}

@@ -1,0 +1,132 @@
+"""The evaluation as one self-contained HTML page: models, data, metrics with standard errors, plots, costs.
+
+Knows metrics rows and manifests' facts, as plain data; draws and words them. All text is escaped: names of models and
+runs are whatever somebody wrote.
+"""
+
+import base64
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from allmrec.evaluation.metrics import METRICS
+
+# Column of the summary → protocol, subset, metric.
+FIGURES = {
+    "hit@1": ("random", "all", "hit@1"),
+    "matched": ("matched", "all", "hit@1"),
+    "swap": ("swap", "all", "hit@1"),
+    "ndcg@10": ("random", "all", "ndcg@10"),
+    "warm hit@1": ("random", "warm", "hit@1"),
+    "cold hit@1": ("random", "cold", "hit@1"),
+}
+PROTOCOLS = {
+    "random": "Random negatives, as in the paper. They reward popularity.",
+    "matched": "Negatives about as popular as the target: what is left when popularity tells nothing.",
+    "swap": "Random negatives, but every user has another user's representation and history. "
+    "A system that is personal loses by it.",
+}
+SUBSETS = {
+    "all": "all targets",
+    "warm": "targets among the 35 % of items with the most interactions",
+    "cold": "targets among the 35 % with the fewest",
+}
+_COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the page says."""
+
+    name: str  # of the run
+    seed: int
+    chance: float  # hit@1 of a coin
+    bundle: Mapping[str, Any]  # `bundle.json`
+    data: Mapping[str, int]  # users, items, interactions, ... (paper Table 2)
+    metrics: Sequence[Mapping[str, Any]]  # rows of metrics.json
+    costs: Mapping[str, Counter[str]]  # by system
+
+
+def render(report: Report) -> str:
+    """The page. It loads nothing from elsewhere."""
+    environment = Environment(
+        loader=PackageLoader("allmrec.evaluation", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    systems = list(dict.fromkeys(row["system"] for row in report.metrics))
+    return environment.get_template("report.html.jinja").render(
+        report=report,
+        systems=systems,
+        metrics=METRICS,
+        protocols=PROTOCOLS,
+        subsets=SUBSETS,
+        cell=lambda *key: figure(report.metrics, *key),
+        count=lambda protocol, subset: _count(report.metrics, protocol, subset),
+        plots=[
+            (
+                "Hit@1 by protocol",
+                _bars(report, systems, [(protocol, (protocol, "all", "hit@1")) for protocol in PROTOCOLS]),
+            ),
+            (
+                "Hit@1 of warm and cold items, random negatives",
+                _bars(report, systems, [(subset, ("random", subset, "hit@1")) for subset in SUBSETS]),
+            ),
+        ],
+        training={
+            part: {name: _number(value) for name, value in facts.items() if isinstance(value, str | int | float)}
+            for part, facts in report.bundle["facts"].items()
+        },
+        number=_number,
+    )
+
+
+def figure(metrics: Sequence[Mapping[str, Any]], system: str, protocol: str, subset: str, metric: str) -> str:
+    """A figure and its standard error, `0.312 ± 0.014`; a dash where there were no cases."""
+    row = _row(metrics, system, protocol, subset, metric)
+    if row is None:
+        return "–"
+    return f"{row['value']:.3f}" + (f" ± {row['stderr']:.3f}" if row["stderr"] is not None else "")
+
+
+def _row(metrics: Sequence[Mapping[str, Any]], *key: str) -> Mapping[str, Any] | None:
+    names = ("system", "protocol", "subset", "metric")
+    return next((row for row in metrics if tuple(row[name] for name in names) == key), None)
+
+
+def _count(metrics: Sequence[Mapping[str, Any]], protocol: str, subset: str) -> int:
+    """Cases behind a table."""
+    return max((row["count"] for row in metrics if (row["protocol"], row["subset"]) == (protocol, subset)), default=0)
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, bool | str):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+
+
+def _bars(report: Report, systems: Sequence[str], groups: Sequence[tuple[str, tuple[str, str, str]]]) -> str:
+    """Bars of hit@1 with standard errors, a colour for each group, as a data URI of an SVG image."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"svg.hashsalt": report.name, "font.size": 9, "font.family": "DejaVu Sans"}):
+        canvas = Figure(figsize=(7.2, 2.9), layout="constrained")
+        axes = canvas.add_subplot()
+        width = 0.8 / len(groups)
+        for number, (label, key) in enumerate(groups):
+            rows = [_row(report.metrics, system, *key) or {"value": 0.0, "stderr": None} for system in systems]
+            at = np.arange(len(systems)) + (number - (len(groups) - 1) / 2) * width
+            errors = [row["stderr"] or 0.0 for row in rows]
+            axes.bar(at, [row["value"] for row in rows], width, yerr=errors, label=label, color=_COLOURS[number])
+        axes.axhline(report.chance, color="black", linewidth=0.8, linestyle="--", label="chance")
+        axes.set_xticks(np.arange(len(systems)), systems)
+        axes.set_ylabel("Hit@1")
+        axes.legend(frameon=False, ncols=4, loc="lower right", bbox_to_anchor=(1, 1))
+        axes.spines[["top", "right"]].set_visible(False)
+        image = io.BytesIO()
+        canvas.savefig(image, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(image.getvalue()).decode()

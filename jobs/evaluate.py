@@ -1,0 +1,153 @@
+"""Score every system on the same held-out items; write metrics.json and report.html.
+
+    python -m jobs.evaluate --config jobs/configs/demo.yaml
+
+Ray Data deals the shards to workers that hold the bundle and the LLM; sums come back, never cases.
+"""
+
+import json
+import time
+from collections import Counter
+from typing import Any
+
+import ray.data
+
+from allmrec.artifacts import describe, read_manifest, seal, unseal
+from allmrec.bundle import check_items, check_llm, latest_bundle, read_description
+from allmrec.data.sequences import num_shards
+from allmrec.evaluation.cases import PROTOCOLS, SPLITS
+from allmrec.evaluation.metrics import summarise
+from allmrec.evaluation.report import FIGURES, Report, figure, render
+from allmrec.evaluation.shards import EvaluateShards
+from allmrec.llm.loading import model_identity
+from jobs.cli import main
+from jobs.datasets import tables
+from jobs.step import Context, Facts, Step
+from jobs.workers import start_ray
+
+
+def run(context: Context) -> Facts:
+    # Read.
+    config = context.config
+    version = latest_bundle(context.storage)
+    description = read_description(context.storage, version)
+    check_llm(description, config.llm)
+    check_items(description, context.artifact("items"))
+
+    # Score.
+    started = time.monotonic()
+    shards = score(context, version)
+    seconds = time.monotonic() - started
+    metrics = [{**row, "seed": config.seed} for row in summarise(row for shard in shards for row in shard["sums"])]
+    costs = total_costs(cost for shard in shards for cost in shard["costs"])
+    if not metrics:
+        raise ValueError("no user has a held-out item: three interactions are the least; look at data.min_… thresholds")
+
+    # Write.
+    report = Report(
+        name=config.name,
+        seed=config.seed,
+        chance=1 / (1 + config.evaluation.num_negatives),
+        bundle=description,
+        data=data_facts(context),
+        metrics=metrics,
+        costs=costs,
+    )
+    files = {"metrics.json": json.dumps(metrics, indent=1).encode(), "report.html": render(report).encode()}
+    target = context.artifact("evaluation")
+    unseal(target)
+    for name, data in files.items():
+        target.write(name, data)
+        context.storage.write(name, data)
+    facts = {
+        "cases": sum(cost["cases"] for cost in costs.values()),
+        "seconds": round(seconds, 1),
+        **speed(costs),
+    }
+    entries = {name: describe(data) for name, data in files.items()}
+    seal(target, "evaluation", context.made_by, entries, context.resolved(*STEP.sections), {"bundle": version, **facts})
+
+    show(context, metrics)
+    return {**facts, "report": context.storage.name("report.html")}
+
+
+def score(context: Context, version: str) -> list[dict[str, Any]]:
+    """One row a shard, by shard; see `EvaluateShards`."""
+    config, count = context.config, num_shards(context.artifact("evaluation_cases"))
+    start_ray(config)
+    dataset = ray.data.range(count, override_num_blocks=count).map_batches(
+        EvaluateShards,
+        fn_constructor_args=(context.storage, version, config.llm, config.evaluation.systems, config.seed),
+        batch_size=1,
+        concurrency=min(config.workers.num_workers, count),
+        num_cpus=config.workers.cpus_per_worker,
+        num_gpus=config.workers.gpus_per_worker,
+    )
+    rows: list[dict[str, Any]] = []
+    with context.console.progress("evaluate", count) as bar:
+        for table in tables(dataset):
+            rows += table.to_pylist()
+            bar.advance(table.num_rows)
+    return sorted(rows, key=lambda row: row["shard"])
+
+
+def total_costs(costs: Any) -> dict[str, Counter[str]]:
+    """By system: cases, seconds of work, tokens and what else `EvaluateShards` counts."""
+    totals: dict[str, Counter[str]] = {}
+    for cost in costs:
+        system = cost.pop("system")
+        totals.setdefault(system, Counter()).update(cost)
+    return totals
+
+
+def speed(costs: dict[str, Counter[str]]) -> Facts:
+    """What the LLM's systems did in their seconds, of one worker."""
+    llm = sum((cost for cost in costs.values() if cost["tokens"]), Counter[str]())
+    if not llm["tokens"]:
+        return {}
+    return {
+        "prompts/s of a worker": round(llm["cases"] / llm["seconds"], 1),
+        "tokens/s of a worker": round(llm["tokens"] / llm["seconds"]),
+        "padding %": round(100 * llm["padding"] / (llm["tokens"] + llm["padding"]), 2),
+        "history items dropped": llm["dropped_history"],
+        "prompts with cut titles": llm["cut_titles"],
+    }
+
+
+def data_facts(context: Context) -> dict[str, int]:
+    """The numbers of paper Table 2, and what preparation left out."""
+    sequences = read_manifest(context.artifact("sequences"))
+    facts = {name: sequences.facts[name] for name in ("users", "items", "interactions")}
+    cases = read_manifest(context.artifact("evaluation_cases")).rows // (len(SPLITS) * len(PROTOCOLS))
+    return {**facts, "evaluated users": cases}
+
+
+def show(context: Context, metrics: list[dict[str, Any]]) -> None:
+    """One row a system."""
+    systems = list(dict.fromkeys(row["system"] for row in metrics))
+    rows = [[system, *[figure(metrics, system, *key) for key in FIGURES.values()]] for system in systems]
+    context.console.table("held-out item among its negatives", ["system", *FIGURES], rows)
+
+
+def plan(context: Context) -> Facts:
+    cases = read_manifest(context.artifact("evaluation_cases")).rows // len(SPLITS)
+    systems = context.config.evaluation.systems
+    return {
+        "shards": num_shards(context.artifact("evaluation_cases")),
+        "cases": cases // len(PROTOCOLS) * (len(PROTOCOLS) + 1) * len(systems),
+        "systems": ", ".join(systems),
+    }
+
+
+STEP = Step(
+    "evaluate",
+    sections=("evaluation", "llm"),
+    inputs=("bundle", "evaluation_cases", "sequences", "items"),
+    outputs=("evaluation",),
+    run=run,
+    plan=plan,
+    outside=lambda context: model_identity(context.config.llm.name, context.config.llm.revision),
+)
+
+if __name__ == "__main__":
+    main(STEP)

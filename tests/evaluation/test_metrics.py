@@ -1,0 +1,68 @@
+"""Metrics: golden numbers, chance for a scorer that knows nothing, and sums that do not depend on the shards."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from allmrec.evaluation.metrics import METRICS, gains, measure, summarise, sums
+
+
+def case(*scores: float) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([scores]), np.arange(1, len(scores) + 1)[None, :]
+
+
+def test_golden():
+    best, third, eleventh = case(9, 1, 2, 3), case(5, 9, 8, 1), case(1, *range(2, 12))
+    np.testing.assert_allclose(measure(*best)[0], [1, 1, 1, 1])
+    np.testing.assert_allclose(measure(*third)[0], [0, 1, 0.5, 1 / 3])  # 1 / log2(3 + 1)
+    np.testing.assert_allclose(measure(*eleventh)[0], [0, 0, 0, 1 / 11])
+
+
+def test_a_constant_scorer_gets_exactly_chance():
+    values = measure(np.full((3, 20), 0.7), np.tile(np.arange(1, 21), (3, 1)))
+    expected = [1 / 20, 5 / 20, (1 / np.log2(np.arange(2, 12))).sum() / 20, (1 / np.arange(1, 21)).sum() / 20]
+    np.testing.assert_allclose(values, np.tile(expected, (3, 1)))
+
+
+@given(hnp.arrays(np.int64, st.integers(1, 6), elements=st.integers(0, 3)))
+def test_ties_are_worth_their_mean_over_all_orders(scores):
+    """Against brute force: every order of the candidates, sorted stably."""
+    expected = np.zeros(len(METRICS))
+    orders = list(itertools.permutations(range(len(scores))))
+    for order in orders:
+        ranking = sorted(order, key=lambda candidate: -scores[candidate])
+        expected += gains(len(scores))[:, ranking.index(0)] / len(orders)
+    np.testing.assert_allclose(measure(scores[None, :], np.ones((1, len(scores))))[0], expected)
+
+
+def test_zeros_are_no_candidates():
+    scores, candidates = np.array([[1.0, 2.0, 9.0, 9.0]]), np.array([[7, 3, 0, 0]])
+    np.testing.assert_allclose(measure(scores, candidates)[0], [0, 1, 1 / np.log2(3), 1 / 2])
+    np.testing.assert_allclose(measure(np.zeros((1, 3)), np.array([[7, 0, 0]]))[0], 1)
+
+
+def test_summary_is_mean_and_standard_error_however_cases_are_dealt():
+    values = np.random.default_rng(0).random((50, len(METRICS)))
+    subsets = {"all": np.ones(50, dtype=bool), "cold": np.arange(50) < 9, "warm": np.zeros(50, dtype=bool)}
+
+    def table(rows: slice):
+        return sums("teacher", "random", values[rows], {name: chosen[rows] for name, chosen in subsets.items()})
+
+    whole = summarise(table(slice(None)))
+    dealt = summarise([*table(slice(0, 7)), *table(slice(7, 7)), *table(slice(7, 50))])
+    assert [row["subset"] for row in whole] == ["all"] * 4 + ["cold"] * 4, "an empty subset has no mean"
+    for one, other in zip(whole, dealt, strict=True):
+        assert one == pytest.approx(other)
+    first = whole[0]
+    assert (first["system"], first["protocol"], first["metric"], first["count"]) == ("teacher", "random", "hit@1", 50)
+    assert first["value"] == pytest.approx(values[:, 0].mean())
+    assert first["stderr"] == pytest.approx(values[:, 0].std(ddof=1) / np.sqrt(50))
+
+
+def test_a_single_case_has_no_standard_error():
+    only = summarise(sums("teacher", "random", np.ones((1, len(METRICS))), {"all": np.ones(1, dtype=bool)}))
+    assert only[0]["value"] == 1 and only[0]["stderr"] is None
