@@ -9,7 +9,7 @@ BAD_TIMESTAMP = "bad_timestamp"  # missing or unparsable
 ABSURD_TIMESTAMP = "absurd_timestamp"  # before data.earliest or after data.latest
 UNKNOWN_ITEM = "unknown_item"  # not in the catalogue
 DUPLICATE_EVENT = "duplicate_event"  # same user, item and timestamp as a row that was kept
-DUPLICATE_ITEM = "duplicate_item"  # a catalogue row whose item_id came before
+DUPLICATE_ITEM = "duplicate_item"  # a catalogue row whose item_id another row has, which was kept
 REASONS = (
     MALFORMED,
     NULL_ID,

@@ -1,10 +1,12 @@
-"""What `prepare` reads and how it deals rows to shards."""
+"""What `prepare` reads, which rows it keeps, and how it deals users to shards."""
 
+from datetime import date
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from allmrec.config import Section
+from schemas import interactions, items
 
 
 class SourceConfig(Section):
@@ -13,9 +15,29 @@ class SourceConfig(Section):
     paths: list[str] = Field(default_factory=list)  # files, folders or s3:// URIs
     format: Literal["parquet", "jsonl"] = "parquet"  # jsonl also gzipped
     columns: dict[str, str] = Field(default_factory=dict)  # our name → the source's, where they differ
+    timestamp_unit: Literal["s", "ms", "us"] = "s"  # of timestamps that are numbers, counted from 1970 in UTC
 
 
 class DataConfig(Section):
     interactions: SourceConfig = SourceConfig()
     items: SourceConfig = SourceConfig()
     num_shards: int = Field(8, ge=1)  # of users; the unit of resuming and publishing
+    earliest: date = date(1990, 1, 1)  # timestamps before it are absurd
+    latest: date = date(2100, 1, 1)  # and so are those after it
+    max_rejected_fraction: float = Field(0.05, ge=0, le=1)  # of a table's rows; above it the job fails
+    min_rating: float | None = None  # interactions rated lower, or not at all, are left out; null keeps all
+    min_item_interactions: int = Field(1, ge=1)  # rarer items leave the histories (not the catalogue); first,
+    min_user_interactions: int = Field(1, ge=1)  # then users with shorter histories are left out; one pass
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DataConfig":
+        if self.earliest >= self.latest:
+            raise ValueError(f"earliest ({self.earliest}) must come before latest ({self.latest})")
+        for name, source, schema in (
+            ("interactions", self.interactions, interactions.SCHEMA),
+            ("items", self.items, items.INPUT),
+        ):
+            for column in source.columns:
+                if column not in schema.names:
+                    raise ValueError(f"{name}.columns: unknown column {column!r}; known: {', '.join(schema.names)}")
+        return self

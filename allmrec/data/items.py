@@ -1,0 +1,145 @@
+"""The catalogue as it comes in → the prepared `items` table.
+
+Texts lose their markup (catalogues are full of HTML); lists of paragraphs become one text. The order of items, and
+so `item_index`, is that of their ids, whatever the order of files and rows.
+"""
+
+import hashlib
+import html
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from allmrec.data.catalogue import item_texts
+from allmrec.data.clean import as_text, is_id, is_text, to_arrow, to_polars
+from allmrec.data.jsonl import MALFORMED
+from allmrec.data.sources import Column, Source
+from schemas import items, rejected
+
+CLEANED = pa.schema([*items.INPUT, pa.field("reason", pa.string()), pa.field("row", pa.string())])
+CLEANED = CLEANED.set(0, CLEANED.field(0).with_nullable(True))  # a rejected row may have no id
+
+_WORDS = ("title", "description", "categories")
+_ENTITY = r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,31});"
+_MARKUP = r"(?is)<script\b.*?</script\s*>|<style\b.*?</style\s*>|<!--.*?-->|</?[a-z][^<>]*>"
+
+
+def _is_words(kind: pa.DataType, depth: int = 2) -> bool:
+    if depth and (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        return _is_words(kind.value_type, depth - 1)
+    return is_text(kind) or pa.types.is_null(kind)
+
+
+def _is_flag(kind: pa.DataType) -> bool:
+    return pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)
+
+
+ITEMS = {
+    "item_id": Column(True, is_id, "text or an integer"),
+    "title": Column(True, _is_words, "text"),
+    "description": Column(False, _is_words, "text or a list of texts"),
+    "categories": Column(False, _is_words, "a list of texts, or text"),
+    "available": Column(False, _is_flag, "a boolean"),
+}
+
+
+@dataclass(frozen=True)
+class CleanItems:
+    """A piece of the catalogue → CLEANED rows, for `map_batches` over pieces."""
+
+    source: Source
+
+    def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
+        for number in batch["id"]:
+            for table in self.source.read(self.source.pieces[number]):
+                yield clean_items(table)
+
+
+def clean_items(table: pa.Table) -> pa.Table:
+    """Rows of the catalogue under our column names, with MALFORMED → as many CLEANED rows, in the same order."""
+    raw = to_polars(table)
+    words = raw.with_columns(_words(raw, column) for column in _WORDS).select(_WORDS)
+    entities = _entities(words)
+    rows = raw.select(
+        pl.col("item_id").cast(pl.String),
+        MALFORMED,
+        *(_plain(words[column], entities) for column in words.columns),
+        available=_flag(raw),
+        as_read=pl.struct(pl.all().exclude(MALFORMED)),
+    ).with_columns(
+        pl.col("title", "description").list.join(" ").replace("", None),
+        reason=pl.when(pl.col(MALFORMED).is_not_null())
+        .then(pl.lit(rejected.MALFORMED))
+        .when(pl.col("item_id").fill_null("") == "")
+        .then(pl.lit(rejected.NULL_ID)),
+    )
+    return to_arrow(rows.with_columns(pl.when(pl.col("reason").is_not_null()).then(as_text("as_read"))), CLEANED)
+
+
+def index_items(cleaned: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """All CLEANED rows → the `items` table with popularity 0, and the rejected rows.
+
+    Of several rows with one id one with a title is kept; of several of those the first in the order of their
+    content, so that the choice does not hang on the order of files.
+    """
+    rows = to_polars(cleaned)
+    content = pl.struct(items.INPUT.names).struct.json_encode()
+    good = rows.filter(pl.col("reason").is_null()).with_columns(row=content)
+    good = good.sort("item_id", pl.col("title").is_null(), "row")
+    first = pl.col("item_id").is_first_distinct()
+    kept = good.filter(first).with_row_index("item_index", offset=1)
+    inputs = to_arrow(kept, items.INPUT)
+    texts = item_texts(inputs.column("title"), inputs.column("description"))
+    kept = kept.with_columns(_text_hashes(texts), popularity=pl.lit(0))
+    duplicates = good.filter(~first).with_columns(reason=pl.lit(rejected.DUPLICATE_ITEM))
+    bad = pl.concat([rows.filter(pl.col("reason").is_not_null()), duplicates]).sort("reason", "row")
+    return to_arrow(kept, items.SCHEMA), to_arrow(bad.with_columns(source=pl.lit("items")), rejected.SCHEMA)
+
+
+def with_popularity(table: pa.Table, popularity: np.ndarray) -> pa.Table:
+    """The `items` table with training interactions, int64 (n + 1,) by item_index."""
+    at = table.schema.get_field_index("popularity")
+    return table.set_column(at, table.schema.field(at), pa.array(popularity[1:], pa.int64()))
+
+
+def _text_hashes(texts: pa.ChunkedArray) -> pl.Series:
+    return pl.Series("text_hash", [hashlib.sha256(text.encode()).hexdigest() for text in texts.to_pylist()], pl.String)
+
+
+def _words(raw: pl.DataFrame, column: str) -> pl.Expr:
+    """A column of text, or of lists or lists of lists of it, as list<string>; null where the source is."""
+    kind = raw.schema.get(column, pl.Null())
+    if kind == pl.Null:
+        return pl.lit(None, pl.List(pl.String)).alias(column)
+    if kind == pl.String:
+        return pl.when(pl.col(column).is_not_null()).then(pl.concat_list(column))
+    nested = isinstance(kind, pl.List) and kind.inner == pl.List
+    flat = pl.col(column).list.eval(pl.element().explode()) if nested else pl.col(column)
+    return flat.cast(pl.List(pl.String))
+
+
+def _entities(words: pl.DataFrame) -> list[str]:
+    """The distinct HTML entities in a frame of list<string>: few, so that resolving them is one pass over the text."""
+    found = [column.explode().str.extract_all(_ENTITY).explode() for column in words.iter_columns()]
+    return pl.concat([column.rename("entity") for column in found]).drop_nulls().unique().sort().to_list()
+
+
+def _plain(lists: pl.Series, entities: list[str]) -> pl.Series:
+    """Without HTML and repeated white space; entries that are empty then, or come again, are dropped."""
+    text = pl.element()
+    if entities:
+        text = text.str.replace_many(entities, [html.unescape(entity) for entity in entities])
+    text = text.str.replace_all(_MARKUP, " ").str.replace_all(r"\s+", " ").str.strip_chars()
+    plain = pl.col(lists.name).list.eval(text.filter(text != "")).list.unique(maintain_order=True)
+    return lists.to_frame().select(plain).to_series()
+
+
+def _flag(raw: pl.DataFrame) -> pl.Expr:
+    kind = raw.schema.get("available", pl.Null())
+    if kind == pl.String:  # JSON lines of mixed types
+        return pl.col("available").str.to_lowercase().is_in(["true", "1"])
+    return pl.lit(None, pl.Boolean) if kind == pl.Null else pl.col("available").cast(pl.Boolean)
