@@ -22,6 +22,8 @@ class LLMConfig(Section):
     name: str = "facebook/opt-6.7b"  # hub name or local folder
     revision: str | None = None  # of a hub name; pin it for reproducible runs
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on GPUs, float32 on CPUs
+    # In training. sharded: DeepSpeed ZeRO-3 cuts the weights over the workers; replicated: each holds them all.
+    placement: Literal["replicated", "sharded"] = "sharded"
     tokens_per_batch: int = 16_384  # padded tokens of one forward pass when ranking
 
 

@@ -1,7 +1,85 @@
-"""Stage-2: projectors F_U and F_I into the LLM's token space (paper equation 7)."""
+"""Stage-2: projectors F_U and F_I into the LLM's token space (paper equation 7).
 
+Knows the two networks, their start and their file; how they are trained is `training`'s business.
+
+Dimensions: B users, I items, D = teacher's dim, J = joint dim, H = token dim of the LLM
+"""
+
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from allmrec.artifacts import read_tensors, write_tensors
 from allmrec.config import Section
+from allmrec.storage import Storage
+
+WEIGHTS = "projectors.safetensors"
 
 
 class ProjectionConfig(Section):
-    learning_rate: float = 1e-4  # Table 3
+    learning_rate: float = Field(1e-4, gt=0)  # of Adam, Table 3
+    epochs: int = Field(5, ge=1)  # paper section 5.1
+    batch_size: int = Field(4, ge=1)  # prompts in a step, over all workers together; paper section 5.1
+    max_prompts_per_pass: int = Field(8, ge=1)  # of one worker; a larger share is accumulated over several passes
+    num_candidates: int = Field(20, ge=2)  # titles that a prompt offers: the target and negatives
+    # Norm of the soft tokens at the start, as a multiple of the LLM's mean token embedding norm.
+    soft_token_scale: float = Field(1.0, gt=0)
+    max_gradient_norm: float = Field(1.0, ge=0)  # longer gradients are shortened to it; 0 never
+    checkpoint_every_steps: int = Field(50, ge=1)  # and after every epoch
+
+
+class Projectors(nn.Module):
+    """F_U (`user`) and F_I (`item`), two-layer perceptrons in float32."""
+
+    def __init__(self, user_dim: int, joint_dim: int, token_dim: int):
+        super().__init__()
+        self.user = _perceptron(user_dim, token_dim)  # O_u = F_U(x^u), equation 7
+        self.item = _perceptron(joint_dim, token_dim)  # O_i = F_I(e_i)
+
+    @torch.no_grad()
+    def calibrate(self, x_BD: torch.Tensor, e_IJ: torch.Tensor, norm: float) -> None:
+        """Shift and scale the fresh layers so that soft tokens have mean zero and root mean square norm `norm`.
+
+        As they come, outputs would differ from the LLM's tokens in size and from one another by little: the inputs'
+        scale is the teacher's own, and most of a random network's output is common to all inputs.
+        """
+        for network, inputs in ((self.user, x_BD), (self.item, e_IJ)):
+            first, activation, last = network
+            _standardise(first, inputs, len(first.weight) ** 0.5)
+            _standardise(last, activation(first(inputs)), norm)
+
+
+def fresh_projectors(user_dim: int, joint_dim: int, token_dim: int, seed: int) -> Projectors:
+    """Weights drawn from `seed` alone; torch's global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Projectors(user_dim, joint_dim, token_dim)
+
+
+def save_projectors(storage: Storage, weights: dict[str, torch.Tensor]) -> dict[str, dict[str, Any]]:
+    """Write a state dictionary of `Projectors`; returns the files' entries for `seal`."""
+    return {WEIGHTS: write_tensors(storage, WEIGHTS, weights)}
+
+
+def load_projectors(storage: Storage) -> Projectors:
+    """The stored projectors, frozen, in eval mode. Raises ValueError when they are missing or damaged."""
+    weights = read_tensors(storage, WEIGHTS)
+    token_dim, user_dim = weights["user.0.weight"].shape
+    projectors = Projectors(user_dim, weights["item.0.weight"].shape[1], token_dim)
+    projectors.load_state_dict(weights)
+    return projectors.eval().requires_grad_(False)
+
+
+def _perceptron(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, outputs), nn.GELU(), nn.Linear(outputs, outputs))
+
+
+def _standardise(layer: nn.Linear, inputs: torch.Tensor, norm: float) -> None:
+    """Fold a shift and a scale into `layer`: its outputs then have mean zero and root mean square norm `norm`."""
+    outputs = layer(inputs)
+    mean = outputs.mean(0)
+    scale = norm / (outputs - mean).square().sum(1).mean().sqrt().clamp_min(1e-12)
+    layer.bias.copy_((layer.bias - mean) * scale)
+    layer.weight.mul_(scale)
