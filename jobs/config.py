@@ -6,6 +6,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from allmrec.alignment.network import AlignmentConfig
+from allmrec.bundle import BundleConfig
 from allmrec.cf.teacher import TeacherConfig
 from allmrec.config import Section, one_line, read_settings
 from allmrec.data.config import DataConfig
@@ -38,6 +39,7 @@ class Config(Section):
     llm: LLMConfig = LLMConfig()
     prompt: PromptConfig = PromptConfig()
     projection: ProjectionConfig = ProjectionConfig()
+    bundle: BundleConfig = BundleConfig()
     nightly: NightlyConfig = NightlyConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     workers: WorkersConfig = WorkersConfig()

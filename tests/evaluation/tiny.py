@@ -1,0 +1,99 @@
+"""A run up to Stage-2 with tiny untrained models: what bundles and evaluation need, made without Ray."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from allmrec.alignment.network import AlignmentNetwork, save_alignment
+from allmrec.artifacts import seal, shard_name, write_shard
+from allmrec.cf.teacher import build_teacher, save_teacher
+from allmrec.data.catalogue import Catalogue
+from allmrec.data.sequences import Sequences
+from allmrec.evaluation.cases import draw_cases
+from allmrec.hashing import shard_of
+from allmrec.projection.projectors import fresh_projectors, save_projectors
+from allmrec.storage import Storage, open_storage
+from jobs.config import Config
+from schemas import evaluation_cases, items, sequences
+
+NUM_ITEMS, NUM_USERS, NUM_SHARDS, JOINT = 40, 60, 3, 6
+TITLES: list[str | None] = [f"Moonfall {n}" for n in range(NUM_ITEMS - 3)] + ["The Last Garden", "The Last Garden", None]
+
+
+def tiny_config(root: Path, **sections: Any) -> Config:
+    """One worker; `root/llm` and `root/encoder` are the models' folders."""
+    return Config(
+        name="tiny",
+        root=str(root),
+        data={"num_shards": NUM_SHARDS},
+        teacher={"dim": 8, "max_history": 6},
+        alignment={"joint_dim": JOINT},
+        workers={"num_workers": 1},
+        llm={"name": str(root / "llm")},
+        text={"model": str(root / "encoder")},
+        **sections,
+    )
+
+
+def write_tiny_run(config: Config, llm: Any, tokenizer: Any) -> Storage:
+    """Items, sequences, evaluation cases, teacher, alignment and projectors of a run, and its LLM's folder."""
+    llm.save_pretrained(config.llm.name)
+    tokenizer.save_pretrained(config.llm.name)
+    Path(config.text.model).mkdir()
+    Path(config.text.model, "config.json").write_text("{}")
+    run = open_storage(config.run_uri)
+    rng = np.random.default_rng(0)
+    popularity = np.arange(NUM_ITEMS, dtype=np.int64)[::-1]
+    item_table = pa.table(
+        {
+            "item_id": [f"item-{n:02d}" for n in range(NUM_ITEMS)],
+            "title": pa.array(TITLES),
+            "description": pa.nulls(NUM_ITEMS, pa.string()),
+            "categories": pa.nulls(NUM_ITEMS, pa.list_(pa.string())),
+            "available": pa.nulls(NUM_ITEMS, pa.bool_()),
+            "item_index": np.arange(1, NUM_ITEMS + 1, dtype=np.int32),
+            "popularity": popularity,
+            "text_hash": ["-"] * NUM_ITEMS,
+        }
+    )
+    _seal_table(run.at("items"), "items", items.SCHEMA, [item_table])
+
+    user_ids = pa.array(sorted(f"user-{n:02d}" for n in range(NUM_USERS)))
+    lists = [rng.choice(NUM_ITEMS, rng.integers(2, 8), replace=False) + 1 for _ in range(NUM_USERS)]
+    rows = pa.table(
+        {
+            "user_id": user_ids,
+            "item_index": pa.array(lists, pa.list_(pa.int32())),
+            "timestamp": pa.array([[0] * len(one) for one in lists], pa.list_(pa.timestamp("us", "UTC"))),
+        }
+    )
+    shard = shard_of(user_ids, NUM_SHARDS)
+    shards = [rows.filter(pa.array(shard == number)) for number in range(NUM_SHARDS)]
+    sizes = {"users": NUM_USERS, "items": NUM_ITEMS, "interactions": sum(map(len, lists))}
+    _seal_table(run.at("sequences"), "sequences", sequences.SCHEMA, shards, sizes)
+    catalogue = Catalogue.read(run.at("items"))
+    cases = [draw_cases(Sequences.from_table(part), catalogue, config.evaluation, config.seed) for part in shards]
+    _seal_table(run.at("evaluation_cases"), "evaluation_cases", evaluation_cases.SCHEMA, cases)
+
+    torch.manual_seed(1)
+    teacher = build_teacher(config.teacher, NUM_ITEMS).eval()
+    torch.nn.init.normal_(teacher.get_parameter("items.weight"))
+    teacher.get_parameter("items.weight").data[0] = 0
+    settings = config.model_dump(mode="json")
+    files = save_teacher(run.at("teacher"), teacher)
+    seal(run.at("teacher"), "teacher", "test", files, settings, {"num_items": NUM_ITEMS, "ndcg@10": 0.25})
+    network = AlignmentNetwork(config.teacher.dim, 5, JOINT)
+    e_NJ, q_NJ = network.joint(teacher.item_embeddings, torch.randn(NUM_ITEMS + 1, 5))
+    seal(run.at("alignment"), "alignment", "test", save_alignment(run.at("alignment"), network, e_NJ, q_NJ), settings)
+    projectors = fresh_projectors(config.teacher.dim, JOINT, llm.config.hidden_size, seed=0)
+    files = save_projectors(run.at("projectors"), projectors.state_dict())
+    seal(run.at("projectors"), "projectors", "test", files, settings, {"loss": 2.5})
+    return run
+
+
+def _seal_table(storage: Storage, kind: str, schema: pa.Schema, shards: list[pa.Table], facts: dict | None = None):
+    files = {shard_name(n): write_shard(storage, schema, shard_name(n), table) for n, table in enumerate(shards)}
+    seal(storage, kind, "test", files, {}, facts)

@@ -1,0 +1,137 @@
+"""Bundles: the same content makes the same version, nothing changes it afterwards, and damage is refused by name."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from allmrec.artifacts import MANIFEST
+from allmrec.bundle import DESCRIPTION, build_bundle, check_items, check_llm, load_bundle, read_description
+from allmrec.cf.teacher import load_teacher, represent
+from allmrec.data.sequences import Sequences
+from jobs.step import resolved
+from tests.evaluation.tiny import tiny_config, write_tiny_run
+from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
+
+SECTIONS = ("data", "text", "teacher", "alignment", "llm", "prompt", "projection", "bundle")
+
+
+@pytest.fixture
+def config(tmp_path):
+    return tiny_config(tmp_path)
+
+
+@pytest.fixture
+def run(config, llm, tokenizer):  # noqa: F811
+    return write_tiny_run(config, llm, tokenizer)
+
+
+@pytest.fixture
+def version(config, run):
+    return build_bundle(run, resolved(config, SECTIONS))
+
+
+def contents(run) -> dict[str, bytes]:
+    return {entry.key: run.read(entry.key) for entry in run.list("bundles/")}
+
+
+def test_what_is_loaded_is_what_was_trained(config, run, version):
+    bundle = load_bundle(run, version)
+    users = Sequences.read(run.at("sequences"))
+    assert torch.equal(represent(bundle.teacher, users), represent(load_teacher(run.at("teacher")), users))
+    assert bundle.prompt == config.prompt and bundle.llm == config.llm
+    assert bundle.catalogue.num_items == 40 and bundle.facts["projectors"] == {"loss": 2.5}
+    assert not any(weight.requires_grad for weight in bundle.projectors.parameters())
+
+
+def test_items_that_were_hardly_seen_take_the_text_form(config, run):
+    settings = resolved(config, SECTIONS) | {"bundle": {"text_form_below": 2}}
+    bundle = load_bundle(run, build_bundle(run, settings))
+    rare = bundle.catalogue.popularity < 2  # padding, and the last two items
+    assert rare.sum() == 3
+    joint = bundle.joint()
+    assert torch.equal(joint[rare], bundle.q_NJ[rare]) and torch.equal(joint[~rare], bundle.e_NJ[~rare])
+    assert not torch.equal(bundle.e_NJ, bundle.q_NJ)
+    assert torch.equal(bundle.joint(text=True), bundle.q_NJ)
+
+
+def test_the_same_content_makes_the_same_version_and_leaves_it_as_it_is(config, run, version):
+    before = contents(run)
+    # Trained again: the same weights, but the manifest tells of another duration.
+    manifest = json.loads(run.read(f"projectors/{MANIFEST}"))
+    run.write(f"projectors/{MANIFEST}", json.dumps(manifest | {"facts": {"seconds": 99}}).encode())
+    assert build_bundle(run, resolved(config, SECTIONS)) == version
+    assert contents(run) == before
+    assert build_bundle(run, resolved(config, SECTIONS) | {"seed": 1}) != version
+    assert {key: data for key, data in contents(run).items() if version in key} == before
+
+
+def test_a_build_that_was_killed_is_finished_by_the_next(config, run, version):
+    before = contents(run)
+    run.delete(f"bundles/{version}/{DESCRIPTION}")
+    run.delete(f"bundles/{version}/items/part-00000.parquet")
+    with pytest.raises(ValueError, match="no such bundle"):
+        load_bundle(run, version)
+    build_bundle(run, resolved(config, SECTIONS))
+    assert contents(run) == before
+
+
+def test_nothing_of_the_llm_and_nothing_pickled_is_inside(run, version):
+    names = {key.removeprefix(f"bundles/{version}/") for key in contents(run)}
+    assert names == {
+        DESCRIPTION,
+        *(f"{part}/{MANIFEST}" for part in ("teacher", "alignment", "projectors", "items")),
+        "teacher/teacher.safetensors",
+        "alignment/alignment.safetensors",
+        "alignment/joint.safetensors",
+        "projectors/projectors.safetensors",
+        "items/part-00000.parquet",
+    }
+
+
+def test_damage_to_any_file_is_refused_by_name(run, version):
+    for key, data in contents(run).items():
+        broken = bytearray(data)
+        broken[len(data) // 2] ^= 1
+        run.write(key, bytes(broken))
+        with pytest.raises(ValueError, match=key.rpartition("/")[2]):
+            load_bundle(run, version)
+        run.delete(key)
+        with pytest.raises(ValueError, match="missing|no such bundle"):
+            load_bundle(run, version)
+        run.write(key, data)
+    load_bundle(run, version)
+
+
+def test_an_edited_description_is_refused(run, version):
+    key = f"bundles/{version}/{DESCRIPTION}"
+    description = json.loads(run.read(key))
+    description["config"]["prompt"]["noun"] = "movie"
+    run.write(key, json.dumps(description).encode())
+    with pytest.raises(ValueError, match="does not match its digest"):
+        read_description(run, version)
+
+
+def test_another_llm_or_items_table_is_refused(config, run, version, tmp_path):
+    description = read_description(run, version)
+    check_llm(description, config.llm)
+    check_items(description, run.at("items"))
+    (tmp_path / "llm" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"llm\.name"):
+        check_llm(description, config.llm)
+    manifest = json.loads(run.read(f"items/{MANIFEST}"))
+    manifest["files"]["part-00000.parquet"]["sha256"] = "0" * 64
+    run.write(f"items/{MANIFEST}", json.dumps(manifest).encode())
+    with pytest.raises(ValueError, match="another items table"):
+        check_items(description, run.at("items"))
+
+
+def test_an_unfinished_part_is_named(config, run):
+    run.delete(f"projectors/{MANIFEST}")
+    with pytest.raises(ValueError, match="projectors"):
+        build_bundle(run, resolved(config, SECTIONS))
+
+
+def test_popularity_is_by_item_index(run, version):
+    np.testing.assert_array_equal(load_bundle(run, version).catalogue.popularity[1:3], [39, 38])
