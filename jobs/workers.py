@@ -15,15 +15,15 @@ import math
 import os
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from queue import Empty
 from threading import Thread
 from typing import Any
 
 import ray
 import torch
+from pyarrow.fs import FileSelector
 from ray import train
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 from ray.util.queue import Queue
 
@@ -52,7 +52,7 @@ def start_ray(config: Config) -> None:
         return
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    quiet = {"logging_level": logging.WARNING, "log_to_driver": False}
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**quiet)
         return
@@ -73,6 +73,7 @@ def fit(context: Context, verb: str, loop: Loop, loop_config: dict[str, Any], to
         what `loop` returned on rank 0. The checkpoints are gone by then.
 
     Raises:
+        ValueError: the loop's own, as it was raised.
         ray.train.TrainingFailedError: workers failed more often than `workers.max_failures`.
     """
     start_ray(context.config)
@@ -106,6 +107,12 @@ def fit(context: Context, verb: str, loop: Loop, loop_config: dict[str, Any], to
         reader.start()
         try:
             result = trainer.fit()
+        except train.TrainingFailedError as error:
+            for failure in getattr(error, "worker_failures", {}).values():
+                cause = getattr(failure, "_base_exc", failure)
+                if isinstance(cause, ValueError):  # the user's to mend: without the workers' stack
+                    raise cause from None
+            raise
         finally:
             queue.put(None)
             reader.join(timeout=10)
@@ -135,6 +142,11 @@ def resume() -> Any:
         return None
     with checkpoint.as_directory() as folder:
         return load_state(folder)
+
+
+def device() -> torch.device:
+    """On a worker: the GPU that Ray gave it, or the CPU."""
+    return get_device()
 
 
 class _ToDriver(train.UserCallback):
@@ -172,13 +184,10 @@ def _prepared(loop: Loop, workers: WorkersConfig) -> Loop:
 
 def _keep_only(checkpoints: Storage, identity: str | None) -> None:
     """Remove the checkpoints of other identities, and a snapshot that a dying driver wrote by half."""
-    from pyarrow.fs import FileSelector, FileType
-
     filesystem, root = checkpoints.arrow()
     for folder in filesystem.get_file_info(FileSelector(root, allow_not_found=True)):
-        if folder.type == FileType.Directory and not (folder.base_name == identity and _readable(checkpoints, identity)):
-            with suppress(FileNotFoundError):
-                filesystem.delete_dir(folder.path)
+        if folder.base_name != identity or not _readable(checkpoints, folder.base_name):
+            filesystem.delete_dir(folder.path)
 
 
 def _readable(checkpoints: Storage, identity: str) -> bool:

@@ -1,7 +1,98 @@
-"""Stage-1: the alignment network (paper section 4.1)."""
+"""Stage-1: the alignment network (paper section 4.1), and the joint embeddings that it leaves behind.
 
+Two autoencoders share their latent space: f_I for the teacher's item embeddings, f_T for the text embeddings. The
+text embeddings come from a frozen SBERT, computed beforehand; fine-tuning it along, as the paper does, needs its
+weights in this loop and is not done here.
+
+E and Q arrive in scales of their own (an SBERT vector has unit length over hundreds of dimensions), in which the
+mean squared errors of equations 2 to 4 would vanish beside equation 5. So both are centred and divided by one number
+each, the root mean square over the catalogue; one number keeps the geometry. Losses 3 and 4 are in these units.
+
+Dimensions: N = n + 1 items (0 is padding), R rows, D = teacher.dim, S = dimensions of the text encoder, J = d'
+"""
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from allmrec.artifacts import read_tensors, write_tensors
 from allmrec.config import Section
+from allmrec.storage import Storage
+
+WEIGHTS, JOINT = "alignment.safetensors", "joint.safetensors"
 
 
 class AlignmentConfig(Section):
-    joint_dim: int = 128  # d', Table 3
+    joint_dim: int = Field(128, ge=1)  # d', Table 3
+    alpha: float = Field(0.5, ge=0)  # weight of the items' reconstruction, eq. 6
+    beta: float = Field(0.5, ge=0)  # weight of the texts' reconstruction, eq. 6
+    learning_rate: float = Field(0.0001, gt=0)  # Table 3
+    batch_size: int = Field(32, ge=1)  # users in a step, over all workers together
+    epochs: int = Field(10, ge=1)
+    held_out: float = Field(0.02, ge=0, lt=1)  # share of items kept from Stage-1 to measure the alignment on
+
+
+class AlignmentNetwork(nn.Module):
+    """f_I^enc and f_T^enc, one layer with its activation each, and the linear f_I^dec and f_T^dec."""
+
+    def __init__(self, item_dim: int, text_dim: int, joint_dim: int):
+        super().__init__()
+        self.item_encoder = nn.Sequential(nn.Linear(item_dim, joint_dim), nn.GELU())
+        self.item_decoder = nn.Linear(joint_dim, item_dim)
+        self.text_encoder = nn.Sequential(nn.Linear(text_dim, joint_dim), nn.GELU())
+        self.text_decoder = nn.Linear(joint_dim, text_dim)
+        self.register_buffer("item_mean", torch.zeros(item_dim))
+        self.register_buffer("item_scale", torch.ones(()))
+        self.register_buffer("text_mean", torch.zeros(text_dim))
+        self.register_buffer("text_scale", torch.ones(()))
+
+    def standardise(self, items_ND: torch.Tensor, texts_NS: torch.Tensor) -> None:
+        """Take the catalogue's means and scales; row 0, padding, does not count."""
+        self.item_mean, self.item_scale = _moments(items_ND[1:])
+        self.text_mean, self.text_scale = _moments(texts_NS[1:])
+
+    def standard_items(self, items_RD: torch.Tensor) -> torch.Tensor:
+        return (items_RD - self.item_mean) / self.item_scale
+
+    def original_items(self, items_RD: torch.Tensor) -> torch.Tensor:
+        """The inverse of `standard_items`."""
+        return items_RD * self.item_scale + self.item_mean
+
+    def standard_texts(self, texts_RS: torch.Tensor) -> torch.Tensor:
+        return (texts_RS - self.text_mean) / self.text_scale
+
+    def encode_items(self, items_RD: torch.Tensor) -> torch.Tensor:
+        """e_i = f_I^enc(E_i): (R, J)."""
+        return self.item_encoder(self.standard_items(items_RD))
+
+    def encode_texts(self, texts_RS: torch.Tensor) -> torch.Tensor:
+        """q_i = f_T^enc(Q_i): (R, J), what stands in for e_i where no interactions are."""
+        return self.text_encoder(self.standard_texts(texts_RS))
+
+    @torch.no_grad()
+    def joint(self, items_ND: torch.Tensor, texts_NS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(e_NJ, q_NJ) of the catalogue; row 0 is zeros."""
+        e_NJ, q_NJ = self.encode_items(items_ND), self.encode_texts(texts_NS)
+        e_NJ[0], q_NJ[0] = 0, 0
+        return e_NJ, q_NJ
+
+
+def load_joint(storage: Storage) -> tuple[torch.Tensor, torch.Tensor]:
+    """(e_NJ, q_NJ) from the `alignment` artifact. Raises ValueError when it is missing or damaged."""
+    joint = read_tensors(storage, JOINT)
+    return joint["e"], joint["q"]
+
+
+def save_alignment(
+    storage: Storage, network: AlignmentNetwork, e_NJ: torch.Tensor, q_NJ: torch.Tensor
+) -> dict[str, dict]:
+    """Write the network and the joint embeddings; returns the files' entries for `seal`."""
+    return {
+        WEIGHTS: write_tensors(storage, WEIGHTS, network.state_dict()),
+        JOINT: write_tensors(storage, JOINT, {"e": e_NJ, "q": q_NJ}),
+    }
+
+
+def _moments(rows_ND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    mean_D = rows_ND.mean(0)
+    return mean_D, (rows_ND - mean_D).square().mean().sqrt().clamp(min=1e-6)

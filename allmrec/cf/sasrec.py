@@ -32,7 +32,8 @@ class Block(nn.Module):
     def forward(self, x_BTD: torch.Tensor, mask_B1TT: torch.Tensor) -> torch.Tensor:
         rate = self.dropout if self.training else 0.0
         qkv_3BHTK = self.qkv(self.attention_norm(x_BTD)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed_BHTK = F.scaled_dot_product_attention(*qkv_3BHTK, attn_mask=mask_B1TT, dropout_p=rate)
+        query, key, value = qkv_3BHTK
+        mixed_BHTK = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_B1TT, dropout_p=rate)
         x_BTD = x_BTD + F.dropout(self.out(mixed_BHTK.transpose(1, 2).flatten(2)), rate)
         hidden_BTD = F.dropout(F.relu(self.hidden(self.forward_norm(x_BTD))), rate)
         return x_BTD + F.dropout(self.back(hidden_BTD), rate)

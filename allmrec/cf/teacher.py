@@ -68,7 +68,7 @@ def build_teacher(config: TeacherConfig, num_items: int) -> Teacher:
     """A teacher with fresh weights, drawn from torch's global generator."""
     from allmrec.cf import sasrec  # noqa: F401  (registers itself)
 
-    return TEACHERS[config.model](config, num_items)  # type: ignore[call-arg]
+    return TEACHERS[config.model](config, num_items)
 
 
 def save_teacher(storage: Storage, teacher: Teacher) -> dict[str, dict[str, Any]]:
