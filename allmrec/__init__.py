@@ -1,3 +1,11 @@
 """A-LLMRec (KDD 2024) as a distributed batch recommender. The library: pure functions and torch modules."""
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    if name == "read_recommendations":  # importing the version alone stays quick
+        from allmrec.recommendations import read_recommendations
+
+        return read_recommendations
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,6 +5,7 @@ environment, as always). `Proxy` stands between client and store where a test wa
 """
 
 import http.client
+import logging
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ def moto_endpoint() -> Iterator[str]:
         for name, value in {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}.items():
             if name not in os.environ:
                 patch.setenv(name, value)
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request, else
         server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         server.start()
         host, port = server.get_host_and_port()
