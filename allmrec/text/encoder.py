@@ -1,8 +1,92 @@
-"""SBERT: item texts to embeddings Q_i."""
+"""SBERT: item texts to embeddings Q_i (paper section 4.1.1).
+
+Loads any SentenceTransformer from a hub name or a local folder, safetensors only, and never runs code that comes
+with a model. Knows texts and vectors; which items they belong to is its callers' business.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from pydantic import Field
 
 from allmrec.config import Section
+from allmrec.llm.loading import model_identity
 
 
 class TextConfig(Section):
+    """Which text encoder, and how it reads."""
+
     model: str = "sentence-transformers/all-mpnet-base-v2"  # hub name or local folder
-    revision: str | None = None
+    revision: str | None = None  # of a hub name; pin it for reproducible runs
+    batch_size: int = Field(64, ge=1)  # texts of one forward pass
+    max_chars: int = Field(4000, ge=1)  # texts are cut here; the model cuts again at its own number of tokens
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the encoder's weights; Q_i is always float32
+
+
+def load_encoder(config: TextConfig, device: str = "cpu") -> Any:
+    """The SentenceTransformer, in eval mode; its parameters can be trained.
+
+    Raises:
+        ValueError: no such model, or it needs code or pickles of its own.
+    """
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        encoder = SentenceTransformer(
+            config.model,
+            revision=config.revision,
+            device=device,
+            model_kwargs={"use_safetensors": True},
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"text.model {config.model!r} cannot be loaded ({str(error).splitlines()[0]}); give a hub name or a folder "
+            "in the SentenceTransformers layout, e.g. one that `allmrec standin encoder` wrote"
+        ) from None
+    return encoder.to(getattr(torch, config.dtype)).eval()
+
+
+class TextEncoder:
+    """Adds to a table with a `text` column its `embedding`, fixed_size_list<float32>[dim]; for `map_batches`.
+
+    Built once in each actor. Texts are sorted by length within a batch, so hand it several times `batch_size` rows.
+    """
+
+    def __init__(self, config: TextConfig, device: str = "cpu"):
+        self.config = config
+        self.encoder = load_encoder(config, device)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        texts = pc.utf8_slice_codeunits(batch.column("text"), 0, self.config.max_chars).to_pylist()
+        embeddings = self.encoder.encode(
+            texts, batch_size=self.config.batch_size, convert_to_tensor=True, show_progress_bar=False
+        )
+        return batch.append_column("embedding", to_lists(embeddings.float().cpu().numpy()))
+
+
+def to_lists(embeddings: np.ndarray) -> pa.FixedSizeListArray:
+    """float32 (N, dim) as one fixed-size list a row."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(embeddings.ravel(), pa.float32()), embeddings.shape[1])
+
+
+def refuse_not_finite(item_ids: pa.ChunkedArray, embeddings: np.ndarray, encoder: str) -> None:
+    """Raises ValueError naming the first item whose embedding (a row of (N, dim)) holds NaN or infinity."""
+    bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
+    if len(bad):
+        raise ValueError(
+            f"the text encoder {encoder} gave NaN or infinity for item {item_ids[int(bad[0])].as_py()!r} "
+            f"and {len(bad) - 1} more; check the model's weights, or set text.dtype to float32"
+        )
+
+
+def encoder_identity(config: TextConfig) -> str:
+    """What decides an embedding beside the text: the model (a folder by its content) and how texts are read."""
+    identity = model_identity(config.model, config.revision)
+    if "@" not in identity:
+        identity = f"{Path(config.model).name}@{identity[:16]}"
+    return f"{identity} {config.dtype}, {config.max_chars} characters"

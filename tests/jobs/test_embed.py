@@ -1,0 +1,148 @@
+"""`embed` on Ray, with the stand-in encoder: what is known is not encoded again, and NaN is never published."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+import torch
+from safetensors.torch import load_file, save_file
+
+from allmrec.artifacts import Manifest, read_manifest, read_table, seal, sha256, shard_name, write_shard
+from allmrec.data.catalogue import item_texts
+from allmrec.storage import Storage, open_storage
+from allmrec.text.encoder import encoder_identity
+from jobs import embed, standin_encoder
+from jobs.config import Config
+from jobs.console import Console
+from jobs.step import execute
+from schemas import items
+
+TITLES = ["Moonfall Saga: The Last Dragon", "Moonfall Saga II", "Ironcrest Derby: The Final Coach", None]
+DESCRIPTIONS = ["An epic fantasy film.", "An enchanted fantasy film.", "A rousing sports film.", None]
+
+
+def config_in(root: Path, model: Path) -> Config:
+    return Config(
+        name="run",
+        root=str(root),
+        workers={"num_workers": 1},  # type: ignore[arg-type]
+        text={"model": str(model)},  # type: ignore[arg-type]
+    )
+
+
+def embeddings_of(config: Config) -> Storage:
+    return open_storage(config.run_uri).at("item_text_embeddings")
+
+
+def manifest_of(config: Config) -> Manifest:
+    return read_manifest(embeddings_of(config))
+
+
+def write_items(config: Config, titles: list[str | None]) -> None:
+    """The `items` artifact: item i4 has the text of i1, i3 has none."""
+    titles, descriptions = [*titles, titles[1]], [*DESCRIPTIONS, DESCRIPTIONS[1]]
+    texts = item_texts(pa.chunked_array([titles], pa.string()), pa.chunked_array([descriptions], pa.string()))
+    table = pa.table(
+        {
+            "item_id": [f"i{index}" for index in range(5)],
+            "title": titles,
+            "description": descriptions,
+            "categories": pa.nulls(5, pa.list_(pa.string())),
+            "available": pa.nulls(5, pa.bool_()),
+            "item_index": pa.array(range(1, 6), pa.int32()),
+            "popularity": [3, 2, 1, 0, 0],
+            "text_hash": [sha256(text.encode()) for text in texts.to_pylist()],
+        }
+    )
+    storage = open_storage(config.run_uri).at("items")
+    seal(storage, "items", "test", {shard_name(0): write_shard(storage, items.SCHEMA, shard_name(0), table)})
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory) -> Iterator[Path]:
+    """A root with a run whose items are embedded."""
+    root = tmp_path_factory.mktemp("root")
+    config = config_in(root, root / "run/standin_encoder")
+    write_items(config, TITLES)
+    execute(standin_encoder.STEP, config, Console())
+    assert execute(embed.STEP, config, Console())
+    yield root
+    ray.shutdown()
+
+
+@pytest.fixture
+def config(embedded, tmp_path) -> Config:
+    """A run of the test's own, its items embedded."""
+    shutil.copytree(embedded, tmp_path, dirs_exist_ok=True)
+    return config_in(tmp_path, embedded / "run/standin_encoder")
+
+
+def test_every_item_is_embedded(config):
+    facts, table = manifest_of(config).facts, read_table(embeddings_of(config))
+    assert (facts["items"], facts["embedded"], facts["reused"]) == (5, 5, 0)
+    assert (facts["untitled"], facts["undescribed"]) == (1, 1)
+    assert table["item_id"].to_pylist() == [f"i{index}" for index in range(5)]
+    vectors = np.array(table["embedding"].to_pylist())
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(5), abs=1e-5)
+    assert vectors[1].tolist() == vectors[4].tolist()  # one text
+    assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2]
+
+
+def test_nothing_is_encoded_twice(config):
+    digest = manifest_of(config).digest
+    assert not execute(embed.STEP, config, Console())
+    assert execute(embed.STEP, config, Console(), force=True)
+    assert (manifest_of(config).facts["embedded"], manifest_of(config).facts["reused"]) == (0, 5)
+    assert manifest_of(config).digest == digest
+
+
+def test_a_changed_title_encodes_that_item_only(config):
+    before = read_table(embeddings_of(config))
+    write_items(config, ["Moonfall Saga: The Final Coach", *TITLES[1:]])
+    assert execute(embed.STEP, config, Console())
+    after = read_table(embeddings_of(config))
+    assert (manifest_of(config).facts["embedded"], manifest_of(config).facts["reused"]) == (1, 4)
+    assert after[1:].equals(before[1:])
+    assert after["embedding"][0] != before["embedding"][0]
+
+
+def test_nan_names_the_item_and_leaves_the_old_embeddings(config, tmp_path):
+    digest = manifest_of(config).digest
+    spoilt = config_in(tmp_path, tmp_path / "run/standin_encoder")
+    weights = f"{spoilt.text.model}/model.safetensors"
+    save_file({"embedding.weight": torch.full_like(load_file(weights)["embedding.weight"], torch.nan)}, weights)
+    with pytest.raises(ValueError, match=r"NaN or infinity for item 'i0' and 3 more"):
+        execute(embed.STEP, spoilt, Console())
+    assert manifest_of(config).digest == digest
+
+
+def test_only_this_encoders_sound_embeddings_are_reused(config):
+    storage, encoder = embeddings_of(config), encoder_identity(config.text)
+    assert len(embed.previous_embeddings(storage, encoder)) == 5
+    assert len(embed.previous_embeddings(storage, "another")) == 0
+    storage.write(shard_name(0), b"damaged")
+    assert len(embed.previous_embeddings(storage, encoder)) == 0
+
+
+def test_a_model_that_is_not_there_is_one_line(config, tmp_path):
+    other = config.model_copy(update={"text": config.text.model_copy(update={"model": str(tmp_path / "nowhere")})})
+    with pytest.raises(ValueError, match=r"^text.model .*nowhere' cannot be loaded .*$"):
+        execute(embed.STEP, other, Console())
+
+
+def test_a_dry_run_counts_and_writes_nothing(config, capsys):
+    shutil.rmtree(embeddings_of(config).uri)
+    assert not execute(embed.STEP, config, Console(log_json=True), dry_run=True)
+    assert '"items": 5' in capsys.readouterr().out
+    assert not Path(embeddings_of(config).uri).exists()
+
+
+def test_the_standin_is_the_same_each_time(config):
+    storage = open_storage(config.run_uri).at("standin_encoder")
+    digest = read_manifest(storage).digest
+    assert execute(standin_encoder.STEP, config, Console(), force=True)
+    assert read_manifest(storage).digest == digest

@@ -1,0 +1,66 @@
+"""The encoder of `map_batches`, and what an embedding's identity depends on."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from allmrec.text.encoder import TextConfig, TextEncoder, encoder_identity, load_encoder, refuse_not_finite
+from allmrec.text.standin import build_encoder
+
+TEXTS = ["Title: Moonfall Saga, Description: a dragon", "Title: Ironcrest, Description: a coach", "Title: Moonfall II"]
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    build_encoder(pa.array(TEXTS), tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_a_batch_keeps_its_columns_and_order(folder):
+    batch = pa.table({"item_id": ["a", "b", "c"], "text": TEXTS})
+    encoded = TextEncoder(TextConfig(model=str(folder), batch_size=2))(batch)
+    assert encoded.select(["item_id", "text"]).equals(batch)
+    assert encoded.schema.field("embedding").type == pa.list_(pa.float32(), 64)
+    alone = load_encoder(TextConfig(model=str(folder))).encode(TEXTS[2])
+    assert np.allclose(encoded["embedding"][2].as_py(), alone, atol=1e-6)
+
+
+def test_texts_are_cut(folder):
+    batch = pa.table({"text": [TEXTS[0], TEXTS[0][:15]]})
+    encoded = TextEncoder(TextConfig(model=str(folder), max_chars=15))(batch)["embedding"]
+    assert encoded[0] == encoded[1]
+
+
+def test_halves_come_back_as_float32(folder):
+    encoded = TextEncoder(TextConfig(model=str(folder), dtype="bfloat16"))(pa.table({"text": TEXTS}))
+    assert encoded.schema.field("embedding").type == pa.list_(pa.float32(), 64)
+
+
+def test_identity_is_the_content_of_a_folder(folder, tmp_path):
+    before = encoder_identity(TextConfig(model=str(folder)))
+    folder.rename(tmp_path / "moved")
+    moved = TextConfig(model=str(tmp_path / "moved"))
+    assert encoder_identity(moved).split("@")[1] == before.split("@")[1]
+    (tmp_path / "moved/model.safetensors").write_bytes(b"other")
+    assert encoder_identity(moved).split("@")[1] != before.split("@")[1]
+
+
+def test_identity_of_a_hub_name_holds_its_revision():
+    assert encoder_identity(TextConfig(model="org/name", revision="abc")).startswith("org/name@abc ")
+    assert encoder_identity(TextConfig(model="org/name", max_chars=9)) != encoder_identity(TextConfig(model="org/name"))
+
+
+def test_no_such_model_says_what_to_do(tmp_path):
+    with pytest.raises(ValueError, match="allmrec standin encoder"):
+        load_encoder(TextConfig(model=str(tmp_path / "nowhere")))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_not_finite_names_the_item(bad):
+    embeddings_ND = np.ones((4, 3), dtype=np.float32)
+    refuse_not_finite(pa.chunked_array([["a", "b", "c", "d"]]), embeddings_ND, "sbert")
+    embeddings_ND[2, 1] = bad
+    with pytest.raises(ValueError, match="sbert gave NaN or infinity for item 'c'"):
+        refuse_not_finite(pa.chunked_array([["a", "b", "c", "d"]]), embeddings_ND, "sbert")
