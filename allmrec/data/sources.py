@@ -127,8 +127,13 @@ def find_files(name: str, config: SourceConfig, s3: S3Config) -> list[InputFile]
     return [found[uri] for uri in sorted(found)]
 
 
-def open_source(name: str, config: SourceConfig, s3: S3Config, expected: Mapping[str, Column]) -> Source:
+def open_source(
+    name: str, config: SourceConfig, s3: S3Config, expected: Mapping[str, Column], section: str | None = None
+) -> Source:
     """Check an input table's columns and cut it into pieces, without reading its rows.
+
+    Args:
+        section: where `config` stands, for messages; `data.<name>` by default.
 
     Every Parquet footer is read. The columns of JSON lines are told from the head of the first file.
 
@@ -157,7 +162,9 @@ def open_source(name: str, config: SourceConfig, s3: S3Config, expected: Mapping
                 fields.setdefault(ours, columns[theirs])
             elif column.required or ours in config.columns:
                 has = f"is missing in {file.uri}, which has {', '.join(columns)}"
-                raise ValueError(f"{name}: column {theirs!r} {has}; name the right one in data.{name}.columns.{ours}")
+                raise ValueError(
+                    f"{name}: column {theirs!r} {has}; name the right one in {section or f'data.{name}'}.columns.{ours}"
+                )
         pieces += cut
     source = Source(name, config, s3, pa.schema(list(fields.items())), tuple(pieces))
     if not pieces or source.rows == 0:

@@ -2,15 +2,22 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from allmrec.config import Section
+from allmrec.data.config import SourceConfig
 
 
 class NightlyConfig(Section):
     output: str | None = None  # where recommendations are published; default: <run>/recommendations
-    candidates: str | None = None  # a `candidates` table (Parquet) from another system; default: the teacher's
+    candidates: SourceConfig | None = None  # another system's `candidates` table; default: the teacher's
     num_candidates: int = Field(20, ge=1)  # retrieved for each user and ranked by the LLM
     top_k: int = Field(10, ge=1)  # recommended to each user
     ranker: Literal["llm", "teacher"] = "llm"
     lease_s: float = Field(60, gt=0)  # a run that has not renewed its lease for so long counts as dead
+
+    @model_validator(mode="after")
+    def _enough_candidates(self) -> "NightlyConfig":
+        if self.top_k > self.num_candidates:
+            raise ValueError(f"top_k {self.top_k} is more than num_candidates {self.num_candidates}; raise the latter")
+        return self
