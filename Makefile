@@ -35,7 +35,7 @@ format: $(READY)
 
 # The storage and publishing tests against Ceph RADOS Gateway, a real S3 store (needs root for apt-get).
 test-s3: $(READY)
-	tests/ceph/with-ceph.sh $(BIN)/pytest -m s3
+	tests/ceph/run.sh $(BIN)/pytest -m s3
 
 clean:
 	rm -rf runs build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
