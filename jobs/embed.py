@@ -7,8 +7,6 @@ is encoded once.
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +16,7 @@ import ray
 from allmrec.artifacts import read_manifest, read_table, seal, shard_name, unseal, write_shard
 from allmrec.data.catalogue import UNTITLED, Catalogue
 from allmrec.storage import Storage
-from allmrec.text.encoder import TextEncoder, encoder_identity, refuse_not_finite, to_lists
+from allmrec.text.encoder import TextEncoder, encoder_identity, model_folder, refuse_not_finite, to_lists
 from jobs.step import Context, Facts, Step
 from jobs.workers import start_ray
 from schemas import item_text_embeddings
@@ -71,6 +69,7 @@ def encode(context: Context, texts: pa.Table, encoder: str) -> list[pa.Table]:
     blocks = [texts.slice(start, block) for start in range(0, len(texts), block)]
     if not blocks:
         return []
+    model_folder(config.text)  # a wrong name ends here in one line, and not in an actor
     start_ray(config)
     ray.data.DataContext.get_current().enable_progress_bars = False
     workers = config.workers
@@ -83,7 +82,7 @@ def encode(context: Context, texts: pa.Table, encoder: str) -> list[pa.Table]:
         num_cpus=workers.cpus_per_worker,
         num_gpus=workers.gpus_per_worker,
     )
-    with context.console.progress("embed", len(texts)) as bar, _model_errors():
+    with context.console.progress("embed", len(texts)) as bar:
         for batch in dataset.iter_batches(batch_format="pyarrow", batch_size=None):
             refuse_not_finite(batch["item_id"], _matrix(batch["embedding"]), encoder)
             encoded.append(batch.select(["text_hash", "embedding"]))
@@ -110,18 +109,6 @@ def write_embeddings(storage: Storage, wanted: pa.Table, tables: list[pa.Table],
 def plan(context: Context) -> Facts:
     items = read_manifest(context.artifact("items")).rows
     return {"items": items, "at most embedded": items, "encoder": encoder_identity(context.config.text)}
-
-
-@contextmanager
-def _model_errors() -> Iterator[None]:
-    """A model that an actor could not load, as the ValueError that it raised there."""
-    try:
-        yield
-    except ray.exceptions.ActorDiedError as error:
-        kind, _, message = str(error).rstrip().rpartition("\n")[2].partition(": ")
-        if kind != "ValueError":
-            raise
-        raise ValueError(message) from None
 
 
 def _first_of_each_text(table: pa.Table) -> pa.Table:

@@ -16,6 +16,8 @@ from pydantic import Field
 from allmrec.config import Section
 from allmrec.llm.loading import model_identity
 
+DATA_FILES = ["*.safetensors", "*.json", "*.txt", "*.model"]  # weights, configs and vocabularies
+
 
 class TextConfig(Section):
     """Which text encoder, and how it reads."""
@@ -27,27 +29,37 @@ class TextConfig(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the encoder's weights; Q_i is always float32
 
 
-def load_encoder(config: TextConfig, device: str = "cpu") -> Any:
-    """The SentenceTransformer, in eval mode; its parameters can be trained.
+def model_folder(config: TextConfig) -> Path:
+    """Where the model's files lie. Of a hub model only data is fetched: no code, and nothing that is pickled.
 
     Raises:
-        ValueError: no such model, or it needs code or pickles of its own.
+        ValueError: no such model, or weights that are not safetensors.
     """
-    from sentence_transformers import SentenceTransformer
+    from huggingface_hub import snapshot_download
 
+    folder = Path(config.model)
     try:
-        encoder = SentenceTransformer(
-            config.model,
-            revision=config.revision,
-            device=device,
-            model_kwargs={"use_safetensors": True},
-            trust_remote_code=False,
-        )
+        if not folder.is_dir():
+            folder = Path(snapshot_download(config.model, revision=config.revision, allow_patterns=DATA_FILES))
     except (OSError, ValueError) as error:
         raise ValueError(
             f"text.model {config.model!r} cannot be loaded ({str(error).splitlines()[0]}); give a hub name or a folder "
             "in the SentenceTransformers layout, e.g. one that `allmrec standin encoder` wrote"
         ) from None
+    for pickled in folder.rglob("pytorch_model.bin"):
+        if not pickled.with_name("model.safetensors").exists():
+            raise ValueError(f"text.model {config.model!r}: {pickled} is pickled; save the model as safetensors")
+    return folder
+
+
+def load_encoder(config: TextConfig, device: str = "cpu") -> Any:
+    """The SentenceTransformer, in eval mode; its parameters can be trained. Raises ValueError as `model_folder`."""
+    from sentence_transformers import SentenceTransformer
+
+    folder = model_folder(config)
+    encoder = SentenceTransformer(
+        str(folder), device=device, local_files_only=True, model_kwargs={"use_safetensors": True}
+    )
     return encoder.to(getattr(torch, config.dtype)).eval()
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from allmrec.text.encoder import TextConfig, TextEncoder, encoder_identity, load_encoder, refuse_not_finite
 from allmrec.text.standin import build_encoder
@@ -55,6 +56,41 @@ def test_identity_of_a_hub_name_holds_its_revision():
 def test_no_such_model_says_what_to_do(tmp_path):
     with pytest.raises(ValueError, match="allmrec standin encoder"):
         load_encoder(TextConfig(model=str(tmp_path / "nowhere")))
+
+
+def test_pickled_weights_are_refused(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"pytorch_model.bin is pickled; save the model as safetensors"):
+        load_encoder(TextConfig(model=str(folder)))
+
+
+@pytest.fixture
+def transformer(folder, tmp_path) -> Path:
+    """A SentenceTransformer as most are: a BERT (here a tiny one) and mean pooling."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    vocabulary = str(folder / "tokenizer.json")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=vocabulary, unk_token="[UNK]", pad_token="[UNK]")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    bert = BertModel(BertConfig(vocab_size=len(tokenizer), **sizes))
+    bert.save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    modules = [Transformer(str(tmp_path / "bert")), Pooling(16)]
+    SentenceTransformer(modules=modules).save_pretrained(str(tmp_path / "sbert"), create_model_card=False)
+    return tmp_path / "sbert"
+
+
+def test_a_transformer_embeds_a_text_alike_in_any_batch(transformer):
+    encoder = TextEncoder(TextConfig(model=str(transformer), batch_size=2))
+    texts = [*TEXTS, "Title: " + "long " * 40]
+    together = np.array(encoder(pa.table({"text": texts}))["embedding"].to_pylist())
+    assert together.shape == (4, 16)
+    for text, embedding in zip(texts, together, strict=True):
+        assert np.allclose(encoder(pa.table({"text": [text]}))["embedding"][0].as_py(), embedding, atol=1e-5)
+    assert not np.allclose(together[0], together[1], atol=1e-3)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
