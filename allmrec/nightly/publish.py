@@ -133,9 +133,15 @@ class Run:
         return digest
 
     def published(self) -> dict[str, Any] | None:
-        """The log entry that made this run visible, or None."""
+        """The log entry that made this run visible, or None.
+
+        A run that was killed right behind its entry has left an old `latest.json`; it is brought up to date.
+        """
         manifest = self._published_manifest()
-        return self._entry_since(manifest) if manifest else None
+        entry = self._entry_since(manifest) if manifest else None
+        if entry:
+            refresh_latest(self.storage)
+        return entry
 
     def publish(self, num_shards: int, audited: Mapping[int, str], lease: Lease | None = None) -> dict[str, Any]:
         """Make the run visible, and the current one; returns its log entry. Publishing again changes nothing.

@@ -8,7 +8,7 @@
 set -euo pipefail
 [ $# -gt 0 ] || { echo "usage: $0 COMMAND..." >&2; exit 2; }
 
-if ! command -v radosgw ceph-mon ceph-osd ceph >/dev/null; then
+if ! type -P radosgw ceph-mon ceph-osd ceph >/dev/null; then
     apt-get update -qq
     DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends radosgw ceph-mon ceph-osd >/dev/null
 fi

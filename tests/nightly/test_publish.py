@@ -6,6 +6,7 @@ import json
 import pickle
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import date
 from functools import partial
 from threading import Event, Thread
@@ -16,9 +17,9 @@ import pytest
 
 from allmrec.artifacts import sha256
 from allmrec.nightly.lease import RunHeld, hold_lease
-from allmrec.nightly.log import LATEST, load_json, publish_entry, roll_back
+from allmrec.nightly.log import LATEST, last_number, load_json, publish_entry, roll_back
 from allmrec.nightly.publish import Run
-from allmrec.storage import Entry, Storage
+from allmrec.storage import Entry, LocalStorage, Storage
 from tests.nightly.conftest import DAY, Shop
 from tests.s3_fixtures import together
 
@@ -29,6 +30,8 @@ IDENTITY = {"bundle": "v1", "config": {"top_k": 5, "ranker": "llm"}}
 def nightly(storage: Storage, shop: Shop, run_date: date = DAY, lease_s: float = 60) -> dict[str, Any]:
     """What the nightly job does, without its models."""
     run = Run.open(storage, run_date, IDENTITY)
+    if entry := run.published():
+        return entry
     with hold_lease(storage, run_date, lease_s) as lease:
         for shard in sorted(set(range(shop.num_shards)) - run.finished_shards()):
             assert run.commit_shard(shard, shop.table(shard, run.run_id, run_date), {"users": 1})
@@ -242,80 +245,116 @@ def test_without_leases_the_protocol_is_still_right(storage: Storage, shop: Shop
     assert_whole(storage, load_json(storage, LATEST), shop)
 
 
-class Killed(BaseException):
-    """Not an Exception, so that nothing tidies up as after an error."""
+class Watched(Storage):
+    """Hands every operation to `around(key, writes, operation)`, which may do something else."""
 
-
-class Mortal(Storage):
-    """A storage whose process dies at its k-th writing operation, before or after the store has done it."""
-
-    def __init__(self, inner: Storage, die_at: int, after: bool):
-        self.inner, self.uri, self.die_at, self.after, self.count = inner, inner.uri, die_at, after, 0
+    def __init__(self, inner: Storage, around: Callable[[str, bool, Callable[[], Any]], Any]):
+        self.inner, self.uri, self.around = inner, inner.uri, around
 
     def at(self, key: str) -> Storage:
-        return _Below(self, key)
-
-    def mortally(self, key: str, operation: Callable[[], Any]) -> Any:
-        if key.endswith(".beat"):  # written by the clock: not at a point that can be counted
-            return operation() if self.count < self.die_at else None
-        self.count += 1
-        if self.count == self.die_at and self.after:
-            operation()
-        if self.count >= self.die_at:
-            raise Killed
-        return operation()
+        return Watched(self.inner.at(key), self.around)
 
     def write(self, key: str, data: bytes) -> None:
-        self.mortally(key, lambda: self.inner.write(key, data))
+        self.around(key, True, lambda: self.inner.write(key, data))
 
     def create(self, key: str, data: bytes) -> bool:
-        return self.mortally(key, lambda: self.inner.create(key, data))
+        return self.around(key, True, lambda: self.inner.create(key, data))
 
     def copy(self, source: str, target: str) -> None:
-        self.mortally(target, lambda: self.inner.copy(source, target))
+        self.around(target, True, lambda: self.inner.copy(source, target))
 
     def delete(self, key: str) -> None:
-        self.mortally(key, lambda: self.inner.delete(key))
+        self.around(key, True, lambda: self.inner.delete(key))
 
     def read(self, key: str) -> bytes:
-        return self.inner.read(key)
+        return self.around(key, False, lambda: self.inner.read(key))
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
-        return self.inner.list(prefix)
+        return iter(self.around(prefix, False, lambda: list(self.inner.list(prefix))))
 
     def exists(self, key: str) -> bool:
-        return self.inner.exists(key)
+        return self.around(key, False, lambda: self.inner.exists(key))
 
     def arrow(self) -> tuple[Any, str]:
         return self.inner.arrow()
 
 
-class _Below(Mortal):
-    """Dies with the storage above it."""
-
-    def __init__(self, above: Mortal, key: str):
-        self.above, self.inner, self.uri = above, above.inner.at(key), above.inner.at(key).uri
-
-    def mortally(self, key: str, operation: Callable[[], Any]) -> Any:
-        return self.above.mortally(key, operation)
+class Killed(BaseException):
+    """Not an Exception, so that nothing tidies up as after an error."""
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-def test_a_run_killed_at_any_write_resumes_to_the_same_result(storage: Storage, shop: Shop, after: bool) -> None:
+def mortal(storage: Storage, die_at: int) -> Storage:
+    """The storage of a process that is killed when it begins its `die_at`-th write."""
+    writes = itertools.count(1)
+    dead = Event()
+
+    def around(key: str, is_write: bool, operation: Callable[[], Any]) -> Any:
+        if key.endswith(".beat"):  # comes by the clock: not at a point that can be counted
+            return None if dead.is_set() else operation()
+        if is_write and next(writes) == die_at:
+            dead.set()
+        if dead.is_set():
+            raise Killed
+        return operation()
+
+    return Watched(storage, around)
+
+
+def test_a_run_killed_at_any_write_resumes_to_the_same_result(storage: Storage, shop: Shop) -> None:
     lease_s = 0.2
     nightly(storage.at("undisturbed"), shop, lease_s=lease_s)
     expected = visible(storage.at("undisturbed"))
     for die_at in itertools.count(1):
         place = storage.at(f"killed-{die_at}")
         try:
-            nightly(Mortal(place, die_at, after), shop, lease_s=lease_s)
+            nightly(mortal(place, die_at), shop, lease_s=lease_s)
+            break
         except Killed:
             for key in (LATEST, "_log/00000001.json", "run_date=2026-03-01/_SUCCESS"):
                 if place.exists(key):
                     assert_whole(place, load_json(place, key), shop)
-            made = nightly(place, shop, lease_s=lease_s)
-            assert_whole(place, made, shop)
+            assert_whole(place, nightly(place, shop, lease_s=lease_s), shop)
             assert visible(place) == expected, f"killed at write {die_at}"
-        else:
+    assert die_at > 15, "every write of a run was tried"
+
+
+def interrupted(storage: Storage, at: int, act: Callable[[], object]) -> tuple[Storage, Event]:
+    """A storage before whose `at`-th operation somebody else acts; and whether it came to that."""
+    operations = itertools.count(1)
+    acted = Event()
+
+    def around(key: str, is_write: bool, operation: Callable[[], Any]) -> Any:
+        if next(operations) == at:
+            acted.set()
+            act()
+        return operation()
+
+    return Watched(storage, around), acted
+
+
+def test_a_run_that_another_process_publishes_meanwhile_is_published_once(tmp_path, shop: Shop) -> None:
+    for at in itertools.count(1):
+        storage = LocalStorage(tmp_path / str(at))
+        run = Run.open(storage, DAY, IDENTITY)
+        for shard in range(shop.num_shards):
+            run.commit_shard(shard, shop.table(shard, run.run_id))
+        audited = audit(run, shop)
+        slow, met = interrupted(storage, at, lambda run=run, audited=audited: run.publish(shop.num_shards, audited))
+        entry = replace(run, storage=slow).publish(shop.num_shards, audited)
+        assert [found.key for found in storage.list("_log/")] == ["_log/00000001.json"], f"before operation {at}"
+        assert load_json(storage, LATEST) == entry
+        if not met.is_set():
             break
-    assert die_at > 15, "every operation of a run was tried"
+    assert at > 10, "every operation of publishing was tried"
+
+
+def test_an_older_copy_never_stays_latest(tmp_path, shop: Shop) -> None:
+    nightly(LocalStorage(tmp_path), shop)
+    for at in itertools.count(1):
+        storage = LocalStorage(tmp_path)
+        slow, met = interrupted(storage, at, lambda storage=storage: roll_back(storage, DAY))
+        roll_back(slow, DAY)
+        assert load_json(storage, LATEST)["n"] == last_number(storage), f"before operation {at}"
+        if not met.is_set():
+            break
+    assert at > 5, "every operation of a rollback was tried"
