@@ -33,6 +33,7 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     """Replace every gradient by the sum over the workers: one all-reduce for all of them."""
     if not dist.is_initialized():
         return
+    parameters = list(parameters)
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     flat = summed(torch.cat([gradient.flatten() for gradient in gradients]))
     for parameter, part in zip(parameters, flat.split([g.numel() for g in gradients]), strict=True):

@@ -56,6 +56,8 @@ def start_ray(config: Config) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**quiet)
         return
+    # Nobody takes this machine away, and the watcher for that is a process more to start.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # Ray's CPUs are slots: a machine with fewer cores than workers runs them all, slower.
     needed = math.ceil(config.workers.num_workers * config.workers.cpus_per_worker)
     ray.init(num_cpus=max(os.cpu_count() or 1, needed), include_dashboard=False, **quiet)
@@ -110,8 +112,8 @@ def fit(context: Context, verb: str, loop: Loop, loop_config: dict[str, Any], to
         except train.TrainingFailedError as error:
             for failure in getattr(error, "worker_failures", {}).values():
                 cause = getattr(failure, "_base_exc", failure)
-                if isinstance(cause, ValueError):  # the user's to mend: without the workers' stack
-                    raise cause from None
+                if isinstance(cause, ValueError):  # the user's to mend
+                    raise cause from error
             raise
         finally:
             queue.put(None)

@@ -1,0 +1,60 @@
+"""Equations 2 to 6 against numbers worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from allmrec.alignment.losses import Losses, stage1_losses
+from allmrec.alignment.network import AlignmentNetwork
+
+
+def linear(layer: torch.nn.Linear, weight: list[list[float]], bias: list[float]) -> None:
+    layer.weight.data = torch.tensor(weight)
+    layer.bias.data = torch.tensor(bias)
+
+
+@pytest.fixture
+def network() -> AlignmentNetwork:
+    """d = 1, text dimension 1, d' = 2; large pre-activations, where GELU is the identity to six digits."""
+    network = AlignmentNetwork(1, 1, 2)
+    linear(network.item_encoder[0], [[1.0], [2.0]], [10.0, 10.0])
+    linear(network.item_decoder, [[0.5, 0.25]], [-7.0])
+    linear(network.text_encoder[0], [[2.0], [1.0]], [10.0, 10.0])
+    linear(network.text_decoder, [[1.0, -1.0]], [0.5])
+    return network
+
+
+def test_the_losses_are_those_worked_out_by_hand(network):
+    items, texts = torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [0.0]])
+    x, positive = torch.tensor([[0.3], [0.3]]), torch.tensor([True, False])
+    losses = stage1_losses(network, items, texts, x, positive)
+    # Row 1: e = (11, 12), q = (16, 13), E' = 1.5, Q' = 3.5. Row 2: e = (12, 14), q = (10, 10), E' = 2.5, Q' = 0.5.
+    assert losses.matching.item() == pytest.approx((25 + 1) / 2 + (4 + 16) / 2)
+    assert losses.item_recon.item() == pytest.approx(0.5**2 + 0.5**2)
+    assert losses.text_recon.item() == pytest.approx(0.5**2 + 0.5**2)
+    sigmoid = [1 / (1 + math.exp(-0.3 * back)) for back in (1.5, 2.5)]
+    assert losses.rec.item() == pytest.approx(-2 * (math.log(sigmoid[0]) + math.log(1 - sigmoid[1])), rel=1e-5)
+
+
+def test_the_recommendation_loss_is_in_the_teachers_units(network):
+    """Standardised inputs, but s(x, E') takes E' as the teacher scales it."""
+    network.item_mean, network.item_scale = torch.tensor([5.0]), torch.tensor(4.0)
+    losses = stage1_losses(
+        network, torch.tensor([[9.0]]), torch.tensor([[3.0]]), torch.tensor([[0.1]]), torch.tensor([True])
+    )
+    # (9 - 5) / 4 = 1, back to 1.5, in the teacher's units 1.5 * 4 + 5 = 11
+    assert losses.item_recon.item() == pytest.approx(0.25)
+    assert losses.rec.item() == pytest.approx(2 * math.log(1 + math.exp(-1.1)), rel=1e-5)
+
+
+def test_the_total_is_equation_6():
+    losses = Losses(*(torch.tensor(value) for value in (1.0, 10.0, 100.0, 1000.0)))
+    assert losses.total(alpha=0.5, beta=0.2).item() == 1 + 5 + 20 + 1000
+
+
+def test_gradients_reach_every_weight_and_nothing_else(network):
+    items, texts, x = torch.randn(6, 1), torch.randn(6, 1), torch.randn(6, 1)
+    stage1_losses(network, items, texts, x, torch.arange(6) < 3).total(0.5, 0.5).backward()
+    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in network.parameters())
+    assert items.grad is None and x.grad is None

@@ -1,0 +1,77 @@
+"""A small finished run for the tests of the training verbs: tables written by hand, no other verb needed."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from allmrec.artifacts import seal, shard_name, write_shard
+from allmrec.hashing import shard_of
+from allmrec.storage import Storage, open_storage
+from jobs.config import Config
+from schemas import evaluation_cases, item_text_embeddings, items, sequences
+
+NUM_USERS, NUM_ITEMS, LENGTH = 120, 24, 8
+USER_IDS = [f"user-{row}" for row in range(NUM_USERS)]
+# After item i comes i + 1, after the last comes 1.
+STARTS = np.random.default_rng(0).integers(0, NUM_ITEMS, NUM_USERS)
+HISTORIES = (STARTS[:, None] + np.arange(LENGTH)) % NUM_ITEMS + 1
+
+
+def config(root: Path, **sections: dict) -> Config:
+    """Two workers, one failure allowed; dropout off, the one draw that depends on the number of workers."""
+    teacher = {"dim": 8, "dropout": 0.0, "epochs": 6, "eval_every": 2, "batch_size": 32, "learning_rate": 0.01}
+    settings = {"teacher": teacher, "alignment": {"joint_dim": 8, "epochs": 4, "learning_rate": 0.001}} | sections
+    return Config(name="small", root=str(root), workers={"num_workers": 2, "max_failures": 1}, **settings)
+
+
+def prepare(config: Config) -> Storage:
+    """Write `items`, `sequences`, `evaluation_cases` and `item_text_embeddings` of the run."""
+    storage = open_storage(config.run_uri, config.storage)
+    numbers = np.arange(1, NUM_ITEMS + 1)
+    names = [f"item-{number}" for number in numbers]
+    columns = {"item_id": names, "title": names, "item_index": numbers, "popularity": numbers, "text_hash": names}
+    _write(storage.at("items"), items.SCHEMA, [_table(items.SCHEMA, NUM_ITEMS, columns)])
+    vectors = np.random.default_rng(1).normal(size=(NUM_ITEMS, 6)).astype(np.float32)
+    columns = {"item_id": names, "text_hash": names, "encoder": ["none"] * NUM_ITEMS, "embedding": vectors.tolist()}
+    schema = item_text_embeddings.schema(6)
+    _write(storage.at("item_text_embeddings"), schema, [_table(schema, NUM_ITEMS, columns)])
+
+    shards = shard_of(pa.array(USER_IDS), 2)
+    order = np.argsort(USER_IDS)
+    dealt = [order[shards[order] == shard] for shard in range(2)]
+    negatives = (HISTORIES[:, -2:-1] + np.arange(3, 12)) % NUM_ITEMS + 1
+    candidates = np.concatenate([HISTORIES[:, -2:-1], negatives], axis=1)
+    for name, schema, columns in (
+        ("sequences", sequences.SCHEMA, {"item_index": HISTORIES, "timestamp": HISTORIES}),
+        (
+            "evaluation_cases",
+            evaluation_cases.SCHEMA,
+            {
+                "target": candidates[:, 0],
+                "history_length": np.full(NUM_USERS, LENGTH - 2),
+                "candidates": candidates,
+                "split": np.full(NUM_USERS, "valid"),
+                "protocol": np.full(NUM_USERS, "random"),
+                "warm": np.ones(NUM_USERS, bool),
+                "cold": np.zeros(NUM_USERS, bool),
+            },
+        ),
+    ):
+        columns["user_id"] = np.array(USER_IDS)
+        tables = [_table(schema, len(rows), {key: column[rows] for key, column in columns.items()}) for rows in dealt]
+        _write(storage.at(name), schema, tables)
+    return storage
+
+
+def _table(schema: pa.Schema, rows: int, columns: dict) -> pa.Table:
+    values = [np.asarray(columns.get(field.name, [None] * rows)).tolist() for field in schema]
+    arrays = [pa.array(column, field.type) for column, field in zip(values, schema, strict=True)]
+    return pa.table(arrays, schema=schema)
+
+
+def _write(storage: Storage, schema: pa.Schema, tables: list[pa.Table]) -> None:
+    files = {
+        shard_name(shard): write_shard(storage, schema, shard_name(shard), table) for shard, table in enumerate(tables)
+    }
+    seal(storage, "table", "by hand", files)
