@@ -11,12 +11,13 @@ import time
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
+import ray.data
 
 from allmrec.artifacts import read_manifest, read_table, seal, shard_name, unseal, write_shard
 from allmrec.data.catalogue import UNTITLED, Catalogue
 from allmrec.storage import Storage
 from allmrec.text.encoder import TextEncoder, encoder_identity, model_folder, refuse_not_finite, to_lists
+from jobs.datasets import tables
 from jobs.step import Context, Facts, Step
 from jobs.workers import start_ray
 from schemas import item_text_embeddings
@@ -35,7 +36,7 @@ def run(context: Context) -> Facts:
     new = wanted.filter(pc.invert(pc.is_in(wanted["text_hash"], known["text_hash"])))
     started = time.monotonic()
     encoded = encode(context, _first_of_each_text(new), encoder)
-    seconds = time.monotonic() - started
+    seconds = max(time.monotonic() - started, 1e-9)
 
     # The old embeddings are read by now; should the writing be cut short, all are encoded again.
     unseal(target)
@@ -71,7 +72,6 @@ def encode(context: Context, texts: pa.Table, encoder: str) -> list[pa.Table]:
         return []
     model_folder(config.text)  # a wrong name ends here in one line, and not in an actor
     start_ray(config)
-    ray.data.DataContext.get_current().enable_progress_bars = False
     workers = config.workers
     dataset = ray.data.from_arrow(blocks).map_batches(
         TextEncoder,
@@ -83,18 +83,18 @@ def encode(context: Context, texts: pa.Table, encoder: str) -> list[pa.Table]:
         num_gpus=workers.gpus_per_worker,
     )
     with context.console.progress("embed", len(texts)) as bar:
-        for batch in dataset.iter_batches(batch_format="pyarrow", batch_size=None):
+        for batch in tables(dataset):
             refuse_not_finite(batch["item_id"], _matrix(batch["embedding"]), encoder)
             encoded.append(batch.select(["text_hash", "embedding"]))
             bar.advance(len(batch))
     return encoded
 
 
-def write_embeddings(storage: Storage, wanted: pa.Table, tables: list[pa.Table], encoder: str) -> Facts:
+def write_embeddings(storage: Storage, wanted: pa.Table, embedded: list[pa.Table], encoder: str) -> Facts:
     """Write each item's embedding, in the order of `wanted`; returns the files' entries for `seal`."""
-    tables = [table for table in tables if len(table)]
-    rows_ND = np.concatenate([_matrix(table["embedding"]) for table in tables])
-    hashes = pa.chunked_array([chunk for table in tables for chunk in table["text_hash"].chunks])
+    embedded = [table for table in embedded if len(table)]
+    rows_ND = np.concatenate([_matrix(table["embedding"]) for table in embedded])
+    hashes = pa.chunked_array([chunk for table in embedded for chunk in table["text_hash"].chunks])
     rows = pc.index_in(wanted["text_hash"], hashes).to_numpy()
     files = {}
     for shard, start in enumerate(range(0, len(wanted), ROWS_PER_FILE)):

@@ -10,6 +10,7 @@ from typing import Literal
 
 import polars as pl
 import pyarrow as pa
+import typer
 from pydantic import ValidationError
 
 from allmrec.artifacts import to_parquet
@@ -31,7 +32,6 @@ def sample_data(
     seed: int = 0,
     dirty: float = 0.0,
     format: Format = "parquet",
-    s3: S3Config | None = None,
 ) -> dict[str, int]:
     """Write the store below `output` (a folder or an S3 prefix).
 
@@ -47,13 +47,13 @@ def sample_data(
         )
     except ValidationError as error:
         raise ValueError(f"sample-data: {one_line(error)}") from None
-    return write_sample(output, config, format, s3)
+    return write_sample(output, config, format)
 
 
 def write_sample(
     uri: str, config: SampleConfig, format: Format = "parquet", s3: S3Config | None = None
 ) -> dict[str, int]:
-    """As `sample_data`, from a config."""
+    """As `sample_data`, from a config; `s3` says how to reach the store, if it is one."""
     storage, tastes = open_storage(uri, s3), draw_tastes(config)
     rows = {}
     for domain in DOMAINS:
@@ -85,3 +85,7 @@ def _to_json_lines(table: pa.Table, config: SampleConfig) -> bytes:
     lines = frame.with_columns(times).write_ndjson()
     broken = round(config.dirty_fraction * len(frame) / 10) if times else 0
     return (lines + "".join(f"{line}\n" for line in broken_lines(broken))).encode()
+
+
+if __name__ == "__main__":
+    typer.run(sample_data)

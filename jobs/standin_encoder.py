@@ -2,7 +2,7 @@
 
     allmrec standin encoder --config jobs/configs/demo.yaml
 
-It lies in `<root>/<name>/standin_encoder/`; `text.model` may name that folder. Run `prepare` before it.
+It lies in `<root>/<name>/models/encoder/`; `text.model` may name that folder. Run `prepare` before it.
 """
 
 import tempfile
@@ -16,7 +16,7 @@ from jobs.step import Context, Facts, Step
 
 def run(context: Context) -> Facts:
     texts = Catalogue.read(context.artifact("items")).texts[1:]
-    target, files = context.artifact("standin_encoder"), {}
+    target, files = context.artifact("models/encoder"), {}
     with tempfile.TemporaryDirectory() as folder:
         build_encoder(texts, folder, context.config.seed)
         unseal(target)
@@ -32,7 +32,7 @@ def plan(context: Context) -> Facts:
     return {"texts": read_manifest(context.artifact("items")).rows}
 
 
-STEP = Step("standin encoder", sections=(), inputs=("items",), outputs=("standin_encoder",), run=run, plan=plan)
+STEP = Step("standin encoder", sections=(), inputs=("items",), outputs=("models/encoder",), run=run, plan=plan)
 
 if __name__ == "__main__":
     from jobs.cli import main

@@ -66,7 +66,7 @@ def write_items(config: Config, titles: list[str | None]) -> None:
 def embedded(tmp_path_factory) -> Iterator[Path]:
     """A root with a run whose items are embedded."""
     root = tmp_path_factory.mktemp("root")
-    config = config_in(root, root / "run/standin_encoder")
+    config = config_in(root, root / "run/models/encoder")
     write_items(config, TITLES)
     execute(standin_encoder.STEP, config, Console())
     assert execute(embed.STEP, config, Console())
@@ -78,7 +78,7 @@ def embedded(tmp_path_factory) -> Iterator[Path]:
 def config(embedded, tmp_path) -> Config:
     """A run of the test's own, its items embedded."""
     shutil.copytree(embedded, tmp_path, dirs_exist_ok=True)
-    return config_in(tmp_path, embedded / "run/standin_encoder")
+    return config_in(tmp_path, embedded / "run/models/encoder")
 
 
 def test_every_item_is_embedded(config):
@@ -112,7 +112,7 @@ def test_a_changed_title_encodes_that_item_only(config):
 
 def test_nan_names_the_item_and_leaves_the_old_embeddings(config, tmp_path):
     digest = manifest_of(config).digest
-    spoilt = config_in(tmp_path, tmp_path / "run/standin_encoder")
+    spoilt = config_in(tmp_path, tmp_path / "run/models/encoder")
     weights = f"{spoilt.text.model}/model.safetensors"
     save_file({"embedding.weight": torch.full_like(load_file(weights)["embedding.weight"], torch.nan)}, weights)
     with pytest.raises(ValueError, match=r"NaN or infinity for item 'i0' and 3 more"):
@@ -142,7 +142,7 @@ def test_a_dry_run_counts_and_writes_nothing(config, capsys):
 
 
 def test_the_standin_is_the_same_each_time(config):
-    storage = open_storage(config.run_uri).at("standin_encoder")
+    storage = open_storage(config.run_uri).at("models/encoder")
     digest = read_manifest(storage).digest
     assert execute(standin_encoder.STEP, config, Console(), force=True)
     assert read_manifest(storage).digest == digest
