@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from allmrec.cf.teacher import Teacher, TeacherConfig, build_teacher, represent
 from allmrec.data.sequences import Sequences
 from allmrec.distributed import own, place, sum_gradients, summed
+from allmrec.evaluation.metrics import METRICS, measure
 from allmrec.hashing import draws, key64
 from allmrec.negatives import draw_negatives
 
@@ -42,28 +43,23 @@ class ValidationCases:
         table = table.filter((pc.field("split") == "valid") & (pc.field("protocol") == "random"))
         users = pc.index_in(table.column("user_id"), value_set=sequences.user_ids).to_numpy()
         lengths = table.column("history_length").to_numpy().astype(np.int64)
-        # A user who has seen nearly everything has fewer negatives: such rows end in zeros.
-        counts = pc.list_value_length(table.column("candidates")).to_numpy()
-        candidates = np.zeros((len(counts), counts.max(initial=0)), dtype=np.int32)
-        candidates[np.arange(candidates.shape[1]) < counts[:, None]] = pc.list_flatten(table.column("candidates"))
-        return cls(sequences.take(users).shortened(lengths), candidates)
+        candidates = pc.list_flatten(table.column("candidates")).to_numpy()
+        return cls(sequences.take(users).shortened(lengths), candidates.reshape(len(users), -1 if len(users) else 0))
 
     def __len__(self) -> int:
         return len(self.candidates)
 
 
 def validate(teacher: Teacher, cases: ValidationCases) -> dict[str, float]:
-    """Hit@1 and NDCG@10 over all workers' shares of the cases. A tie counts against the target."""
+    """Hit@1 and NDCG@10, over all workers' shares of the cases."""
     mine = own(np.arange(len(cases)))
     teacher.eval()
     x_BD = represent(teacher, cases.histories.take(mine))
-    candidates_BC = torch.from_numpy(cases.candidates[mine]).long().to(x_BD.device)
     with torch.inference_mode():
-        score_BC = teacher.scores(x_BD, candidates_BC)
-    ahead_B = ((score_BC[:, 1:] >= score_BC[:, :1]) & (candidates_BC[:, 1:] > 0)).sum(1)
-    gain_B = torch.where(ahead_B < 10, 1 / torch.log2(ahead_B + 2.0), 0.0)
-    total = summed(torch.stack([(ahead_B == 0).sum(), gain_B.sum()]).double()) / len(cases)
-    return {"valid_hit@1": total[0].item(), "valid_ndcg@10": total[1].item()}
+        score_BC = teacher.scores(x_BD, torch.from_numpy(cases.candidates[mine]).long().to(x_BD.device))
+    values_M = measure(score_BC.cpu().numpy(), cases.candidates[mine]).sum(axis=0)
+    mean_M = summed(torch.from_numpy(values_M).to(x_BD.device)) / len(cases)
+    return {f"valid_{name}": mean_M[METRICS.index(name)].item() for name in ("hit@1", "ndcg@10")}
 
 
 class TeacherTraining:

@@ -106,10 +106,19 @@ def test_the_softmax_is_cross_entropy_over_target_and_negatives(sequences):
     assert run._loss(users, 0).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_tie_counts_against_the_target():
-    sequences = ragged([[1, 2, 3, 4]])
-    run = TeacherTraining(FAST, sequences, 4, ValidationCases(ragged([[]]), np.array([[3, 1, 2]])), 0)
-    assert validate(run.teacher, run.cases) == {"valid_hit@1": 0.0, "valid_ndcg@10": pytest.approx(0.5)}
+def test_cases_are_the_validation_split_with_random_negatives_in_any_order_of_users():
+    sequences = ragged([[1, 2, 3, 4], [5, 6], [7, 8, 9]])
+    columns = {
+        "user_id": ["user-2", "user-0", "user-0", "user-0"],
+        "history_length": [1, 2, 2, 3],
+        "candidates": [[8, 1, 2], [3, 1, 0], [3, 5, 6], [4, 7, 8]],
+        "split": ["valid", "valid", "valid", "test"],
+        "protocol": ["random", "random", "matched", "random"],
+    }
+    cases = ValidationCases.from_table(pa.table(columns), sequences)
+    assert cases.histories.items.tolist() == [7, 1, 2] and cases.candidates.tolist() == [[8, 1, 2], [3, 1, 0]]
+    none = ValidationCases.from_table(pa.table(columns).slice(3), sequences)
+    assert len(none) == 0 and len(none.histories) == 0
 
 
 def test_nothing_to_learn_from_is_an_error():
