@@ -28,7 +28,6 @@ def deepspeed_config(config: ProjectionConfig, placement: Placement, passes: int
     if placement == "sharded":
         zero |= {
             "stage3_param_persistence_threshold": 10 * token_dim,  # biases and norms stay whole: not worth a message
-            "stage3_prefetch_bucket_size": token_dim**2,
         }
     return {
         # Only their product counts, and the batches are ours: gradients are averaged over workers and passes.

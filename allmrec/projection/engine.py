@@ -87,7 +87,7 @@ def set_moments(engine: Any, module: nn.Module, found: dict[str, dict[str, torch
         for name, parameter in module.named_parameters():
             value = found[moment][name].to(engine.device)
             if hasattr(parameter, "ds_id"):  # setting it as a whole fails where the workers' parts are not equal
-                size = parameter.ds_tensor.numel()
+                size = _local(parameter).numel()
                 padded = F.pad(value.flatten(), (0, size * world - value.numel()))
                 safe_set_local_optimizer_state(parameter, padded[rank * size : (rank + 1) * size], moment)
             else:
@@ -108,7 +108,8 @@ def checksum(module: nn.Module) -> int:
 
 
 def _local(parameter: nn.Parameter) -> torch.Tensor:
-    return parameter.ds_tensor if hasattr(parameter, "ds_id") else parameter  # type: ignore[return-value]
+    """What of the weight lies on this worker: its part, or all of it."""
+    return getattr(parameter, "ds_tensor", parameter)
 
 
 def _loading_in_shards(config: dict[str, Any]) -> Any:

@@ -47,7 +47,8 @@ class Projectors(nn.Module):
         """
         for network, inputs in ((self.user, x_BD), (self.item, e_IJ)):
             first, activation, last = network
-            _standardise(first, inputs, len(first.weight) ** 0.5)
+            assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
+            _standardise(first, inputs, first.out_features**0.5)
             _standardise(last, activation(first(inputs)), norm)
 
 

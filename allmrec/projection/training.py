@@ -25,7 +25,7 @@ from allmrec.llm.loading import hidden_states, vocabulary_logits
 from allmrec.projection.deepspeed_config import Placement
 from allmrec.projection.engine import checksum, moments, set_moments, start_engine, weights, whole
 from allmrec.projection.examples import Batch, Examples
-from allmrec.projection.projectors import ProjectionConfig, fresh_projectors
+from allmrec.projection.projectors import ProjectionConfig, Projectors, fresh_projectors
 
 _CALIBRATION = 4096  # users and items that the projectors' start is fitted to
 
@@ -33,7 +33,7 @@ _CALIBRATION = 4096  # users and items that the projectors' start is fitted to
 class Stage2Model(nn.Module):
     """The frozen LLM and the projectors in one module, as DeepSpeed wants them."""
 
-    def __init__(self, llm: nn.Module, projectors: nn.Module, padding: int):
+    def __init__(self, llm: Any, projectors: Projectors, padding: int):
         super().__init__()
         self.llm, self.projectors, self.padding = llm, projectors, padding
 

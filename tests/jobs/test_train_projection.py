@@ -1,0 +1,210 @@
+"""The verb `train-projection`: two workers of Ray Train under ZeRO-3; one dies and the result is the same."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+
+from allmrec.alignment.network import AlignmentNetwork, save_alignment
+from allmrec.artifacts import read_manifest, seal
+from allmrec.cf.teacher import build_teacher, save_teacher
+from allmrec.llm.loading import LLMConfig, load_llm
+from allmrec.projection.engine import whole
+from allmrec.projection.projectors import load_projectors
+from allmrec.projection.training import ProjectionTraining
+from allmrec.storage import Storage
+from jobs import train_projection
+from jobs.config import Config
+from jobs.console import Console
+from jobs.step import execute
+from tests.jobs import training_run
+from tests.llm.conftest import llm, tokenizer
+
+__all__ = ["llm", "tokenizer"]
+pytestmark = pytest.mark.e2e
+
+undisturbed = train_projection.loop
+STEPS, DIES_AT = 4, 3  # 120 users in batches of 35, of which workers have unequal shares
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray():
+    yield
+    ray.shutdown()
+
+
+def digest(model: torch.nn.Module) -> str:
+    """sha256 over the bytes of all weights, gathered from the workers where they are cut."""
+    with whole(model.parameters()):
+        found = hashlib.sha256()
+        for name, parameter in model.named_parameters():
+            found.update(name.encode() + parameter.detach().cpu().numpy().tobytes())
+    return found.hexdigest()
+
+
+def observed(settings: dict) -> dict:
+    """The loop, writing down what becomes of the LLM and of each round; the last worker dies once if told to."""
+    folder = Path(settings["projectors"].uri)
+    notes: dict = {"losses": []}
+    load, rounds, train_step = (
+        train_projection.load_placed_llm,
+        ProjectionTraining.rounds,
+        ProjectionTraining.train_step,
+    )
+
+    def loading(config: LLMConfig):
+        notes["llm"] = load(config)
+        notes["before"] = digest(notes["llm"])
+        return notes["llm"]
+
+    def noting_rounds(self: ProjectionTraining):
+        notes["first"] = self.step
+        for numbers in rounds(self):
+            notes["losses"].append(numbers["loss"])
+            yield numbers
+
+    def noting_step(self: ProjectionTraining, users, epoch):
+        if self.step == DIES_AT and (folder / "dies").exists() and torch.distributed.get_rank() == 1:
+            (folder / "dies").unlink()
+            os._exit(1)
+        total = train_step(self, users, epoch)
+        model = self.engine.module
+        notes["trained"] = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        notes["gradients of the LLM"] = sum(parameter.grad is not None for parameter in model.llm.parameters())
+        notes["cut"] = {
+            name: parameter.ds_tensor.numel() / parameter.ds_numel
+            for name, parameter in model.llm.named_parameters()
+            if parameter.ds_numel > 1000  # all matrices
+        }
+        return total
+
+    train_projection.load_placed_llm = loading
+    ProjectionTraining.rounds, ProjectionTraining.train_step = noting_rounds, noting_step
+    facts = undisturbed(settings)
+    notes["after"] = digest(notes.pop("llm"))
+    if torch.distributed.get_rank() == 0:
+        (folder / "notes.json").write_text(json.dumps(notes))
+    return facts
+
+
+@pytest.fixture(scope="module")
+def models(llm, tokenizer, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "llm"
+    llm.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def prepared(root: Path, models: Path, num_workers: int) -> tuple[Config, Storage]:
+    config = training_run.config(
+        root,
+        llm={"name": str(models)},
+        prompt={"max_history": 4},
+        projection={
+            "batch_size": 35,
+            "max_prompts_per_pass": 10,
+            "epochs": 1,
+            "num_candidates": 4,
+            "learning_rate": 0.003,
+            "checkpoint_every_steps": 1,
+        },
+    )
+    workers = config.workers.model_copy(update={"num_workers": num_workers})
+    config = config.model_copy(update={"workers": workers})
+    storage = training_run.prepare(config)
+    torch.manual_seed(0)
+    teacher = build_teacher(config.teacher, training_run.NUM_ITEMS)
+    sections, facts = config.model_dump(mode="json"), {"num_items": training_run.NUM_ITEMS}
+    seal(storage.at("teacher"), "teacher", "by hand", save_teacher(storage.at("teacher"), teacher), sections, facts)
+    network = AlignmentNetwork(8, 6, 8)
+    e_NJ, q_NJ = torch.randn(2, training_run.NUM_ITEMS + 1, 8)
+    files = save_alignment(storage.at("alignment"), network, e_NJ, q_NJ)
+    seal(storage.at("alignment"), "alignment", "by hand", files)
+    return config, storage
+
+
+def trained(root: Path, models: Path, num_workers: int, dies: bool = False) -> tuple[Storage, dict]:
+    config, storage = prepared(root, models, num_workers)
+    folder = Path(storage.at("projectors").uri)
+    folder.mkdir(parents=True)
+    if dies:
+        (folder / "dies").touch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_projection, "loop", observed)
+        assert execute(train_projection.STEP, config, Console(log_json=True))
+    assert not (folder / "dies").exists()
+    return storage, json.loads((folder / "notes.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def calm(models, tmp_path_factory) -> tuple[Storage, dict]:
+    return trained(tmp_path_factory.mktemp("calm"), models, num_workers=2)
+
+
+def test_the_frozen_llm_is_bit_identical_afterwards(calm, models):
+    storage, notes = calm
+    assert notes["before"] == notes["after"] == digest(load_llm(LLMConfig(name=str(models))))
+    facts = read_manifest(storage.at("projectors")).facts
+    assert facts["llm"] == train_projection.model_identity(str(models), None), "nor is its folder touched"
+
+
+def test_only_the_projectors_carry_gradients_and_the_llm_is_cut_in_two(calm):
+    notes = calm[1]
+    networks = [f"projectors.{part}.{layer}" for part in ("user", "item") for layer in (0, 2)]
+    assert sorted(notes["trained"]) == sorted(f"{name}.{kind}" for name in networks for kind in ("weight", "bias"))
+    assert notes["gradients of the LLM"] == 0
+    assert len(notes["cut"]) >= 14 and set(notes["cut"].values()) == {0.5}
+
+
+def test_the_projectors_moved_and_can_be_read(calm):
+    storage, notes = calm
+    projectors = load_projectors(storage.at("projectors"))
+    assert projectors.user(torch.randn(3, 8)).shape == projectors.item(torch.randn(3, 8)).shape == (3, 32)
+    facts = read_manifest(storage.at("projectors")).facts
+    assert len(notes["losses"]) == facts["steps"] == STEPS and notes["first"] == 0
+    assert facts["prompts"] == training_run.NUM_USERS and facts["placement"] == "sharded"
+    assert not list(storage.at("checkpoints/train-projection").root.iterdir())
+
+
+def test_two_workers_train_what_one_with_the_joined_batch_trains(calm, models, tmp_path):
+    storage, notes = trained(tmp_path, models, num_workers=1)
+    assert notes["losses"][0] == pytest.approx(calm[1]["losses"][0], abs=1e-5)
+    assert notes["losses"] == pytest.approx(calm[1]["losses"], abs=1e-4)
+    together, alone = (load_projectors(place.at("projectors")).state_dict() for place in (calm[0], storage))
+    for name, weight in together.items():
+        torch.testing.assert_close(weight, alone[name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_killed_workers_training_resumes_and_ends_where_an_undisturbed_one_does(calm, models, tmp_path):
+    storage, notes = trained(tmp_path, models, num_workers=2, dies=True)
+    assert 0 < notes["first"] < STEPS, "it went on from a checkpoint"
+    assert notes["losses"] == pytest.approx(calm[1]["losses"][notes["first"] :], abs=1e-6)
+    shaken, undisturbed_run = (load_projectors(place.at("projectors")).state_dict() for place in (storage, calm[0]))
+    for name, weight in undisturbed_run.items():
+        torch.testing.assert_close(shaken[name], weight, rtol=0, atol=1e-6)
+    facts, expected = (read_manifest(place.at("projectors")).facts for place in (storage, calm[0]))
+    assert facts["losses"] == expected["losses"] and facts["frozen_checksum"] == expected["frozen_checksum"]
+
+
+def test_the_plan_counts_tokens_and_memory_and_touches_nothing(models, tmp_path, capsys):
+    config, storage = prepared(tmp_path, models, num_workers=2)
+    before = [entry.key for entry in storage.list()]
+    execute(train_projection.STEP, config, Console(log_json=True), dry_run=True)
+    plan = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert plan["prompts"] == training_run.NUM_USERS and plan["steps"] == STEPS
+    parameters = sum(parameter.numel() for parameter in load_llm(LLMConfig(name=str(models))).parameters())
+    assert plan["llm_parameters"] == parameters
+    assert 30 < plan["tokens_per_prompt"] < 200
+    assert plan["tokens_per_epoch"] == pytest.approx(plan["tokens_per_prompt"] * plan["prompts"], rel=0.02)
+    assert [entry.key for entry in storage.list()] == before
+
+
+def test_an_llm_that_is_not_there_is_named(models, tmp_path):
+    config, _ = prepared(tmp_path, models, num_workers=2)
+    config = config.model_copy(update={"llm": LLMConfig(name=str(tmp_path / "nowhere"))})
+    with pytest.raises(ValueError, match="nowhere"):
+        execute(train_projection.STEP, config, Console(log_json=True), dry_run=True)

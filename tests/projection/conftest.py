@@ -1,0 +1,67 @@
+"""Thirty users of a dozen items, a tiny LLM in a folder, and a process group of one."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch import distributed as dist
+
+from allmrec.cf.teacher import Teacher, TeacherConfig, build_teacher
+from allmrec.data.sequences import Sequences, offsets_of
+from allmrec.llm.prompt import PromptBuilder, PromptConfig, Titles
+from tests.llm.conftest import llm, titles_array, tokenizer
+
+__all__ = ["llm", "tokenizer"]
+
+NUM_ITEMS, NUM_USERS = 12, 30
+TITLES = ["Moonfall", "Moonfall Chronicles", "The Last Garden", "Garden", "Deluxe Edition of the Last Garden", "II"]
+
+
+@pytest.fixture(scope="session")
+def builder(tokenizer) -> PromptBuilder:
+    titles = Titles.tokenise(titles_array([*TITLES, *(title + " II" for title in TITLES)]), tokenizer, 24)
+    return PromptBuilder(PromptConfig(max_history=4), tokenizer, titles, soft=True, max_tokens=480)
+
+
+@pytest.fixture(scope="session")
+def sequences() -> Sequences:
+    """Training parts; the first user has no item, the second only one."""
+    random = np.random.default_rng(0)
+    lengths = np.concatenate([[0, 1], random.integers(2, 8, NUM_USERS)])
+    items = np.concatenate([random.permutation(NUM_ITEMS)[:length] + 1 for length in lengths]).astype(np.int32)
+    return Sequences(pa.array([f"user-{row}" for row in range(len(lengths))]), offsets_of(lengths), items)
+
+
+@pytest.fixture(scope="session")
+def teacher() -> Teacher:
+    torch.manual_seed(0)
+    return build_teacher(TeacherConfig(dim=8), NUM_ITEMS).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def joint() -> torch.Tensor:
+    e_NJ = torch.randn(NUM_ITEMS + 1, 6, generator=torch.Generator().manual_seed(0))
+    e_NJ[0] = 0
+    return e_NJ
+
+
+@pytest.fixture(scope="session")
+def llm_folder(llm, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("llm")
+    llm.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory):
+    """A process group of one."""
+    os.environ["LOCAL_RANK"] = "0"
+    dist.init_process_group(
+        "gloo", init_method=f"file://{tmp_path_factory.mktemp('group')}/group", rank=0, world_size=1
+    )
+    yield
+    dist.destroy_process_group()
+    del os.environ["LOCAL_RANK"]
