@@ -10,10 +10,11 @@ import time
 from collections import Counter
 from typing import Any
 
-import ray.data
+import pyarrow.compute as pc
 
 from allmrec.artifacts import describe, read_manifest, seal, unseal
 from allmrec.bundle import check_items, check_llm, latest_bundle, read_description
+from allmrec.data.catalogue import UNTITLED, Catalogue
 from allmrec.data.sequences import num_shards
 from allmrec.evaluation.cases import PROTOCOLS, SPLITS
 from allmrec.evaluation.metrics import summarise
@@ -21,7 +22,7 @@ from allmrec.evaluation.report import FIGURES, Report, figure, render
 from allmrec.evaluation.shards import EvaluateShards
 from allmrec.llm.loading import model_identity
 from jobs.cli import main
-from jobs.datasets import tables
+from jobs.datasets import pooled, tables
 from jobs.step import Context, Facts, Step
 from jobs.workers import start_ray
 
@@ -59,11 +60,8 @@ def run(context: Context) -> Facts:
     for name, data in files.items():
         target.write(name, data)
         context.storage.write(name, data)
-    facts = {
-        "cases": sum(cost["cases"] for cost in costs.values()),
-        "seconds": round(seconds, 1),
-        **speed(costs),
-    }
+    scored = sum(cost["cases"] for cost in costs.values())
+    facts = {"cases": scored, "cases/s": round(scored / seconds, 1), **speed(costs)}
     entries = {name: describe(data) for name, data in files.items()}
     seal(target, "evaluation", context.made_by, entries, context.resolved(*STEP.sections), {"bundle": version, **facts})
 
@@ -75,14 +73,8 @@ def score(context: Context, version: str) -> list[dict[str, Any]]:
     """One row a shard, by shard; see `EvaluateShards`."""
     config, count = context.config, num_shards(context.artifact("evaluation_cases"))
     start_ray(config)
-    dataset = ray.data.range(count, override_num_blocks=count).map_batches(
-        EvaluateShards,
-        fn_constructor_args=(context.storage, version, config.llm, config.evaluation.systems, config.seed),
-        batch_size=1,
-        concurrency=min(config.workers.num_workers, count),
-        num_cpus=config.workers.cpus_per_worker,
-        num_gpus=config.workers.gpus_per_worker,
-    )
+    arguments = (context.storage, version, config.llm, config.evaluation.systems, config.seed)
+    dataset = pooled(range(count), EvaluateShards, arguments, config.workers)
     rows: list[dict[str, Any]] = []
     with context.console.progress("evaluate", count) as bar:
         for table in tables(dataset):
@@ -115,11 +107,16 @@ def speed(costs: dict[str, Counter[str]]) -> Facts:
 
 
 def data_facts(context: Context) -> dict[str, int]:
-    """The numbers of paper Table 2, and what preparation left out."""
-    sequences = read_manifest(context.artifact("sequences"))
-    facts = {name: sequences.facts[name] for name in ("users", "items", "interactions")}
-    cases = read_manifest(context.artifact("evaluation_cases")).rows // (len(SPLITS) * len(PROTOCOLS))
-    return {**facts, "evaluated users": cases}
+    """The numbers of paper Table 2, and what preparation left out or had to make up."""
+    sizes = read_manifest(context.artifact("sequences")).facts
+    titles = Catalogue.read(context.artifact("items")).titles
+    cases = read_manifest(context.artifact("evaluation_cases")).rows
+    return {
+        **{name: sizes[name] for name in ("users", "items", "interactions")},
+        "evaluated users": cases // (len(SPLITS) * len(PROTOCOLS)),
+        "rejected rows": read_manifest(context.artifact("rejected")).rows,
+        "items without a title": pc.sum(pc.equal(titles, UNTITLED)).as_py(),
+    }
 
 
 def show(context: Context, metrics: list[dict[str, Any]]) -> None:
@@ -142,7 +139,7 @@ def plan(context: Context) -> Facts:
 STEP = Step(
     "evaluate",
     sections=("evaluation", "llm"),
-    inputs=("bundle", "evaluation_cases", "sequences", "items"),
+    inputs=("bundle", "evaluation_cases", "sequences", "items", "rejected"),
     outputs=("evaluation",),
     run=run,
     plan=plan,

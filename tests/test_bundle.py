@@ -98,7 +98,7 @@ def test_damage_to_any_file_is_refused_by_name(run, version):
         with pytest.raises(ValueError, match=key.rpartition("/")[2]):
             load_bundle(run, version)
         run.delete(key)
-        with pytest.raises(ValueError, match="missing|no such bundle"):
+        with pytest.raises(ValueError, match=r"missing|no such bundle"):
             load_bundle(run, version)
         run.write(key, data)
     load_bundle(run, version)

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from allmrec.data.sequences import Sequences
-from allmrec.hashing import draws, hash_strings, key64, uniforms
+from allmrec.hashing import draws, hash_strings, key64, mix64
 from allmrec.scorer import Scorer
 
 NEED_LLM = frozenset({"llm-only", "a-llmrec", "a-llmrec-sbert"})
@@ -43,7 +43,7 @@ class Cases:
         assert users.null_count == 0, "every case is of a user of its shard"
         lists = pa.concat_arrays([pa.array([], pa.list_(pa.int32())), *table.column("candidates").chunks])
         lengths = np.diff(lists.offsets.to_numpy())
-        candidates = lists.flatten().to_numpy().reshape(len(lists), -1 if len(lists) else 1)
+        candidates = lists.flatten().to_numpy().reshape(len(lists), -1 if len(lists) else 1).copy()
         assert (lengths == candidates.shape[1]).all()
         return cls(
             user_ids,
@@ -116,7 +116,8 @@ class Systems:
         return scores_BC
 
     def random(self, cases: Cases) -> np.ndarray:
-        return uniforms(cases.hashes, key64(self.seed, _SCORES), cases.candidates_BC.shape[1])
+        key = key64(self.seed, _SCORES)
+        return mix64(cases.hashes[:, None] ^ mix64(cases.candidates_BC.astype(np.uint64) ^ key))
 
     def popularity(self, cases: Cases) -> np.ndarray:
         return self.scorer.bundle.catalogue.popularity[cases.candidates_BC]

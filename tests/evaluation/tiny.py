@@ -17,10 +17,14 @@ from allmrec.hashing import shard_of
 from allmrec.projection.projectors import fresh_projectors, save_projectors
 from allmrec.storage import Storage, open_storage
 from jobs.config import Config
-from schemas import evaluation_cases, items, sequences
+from schemas import evaluation_cases, items, rejected, sequences
 
 NUM_ITEMS, NUM_USERS, NUM_SHARDS, JOINT = 40, 60, 3, 6
-TITLES: list[str | None] = [f"Moonfall {n}" for n in range(NUM_ITEMS - 3)] + ["The Last Garden", "The Last Garden", None]
+TITLES: list[str | None] = [f"Moonfall {n}" for n in range(NUM_ITEMS - 3)] + [
+    "The Last Garden",
+    "The Last Garden",
+    None,
+]
 
 
 def tiny_config(root: Path, **sections: Any) -> Config:
@@ -60,6 +64,7 @@ def write_tiny_run(config: Config, llm: Any, tokenizer: Any) -> Storage:
         }
     )
     _seal_table(run.at("items"), "items", items.SCHEMA, [item_table])
+    _seal_table(run.at("rejected"), "rejected", rejected.SCHEMA, [rejected.SCHEMA.empty_table()])
 
     user_ids = pa.array(sorted(f"user-{n:02d}" for n in range(NUM_USERS)))
     lists = [rng.choice(NUM_ITEMS, rng.integers(2, 8), replace=False) + 1 for _ in range(NUM_USERS)]

@@ -1,0 +1,104 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from allmrec.data.catalogue import Catalogue
+from allmrec.data.sequences import Sequences
+from allmrec.evaluation.cases import EvaluationConfig, draw_cases
+from schemas import evaluation_cases, items, sequences
+
+NUM_ITEMS = 200
+CONFIG = EvaluationConfig(num_negatives=9, matched_window=15)
+
+
+def shop(num_items=NUM_ITEMS):
+    """Item 1 is the most popular; popularity falls with the index."""
+    rows = [
+        {"item_id": f"i{index}", "item_index": index, "popularity": num_items - index + 1, "text_hash": ""}
+        for index in range(1, num_items + 1)
+    ]
+    return Catalogue.from_table(pa.Table.from_pylist(rows, items.SCHEMA))
+
+
+def crowd(count=300, seed=0):
+    random = np.random.default_rng(seed)
+    histories = [random.integers(1, NUM_ITEMS + 1, length).tolist() for length in random.integers(1, 12, count)]
+    rows = [
+        {"user_id": f"u{number:04d}", "item_index": history, "timestamp": [0] * len(history)}
+        for number, history in enumerate(histories)
+    ]
+    return Sequences.from_table(pa.Table.from_pylist(rows, sequences.SCHEMA)), {
+        row["user_id"]: row["item_index"] for row in rows
+    }
+
+
+def test_every_case_holds_what_the_schema_says():
+    users, histories = crowd()
+    table = draw_cases(users, shop(), CONFIG, seed=3)
+    assert table.schema == evaluation_cases.SCHEMA
+    cases = table.to_pylist()
+    evaluable = [user for user, items_ in histories.items() if len(items_) >= 3]
+    assert [case["user_id"] for case in cases] == [user for user in evaluable for _ in range(4)]
+    assert {(case["split"], case["protocol"]) for case in cases[:4]} == {
+        (split, protocol) for split in ("valid", "test") for protocol in ("random", "matched")
+    }
+    for case in cases:
+        history = histories[case["user_id"]]
+        assert case["history_length"] == len(history) - {"test": 1, "valid": 2}[case["split"]]
+        assert case["target"] == history[case["history_length"]]
+        target, *negatives = case["candidates"]
+        assert target == case["target"]
+        assert len(negatives) == 9 == len(set(negatives))
+        assert not set(negatives) & {0, *history}
+        if case["protocol"] == "matched":
+            assert max(abs(negative - target) for negative in negatives) <= 15
+        assert case["warm"] == (target <= 70)  # 35 % of 200
+        assert case["cold"] == (target > 130)
+
+
+def test_random_negatives_come_from_everywhere():
+    users, _ = crowd()
+    cases = draw_cases(users, shop(), CONFIG, seed=3).to_pylist()
+    drawn = [item for case in cases if case["protocol"] == "random" for item in case["candidates"][1:]]
+    assert 95 < np.mean(drawn) < 106  # 100.5 expected, standard error 0.8
+
+
+def test_splits_and_protocols_are_drawn_apart():
+    users, _ = crowd()
+    by_kind: dict = {}
+    for case in draw_cases(users, shop(), CONFIG, seed=3).to_pylist():
+        by_kind.setdefault((case["split"], case["protocol"]), []).append(case["candidates"][1:])
+    valid, test = np.array(by_kind["valid", "random"]), np.array(by_kind["test", "random"])
+    assert (valid == test).mean() < 0.03
+
+
+def test_a_users_cases_do_not_hang_on_the_others():
+    users, _ = crowd()
+    whole = draw_cases(users, shop(), CONFIG, seed=3)
+    parts = [draw_cases(users.take(part), shop(), CONFIG, seed=3) for part in np.array_split(np.arange(300), 7)]
+    assert pa.concat_tables(parts).combine_chunks().equals(whole.combine_chunks())
+    assert not draw_cases(users, shop(), CONFIG, seed=4).equals(whole)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 1.0])
+def test_a_sample_is_the_same_part_of_any_whole(fraction):
+    users, _ = crowd(3000)
+    sample = draw_cases(users, shop(), CONFIG, 3, fraction)
+    assert abs(sample.num_rows / draw_cases(users, shop(), CONFIG, 3).num_rows - fraction) < 0.04
+    smaller = draw_cases(users, shop(), CONFIG, 3, fraction / 2).column("user_id").to_pylist()
+    assert set(smaller) <= set(sample.column("user_id").to_pylist())
+    alone = draw_cases(users.take(np.arange(100)), shop(), CONFIG, 3, fraction)
+    assert alone.equals(sample.slice(0, alone.num_rows))
+
+
+def test_a_tiny_catalogue_runs_out_of_items():
+    rows = [{"user_id": "u", "item_index": [1, 2, 3], "timestamp": [0] * 3}]
+    users = Sequences.from_table(pa.Table.from_pylist(rows, sequences.SCHEMA))
+    for case in draw_cases(users, shop(5), CONFIG, seed=0).to_pylist():
+        assert case["candidates"][0] == case["target"]
+        assert sorted(case["candidates"][1:]) == [0] * 7 + [4, 5]
+
+
+def test_nobody_to_evaluate():
+    users, _ = crowd()
+    assert draw_cases(users.take(np.flatnonzero(users.lengths < 3)), shop(), CONFIG, 0).num_rows == 0

@@ -1,0 +1,106 @@
+"""The report: says what was measured of which models, and no name gets markup into it."""
+
+import re
+import shutil
+import subprocess
+from collections import Counter
+from html.parser import HTMLParser
+
+import pytest
+
+from allmrec.evaluation.metrics import METRICS
+from allmrec.evaluation.report import Report, figure, render
+
+HOSTILE = "</title><script>alert('x')</script><img src=x onerror=alert(1)>{{ 7 * 7 }}\"'&"
+SYSTEMS = ("random", "teacher", "a-llmrec")
+
+
+def report(name: str = "demo", model: str = "runs/demo/standin_llm", stderr: float | None = 0.01) -> Report:
+    metrics = [
+        {"system": system, "protocol": protocol, "subset": subset, "metric": metric}
+        | {"value": 0.1 + number / 10, "stderr": stderr, "count": 900 if subset == "all" else 300, "seed": 7}
+        for number, system in enumerate(SYSTEMS)
+        for protocol in ("random", "matched", "swap")
+        for subset in ("all", "warm")
+        for metric in METRICS
+    ]
+    bundle = {
+        "version": "0123456789ab",
+        "code": "0.1.0",
+        "dependencies": {"torch": "2.13.0"},
+        "config": {"teacher": {"model": "sasrec"}},
+        "models": {
+            "llm": {"name": model, "identity": "e" * 64},
+            "text": {"name": "sentence-transformers/x", "identity": "x@main"},
+        },
+        "facts": {"teacher": {"ndcg@10": 0.4321, "note": name}, "items": {}, "alignment": {"losses": [3.0, 2.0]}},
+    }
+    costs = {
+        "teacher": Counter(cases=900, seconds=0.5),
+        "a-llmrec": Counter(cases=900, seconds=30.0, tokens=90_000, padding=10_000, dropped_history=17, cut_titles=3),
+    }
+    data = {"users": 1000, "items": 200, "interactions": 12_345, "items without a title": 4}
+    return Report(name, 7, 0.05, bundle, data, metrics, costs)
+
+
+class Tags(HTMLParser):
+    def __init__(self, page: str):
+        super().__init__()
+        self.tags, self.words = Counter(), []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags[tag] += 1
+        assert not any(name.startswith("on") for name, _ in attributes)
+        for name, value in attributes:
+            assert name not in ("src", "href") or value.startswith("data:"), "the page loads nothing"
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_it_names_the_models_and_the_numbers():
+    text = " ".join(Tags(render(report())).words)
+    text = re.sub(r"\s+", " ", text)
+    for words in (
+        "runs/demo/standin_llm",
+        "sentence-transformers/x",
+        "12,345",
+        "12.35",
+        "0.300 ± 0.010",
+        "0123456789ab",
+    ):
+        assert words in text, words
+    assert "900 cases" in text and "300 cases" in text
+    assert "10.0 %" in text, "padding"
+    assert "0.4321" in text, "what training said"
+    assert "fewest" not in text, "no table for a subset without cases"
+
+
+def test_hostile_names_inject_nothing():
+    benign, hostile = Tags(render(report())), Tags(render(report(HOSTILE, HOSTILE)))
+    assert hostile.tags == benign.tags
+    assert HOSTILE in " ".join(hostile.words) and "49" not in "".join(hostile.words)
+
+
+def test_the_same_evaluation_makes_the_same_page():
+    assert render(report()) == render(report())
+
+
+def test_figures():
+    rows = report().metrics
+    assert figure(rows, "teacher", "random", "all", "hit@1") == "0.200 ± 0.010"
+    assert figure(report(stderr=None).metrics, "teacher", "random", "all", "hit@1") == "0.200"
+    assert figure(rows, "teacher", "random", "cold", "hit@1") == "–"
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium")
+def test_a_browser_draws_the_plots_and_runs_nothing(tmp_path):
+    page = render(report(HOSTILE)).replace("</body>", "<script>document.title = 'ran'</script></body>")
+    (tmp_path / "report.html").write_text(page)
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    done = subprocess.run(
+        [*command, "--dump-dom", str(tmp_path / "report.html")], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.count('<img src="data:image/svg+xml') == 2
+    assert "<title>ran</title>" not in done.stdout, "the page's policy forbids scripts"

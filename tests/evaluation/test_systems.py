@@ -1,0 +1,170 @@
+"""Systems see the same cases, tell their candidates apart by nothing but scores, and the swap swaps."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from allmrec.artifacts import read_table
+from allmrec.data.sequences import Sequences
+from allmrec.evaluation.metrics import measure, summarise
+from allmrec.evaluation.shards import EvaluateShards
+from allmrec.evaluation.systems import Cases, Systems, places
+from allmrec.llm.ranking import Ranker
+
+NAMES = ("random", "popularity", "teacher", "llm-only", "a-llmrec", "a-llmrec-sbert")
+
+
+@pytest.fixture
+def cases(tiny):
+    _, run, _ = tiny
+    table, sequences = read_table(run.at("evaluation_cases"), [0]), Sequences.read(run.at("sequences"), [0])
+    return Cases.select(table, sequences, "test", "random")
+
+
+@pytest.fixture
+def systems(scorer):
+    return Systems(scorer, seed=0)
+
+
+def column_order(cases: Cases, order: np.ndarray) -> Cases:
+    return replace(cases, candidates_BC=cases.candidates_BC[:, order])
+
+
+def test_a_case_has_the_users_history_up_to_its_target(tiny, cases):
+    _, run, _ = tiny
+    rows = {row["user_id"]: row["item_index"] for row in read_table(run.at("sequences"), [0]).to_pylist()}
+    assert len(cases) == sum(len(items) >= 3 for items in rows.values()) > 5
+    for number, user_id in enumerate(cases.user_ids.to_pylist()):
+        history = cases.histories.items[cases.histories.offsets[number] : cases.histories.offsets[number + 1]]
+        assert [*history, cases.candidates_BC[number, 0]] == rows[user_id]
+    assert not (cases.warm_B & cases.cold_B).any() and cases.warm_B.any() and cases.cold_B.any()
+
+
+def test_a_shard_without_cases_has_none(tiny, cases, systems):
+    _, run, _ = tiny
+    table, sequences = read_table(run.at("evaluation_cases"), [0]), Sequences.read(run.at("sequences"), [0])
+    for nobody in (Cases.select(table.slice(0, 0), sequences, "test", "random"), cases.take(np.arange(0))):
+        assert len(nobody) == len(nobody.swapped(0)) == 0 and not list(nobody.blocks(10))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_score_depends_on_the_case_alone(systems, cases, name):
+    """Not on who else is in the batch."""
+    whole = systems.score(name, cases)
+    assert whole.shape == cases.candidates_BC.shape
+    for rows in (np.array([3]), np.array([4, 1])):
+        np.testing.assert_allclose(systems.score(name, cases.take(rows)), whole[rows], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["random", "popularity", "teacher"])
+def test_a_score_belongs_to_its_candidate_wherever_it_stands(systems, cases, name):
+    order = np.random.default_rng(0).permutation(cases.candidates_BC.shape[1])
+    moved = systems.score(name, column_order(cases, order))
+    np.testing.assert_allclose(moved, systems.score(name, cases)[:, order], atol=1e-6)
+
+
+def test_popularity_and_teacher_are_what_they_say(systems, cases, scorer):
+    popularity = scorer.bundle.catalogue.popularity
+    assert systems.score("popularity", cases)[2, 5] == popularity[cases.candidates_BC[2, 5]]
+    x = scorer.represent(cases.histories)[2]
+    expected = float(x @ scorer.teacher.item_embeddings[int(cases.candidates_BC[2, 5])])
+    assert systems.score("teacher", cases)[2, 5] == pytest.approx(expected, abs=1e-5)
+
+
+def test_all_llms_are_shown_one_shuffled_order(systems, cases, monkeypatch):
+    shown = {}
+
+    def spy(ranker, histories, candidates, soft=None):
+        shown[len(shown)] = candidates.copy()
+        return np.log(np.full(candidates.shape, 1 / candidates.shape[1])).astype(np.float32) - candidates * 0.01
+
+    monkeypatch.setattr(Ranker, "log_probabilities", spy)
+    scores = [systems.score(name, cases) for name in ("llm-only", "a-llmrec", "a-llmrec-sbert")]
+    for one in scores:  # the scores come back to the table's order: here a smaller index is a better score
+        assert (np.argsort(-one, axis=1) == np.argsort(cases.candidates_BC, axis=1)).all()
+    for other in (1, 2):
+        np.testing.assert_array_equal(shown[0], shown[other])
+    np.testing.assert_array_equal(np.sort(shown[0], axis=1), np.sort(cases.candidates_BC, axis=1))
+    place = (shown[0] == cases.candidates_BC[:, :1]).argmax(axis=1)
+    assert len(set(place)) > 3, "the target stands anywhere"
+
+
+def test_identical_titles_are_ordered_by_the_teacher_in_a_llmrec_and_tied_in_llm_only(systems, cases):
+    """Items 38 and 39 are both `The Last Garden`."""
+    one = cases.take(np.arange(4))
+    pair = np.array([38, 39], dtype=np.int32)
+    one = replace(one, candidates_BC=np.concatenate([np.tile(pair, (4, 1)), one.candidates_BC[:, 2:]], axis=1))
+    teacher, alone = systems.score("teacher", one), systems.score("llm-only", one)
+    np.testing.assert_array_equal(alone[:, 0], alone[:, 1])
+    joint = systems.score("a-llmrec", one)
+    np.testing.assert_array_equal(np.sign(joint[:, 0] - joint[:, 1]), np.sign(teacher[:, 0] - teacher[:, 1]))
+
+
+def test_systems_differ_in_what_they_put_into_the_slots(systems, cases, scorer):
+    scores = {name: systems.score(name, cases) for name in NAMES}
+    for name in NAMES:
+        for other in NAMES:
+            assert name == other or not np.array_equal(places(scores[name]), places(scores[other]))
+
+
+def test_the_swap_gives_everyone_somebody_elses_history_and_nothing_else(cases):
+    swapped = cases.swapped(seed=0)
+    assert swapped.user_ids.equals(cases.user_ids)
+    np.testing.assert_array_equal(swapped.candidates_BC, cases.candidates_BC)
+    mine, theirs = cases.user_ids.to_pylist(), swapped.histories.user_ids.to_pylist()
+    assert sorted(theirs) == sorted(mine), "every history is used once"
+    assert all(one != other for one, other in zip(mine, theirs, strict=True))
+    assert theirs == cases.swapped(seed=0).histories.user_ids.to_pylist()
+    assert len(cases.take(np.array([0])).swapped(0)) == 0
+
+
+def test_only_personal_systems_feel_the_swap(systems, cases):
+    swapped = cases.swapped(seed=0)
+    for name in NAMES:
+        same = np.array_equal(systems.score(name, swapped), systems.score(name, cases))
+        assert same == (name in ("random", "popularity")), name
+
+
+def test_nan_is_refused_with_the_users_name(systems, cases, monkeypatch):
+    broken = np.zeros(cases.candidates_BC.shape)
+    broken[1, 3] = np.nan
+    monkeypatch.setitem(systems.by_name, "teacher", lambda _: broken)
+    with pytest.raises(ValueError, match=f"teacher gave NaN or inf for users.*{re.escape(cases.user_ids[1].as_py())}"):
+        systems.score("teacher", cases)
+
+
+def test_no_candidate_may_score_minus_infinity(systems, cases):
+    holes = cases.candidates_BC.copy()
+    holes[:, -3:] = 0
+    for name in NAMES:
+        scores = systems.score(name, replace(cases, candidates_BC=holes))
+        assert np.isfinite(measure(scores, holes)).all()
+
+
+def test_random_gets_chance():
+    user_ids = pa.array([f"u{n}" for n in range(20_000)])
+    nothing = Sequences(user_ids, np.zeros(20_001, dtype=np.int64), np.zeros(0, dtype=np.int32))
+    candidates = np.tile(np.arange(1, 21, dtype=np.int32), (20_000, 1))
+    cases = Cases(user_ids, nothing, candidates, np.ones(20_000, bool), np.zeros(20_000, bool))
+    hits = measure(Systems(None, seed=0).score("random", cases), candidates)[:, 0].mean()
+    assert abs(hits - 0.05) < 4 * np.sqrt(0.05 * 0.95 / 20_000)
+
+
+def test_shards_are_scored_alone_and_all_cases_are_counted(tiny):
+    config, run, version = tiny
+    evaluate = EvaluateShards(run, version, config.llm, ["random", "teacher", "a-llmrec"], seed=0)
+    together = [row for table in evaluate({"id": np.arange(3)}) for row in table.to_pylist()]
+    alone = [next(evaluate({"id": np.array([shard])})).to_pylist()[0] for shard in (2, 0, 1)]
+    for row in alone:
+        assert row["sums"] == together[row["shard"]]["sums"]
+    assert sum(row["users"] for row in together) == 60
+    metrics = summarise(row for shard in together for row in shard["sums"])
+    users = Sequences.read(run.at("sequences"))
+    for row in metrics:
+        if row["subset"] == "all":
+            assert row["count"] == (users.lengths >= 3).sum()
+    costs = [cost for row in together for cost in row["costs"]]
+    assert {cost["system"] for cost in costs if cost["tokens"]} == {"a-llmrec"}

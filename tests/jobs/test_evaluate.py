@@ -1,0 +1,99 @@
+"""`bundle` and `evaluate` on Ray: metrics.json, the report and the table, whatever the number of workers."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+import ray
+
+from allmrec.artifacts import MANIFEST, read_manifest
+from allmrec.bundle import latest_bundle
+from jobs import bundle, evaluate
+from jobs.console import Console
+from jobs.step import execute
+from tests.evaluation.tiny import NUM_USERS, tiny_config, write_tiny_run
+from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stop_ray() -> Iterator[None]:
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory, llm, tokenizer):  # noqa: F811
+    config = tiny_config(tmp_path_factory.mktemp("tiny"))
+    run = write_tiny_run(config, llm, tokenizer)
+    execute(bundle.STEP, config, Console(log_json=True))
+    return config, run
+
+
+def events(capsys, name: str) -> list[dict]:
+    lines = map(json.loads, capsys.readouterr().out.splitlines())
+    return [line for line in lines if line["event"] == name]
+
+
+def test_evaluate(config, capsys):
+    config, run = config
+    console = Console(log_json=True)
+    execute(evaluate.STEP, config, console, dry_run=True)
+    (planned,) = events(capsys, "plan")
+    assert planned["up to date"] is False and not run.exists("metrics.json")
+
+    assert execute(evaluate.STEP, config, console)
+    out = capsys.readouterr().out
+    metrics = json.loads(run.read("metrics.json"))
+    systems = list(config.evaluation.systems)
+    assert {tuple(row) for row in metrics} == {
+        ("system", "protocol", "subset", "metric", "value", "stderr", "count", "seed")
+    }
+    assert len(metrics) == len(systems) * 3 * 3 * 4
+    assert [row["system"] for row in json.loads(out.splitlines()[-2])["rows"]] == systems
+    assert planned["cases"] == sum(
+        row["count"] for row in metrics if (row["subset"], row["metric"]) == ("all", "hit@1")
+    )
+    done = json.loads(out.splitlines()[-1])
+    assert done["tokens/s of a worker"] > 0 and 0 <= done["padding %"] < 100
+
+    page = run.read("report.html").decode()
+    assert config.llm.name in page and f"<td>{NUM_USERS}</td>" in page and latest_bundle(run) in page
+    for name in ("metrics.json", "report.html"):
+        assert run.read(name) == run.read(f"evaluation/{name}")
+    assert read_manifest(run.at("evaluation")).facts["bundle"] == latest_bundle(run)
+
+    assert not execute(evaluate.STEP, config, console), "nothing has changed"
+    more = config.model_copy(update={"workers": config.workers.model_copy(update={"num_workers": 2})})
+    assert execute(evaluate.STEP, more, console, force=True)
+    assert json.loads(run.read("metrics.json")) == metrics, "two workers, the same numbers"
+
+
+def test_only_the_systems_asked_for(config):
+    config, run = config
+    some = tiny_config(run.root.parent, evaluation={"systems": ["teacher", "random"]})
+    execute(evaluate.STEP, some, Console(log_json=True))
+    assert {row["system"] for row in json.loads(run.read("metrics.json"))} == {"teacher", "random"}
+
+
+def test_another_llm_is_refused(config, tmp_path):
+    config, _ = config
+    other = config.model_copy(update={"llm": config.llm.model_copy(update={"name": str(tmp_path)})})
+    with pytest.raises(ValueError, match="trained into the LLM"):
+        execute(evaluate.STEP, other, Console(log_json=True))
+
+
+def test_bundle_points_to_its_version_and_is_skipped_when_nothing_changed(config, capsys):
+    config, run = config
+    assert run.exists(f"bundles/{latest_bundle(run)}/bundle.json")
+    assert not execute(bundle.STEP, config, Console(log_json=True))
+    execute(bundle.STEP, config, Console(log_json=True), dry_run=True)
+    assert events(capsys, "plan")[0]["up to date"] is True
+    assert read_manifest(run.at("bundle")).facts["version"] == latest_bundle(run)
+
+
+def test_evaluate_waits_for_the_bundle(tmp_path, capsys):
+    execute(evaluate.STEP, tiny_config(tmp_path), Console(log_json=True), dry_run=True)
+    assert "bundle" in events(capsys, "plan")[0]["waits for"]
+    with pytest.raises(ValueError, match="run the step that writes it first"):
+        execute(evaluate.STEP, tiny_config(tmp_path), Console(log_json=True))
+    assert not (tmp_path / "tiny" / "evaluation" / MANIFEST).exists()
