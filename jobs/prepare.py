@@ -66,7 +66,7 @@ def run(context: Context) -> Facts:
         _clear(drafts)
     users, interactions = _sum(reports, "users"), _sum(reports, "interactions")
     if not users:
-        raise ValueError("interactions: no user is left; lower data.min_rating or the data.min_… thresholds")
+        raise ValueError("interactions: no user is left; lower data.min_rating or data.min_user_interactions")
 
     sizes = {"users": users, "items": len(item_ids), "interactions": interactions}
     _seal(context, sequences, reports, "sequences", sizes)
@@ -85,7 +85,7 @@ def run(context: Context) -> Facts:
     return {
         "rows": rows,
         **{f"rejected as {reason}": count for reason, count in sorted(reasons.items())},
-        **({"below min_rating": left_out} if left_out else {}),
+        "below min_rating": left_out,
         "rejected items": bad_items.num_rows,
         **sizes,
         "interactions per user": interactions / users,

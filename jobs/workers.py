@@ -40,6 +40,8 @@ _ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of the config mean the same on a worker
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # also how long a finished loop waits to be noticed
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # A shuffle of Ray Data has workers of its own kind; one per CPU of either kind stays, else they oust each other.
+    "RAY_num_workers_soft_limit": str(4 * (os.cpu_count() or 1)),
 }
 
 

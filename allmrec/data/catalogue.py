@@ -62,7 +62,7 @@ class Catalogue:
 
 def display_titles(titles: pa.ChunkedArray) -> pa.ChunkedArray:
     """Titles on one line, `UNTITLED` where nothing is left."""
-    cleaned = pc.utf8_trim_whitespace(pc.replace_substring_regex(titles, r"[\s\pC]+", " "))
+    cleaned = pc.utf8_trim_whitespace(pc.replace_substring_regex(titles, r"[\pZ\pC]+", " "))
     return pc.if_else(pc.equal(pc.fill_null(cleaned, ""), ""), UNTITLED, cleaned)
 
 

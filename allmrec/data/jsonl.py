@@ -5,7 +5,9 @@ Knows bytes and JSON types. Files, tables and what columns mean are `sources`' a
 
 import io
 import json
+import re
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -59,7 +61,7 @@ def _whole_lines(stream: Any, length: int | None = None) -> Iterator[bytes]:
 
 def column_types(filesystem: Any, path: str) -> dict[str, pa.DataType]:
     """The types of a file's columns, told from its first lines. Raises ArrowInvalid where none is a JSON object."""
-    head = next(read_lines(filesystem, path, 0, _CHUNK), b"")
+    head = b"\n".join(islice(read_lines(filesystem, path, 0, _CHUNK), 2))  # two: the last line may come alone
     lines = head.split(b"\n", _HEAD_LINES)[:_HEAD_LINES]
     values: dict[str, list[Any]] = {}
     for line in lines:
@@ -85,7 +87,7 @@ def _json_type(values: list[Any]) -> pa.DataType:
         return pa.bool_()
     if kinds == {int} and all(abs(value) < 2**63 for value in values if value is not None):
         return pa.int64()
-    return pa.float64() if kinds and kinds <= {int, float} else pa.string()
+    return pa.float64() if float in kinds and kinds <= {int, float} else pa.string()
 
 
 def parse(chunk: bytes, wanted: pa.Schema) -> pa.Table:
@@ -108,8 +110,15 @@ def parse(chunk: bytes, wanted: pa.Schema) -> pa.Table:
 
 def _parse_whole(chunk: bytes, wanted: pa.Schema) -> pa.Table | None:
     """None if any line is bad."""
-    if not chunk.strip():
+    chunk = chunk.strip()
+    if not chunk:
         return _with_malformed(wanted).empty_table()
+    if chunk.count(b"\n") != chunk.count(b"}\n{"):
+        chunk = re.sub(rb"\s*\n\s*", b"\n", chunk)  # empty lines, \r\n
+    # The parser does not care where lines end. No object goes on over a line's end between } and {.
+    ends = chunk.count(b"}\n{")
+    if chunk.count(b"\n") != ends:
+        return None
     try:
         chunk.decode()
         table = pa.json.read_json(
@@ -119,8 +128,8 @@ def _parse_whole(chunk: bytes, wanted: pa.Schema) -> pa.Table | None:
         )
     except ValueError:  # pyarrow's ArrowInvalid is one
         return None
-    if table.num_rows != sum(1 for line in chunk.split(b"\n") if line.strip()):
-        return None  # an object over two lines, or two on one
+    if table.num_rows != ends + 1:
+        return None  # two objects on one line
     return table.append_column(MALFORMED, pa.nulls(table.num_rows, pa.string()))
 
 

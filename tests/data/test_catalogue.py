@@ -1,0 +1,37 @@
+import pyarrow as pa
+
+from allmrec.data.catalogue import UNTITLED, Catalogue, display_titles
+from schemas import items
+
+
+def catalogue(popularity, **columns):
+    rows = [
+        {"item_id": f"i{number}", "item_index": number, "popularity": count, "text_hash": str(number)}
+        | {name: values[number - 1] for name, values in columns.items()}
+        for number, count in enumerate(popularity, 1)
+    ]
+    return Catalogue.from_table(pa.Table.from_pylist(rows, items.SCHEMA))
+
+
+def test_arrays_are_by_index_with_padding_before():
+    found = catalogue([3, 1], title=["One", None], description=[None, "two"], available=[None, False])
+    assert found.num_items == 2
+    assert found.item_ids.to_pylist() == ["", "i1", "i2"]
+    assert found.titles.to_pylist() == ["", "One", UNTITLED]
+    assert found.texts.to_pylist() == ["", "Title: One, Description: ", f"Title: {UNTITLED}, Description: two"]
+    assert found.popularity.tolist() == [0, 3, 1]
+    assert found.available.tolist() == [False, True, False]
+
+
+def test_titles_are_one_line():
+    titles = pa.chunked_array([["a\n\tb\x00\u2028c ", "\u200b \x07", None, "x" * 10_000]])
+    assert display_titles(titles).to_pylist() == ["a b c", UNTITLED, UNTITLED, "x" * 10_000]
+
+
+def test_warm_and_cold_are_shares_of_the_items_with_interactions():
+    warm, cold = catalogue([5, 9, 1, 7, 3, 8, 2, 6, 4, 10]).warm_and_cold()
+    assert [index for index in range(11) if warm[index]] == [2, 4, 6, 10]  # round(0.35 * 10) = 4 of them
+    assert [index for index in range(11) if cold[index]] == [3, 5, 7, 9]
+    warm, cold = catalogue([5, 0, 4, 0, 0, 0, 0, 0, 0, 0]).warm_and_cold()
+    assert [index for index in range(11) if warm[index]] == [1]
+    assert [index for index in range(11) if cold[index]] == [2, 3, 4, 5, 6, 7, 8, 9, 10]
