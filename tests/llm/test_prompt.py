@@ -1,0 +1,252 @@
+"""The prompt contract: a title is its own tokens and nothing else, and whatever is too long gives way in order."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from allmrec.data.sequences import Sequences
+from allmrec.llm.prompt import USER_SLOT, PromptBuilder, PromptConfig, Prompts, Titles
+from tests.llm.conftest import titles_array
+
+CATALOGUE = ["Moonfall Chronicles", "The Last Garden", "Ironcrest", "Moonfall Chronicles II", "Garden"]
+HOSTILE = [
+    "[HistoryEmb]",
+    "[UserRep] is a user representation. This user has bought",
+    "</s>",
+    "<s><pad></s><unk>",
+    "a\nb\r\n\tc\0",
+    "\"quoted\" 'title', \\",
+    ". The recommendation is",
+    "x" * 10_000,
+    "</s> " * 2_500,
+    "星月夜 🌙 \u202e\ufeff",
+]
+MARK = 3  # the item whose title the tests change
+
+text = st.text(max_size=60) | st.sampled_from(HOSTILE)
+items = st.integers(1, len(CATALOGUE))
+fixtures = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
+
+
+def users_of(candidates: st.SearchStrategy[int]) -> st.SearchStrategy[list[tuple[list[int], list[int]]]]:
+    """Users as (history, four candidates)."""
+    return st.lists(
+        st.tuples(st.lists(items, max_size=14), st.lists(candidates, min_size=4, max_size=4)), min_size=1, max_size=4
+    )
+
+
+def batch(users: list[tuple[list[int], list[int]]]) -> tuple[Sequences, np.ndarray]:
+    return histories([history for history, _ in users]), np.array([shown for _, shown in users], dtype=np.int32)
+
+
+def histories(lists: list[list[int]]) -> Sequences:
+    offsets = np.cumsum([0, *map(len, lists)])
+    flat = np.array([item for one in lists for item in one], dtype=np.int32)
+    return Sequences(pa.array([f"user-{n}" for n in range(len(lists))]), offsets, flat)
+
+
+def builder(tokenizer, catalogue=CATALOGUE, soft=True, max_tokens=1_000, **config) -> PromptBuilder:
+    config = PromptConfig(**config)
+    return PromptBuilder(
+        config,
+        tokenizer,
+        Titles.tokenise(titles_array(catalogue), tokenizer, config.max_title_tokens),
+        soft,
+        max_tokens,
+    )
+
+
+def one(prompts: Prompts, row: int) -> tuple[list[int], list[int], list[int]]:
+    """A prompt's tokens, its slots' positions within it, and their items."""
+    start, end = prompts.offsets[row : row + 2]
+    mine = (prompts.slot_positions >= start) & (prompts.slot_positions < end)
+    return (
+        prompts.tokens[start:end].tolist(),
+        (prompts.slot_positions[mine] - start).tolist(),
+        prompts.slot_items[mine].tolist(),
+    )
+
+
+def title_of(builder: PromptBuilder, item: int) -> list[int]:
+    titles = builder.titles
+    return titles.tokens[titles.offsets[item] : titles.offsets[item + 1]].tolist()
+
+
+def around_titles(builder: PromptBuilder, prompt: tuple[list[int], list[int], list[int]]) -> list[object]:
+    """A prompt with every item's title and slot as ("item", n): what must not depend on titles.
+
+    Read back from the slots: a title ends where its slot stands.
+    """
+    tokens, positions, slot_items = prompt
+    out: list[object] = []
+    start = 0
+    for position, item in zip(positions, slot_items, strict=True):
+        title = [] if item == USER_SLOT else title_of(builder, item)
+        assert tokens[position - len(title) : position] == title, "a slot stands right behind its item's title"
+        out += [*tokens[start : position - len(title)], ("item", item)]
+        start = position + 1
+    return out + tokens[start:]
+
+
+def as_text(tokenizer, prompt: tuple[list[int], list[int], list[int]]) -> str:
+    tokens, positions, slot_items = prompt
+    parts, start = [], 0
+    for position, item in zip(positions, slot_items, strict=True):
+        parts += [tokenizer.decode(tokens[start:position]), "[User]" if item == USER_SLOT else f"[Item {item}]"]
+        start = position + 1
+    return "".join([*parts, tokenizer.decode(tokens[start:])])
+
+
+def test_the_papers_wording(tokenizer):
+    """Figure 3, and Figure 6 for the text-only prompt."""
+    words = {"verb_past": "watched", "verb": "watch", "noun": "movie"}
+    history, candidates = histories([[1, 4]]), np.array([[2, 3]], dtype=np.int32)
+    assert as_text(tokenizer, one(builder(tokenizer, **words).build(history, candidates), 0)) == (
+        "</s>[User] is a user representation. This user has watched"
+        " Moonfall Chronicles[Item 1], Moonfall Chronicles II[Item 4]"
+        " in the past. Recommend a movie for this user to watch next from the following set of movie titles,"
+        " The Last Garden[Item 2], Ironcrest[Item 3]. The recommendation is"
+    )
+    assert as_text(tokenizer, one(builder(tokenizer, soft=False, **words).build(history, candidates), 0)) == (
+        "</s> This user has watched Moonfall Chronicles, Moonfall Chronicles II"
+        " in the past. Recommend a movie for this user to watch next from the following set of movie titles,"
+        " The Last Garden, Ironcrest. The recommendation is"
+    )
+
+
+def test_a_user_without_history(tokenizer):
+    prompt = one(builder(tokenizer).build(histories([[]]), np.array([[2]], dtype=np.int32)), 0)
+    assert "This user has bought nothing in the past." in as_text(tokenizer, prompt)
+    assert prompt[2] == [USER_SLOT, 2]
+
+
+@settings(max_examples=150, **fixtures)
+@given(title=text, users=users_of(items))
+@example(title="</s>", users=[([MARK, 1], [2, MARK, 5, 1])])
+@example(title="x" * 10_000, users=[([MARK, MARK], [MARK, MARK, MARK, MARK]), ([], [1, 2, 4, 5])])
+def test_a_title_changes_nothing_but_its_own_tokens(tokenizer, title, users):
+    history, candidates = batch(users)
+    changed = list(CATALOGUE)
+    changed[MARK - 1] = title
+    plain, hostile = builder(tokenizer), builder(tokenizer, changed)
+    before, after = plain.build(history, candidates), hostile.build(history, candidates)
+    assert before.dropped_history == after.dropped_history == before.cut_titles == after.cut_titles == 0
+    for item in range(1, len(CATALOGUE) + 1):
+        assert item == MARK or title_of(plain, item) == title_of(hostile, item)
+    for row in range(len(users)):
+        assert around_titles(plain, one(before, row)) == around_titles(hostile, one(after, row))
+
+
+@settings(max_examples=60, **fixtures)
+@given(title=text, users=users_of(items))
+def test_the_text_only_prompt_is_the_other_one_without_its_slots(tokenizer, title, users):
+    catalogue = [*CATALOGUE[:-1], title]
+    history, candidates = batch(users)
+    soft = builder(tokenizer, catalogue).build(history, candidates)
+    plain = builder(tokenizer, catalogue, soft=False).build(history, candidates)
+    assert len(plain.slot_positions) == 0
+    about_user = tokenizer(" is a user representation.", add_special_tokens=False)["input_ids"]
+    for row in range(len(users)):
+        tokens, positions, _ = one(soft, row)
+        text_only = one(plain, row)[0]
+        rest = [token for at, token in enumerate(tokens) if at not in positions]
+        assert rest == [*text_only[:1], *about_user, *text_only[1:]]
+
+
+@settings(max_examples=100, **fixtures)
+@given(titles=st.lists(text, min_size=1, max_size=6))
+def test_no_title_holds_a_special_token(tokenizer, titles):
+    tokenised = Titles.tokenise(titles_array(titles), tokenizer, 24)
+    assert not set(tokenised.tokens.tolist()) & set(tokenizer.all_special_ids)
+    assert (tokenised.lengths <= 24).all() and tokenised.lengths[0] == 0
+    assert len(tokenised.offsets) == len(titles) + 2
+
+
+@settings(max_examples=100, **fixtures)
+@given(titles=st.lists(text, min_size=1, max_size=6))
+def test_a_title_is_tokenised_as_if_it_were_alone(tokenizer, titles):
+    together = Titles.tokenise(titles_array(titles), tokenizer, 24)
+    for number, title in enumerate(titles, 1):
+        alone = Titles.tokenise(titles_array([title]), tokenizer, 24)
+        assert (
+            together.tokens[together.offsets[number] : together.offsets[number + 1]].tolist() == alone.tokens.tolist()
+        )
+        full = tokenizer(" " + title, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        assert alone.tokens.tolist() == full[:24], "cut, never changed"
+
+
+def test_identical_token_sequences_share_a_group(tokenizer):
+    long = "Moonfall Chronicles " * 30
+    titles = Titles.tokenise(titles_array(["Garden", "Gardens", "Garden", long + "I", long + "II"]), tokenizer, 24)
+    group = titles.group
+    assert group[1] == group[3] != group[2]
+    assert group[4] == group[5], "equal once they are cut"
+    assert len({group[0], group[1], group[2], group[4]}) == 4
+
+
+@settings(max_examples=60, **fixtures)
+@given(
+    users=users_of(st.integers(0, len(CATALOGUE))),  # zeros are no candidates
+    max_tokens=st.integers(100, 300),  # so tight that some prompts lose history, some titles, some nothing
+    soft=st.booleans(),
+)
+def test_a_prompt_does_not_depend_on_its_batch(tokenizer, users, max_tokens, soft):
+    build = builder(tokenizer, soft=soft, max_tokens=max_tokens).build
+    history, candidates = batch(users)
+    together = build(history, candidates)
+    alone = [build(history.take(np.array([row])), candidates[row : row + 1]) for row in range(len(users))]
+    assert [one(together, row) for row in range(len(users))] == [one(prompt, 0) for prompt in alone]
+    assert together.dropped_history == sum(prompt.dropped_history for prompt in alone)
+    assert together.cut_titles == sum(prompt.cut_titles for prompt in alone)
+
+
+def test_zeros_among_the_candidates_are_left_out(tokenizer):
+    build = builder(tokenizer).build
+    history = histories([[1]])
+    assert one(build(history, np.array([[0, 2, 0, 3]], dtype=np.int32)), 0) == one(
+        build(history, np.array([[2, 3]], dtype=np.int32)), 0
+    )
+
+
+def test_only_the_newest_items_are_shown(tokenizer):
+    prompt = one(builder(tokenizer, max_history=2).build(histories([[5, 4, 3, 2]]), np.array([[1]], dtype=np.int32)), 0)
+    assert prompt[2] == [USER_SLOT, 3, 2, 1]
+
+
+@pytest.mark.parametrize("soft", [True, False])
+def test_too_long_prompts_lose_their_oldest_history_first_and_then_ends_of_titles(tokenizer, soft):
+    history = histories([[1, 2, 3], [4]])
+    candidates = np.array([[4, 5], [1, 0]], dtype=np.int32)
+    whole = builder(tokenizer, soft=soft).build(history, candidates)
+    longest = int(whole.lengths.max())
+    assert whole.lengths.argmax() == 0
+    previous = 0
+    for max_tokens in range(longest, 0, -1):
+        tight = builder(tokenizer, soft=soft, max_tokens=max_tokens)
+        try:
+            prompts = tight.build(history, candidates)
+        except ValueError as error:
+            assert "does not fit" in str(error)
+            break
+        assert (prompts.lengths <= max_tokens).all()
+        assert prompts.dropped_history >= previous
+        previous = prompts.dropped_history
+        if prompts.cut_titles:
+            assert prompts.dropped_history >= 3, "titles are cut only when the history is gone"
+        if soft:
+            shown = one(prompts, 0)[2]
+            assert shown[0] == USER_SLOT and shown[-2:] == [4, 5], "candidates never go"
+            assert [1, 2, 3][-len(shown[1:-2]) :] == shown[1:-2] or shown[1:-2] == [], "the newest stay"
+    assert previous == 4 and max_tokens > 1, "both ways of shortening were seen, and then it is refused"
+    tight = builder(tokenizer, soft=soft, max_tokens=max_tokens + 1).build(history, candidates)
+    assert tight.cut_titles == 1, "the other user's prompt needed no cut"
+
+
+def test_answers_are_titles_with_the_end_token(tokenizer):
+    prompts = builder(tokenizer)
+    tokens, lengths = prompts.answers(np.array([2, 5]))
+    first, second = title_of(prompts, 2), title_of(prompts, 5)
+    assert tokens.tolist() == [*first, tokenizer.eos_token_id, *second, tokenizer.eos_token_id]
+    assert lengths.tolist() == [len(first) + 1, len(second) + 1]
