@@ -77,7 +77,7 @@ def render(report: Report) -> str:
             ),
         ],
         training={
-            part: {name: _number(value) for name, value in facts.items() if isinstance(value, str | int | float)}
+            part: {name: _number(value) for name, value in facts.items() if value is not None}
             for part, facts in report.bundle["facts"].items()
         },
         number=_number,
@@ -103,7 +103,9 @@ def _count(metrics: Sequence[Mapping[str, Any]], protocol: str, subset: str) -> 
 
 
 def _number(value: Any) -> str:
-    if isinstance(value, bool | str):
+    if isinstance(value, list):  # such as the loss of each epoch
+        return " → ".join(map(_number, value))
+    if not isinstance(value, int | float) or isinstance(value, bool):
         return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 

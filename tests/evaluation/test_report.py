@@ -33,7 +33,7 @@ def report(name: str = "demo", model: str = "runs/demo/standin_llm", stderr: flo
             "llm": {"name": model, "identity": "e" * 64},
             "text": {"name": "sentence-transformers/x", "identity": "x@main"},
         },
-        "facts": {"teacher": {"ndcg@10": 0.4321, "note": name}, "items": {}, "alignment": {"losses": [3.0, 2.0]}},
+        "facts": {"teacher": {"ndcg@10": 0.4321, "note": name}, "items": {}, "alignment": {"losses": [3.0, 2.5]}},
     }
     costs = {
         "teacher": Counter(cases=900, seconds=0.5),
@@ -73,7 +73,7 @@ def test_it_names_the_models_and_the_numbers():
         assert words in text, words
     assert "900 cases" in text and "300 cases" in text
     assert "10.0 %" in text, "padding"
-    assert "0.4321" in text, "what training said"
+    assert "0.4321" in text and "3 → 2.5" in text, "what training said"
     assert "fewest" not in text, "no table for a subset without cases"
 
 
