@@ -78,13 +78,13 @@ def loop(settings: dict[str, Any]) -> Facts:
     assert frozen_checksum == training.frozen_checksum, "training must not touch the LLM"
     if place()[0] != 0:
         return {}
-    speeds = ("prompts_per_s", "tokens_per_s", "padding")
+    speeds = ("prompts_per_s", "tokens_per_s", "padding %")
     return {
         "files": save_projectors(settings["projectors"], weights),
         "prompts": len(training.examples),
         "steps": training.step,
         "losses": [round(loss, 5) for loss in training.epoch_losses()],
-        **{name: round(float(np.mean([numbers[name] for numbers in rounds])), 4) for name in speeds if rounds},
+        **{name: round(float(np.mean([numbers[name] for numbers in rounds])), 2) for name in speeds if rounds},
         "frozen_checksum": frozen_checksum,
     }
 

@@ -117,7 +117,11 @@ class ProjectionTraining:
         return weights(self.projectors)
 
     def rounds(self) -> Iterator[dict[str, float]]:
-        """Train to the end, and yield the numbers of every `checkpoint_every_steps` steps and of an epoch's rest."""
+        """Train to the end, and yield the numbers of every `checkpoint_every_steps` steps and of an epoch's rest.
+
+        Raises:
+            ValueError: the loss is NaN or inf; names the steps.
+        """
         config, examples = self.config, self.examples
         while self.step < self.total_steps:
             epoch, first = divmod(self.step, self.steps_per_epoch)
@@ -131,6 +135,11 @@ class ProjectionTraining:
             counts = loss.new_tensor([self.read, self.padded])
             total, read, padded = summed(torch.cat([loss[None], counts])).tolist()
             seconds = time.monotonic() - started
+            if not math.isfinite(total):
+                raise ValueError(
+                    f"the loss is {total} in epoch {epoch + 1}, steps {first + 1} to {last}: nothing of them is kept; "
+                    "lower projection.learning_rate, or look for NaN in the artifacts `teacher` and `alignment`"
+                )
             self.step += last - first
             self.losses[-1] += total
             if last == self.steps_per_epoch:
@@ -139,7 +148,7 @@ class ProjectionTraining:
                 "loss": total / examples.target_tokens(users),
                 "prompts_per_s": round(len(users) / seconds, 1),
                 "tokens_per_s": round(read / seconds),
-                "padding": round(1 - read / padded, 4),
+                "padding %": round(100 * (1 - read / padded), 2),
             }
 
     def epoch_losses(self) -> list[float]:

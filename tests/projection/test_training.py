@@ -103,7 +103,7 @@ def test_steps_are_those_of_plain_torch_and_training_resumes(
     numbers += list(rounds)
     assert run.step == run.total_steps == 10, "30 users in batches of 7, the last of 2, twice"
     assert checksum(model.llm) == run.frozen_checksum
-    assert 0 <= numbers[0]["padding"] < 0.5 and numbers[0]["tokens_per_s"] > numbers[0]["prompts_per_s"] > 0
+    assert 0 <= numbers[0]["padding %"] < 50 and numbers[0]["tokens_per_s"] > numbers[0]["prompts_per_s"] > 0
 
     optimiser = torch.optim.Adam(projectors.parameters(), lr=CONFIG.learning_rate)
     losses = []
@@ -147,6 +147,13 @@ def test_a_bfloat16_llm_trains_float32_projectors(alone, llm_folder, teacher, jo
     assert all(weight.dtype == torch.float32 for weight in after.values())
     assert np.isfinite(numbers["loss"]) and any(not torch.equal(after[name], before[name]) for name in before)
     assert checksum(run.engine.module.llm) == run.frozen_checksum
+
+
+def test_nan_ends_the_training_and_names_the_steps(alone, llm_folder, teacher, joint, examples):
+    run = training(llm_folder, "replicated", teacher, torch.full_like(joint, torch.nan), examples)
+    with pytest.raises(ValueError, match="epoch 1, steps 1 to 3"):
+        next(run.rounds())
+    assert run.step == 0
 
 
 def test_the_checksum_sees_one_bit(llm):
