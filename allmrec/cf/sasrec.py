@@ -1,8 +1,7 @@
 """SASRec (Kang & McAuley 2018): causal self-attention over a user's items.
 
 Knows the forward pass alone; losses, negatives and the loop are in `training`. Sections of that paper stand
-beside the lines. Differences to it, both measured to be harmless or better: positions are counted from the newest
-item, so that a batch may be cut to its longest history; the weights begin as N(0, 0.02).
+beside the lines. Positions are counted from the newest item, so that a batch may be cut to its longest history.
 
 Dimensions: B users, T positions, N = n + 1 items (0 is padding), D = dim, H heads, K = D / H
 """
