@@ -58,7 +58,6 @@ def read_settings(text: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
 def one_line(error: ValidationError) -> str:
     """A pydantic error as one line: `section.key: what is wrong; ...`."""
     return "; ".join(
-        f"{'.'.join(str(part) for part in problem['loc']) or 'config'}: "
-        f"{problem['msg'].removeprefix('Value error, ')}"
+        f"{'.'.join(str(part) for part in problem['loc']) or 'config'}: {problem['msg'].removeprefix('Value error, ')}"
         for problem in error.errors()
     )

@@ -9,11 +9,9 @@ A shard of users is the unit of work: a run that was killed goes on with the sha
 import datetime
 from collections import Counter
 
-import ray.data
-
 import allmrec
 from allmrec.artifacts import MANIFEST, read_manifest
-from allmrec.bundle import check_llm, latest_bundle, read_description
+from allmrec.bundle import check_items, check_llm, latest_bundle, read_description
 from allmrec.data.sequences import num_shards
 from allmrec.nightly.lease import hold_lease
 from allmrec.nightly.publish import Run
@@ -22,7 +20,7 @@ from allmrec.storage import Storage, open_storage
 from jobs import deal_candidates
 from jobs.config import Config
 from jobs.console import Console
-from jobs.datasets import tables
+from jobs.datasets import over, pooled, tables
 from jobs.step import Facts, execute
 from jobs.workers import start_ray
 
@@ -66,6 +64,7 @@ def run_identity(config: Config, storage: Storage) -> Facts:
     bundle = latest_bundle(storage)
     description = read_description(storage, bundle)
     check_llm(description, config.llm)
+    check_items(description, storage.at("items"))
     ranking = config.nightly.model_dump(mode="json", exclude={"output", "lease_s", "candidates"})
     candidates = storage.at("candidates")
     return {
@@ -88,15 +87,8 @@ def score(config: Config, console: Console, run: Run, storage: Storage) -> Facts
     totals: Counter[str] = Counter()
     given = storage.at("candidates") if config.nightly.candidates else None
     if pending:
-        dataset = ray.data.from_items([{"id": shard} for shard in pending], override_num_blocks=len(pending))
-        scored = dataset.map_batches(
-            ScoreShards,
-            fn_constructor_args=(run, storage, config.llm, config.nightly, config.seed, given),
-            batch_size=1,
-            concurrency=min(config.workers.num_workers, len(pending)),
-            num_cpus=config.workers.cpus_per_worker,
-            num_gpus=config.workers.gpus_per_worker,
-        )
+        arguments = (run, storage, config.llm, config.nightly, config.seed, given)
+        scored = pooled(pending, ScoreShards, arguments, config.workers)
         with console.progress("score", len(pending)) as bar:
             for table in tables(scored):
                 for row in table.to_pylist():
@@ -119,13 +111,7 @@ def speed(totals: Counter[str]) -> Facts:
 def audit(config: Config, console: Console, run: Run, storage: Storage) -> dict[int, str]:
     """Every shard's sha256, once it has passed the audit."""
     shards = num_shards(storage.at("sequences"))
-    audited = ray.data.range(shards, override_num_blocks=shards).map_batches(
-        AuditShards,
-        fn_constructor_args=(run, storage, config.nightly.top_k),
-        batch_size=1,
-        concurrency=min(config.workers.num_workers, shards),
-        num_cpus=config.workers.cpus_per_worker,
-    )
+    audited = over(shards, AuditShards(run, storage, config.nightly.top_k))
     digests: dict[int, str] = {}
     with console.progress("audit", shards) as bar:
         for table in tables(audited):

@@ -107,10 +107,10 @@ class AuditShards:
 
     def __init__(self, run: Run, storage: Storage, top_k: int):
         self.run, self.storage, self.top_k = run, storage, top_k
-        self.catalogue = Catalogue.read(storage.at("items"))
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
+        catalogue = Catalogue.read(self.storage.at("items"))
         for shard in batch["id"].tolist():
             users = Sequences.read(self.storage.at("sequences"), [shard])
-            digest = self.run.audit(shard, users.user_ids, users, self.catalogue, self.top_k)
+            digest = self.run.audit(shard, users.user_ids, users, catalogue, self.top_k)
             yield pa.Table.from_pylist([{"shard": shard, "sha256": digest}])

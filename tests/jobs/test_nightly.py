@@ -1,0 +1,214 @@
+"""The nightly run on real Ray, on a disk and over HTTP on S3: every user once, one run a date, whatever happens."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from threading import Event, Thread
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+import yaml
+
+from allmrec.artifacts import read_table
+from allmrec.config import read_settings
+from allmrec.recommendations import read_recommendations
+from allmrec.storage import S3Config, Storage, open_storage
+from jobs import bundle
+from jobs.config import Config
+from jobs.console import Console
+from jobs.nightly import nightly
+from jobs.step import execute
+from tests.evaluation.tiny import NUM_SHARDS, NUM_USERS, tiny_config, write_tiny_run
+from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
+
+DATE = date(2026, 11, 20)
+QUIET = Console(log_json=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stop_ray() -> Iterator[None]:
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory, llm, tokenizer, s3) -> tuple[Config, Storage]:  # noqa: F811
+    """A run up to its bundle. `s3` comes first, so that Ray's workers find its credentials."""
+    config = tiny_config(tmp_path_factory.mktemp("tiny"))
+    run = write_tiny_run(config, llm, tokenizer)
+    execute(bundle.STEP, config, QUIET)
+    return config, run
+
+
+def with_nightly(config: Config, storage: S3Config | None = None, **changes: object) -> Config:
+    settings = config.model_dump(mode="json")
+    settings["nightly"] |= {"num_candidates": 8, "top_k": 5, "lease_s": 6, **changes}
+    if storage:
+        settings["storage"] = storage.model_dump(mode="json")
+    return Config(**settings)
+
+
+def test_every_user_once_and_nothing_seen(tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config, run = tiny
+    config = with_nightly(config, output=str(tmp_path / "out"))
+    nightly(config, QUIET, DATE, dry_run=True)
+    assert not (tmp_path / "out").exists(), "a dry run touches nothing"
+    nightly(config, QUIET, DATE)
+    done = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert done["users"] == NUM_USERS and done["shards"] == NUM_SHARDS and done["tokens/s of a worker"] > 0
+
+    table = read_recommendations(str(tmp_path / "out"))
+    users = read_table(run.at("sequences"))
+    assert sorted(table.column("user_id").to_pylist()) == sorted(users.column("user_id").to_pylist())
+    seen = dict(zip(users.column("user_id").to_pylist(), users.column("item_index").to_pylist(), strict=True))
+    item_ids = read_table(run.at("items")).column("item_id").to_pylist()
+    for row in table.to_pylist():
+        listed = row["items"]
+        assert [item["rank"] for item in listed] == [1, 2, 3, 4, 5] and row["source"] == "llm"
+        scores = [item["score"] for item in listed]
+        assert scores == sorted(scores, reverse=True) and scores[-1] > 0 and sum(scores) <= 1 + 1e-5
+        assert not {item["item_id"] for item in listed} & {item_ids[index - 1] for index in seen[row["user_id"]]}
+
+    nightly(config, QUIET, DATE)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["event"] == "skip", "published already"
+    changed = with_nightly(config, output=str(tmp_path / "out"), top_k=4)
+    with pytest.raises(ValueError, match=r"nightly\.top_k was 5 and is 4"):
+        nightly(changed, QUIET, DATE)
+
+
+def test_the_number_of_workers_changes_nothing(tiny, tmp_path: Path) -> None:
+    tables = []
+    for workers in (1, 2):
+        output = str(tmp_path / str(workers))
+        config = with_nightly(tiny[0], output=output)
+        nightly(
+            config.model_copy(update={"workers": config.workers.model_copy(update={"num_workers": workers})}),
+            QUIET,
+            DATE,
+        )
+        tables.append(read_recommendations(output))
+    assert tables[0].equals(tables[1])
+
+
+def test_candidates_of_another_system(tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config, run = tiny
+    users = read_table(run.at("sequences")).column("user_id").to_pylist()
+    given = pa.table({"user_id": users[:20], "item_ids": [["item-00", "item-01", "nowhere"]] * 20})
+    pq.write_table(given, tmp_path / "candidates.parquet")
+    config = with_nightly(
+        config,
+        output=str(tmp_path / "out"),
+        candidates={"paths": [str(tmp_path / "candidates.parquet")]},
+        ranker="teacher",
+    )
+    nightly(config, QUIET, DATE)
+    done = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert done["dropped_unknown"] == 20 and done["filled_from_teacher"] == NUM_USERS
+    rows = read_recommendations(str(tmp_path / "out")).to_pylist()
+    assert {row["source"] for row in rows} == {"teacher"}
+
+
+def test_nan_is_never_published(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, run = tiny
+    broken = tiny_config(tmp_path)
+    for name in ("items", "sequences", "teacher", "alignment", "projectors"):
+        for entry in run.at(name).list():
+            open_storage(broken.run_uri).at(name).write(entry.key, run.at(name).read(entry.key))
+    target = open_storage(broken.run_uri).at("alignment")
+    from allmrec.artifacts import read_manifest, read_tensors, seal, write_tensors
+
+    manifest, joint = read_manifest(target), read_tensors(target, "joint.safetensors")
+    files = manifest.files | {
+        "joint.safetensors": write_tensors(target, "joint.safetensors", {k: v * np.nan for k, v in joint.items()})
+    }
+    seal(target, "alignment", "test", files, manifest.config, manifest.facts)
+    broken = with_nightly(broken.model_copy(update={"llm": config.llm, "text": config.text}))
+    execute(bundle.STEP, broken, QUIET)
+    with pytest.raises(ValueError, match="NaN or inf for users"):
+        nightly(broken, QUIET, DATE)
+    with pytest.raises(ValueError, match="nothing is published"):
+        read_recommendations(f"{broken.run_uri}/recommendations")
+
+
+class Started:
+    """`allmrec nightly` as a process of its own, as two cron jobs would start it."""
+
+    def __init__(self, config: Config, folder: Path, name: str):
+        path = folder / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+        assert Config(**read_settings(path.read_text())) == config
+        command = [
+            sys.executable,
+            "-m",
+            "jobs.cli",
+            "nightly",
+            "--config",
+            str(path),
+            "--date",
+            str(DATE),
+            "--log-json",
+        ]
+        # A group of its own, so that killing it takes its Ray along.
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+
+    def end(self) -> tuple[int, str]:
+        out, err = self.process.communicate(timeout=300)
+        return self.process.returncode, out + err
+
+    def kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
+
+
+@pytest.mark.s3
+def test_two_runs_of_one_date_at_once(tiny, s3: S3Config, s3_uri: str, tmp_path: Path) -> None:
+    config = with_nightly(tiny[0], storage=s3, output=s3_uri)
+    store, stop, seen = open_storage(s3_uri, s3), Event(), []
+
+    def poll() -> None:
+        while not stop.is_set():
+            if store.exists("latest.json"):
+                seen.append(read_recommendations(s3_uri, s3=s3))
+            time.sleep(0.05)
+
+    reader = Thread(target=poll)
+    reader.start()
+    runs = [Started(config, tmp_path, name) for name in ("first", "second")]
+    ends = [run.end() for run in runs]
+    time.sleep(0.5)
+    stop.set()
+    reader.join()
+    assert sorted(code for code, _ in ends) == [0, 2], ends
+    assert "published_at" in next(text for code, text in ends if code == 0)
+    assert "this run is being made by process" in next(text for code, text in ends if code == 2)
+    assert seen, "the reader saw the run"
+    for table in seen:
+        assert table.num_rows == NUM_USERS and len(table.column("run_id").unique()) == 1
+    assert [entry.key for entry in store.list("_log/")] == ["_log/00000001.json"]
+
+
+@pytest.mark.s3
+def test_a_killed_run_goes_on(tiny, s3: S3Config, s3_uri: str, tmp_path: Path) -> None:
+    config = with_nightly(tiny[0], storage=s3, output=f"{s3_uri}/killed")
+    store = open_storage(f"{s3_uri}/killed", s3)
+    victim = Started(config, tmp_path, "victim")
+    while not list(store.list(f"_runs/run_date={DATE}/shards/")):
+        assert victim.process.poll() is None, victim.end()
+        time.sleep(0.02)
+    victim.kill()
+    assert not store.exists("latest.json")
+    nightly(config, QUIET, DATE)
+    undisturbed = with_nightly(tiny[0], storage=s3, output=f"{s3_uri}/undisturbed")
+    nightly(undisturbed, QUIET, DATE)
+    assert read_recommendations(f"{s3_uri}/killed", s3=s3).equals(read_recommendations(f"{s3_uri}/undisturbed", s3=s3))
