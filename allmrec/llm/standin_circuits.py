@@ -1,0 +1,342 @@
+"""The circuits that a stand-in LLM starts from, written into an OPT's weights by hand.
+
+Steering by soft tokens needs three circuits that no minutes of training find from random weights: every slot gathers
+the title before it, the position that decides gathers the user's and the history's vectors, and it attends to the
+candidates' slots by how well they match and copies their titles' tokens. The residual stream is dealt into
+subspaces for them; training then polishes what stands here. Knows OPT's weights; of training it knows nothing.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+# H residual stream, V vocabulary, W head width, R rows of a projection
+
+HEAD = 80  # W
+MATCHED = 32  # soft tokens are read in this many dimensions
+NUM_HEADS = 5
+HIDDEN = NUM_HEADS * HEAD
+NUM_LAYERS = 3
+FFN = 128
+GATHERED = 3  # tokens of a title that its slot gathers
+
+CODE = slice(0, 160)  # what token stands here, or should come next; at a slot: its title's first token
+SOFT = slice(160, 160 + MATCHED)  # at slots: the soft token; elsewhere: the user's and the history's
+NEAR = slice(192, 266)  # the code of the token before, projected; at a slot: its title's further tokens
+PLACE = slice(266, 298)  # position, as sines and cosines
+FLAGS = 298
+
+_NAMES = [
+    "real",
+    "comma",
+    "lead",
+    "intro",
+    "ending",
+    "first",
+    "user",
+    "recommend",
+    "end",
+    "after",
+    "before",
+    "decide",
+    "rest1",
+    "rest2",
+]
+_LOOKED_BACK = ["real", "comma", "lead", "intro", "ending"]  # flags of the tokens 1 ... 5 places before
+_FLAG = {name: FLAGS + i for i, name in enumerate(_NAMES)}
+_FLAG |= {
+    f"{name}-{back}": FLAGS + len(_NAMES) + i * (GATHERED + 1) + back - 1
+    for i, name in enumerate(_LOOKED_BACK)
+    for back in range(1, GATHERED + 2)
+}
+# LayerNorm takes the mean away: what is written is balanced to a mean of zero here,
+BALANCE = slice(HIDDEN - 12, HIDDEN)
+# and flags are read against these, which hold nothing.
+BLANK = slice(max(_FLAG.values()) + 1, BALANCE.start)
+assert BLANK.start < BLANK.stop
+
+LOUD = dict.fromkeys(["real", "first", "user", "after", "before"], 3.0)  # flags that soft tokens must not drown
+CODE_NORM = 4.0
+CHOICE_S, CHOICE_P, CHOICE_G, IND_K, IND_G = 0.8, 1.2, 0.5, 0.6, 0.3
+COPY = 4.0  # gain of what is copied to the output, where the code of the token here stands as well
+STREAM = (6.2, 7.7, 8.8)  # expected norm of the residual stream, by layer
+
+
+@dataclass(frozen=True)
+class Wording:
+    """Tokens of the template that the circuits hold on to."""
+
+    comma: int
+    intro: int  # last token before the history
+    lead: int  # last token before the comma that opens the candidates
+    recommend: int  # a token that only comes after the history
+    ending: int  # the last two tokens of the prompt
+    end: int
+    silent: Sequence[int]  # beginning of a prompt, padding
+
+
+def write_circuits(llm: Any, wording: Wording, frequent: torch.Tensor, generator: torch.Generator) -> None:
+    """Write the circuits into an `OPTForCausalLM` of this module's sizes.
+
+    Args:
+        frequent: int64 (V,), tokens by how often titles begin with them; codes of the first ones are orthogonal.
+    """
+    decoder = llm.model.decoder
+    with torch.no_grad():
+        decoder.embed_tokens.weight.copy_(_token_embeddings(wording, frequent, generator))
+        decoder.embed_positions.weight.copy_(_positions(decoder.embed_positions.weight.shape[0]))
+        for layer, stream in zip(decoder.layers, STREAM, strict=True):
+            for norm in (layer.self_attn_layer_norm, layer.final_layer_norm):
+                norm.weight.fill_(stream / math.sqrt(HIDDEN))
+                norm.bias.zero_()
+            for linear in _linears(layer):
+                linear.weight.zero_()
+                linear.bias.zero_()
+            layer.fc1.weight.copy_(0.1 * torch.randn(layer.fc1.weight.shape, generator=generator))
+        near_RC = torch.randn(74, 160, generator=generator) / math.sqrt(74)
+        _look_back(decoder.layers[0], near_RC)
+        _gather(decoder.layers[1], near_RC)
+        _decide(decoder.layers[2], near_RC, generator)
+        # The token that decides does not follow itself.
+        decoder.layers[2].fc1.weight[0] = _reads({"decide": 1})
+        decoder.layers[2].fc2.weight[CODE, 0] = -decoder.embed_tokens.weight[wording.end, CODE]
+        final = decoder.final_layer_norm
+        final.weight.zero_()
+        final.weight[CODE] = 0.5 / COPY
+        final.bias.zero_()
+
+
+def _linears(layer: Any) -> list[Any]:
+    attention = layer.self_attn
+    return [attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj, layer.fc1, layer.fc2]
+
+
+def _token_embeddings(wording: Wording, frequent: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    width = CODE.stop
+    codes = torch.randn(len(frequent), width, generator=generator)
+    orthogonal = torch.linalg.qr(torch.randn(width, width, generator=generator))[0]
+    codes[frequent[:width]] = orthogonal
+    codes -= codes.mean(dim=1, keepdim=True)
+    codes = CODE_NORM * torch.nn.functional.normalize(codes, dim=1)
+    table = torch.zeros(len(frequent), HIDDEN)
+    table[:, CODE] = codes
+    table[:, _FLAG["real"]] = LOUD["real"]
+    for name in ("comma", "intro", "lead", "recommend", "ending", "end"):
+        table[getattr(wording, name), _FLAG[name]] = 1
+    table[list(wording.silent), CODE] = 0
+    return _balanced(table, BALANCE)
+
+
+def _frequencies() -> torch.Tensor:
+    return math.pi / 2 * 2 ** (-torch.arange(16) / 2)
+
+
+def _positions(count: int) -> torch.Tensor:
+    """Sines and cosines, and a mark on the first two positions. OPT's table begins at position -2."""
+    place = torch.arange(count)[:, None] - 2
+    table = torch.zeros(count, HIDDEN)
+    angles = place * _frequencies()
+    table[:, PLACE] = torch.cat([angles.cos(), angles.sin()], dim=1)
+    table[2, _FLAG["first"]] = LOUD["first"]
+    table[3, _FLAG["user"]] = LOUD["user"]
+    return _balanced(table, BALANCE)
+
+
+def _balanced(table: torch.Tensor, where: slice) -> torch.Tensor:
+    table[:, where] = -table.sum(dim=1, keepdim=True) / (where.stop - where.start)
+    return table
+
+
+class _Head:
+    """One attention head, dimension by dimension: score = sum of q_d * k_d, and what is moved from where to where."""
+
+    def __init__(self, layer: Any, number: int):
+        self.attention, self.rows = layer.self_attn, slice(number * HEAD, (number + 1) * HEAD)
+        for linear in (self.attention.q_proj, self.attention.k_proj, self.attention.v_proj):
+            linear.weight[self.rows] = 0
+        self.attention.out_proj.weight[:, self.rows] = 0
+        self.used = self.moved = 0
+
+    def match(self, query_RH: torch.Tensor, key_RH: torch.Tensor, scale: float = 1.0) -> None:
+        """Score the agreement of two projections."""
+        rows = self._take(len(query_RH))
+        # Shared out evenly: a step of Adam is of one size for both, and each is the other's gain.
+        size = math.sqrt(math.sqrt(HEAD) * scale * float(query_RH.norm() / key_RH.norm()))
+        self.attention.q_proj.weight[rows] = query_RH * math.sqrt(HEAD) * scale / size
+        self.attention.k_proj.weight[rows] = key_RH * size
+
+    def prefer(self, score: float, keys: dict[str, float], queries: dict[str, float] | None = None) -> None:
+        """Score keys by their flags, whoever asks, or in proportion to the asking position's flags."""
+        rows = self._take(1)
+        size = math.sqrt(math.sqrt(HEAD) * abs(score))
+        if queries is None:
+            self.attention.q_proj.bias[rows] = size
+        else:
+            self.attention.q_proj.weight[rows] = _reads(queries) * size
+        self.attention.k_proj.weight[rows] = _reads(keys) * math.copysign(size, score)
+
+    def move(self, value_RH: torch.Tensor, target_RH: torch.Tensor, gain: float = 1.0) -> None:
+        rows = slice(self.rows.start + self.moved, self.rows.start + self.moved + len(value_RH))
+        self.moved += len(value_RH)
+        assert self.moved <= HEAD
+        self.attention.v_proj.weight[rows] = value_RH
+        self.attention.out_proj.weight[:, rows] = gain * target_RH.T
+
+    def _take(self, count: int) -> slice:
+        self.used += count
+        assert self.used <= HEAD
+        return slice(self.rows.start + self.used - count, self.rows.start + self.used)
+
+
+def _axes(dims: slice) -> torch.Tensor:
+    """The projection (R, H) to a subspace."""
+    return torch.eye(HIDDEN)[dims]
+
+
+def _flags(weights: dict[str, float]) -> torch.Tensor:
+    row = torch.zeros(1, HIDDEN)
+    for name, weight in weights.items():
+        row[0, _FLAG[name]] = weight
+    return row
+
+
+def _reads(weights: dict[str, float]) -> torch.Tensor:
+    return _balanced(_flags({name: weight / LOUD.get(name, 1) for name, weight in weights.items()}), BLANK)
+
+
+def _writes(weights: dict[str, float]) -> torch.Tensor:
+    return _balanced(_flags({name: weight * LOUD.get(name, 1) for name, weight in weights.items()}), BALANCE)
+
+
+def _on_code(matrix: torch.Tensor) -> torch.Tensor:
+    """A projection of the code subspace as one of the stream."""
+    row = torch.zeros(len(matrix), HIDDEN)
+    row[:, CODE] = matrix
+    return row
+
+
+def _slice_of_code(part: int) -> torch.Tensor:
+    return _axes(slice(part * HEAD, (part + 1) * HEAD))
+
+
+def _shifted(weights: torch.Tensor, phases: torch.Tensor) -> torch.Tensor:
+    """The query (32, H) whose score with a place d back is the sum of weights_i * cos(frequency_i * d - phase_i)."""
+    cos, sin = weights * phases.cos(), weights * phases.sin()
+    query = torch.zeros(32, HIDDEN)
+    at = PLACE.start
+    index = torch.arange(16)
+    query[index, at + index], query[index, at + 16 + index] = cos, sin
+    query[16 + index, at + 16 + index], query[16 + index, at + index] = cos, -sin
+    return query
+
+
+def _recency(slope: float, reach: int) -> torch.Tensor:
+    """A query whose score falls by `slope` for each token back, up to `reach` tokens, and not again beyond."""
+    back = torch.arange(1024, dtype=torch.float64)
+    angles = back[:, None] * _frequencies().double()
+    basis = torch.cat([angles.cos(), angles.sin()], dim=1)
+    target = -slope * back.clamp(max=reach)
+    weight = torch.where(back <= reach, 20.0, 1.0).double()
+    offset = torch.ones(len(back), 1, dtype=torch.float64)
+    system = torch.cat([basis, offset], dim=1) * weight[:, None]
+    ridge = 0.1 * torch.eye(33, dtype=torch.float64)
+    ridge[32, 32] = 0
+    solution = torch.linalg.lstsq(
+        torch.cat([system, ridge]), torch.cat([target * weight, torch.zeros(33, dtype=torch.float64)])[:, None]
+    ).solution[:32, 0]
+    cos, sin = solution[:16].float(), solution[16:].float()
+    return _shifted(torch.hypot(cos, sin), torch.atan2(sin, cos))
+
+
+def _look_back(layer: Any, near_RC: torch.Tensor) -> None:
+    """Layer 1: flags of the tokens just before, the code of the one before, and whether the history is over.
+
+    The MLP marks the first tokens of titles: a title begins behind a slot and a comma.
+    """
+    for back in range(1, GATHERED + 2):
+        head = _Head(layer, back - 1)
+        # Mostly by the fast waves, so that neighbours score far lower.
+        sharp = torch.tensor([10.0] * 4 + [2.0] * 4 + [0.5] * 8)
+        head.match(_shifted(sharp, back * _frequencies()), _axes(PLACE))
+        for name in _LOOKED_BACK:
+            head.move(_reads({name: 1}), _writes({f"{name}-{back}": 1}))
+        if back == 1:
+            head.move(_on_code(near_RC), _axes(NEAR), 0.5)
+    head = _Head(layer, GATHERED + 1)
+    head.prefer(15, {"first": 1})
+    head.prefer(35, {"recommend": 1})
+    head.move(_reads({"recommend": 1}), _writes({"after": 1}))
+
+    slot_and_comma = [
+        [{f"comma-{k}": 1.0, f"real-{k + 1}": -1.0, f"lead-{k + 1}": 1.0} for k in range(1, GATHERED + 1)],
+        [{f"intro-{k}": 1.0} for k in range(1, GATHERED + 1)],
+    ]
+    # Marks of what is *not* there: an exact zero, whatever LayerNorm's scale, for what a head should see.
+    layer.fc2.bias += _writes({"rest1": 1, "rest2": 1})[0]
+    found = {1: {"rest1": -1.0}, 2: {"rest2": -1.0}, 3: {"rest2": -0.95}}
+    steps = [(reads, found[k]) for way in slot_and_comma for k, reads in enumerate(way, 1)]
+    steps.append(({"end": 1.0, "ending-1": 1.0, "real": -1.0}, {"decide": 1.0}))
+    for number, (reads, writes) in enumerate(steps):  # 0 up to a quarter, 1 from a half on
+        for neuron, bias, sign in ((2 * number, -1, 1), (2 * number + 1, -2, -1)):
+            layer.fc1.weight[neuron] = 4 * _reads(reads)
+            layer.fc1.bias[neuron] = bias
+            layer.fc2.weight[:, neuron] = sign * _writes(writes)[0]
+    before = 2 * len(steps)
+    layer.fc1.weight[before] = _reads({"after": -1.0})
+    layer.fc1.bias[before] = 0.5
+    layer.fc2.weight[:, before] = 2 * _writes({"before": 1})[0]
+
+
+def _gather(layer: Any, near_RC: torch.Tensor) -> None:
+    """Layer 2: slots gather their titles' tokens, tokens gather the vectors of the user and of the history."""
+    recency = _recency(slope=0.8, reach=40)
+    for part in range(2):
+        head = _Head(layer, part)
+        head.match(recency, _axes(PLACE))
+        head.prefer(-45, {"rest1": 1})
+        head.prefer(150, {"first": 1}, {"real": 1})
+        head.move(_slice_of_code(part), _slice_of_code(part), 1.0)
+    head = _Head(layer, 2)
+    head.match(recency, _axes(PLACE))
+    head.prefer(-45, {"rest2": 1})
+    head.prefer(150, {"first": 1}, {"real": 1})
+    head.move(_on_code(near_RC), _axes(NEAR), 1.0)
+    head = _Head(layer, 3)
+    head.prefer(40, {"user": 1}, {"real": 1})
+    head.prefer(15, {"first": 1})
+    head.move(_axes(SOFT), _axes(SOFT), 1.0)
+    head = _Head(layer, 4)
+    head.prefer(-20, {"real": 1, "after": 1, "user": 1}, {"real": 1})
+    head.prefer(15, {"first": 1})
+    head.move(_axes(SOFT), _axes(SOFT), 1.0)
+
+
+def _decide(layer: Any, near_RC: torch.Tensor, generator: torch.Generator) -> None:
+    """Layer 3: attend to candidates' slots by match and copy; further down a title, continue it."""
+    for part in range(2):
+        head = _Head(layer, part)
+        head.match(_axes(SOFT), _axes(SOFT), 0.5)
+        head.prefer(-20, {"real": 1, "before": 1}, {"decide": 1})
+        head.prefer(15, {"first": 1})
+        head.move(_slice_of_code(part), _slice_of_code(part), COPY)
+    # Which candidate goes on: those that hold the token here, by match; their further tokens are proposed.
+    head = _Head(layer, 2)
+    head.match(_axes(SOFT), _axes(SOFT), CHOICE_S)
+    same_RC = torch.randn(44, 160, generator=generator) / math.sqrt(44)
+    holds = _on_code(same_RC)
+    holds[:, NEAR] = same_RC @ near_RC.T
+    head.match(_on_code(same_RC), holds, CHOICE_P)
+    head.prefer(-35, {"real": 1, "before": 1, "first": -1.8}, {"real": 1, "decide": -1})
+    head.prefer(40, {"first": 1}, {"decide": 1})
+    head.move(_axes(NEAR), _on_code(near_RC), CHOICE_G * COPY)
+    # What followed the token here in the prompt.
+    for part in range(2):
+        head = _Head(layer, 3 + part)
+        head.match(_on_code(near_RC), _axes(NEAR), IND_K)
+        head.prefer(30, {"real": 1}, {"real": 1, "decide": -1})
+        head.prefer(4, {"first": 1})
+        head.prefer(40, {"first": 1}, {"decide": 1})
+        head.move(_slice_of_code(part), _slice_of_code(part), IND_G * COPY)
