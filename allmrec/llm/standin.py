@@ -22,7 +22,7 @@ from allmrec.llm.batches import fill_slots
 from allmrec.llm.loading import hidden_states, vocabulary_logits
 from allmrec.llm.prompt import PromptBuilder, PromptConfig, Titles
 from allmrec.llm.ranking import Ranker
-from allmrec.llm.standin_circuits import FFN, HIDDEN, MATCHED, NUM_HEADS, NUM_LAYERS, SOFT, Wording, write_circuits
+from allmrec.llm.standin_circuits import FFN, HIDDEN, NUM_HEADS, NUM_LAYERS, SOFT, Wording, write_circuits
 from allmrec.llm.standin_tasks import Lesson, Task, TaskMaker, lesson
 
 # B prompts, C candidates, T tokens, H token dimension, A answer tokens, E edges, M branching nodes
@@ -36,12 +36,12 @@ class StandinLLMConfig(Section):
     vocab_size: int = Field(2000, ge=300)
     max_positions: int = Field(1024, ge=64)
     num_candidates: int = Field(20, ge=2)  # most that a prompt of the pretraining shows
-    steps: int = Field(150, ge=0)
+    steps: int = Field(120, ge=0)
     batch_size: int = Field(16, ge=1)  # prompts
-    learning_rate: float = Field(5e-4, gt=0)
-    title_weight: float = Field(0.2, ge=0)  # of the whole title's likelihood, beside the choice among candidates
+    learning_rate: float = Field(3e-4, gt=0)
+    title_weight: float = Field(0.5, ge=0)  # of the whole title's likelihood, beside the choice among candidates
     plain_fraction: float = Field(0.05, ge=0, le=1)  # prompts without slots
-    noise: float = Field(0.02, ge=0)  # what soft tokens may hold beside their message, standard deviation
+    noise: float = Field(0.03, ge=0)  # what soft tokens may hold beside their message, standard deviation
 
 
 def train_tokenizer(titles: pa.Array, prompt: PromptConfig, vocab_size: int) -> Any:
@@ -241,6 +241,3 @@ def build(
     }
     standin.facts |= {name: round(value, 4) for name, value in examine(standin, seed).items()}
     return standin
-
-
-__all__ = ["MATCHED", "Standin", "StandinLLMConfig", "build", "construct", "examine", "pretrain", "train_tokenizer"]

@@ -29,23 +29,11 @@ NEAR = slice(192, 266)  # the code of the token before, projected; at a slot: it
 PLACE = slice(266, 298)  # position, as sines and cosines
 FLAGS = 298
 
-_NAMES = [
-    "real",
-    "comma",
-    "lead",
-    "intro",
-    "ending",
-    "first",
-    "user",
-    "recommend",
-    "end",
-    "after",
-    "before",
-    "decide",
-    "rest1",
-    "rest2",
-]
-_LOOKED_BACK = ["real", "comma", "lead", "intro", "ending"]  # flags of the tokens 1 ... 5 places before
+_OF_TOKENS = ["real", "comma", "lead", "intro", "ending", "recommend", "end"]
+_OF_POSITIONS = ["first", "user"]
+_COMPUTED = ["after", "before", "decide", "rest1", "rest2"]
+_NAMES = _OF_TOKENS + _OF_POSITIONS + _COMPUTED
+_LOOKED_BACK = _OF_TOKENS[:5]  # known of the tokens 1 ... GATHERED + 1 places before, too
 _FLAG = {name: FLAGS + i for i, name in enumerate(_NAMES)}
 _FLAG |= {
     f"{name}-{back}": FLAGS + len(_NAMES) + i * (GATHERED + 1) + back - 1
@@ -60,7 +48,6 @@ assert BLANK.start < BLANK.stop
 
 LOUD = dict.fromkeys(["real", "first", "user", "after", "before"], 3.0)  # flags that soft tokens must not drown
 CODE_NORM = 4.0
-CHOICE_S, CHOICE_P, CHOICE_G, IND_K, IND_G = 0.8, 1.2, 0.5, 0.6, 0.3
 COPY = 4.0  # gain of what is copied to the output, where the code of the token here stands as well
 STREAM = (6.2, 7.7, 8.8)  # expected norm of the residual stream, by layer
 
@@ -96,7 +83,7 @@ def write_circuits(llm: Any, wording: Wording, frequent: torch.Tensor, generator
                 linear.weight.zero_()
                 linear.bias.zero_()
             layer.fc1.weight.copy_(0.1 * torch.randn(layer.fc1.weight.shape, generator=generator))
-        near_RC = torch.randn(74, 160, generator=generator) / math.sqrt(74)
+        near_RC = _projection(NEAR.stop - NEAR.start, generator)
         _look_back(decoder.layers[0], near_RC)
         _gather(decoder.layers[1], near_RC)
         _decide(decoder.layers[2], near_RC, generator)
@@ -107,6 +94,11 @@ def write_circuits(llm: Any, wording: Wording, frequent: torch.Tensor, generator
         final.weight.zero_()
         final.weight[CODE] = 0.5 / COPY
         final.bias.zero_()
+
+
+def _projection(rows: int, generator: torch.Generator) -> torch.Tensor:
+    """A random projection (R, C) of codes that keeps their products, nearly."""
+    return torch.randn(rows, CODE.stop, generator=generator) / math.sqrt(rows)
 
 
 def _linears(layer: Any) -> list[Any]:
@@ -124,7 +116,7 @@ def _token_embeddings(wording: Wording, frequent: torch.Tensor, generator: torch
     table = torch.zeros(len(frequent), HIDDEN)
     table[:, CODE] = codes
     table[:, _FLAG["real"]] = LOUD["real"]
-    for name in ("comma", "intro", "lead", "recommend", "ending", "end"):
+    for name in _OF_TOKENS[1:]:
         table[getattr(wording, name), _FLAG[name]] = 1
     table[list(wording.silent), CODE] = 0
     return _balanced(table, BALANCE)
@@ -324,19 +316,19 @@ def _decide(layer: Any, near_RC: torch.Tensor, generator: torch.Generator) -> No
         head.move(_slice_of_code(part), _slice_of_code(part), COPY)
     # Which candidate goes on: those that hold the token here, by match; their further tokens are proposed.
     head = _Head(layer, 2)
-    head.match(_axes(SOFT), _axes(SOFT), CHOICE_S)
-    same_RC = torch.randn(44, 160, generator=generator) / math.sqrt(44)
+    head.match(_axes(SOFT), _axes(SOFT), 0.8)
+    same_RC = _projection(44, generator)
     holds = _on_code(same_RC)
     holds[:, NEAR] = same_RC @ near_RC.T
-    head.match(_on_code(same_RC), holds, CHOICE_P)
+    head.match(_on_code(same_RC), holds, 1.2)
     head.prefer(-35, {"real": 1, "before": 1, "first": -1.8}, {"real": 1, "decide": -1})
     head.prefer(40, {"first": 1}, {"decide": 1})
-    head.move(_axes(NEAR), _on_code(near_RC), CHOICE_G * COPY)
+    head.move(_axes(NEAR), _on_code(near_RC), 0.5 * COPY)
     # What followed the token here in the prompt.
     for part in range(2):
         head = _Head(layer, 3 + part)
-        head.match(_on_code(near_RC), _axes(NEAR), IND_K)
+        head.match(_on_code(near_RC), _axes(NEAR), 0.6)
         head.prefer(30, {"real": 1}, {"real": 1, "decide": -1})
         head.prefer(4, {"first": 1})
         head.prefer(40, {"first": 1}, {"decide": 1})
-        head.move(_slice_of_code(part), _slice_of_code(part), IND_G * COPY)
+        head.move(_slice_of_code(part), _slice_of_code(part), 0.3 * COPY)

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from allmrec.data.sequences import Sequences, offsets_of
+from allmrec.data.sequences import Sequences, offsets_of, ranges
 from allmrec.llm.batches import SoftTokens, padded_tokens
 from allmrec.llm.prompt import PromptBuilder, Prompts
 from allmrec.llm.trie import ROOT, build_tries
@@ -55,9 +55,11 @@ class TaskMaker:
         self.generator = torch.Generator().manual_seed(seed)
         self.rest_HH = torch.eye(reads.shape[1]) - reads.T @ reads
         titles = matching.titles
-        table = [titles.tokens[a:b].tolist() for a, b in zip(titles.offsets[:-1], titles.offsets[1:], strict=True)]
+        lengths = titles.lengths
+        table = np.full((len(lengths), int(lengths.max())), -1, dtype=np.int32)
+        table[np.repeat(np.arange(len(lengths)), lengths), ranges(np.zeros_like(lengths), lengths)] = titles.tokens
         # Neighbours in this order share the beginning of their titles.
-        self.alphabetic = np.array(sorted(range(1, len(table)), key=table.__getitem__), dtype=np.int32)
+        self.alphabetic = 1 + np.lexsort(table[1:].T[::-1]).astype(np.int32)
 
     def draw(self, count: int, num_candidates: int, soft: bool = True) -> Task:
         builder = self.matching if soft else self.plain
@@ -65,7 +67,8 @@ class TaskMaker:
         candidates = self._candidates(count, num_candidates)
         if not soft:
             return Task(builder, history, candidates, np.zeros(candidates.shape), None)
-        user_BK, item_NK = self._vectors(count, history, len(self.alphabetic) + 1)
+        used = np.unique(np.concatenate([candidates.ravel(), history.items]))
+        user_BK, item_NK = self._vectors(count, used)
         rows = torch.from_numpy(history.rows())
         sums_BK = torch.zeros_like(user_BK).index_add_(0, rows, item_NK[torch.from_numpy(history.items).long()])
         mean_BK = sums_BK / torch.from_numpy(history.lengths).clamp(min=1)[:, None]
@@ -76,7 +79,7 @@ class TaskMaker:
             history,
             candidates,
             scores_BC.double().numpy(),
-            SoftTokens(self._tokens(user_BK), self._tokens(item_NK)),
+            SoftTokens(self._tokens(user_BK), self._tokens(item_NK, torch.from_numpy(used).long())),
         )
 
     def _history(self, count: int, longest: int) -> Sequences:
@@ -87,36 +90,32 @@ class TaskMaker:
     def _candidates(self, count: int, num_candidates: int) -> np.ndarray:
         """Half of the candidates come in pairs of neighbours, so that titles with a common beginning are met."""
         n = len(self.alphabetic)
-        places = (
-            np.argsort(self.random.random((count, n)), axis=1)[:, :num_candidates]
-            if n < 4000
-            else (self.random.integers(0, n, size=(count, num_candidates)))
-        )
+        places = self.random.integers(0, n, size=(count, num_candidates))
         pairs = num_candidates // 4
         places[:, :pairs] = (places[:, pairs : 2 * pairs] + self.random.integers(1, 4, size=(count, pairs))) % n
-        order = np.argsort(self.random.random(places.shape), axis=1)
-        places = np.take_along_axis(places, order, axis=1)
-        ordered = np.sort(places, axis=1)
-        repeated = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
-        candidates = self.alphabetic[places]
-        for row in np.flatnonzero(repeated):
-            first = np.unique(places[row], return_index=True)[1]
-            candidates[row, np.setdiff1d(np.arange(num_candidates), first)] = 0
-        return candidates
+        order = np.argsort(places, axis=1, kind="stable")
+        ordered = np.take_along_axis(places, order, axis=1)
+        again = np.zeros(places.shape, dtype=bool)  # drawn twice: shown once
+        np.put_along_axis(again, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], axis=1)
+        candidates = np.where(again, 0, self.alphabetic[places])
+        return np.take_along_axis(candidates, np.argsort(self.random.random(places.shape), axis=1), axis=1)
 
-    def _vectors(self, count: int, history: Sequences, num_items: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Users' and items' vectors, (B, K) and (N, K); of this batch only."""
+    def _vectors(self, count: int, used: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Users' and items' vectors, (B, K) and (N, K), of this batch only; zeros for items that it does not use."""
         size = self.reads_KH.shape[0]
         lengths_B = VECTOR_STD * (0.4 + torch.rand(count, 1, generator=self.generator))
         user_BK = lengths_B * torch.randn(count, size, generator=self.generator)
-        return user_BK, VECTOR_STD * torch.randn(num_items, size, generator=self.generator)
+        item_NK = torch.zeros(len(self.alphabetic) + 1, size)
+        item_NK[torch.from_numpy(used).long()] = VECTOR_STD * torch.randn(len(used), size, generator=self.generator)
+        return user_BK, item_NK
 
-    def _tokens(self, vectors_RK: torch.Tensor) -> torch.Tensor:
+    def _tokens(self, vectors_RK: torch.Tensor, used: torch.Tensor | slice = slice(None)) -> torch.Tensor:
         """Soft tokens (R, H) that hold the vectors, and noise where nothing should be read."""
         tokens_RH = vectors_RK @ self.reads_KH
         if self.noise:
             level = self.noise * torch.rand(1, generator=self.generator)
-            tokens_RH += level * torch.randn(tokens_RH.shape, generator=self.generator) @ self.rest_HH
+            shape = tokens_RH[used].shape
+            tokens_RH[used] += level * torch.randn(shape, generator=self.generator) @ self.rest_HH
         return tokens_RH
 
 
