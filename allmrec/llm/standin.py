@@ -169,7 +169,7 @@ def pretrain(
     for hook in hooks:
         hook.remove()
     llm.eval().requires_grad_(False)
-    standin.facts |= {"steps": config.steps, "seconds": round(time.monotonic() - started, 1)}
+    standin.facts |= {"steps": config.steps, "pretraining_s": round(time.monotonic() - started, 1)}
 
 
 def _only_what_is_wired(llm: Any) -> list[Any]:
