@@ -1,7 +1,7 @@
 """The console: `allmrec VERB --config FILE`. One verb, one file of `jobs/`; this one only parses and reports errors.
 
-    allmrec prepare --config jobs/configs/demo.yaml --dry-run
-    ray job submit -- python -m jobs.prepare --config jobs/configs/demo.yaml
+allmrec prepare --config jobs/configs/demo.yaml --dry-run
+ray job submit -- python -m jobs.prepare --config jobs/configs/demo.yaml
 """
 
 import datetime

@@ -13,6 +13,7 @@ from allmrec.data.config import DataConfig
 from allmrec.evaluation.cases import EvaluationConfig
 from allmrec.llm.loading import LLMConfig
 from allmrec.llm.prompt import PromptConfig
+from allmrec.llm.standin import StandinLLMConfig
 from allmrec.nightly.config import NightlyConfig
 from allmrec.projection.projectors import ProjectionConfig
 from allmrec.storage import S3Config
@@ -44,6 +45,7 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     workers: WorkersConfig = WorkersConfig()
     storage: S3Config = S3Config()
+    standin_llm: StandinLLMConfig = StandinLLMConfig()
 
     @property
     def run_uri(self) -> str:

@@ -1,6 +1,6 @@
 """Everything on a laptop: a sample store, stand-in models, the whole run, and a look at what came out.
 
-    allmrec demo
+allmrec demo
 """
 
 import datetime
