@@ -22,7 +22,17 @@ from allmrec.llm.batches import fill_slots
 from allmrec.llm.loading import hidden_states, vocabulary_logits
 from allmrec.llm.prompt import PromptBuilder, PromptConfig, Titles
 from allmrec.llm.ranking import Ranker
-from allmrec.llm.standin_circuits import FFN, HIDDEN, NUM_HEADS, NUM_LAYERS, SOFT, Wording, write_circuits
+from allmrec.llm.standin_circuits import (
+    EMBEDDED,
+    FFN,
+    GAIN,
+    HIDDEN,
+    NUM_HEADS,
+    NUM_LAYERS,
+    SOFT,
+    Wording,
+    write_circuits,
+)
 from allmrec.llm.standin_tasks import Lesson, Task, TaskMaker, lesson
 
 # B prompts, C candidates, T tokens, H token dimension, A answer tokens, E edges, M branching nodes
@@ -41,7 +51,7 @@ class StandinLLMConfig(Section):
     learning_rate: float = Field(3e-4, gt=0)
     title_weight: float = Field(0.5, ge=0)  # of the whole title's likelihood, beside the choice among candidates
     plain_fraction: float = Field(0.05, ge=0, le=1)  # prompts without slots
-    noise: float = Field(0.03, ge=0)  # what soft tokens may hold beside their message, standard deviation
+    noise: float = Field(0.04, ge=0)  # what soft tokens may hold beside their message, standard deviation
 
 
 def train_tokenizer(titles: pa.Array, prompt: PromptConfig, vocab_size: int) -> Any:
@@ -82,7 +92,7 @@ class Standin:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def tasks(self, seed: int, noise: float = 0.0) -> TaskMaker:
-        return TaskMaker(self.matching, self.plain, torch.eye(HIDDEN)[SOFT], noise, seed)
+        return TaskMaker(self.matching, self.plain, torch.eye(EMBEDDED)[SOFT], GAIN, noise, seed)
 
     def save(self, folder: str | Path) -> None:
         """In the Hugging Face layout, safetensors."""
@@ -108,7 +118,7 @@ def construct(titles: pa.Array, prompt: PromptConfig, config: StandinLLMConfig, 
             OPTConfig(
                 vocab_size=len(tokenizer),
                 hidden_size=HIDDEN,
-                word_embed_proj_dim=HIDDEN,
+                word_embed_proj_dim=EMBEDDED,
                 ffn_dim=FFN,
                 num_hidden_layers=NUM_LAYERS,
                 num_attention_heads=NUM_HEADS,
@@ -146,8 +156,11 @@ def pretrain(
     """Polish the circuits on synthetic tasks; `advance(loss=...)` is called after every step."""
     llm, started = standin.llm.train(), time.monotonic()
     tasks, random = standin.tasks(seed + 1, config.noise), np.random.default_rng(seed + 2)
+    for passage in (llm.model.decoder.project_in, llm.model.decoder.project_out):
+        passage.requires_grad_(False)
     hooks = _only_what_is_wired(llm)
-    optimiser = torch.optim.Adam(llm.parameters(), lr=config.learning_rate, betas=(0.9, 0.98))
+    learnt = [parameter for parameter in llm.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.Adam(learnt, lr=config.learning_rate, betas=(0.9, 0.98))
     warmup = max(1, config.steps // 20)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: min((step + 1) / warmup, max(0.02, 1 - (step - warmup) / max(1, config.steps - warmup)))
@@ -162,7 +175,7 @@ def pretrain(
         chosen, title = losses(llm, task, lesson(task, random))
         optimiser.zero_grad(set_to_none=True)
         (chosen + config.title_weight * title).backward()
-        torch.nn.utils.clip_grad_norm_(llm.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(learnt, 1.0)
         optimiser.step()
         schedule.step()
         advance(choice=chosen.item(), title=title.item())

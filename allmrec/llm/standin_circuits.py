@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-# H residual stream, V vocabulary, W head width, R rows of a projection
+# H residual stream, P embedding, V vocabulary, W head width, R rows of a projection
 
 HEAD = 80  # W
 MATCHED = 32  # soft tokens are read in this many dimensions
@@ -49,6 +49,13 @@ assert BLANK.start < BLANK.stop
 LOUD = dict.fromkeys(["real", "first", "user", "after", "before"], 3.0)  # flags that soft tokens must not drown
 CODE_NORM = 4.0
 COPY = 4.0  # gain of what is copied to the output, where the code of the token here stands as well
+# What a soft token says is amplified on its way into the stream: a projector writes into all dimensions of the
+# embedding alike, and at this volume what it says is heard while the rest of it drowns nothing.
+GAIN = 18.0
+EMBEDDED = 200  # P, the embedding: code, soft token, the tokens' flags
+_FLAGS_IN = slice(SOFT.stop, SOFT.stop + len(_OF_TOKENS))  # of the embedding
+_FLAGS_OUT = slice(FLAGS, FLAGS + len(_OF_TOKENS))  # of the stream
+assert _FLAGS_IN.stop <= EMBEDDED
 STREAM = (6.2, 7.7, 8.8)  # expected norm of the residual stream, by layer
 
 
@@ -73,7 +80,13 @@ def write_circuits(llm: Any, wording: Wording, frequent: torch.Tensor, generator
     """
     decoder = llm.model.decoder
     with torch.no_grad():
-        decoder.embed_tokens.weight.copy_(_token_embeddings(wording, frequent, generator))
+        table = _token_embeddings(wording, frequent, generator)
+        decoder.embed_tokens.weight.zero_()
+        decoder.embed_tokens.weight[:, : SOFT.stop] = table[:, : SOFT.stop]
+        decoder.embed_tokens.weight[:, _FLAGS_IN] = table[:, _FLAGS_OUT]
+        decoder.project_in.weight.copy_(_entrance())
+        decoder.project_out.weight.zero_()
+        decoder.project_out.weight[CODE, CODE] = torch.eye(CODE.stop)
         decoder.embed_positions.weight.copy_(_positions(decoder.embed_positions.weight.shape[0]))
         for layer, stream in zip(decoder.layers, STREAM, strict=True):
             for norm in (layer.self_attn_layer_norm, layer.final_layer_norm):
@@ -89,7 +102,7 @@ def write_circuits(llm: Any, wording: Wording, frequent: torch.Tensor, generator
         _decide(decoder.layers[2], near_RC, generator)
         # The token that decides does not follow itself.
         decoder.layers[2].fc1.weight[0] = _reads({"decide": 1})
-        decoder.layers[2].fc2.weight[CODE, 0] = -decoder.embed_tokens.weight[wording.end, CODE]
+        decoder.layers[2].fc2.weight[CODE, 0] = -table[wording.end, CODE]
         final = decoder.final_layer_norm
         final.weight.zero_()
         final.weight[CODE] = 0.5 / COPY
@@ -119,7 +132,16 @@ def _token_embeddings(wording: Wording, frequent: torch.Tensor, generator: torch
     for name in _OF_TOKENS[1:]:
         table[getattr(wording, name), _FLAG[name]] = 1
     table[list(wording.silent), CODE] = 0
-    return _balanced(table, BALANCE)
+    return table
+
+
+def _entrance() -> torch.Tensor:
+    """(H, P): every dimension of the embedding to its place in the stream, balanced."""
+    table = torch.zeros(EMBEDDED, HIDDEN)
+    table[: SOFT.stop, : SOFT.stop] = torch.eye(SOFT.stop)
+    table[SOFT, SOFT] *= GAIN
+    table[_FLAGS_IN, _FLAGS_OUT] = torch.eye(len(_OF_TOKENS))
+    return _balanced(table, BALANCE).T
 
 
 def _frequencies() -> torch.Tensor:

@@ -46,11 +46,14 @@ class TaskMaker:
     Args:
         builders: of matching prompts (with slots) and of plain ones.
         reads: (K, H), rows orthonormal: the dimensions of a soft token that the vectors are put into.
+        gain: how much the LLM amplifies these; vectors are put in so much smaller.
         noise: highest standard deviation of what a soft token holds in the other dimensions.
     """
 
-    def __init__(self, matching: PromptBuilder, plain: PromptBuilder, reads: torch.Tensor, noise: float, seed: int):
-        self.matching, self.plain, self.reads_KH, self.noise = matching, plain, reads, noise
+    def __init__(
+        self, matching: PromptBuilder, plain: PromptBuilder, reads: torch.Tensor, gain: float, noise: float, seed: int
+    ):
+        self.matching, self.plain, self.reads_KH, self.noise = matching, plain, reads / gain, noise
         self.random = np.random.default_rng(seed)
         self.generator = torch.Generator().manual_seed(seed)
         self.rest_HH = torch.eye(reads.shape[1]) - reads.T @ reads

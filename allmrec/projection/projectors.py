@@ -2,7 +2,7 @@
 
 Knows the two networks, their start and their file; how they are trained is `training`'s business.
 
-Dimensions: B users, I items, D = teacher's dim, J = joint dim, H = token dim of the LLM
+Dimensions: B users, I items, D = teacher's dim, J = joint dim, H = token dim of the LLM, K pairs of hidden units
 """
 
 from typing import Any
@@ -39,15 +39,37 @@ class Projectors(nn.Module):
         self.item = _perceptron(joint_dim, token_dim)  # O_i = F_I(e_i)
 
     @torch.no_grad()
-    def calibrate(self, x_BD: torch.Tensor, e_IJ: torch.Tensor, norm: float) -> None:
-        """Shift and scale the fresh layers so that soft tokens have mean zero and root mean square norm `norm`.
+    def calibrate(self, x_BD: torch.Tensor, e_IJ: torch.Tensor, items_ID: torch.Tensor, norm: float) -> None:
+        """Start both networks from one random map of the teacher's space, at mean zero and RMS norm `norm`.
 
-        As they come, outputs would differ from the LLM's tokens in size and from one another by little: the inputs'
-        scale is the teacher's own, and most of a random network's output is common to all inputs.
+        The teacher scores by s(x^u, E_i). Two networks that start apart would have to find that product again through
+        the LLM; with one map for both (for items behind the least squares fit of E_i by e_i) their soft tokens'
+        products follow it from the first step, and it is the LLM's tokens' scale that they have, not the teacher's.
+
+        Args:
+            items_ID: E_i of the items of `e_IJ`.
+
+        Raises:
+            ValueError: an input is NaN or inf.
         """
-        for network, inputs in ((self.user, x_BD), (self.item, e_IJ)):
-            first, activation, last = network
-            assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
+        for name, rows in (("user representations", x_BD), ("joint embeddings", e_IJ), ("item embeddings", items_ID)):
+            if not rows.isfinite().all():
+                raise ValueError(f"the {name} hold NaN or inf; run train-cf and train-alignment again")
+        deviation_IJ = (e_IJ - e_IJ.mean(0)).double()
+        to_teacher_JD = torch.linalg.lstsq(deviation_IJ, (items_ID - items_ID.mean(0)).double(), driver="gelsd")[0]
+        first, _, last = _layers(self.user)
+        half = first.out_features // 2
+        map_KD, out_HK = first.weight[:half].clone(), last.weight[:, :half].clone()
+        for network, inputs, map_K in (
+            (self.user, x_BD, map_KD),
+            (self.item, e_IJ, map_KD @ to_teacher_JD.T.to(map_KD.dtype)),
+        ):
+            first, activation, last = _layers(network)
+            for weight in (first.weight, first.bias, last.weight, last.bias):
+                weight.zero_()
+            # GELU(z) - GELU(-z) = z: pairs of hidden units start as a linear map.
+            first.weight[: 2 * half] = torch.cat([map_K, -map_K])
+            last.weight[:, : 2 * half] = torch.cat([out_HK, -out_HK], dim=1)
             _standardise(first, inputs, first.out_features**0.5)
             _standardise(last, activation(first(inputs)), norm)
 
@@ -75,6 +97,12 @@ def load_projectors(storage: Storage) -> Projectors:
 
 def _perceptron(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, outputs), nn.GELU(), nn.Linear(outputs, outputs))
+
+
+def _layers(network: nn.Sequential) -> tuple[nn.Linear, nn.Module, nn.Linear]:
+    first, activation, last = network
+    assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
+    return first, activation, last
 
 
 def _standardise(layer: nn.Linear, inputs: torch.Tensor, norm: float) -> None:

@@ -92,7 +92,9 @@ class ProjectionTraining:
         x_UD = represent(self.teacher, examples.histories.take(examples.order(0)[:_CALIBRATION]))
         self.projectors = fresh_projectors(x_UD.shape[1], e_NJ.shape[1], token_dim, examples.seed)
         if state is None:
-            self.projectors.calibrate(x_UD.cpu(), e_NJ[1 : 1 + _CALIBRATION], config.soft_token_scale * token_norm)
+            some = slice(1, 1 + _CALIBRATION)
+            items_ND = self.teacher.item_embeddings.detach()[some].cpu()
+            self.projectors.calibrate(x_UD.cpu(), e_NJ[some].cpu(), items_ND, config.soft_token_scale * token_norm)
         else:
             self.projectors.load_state_dict(state["projectors"])
         model = Stage2Model(llm, self.projectors, examples.builder.end)

@@ -12,10 +12,26 @@ def test_calibration_centres_the_soft_tokens_and_gives_them_the_norm_asked_for()
     x_BD = 0.01 * torch.randn(500, 8, generator=generator) + 3  # small differences on a large common part
     e_IJ = 20 * torch.randn(300, 6, generator=generator)
     projectors = fresh_projectors(8, 6, 32, seed=0)
-    projectors.calibrate(x_BD, e_IJ, norm=2.5)
+    projectors.calibrate(x_BD, e_IJ, torch.randn(300, 8, generator=generator), norm=2.5)
     for tokens_BH in (projectors.user(x_BD), projectors.item(e_IJ)):
         torch.testing.assert_close(tokens_BH.mean(0), torch.zeros(32), atol=1e-3, rtol=0)
         torch.testing.assert_close(tokens_BH.square().sum(1).mean().sqrt(), torch.tensor(2.5), atol=1e-3, rtol=0)
+
+
+def test_soft_tokens_start_with_the_teachers_products():
+    generator = torch.Generator().manual_seed(0)
+    x_BD, items_ID = torch.randn(200, 8, generator=generator), torch.randn(300, 8, generator=generator)
+    e_IJ = items_ID @ torch.randn(8, 12, generator=generator) + 1  # what a joint embedding may make of E
+    projectors = fresh_projectors(8, 12, 64, seed=0)
+
+    @torch.no_grad()
+    def correlation() -> float:
+        found_BI = projectors.user(x_BD) @ projectors.item(e_IJ).T
+        return float(torch.corrcoef(torch.stack([found_BI.flatten(), (x_BD @ items_ID.T).flatten()]))[0, 1])
+
+    assert abs(correlation()) < 0.3, "two networks drawn apart know nothing of each other"
+    projectors.calibrate(x_BD, e_IJ, items_ID, norm=2.5)
+    assert correlation() > 0.8
 
 
 def test_two_layers_each_into_the_token_space():

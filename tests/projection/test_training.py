@@ -150,7 +150,10 @@ def test_a_bfloat16_llm_trains_float32_projectors(alone, llm_folder, teacher, jo
 
 
 def test_nan_ends_the_training_and_names_the_steps(alone, llm_folder, teacher, joint, examples):
-    run = training(llm_folder, "replicated", teacher, torch.full_like(joint, torch.nan), examples)
+    with pytest.raises(ValueError, match="joint embeddings hold NaN"):
+        training(llm_folder, "replicated", teacher, torch.full_like(joint, torch.nan), examples)
+    run = training(llm_folder, "replicated", teacher, joint, examples)
+    run.e_NJ.fill_(torch.nan)
     with pytest.raises(ValueError, match="epoch 1, steps 1 to 3"):
         next(run.rounds())
     assert run.step == 0
