@@ -65,6 +65,11 @@ def uniforms(hashes: np.ndarray, key: np.uint64, count: int, first: int = 0) -> 
     return (draws(hashes, key, count, first) >> np.uint64(11)) * 2.0**-53
 
 
+def permutations(hashes: np.ndarray, key: np.uint64, count: int) -> np.ndarray:
+    """A random order of `count` things for each row: (N,) hashes to int64 (N, count)."""
+    return draws(hashes, key, count).argsort(axis=1, kind="stable")
+
+
 def shard_of(user_ids: pa.Array | pa.ChunkedArray, num_shards: int) -> np.ndarray:
     """The shard of each user, int32 (N,): by a hash of the id, so that it never changes."""
     return (hash_strings(user_ids) % np.uint64(num_shards)).astype(np.int32)

@@ -1,7 +1,7 @@
 """Negative items for training and evaluation, drawn by counter: a function of (seed, epoch, user) alone.
 
-Two kinds (DESIGN: negatives are data): uniform over the catalogue, as in paper section 5.1, and matched to the
-popularity of the target, since uniform negatives reward a model that knows popularity only.
+Two kinds: uniform over the catalogue, as in paper section 5.1, and matched to the popularity of the target, since
+uniform negatives reward a model that knows popularity only.
 """
 
 import numpy as np

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console as RichConsole
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -47,25 +48,25 @@ class Console:
 
     def __init__(self, log_json: bool = False):
         self.log_json = log_json
-        self.rich = RichConsole(highlight=False)
+        self.rich = RichConsole(highlight=False, soft_wrap=True)
 
     def event(self, name: str, **numbers: Any) -> None:
         """A line of the log."""
         if self.log_json:
             print(json.dumps({"event": name, "time": round(time.time(), 3), **numbers}, default=str), flush=True)
         else:
-            self.rich.print(f"  {name}  [dim]{_inline(numbers)}[/dim]", markup=True)
+            self.rich.print(f"  {escape(name)}  [dim]{_inline(numbers)}[/dim]")
 
     def table(self, title: str, columns: list[str], rows: list[list[Any]]) -> None:
         """A table for people; machines get one event with its rows."""
         if self.log_json:
             self.event("table", title=title, rows=[dict(zip(columns, row, strict=True)) for row in rows])
             return
-        table = Table(title=title, title_justify="left")
+        table = Table(title=escape(title), title_justify="left")
         for index, column in enumerate(columns):
             table.add_column(column, justify="left" if index == 0 else "right")
         for row in rows:
-            table.add_row(*[_text(cell) for cell in row])
+            table.add_row(*[escape(_text(cell)) for cell in row])
         self.rich.print(table)
 
     def plan(self, verb: str, facts: dict[str, Any]) -> None:
@@ -78,7 +79,7 @@ class Console:
         if self.log_json:
             self.event("skip", verb=verb, why=why)
         else:
-            self.rich.print(f"[bold]{verb}[/bold] skipped: {why}")
+            self.rich.print(f"[bold]{verb}[/bold] skipped: {escape(why)}")
 
     @contextmanager
     def phase(self, verb: str) -> Iterator[Phase]:
@@ -114,7 +115,8 @@ class Console:
 
 
 def _inline(numbers: dict[str, Any]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {_text(value)}" for name, value in numbers.items())
+    """As text in which nothing is markup: paths and titles may hold brackets."""
+    return escape(", ".join(f"{name.replace('_', ' ')} {_text(value)}" for name, value in numbers.items()))
 
 
 def _text(value: Any) -> str:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from allmrec.data.sequences import Sequences
-from allmrec.hashing import draws, hash_strings, key64, mix64
+from allmrec.hashing import draws, hash_strings, key64, mix64, permutations
 from allmrec.scorer import Scorer
 
 NEED_LLM = frozenset({"llm-only", "a-llmrec", "a-llmrec-sbert"})
@@ -141,8 +141,7 @@ class Systems:
 
     def shown_order(self, cases: Cases) -> np.ndarray:
         """In which order a prompt shows the candidates, int64 (B, C): by the user, so that all systems agree."""
-        numbers = draws(cases.hashes, key64(self.seed, _ORDER), cases.candidates_BC.shape[1])
-        return np.argsort(numbers, axis=1, kind="stable")
+        return permutations(cases.hashes, key64(self.seed, _ORDER), cases.candidates_BC.shape[1])
 
 
 def places(scores_BC: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from allmrec.artifacts import read_table
 from allmrec.bundle import load_bundle
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences, offsets_of
-from allmrec.hashing import draws, key64
+from allmrec.hashing import key64, permutations
 from allmrec.llm.loading import LLMConfig
 from allmrec.nightly.candidates import Candidates, given, retrieved
 from allmrec.nightly.config import NightlyConfig
@@ -75,7 +75,7 @@ class ScoreShards:
         if self.config.ranker == "teacher":
             return np.where(candidates_UN > 0, self.scorer.teacher_scores(x_UD, candidates_UN), -np.inf)
         # The prompt must not give the teacher's order away: training showed the target anywhere.
-        order = np.argsort(draws(users.hashes(), key64(self.seed, _ORDER), candidates_UN.shape[1]), axis=1)
+        order = permutations(users.hashes(), key64(self.seed, _ORDER), candidates_UN.shape[1])
         shown = np.take_along_axis(candidates_UN, order, axis=1)
         scores_UN = np.empty(candidates_UN.shape, dtype=np.float32)
         np.put_along_axis(scores_UN, order, self.scorer.llm_scores(x_UD, users, shown), axis=1)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from allmrec.data.sequences import Sequences, offsets_of, ranges
-from allmrec.hashing import draws, key64
+from allmrec.hashing import draws, key64, permutations
 from allmrec.llm.batches import take
 from allmrec.llm.prompt import PromptBuilder, Prompts
 from allmrec.negatives import draw_negatives
@@ -72,8 +72,8 @@ class Examples:
             self.hashes[users], seen.rows(), seen.items, self.num_items, self.num_candidates - 1, self.seed, epoch
         )
         listed = np.concatenate([self.targets[users, None], negatives], axis=1)
-        keys = draws(self.hashes[users], key64(self.seed, epoch, _PLACES), listed.shape[1])
-        return np.take_along_axis(listed, keys.argsort(axis=1, kind="stable"), axis=1)
+        order = permutations(self.hashes[users], key64(self.seed, epoch, _PLACES), listed.shape[1])
+        return np.take_along_axis(listed, order, axis=1)
 
     def prompts(self, users: np.ndarray, epoch: int) -> Prompts:
         return self.builder.build(self.histories.take(users), self.candidates(users, epoch))
