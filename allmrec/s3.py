@@ -3,6 +3,7 @@
 Knows how a store's answers become the errors that `allmrec.storage` promises; leaves what is stored to others.
 """
 
+import os
 import secrets
 import threading
 from collections.abc import Iterator
@@ -122,6 +123,8 @@ class S3Storage(Storage):
     def arrow(self) -> tuple[Any, str]:
         from pyarrow.fs import S3FileSystem
 
+        for name, value in checksum_environment(self.connection.s3).items():
+            os.environ.setdefault(name, value)
         endpoint = urlparse(self.connection.s3.endpoint_url) if self.connection.s3.endpoint_url else None
         filesystem = S3FileSystem(
             region=self.connection.s3.region,
@@ -175,3 +178,8 @@ _REFUSED = ("403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"
 
 def _code(error: Any) -> str:
     return str(error.response["Error"]["Code"])
+
+
+def checksum_environment(s3: S3Config) -> dict[str, str]:
+    """`storage.checksums` for pyarrow, which takes it from the environment of its process only."""
+    return {"AWS_REQUEST_CHECKSUM_CALCULATION": s3.checksums, "AWS_RESPONSE_CHECKSUM_VALIDATION": s3.checksums}

@@ -28,6 +28,7 @@ from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAM
 from ray.util.queue import Queue
 
 from allmrec.checkpoints import load_state, save_state
+from allmrec.s3 import checksum_environment
 from allmrec.storage import Storage
 from jobs.config import Config, WorkersConfig
 from jobs.step import Context, Facts
@@ -52,11 +53,12 @@ def start_ray(config: Config) -> None:
     """
     if ray.is_initialized():
         return
-    for name, value in _ENVIRONMENT.items():
+    checksums = checksum_environment(config.storage)
+    for name, value in (_ENVIRONMENT | checksums).items():
         os.environ.setdefault(name, value)
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
+        ray.init(runtime_env={"env_vars": checksums}, **quiet)
         return
     # Nobody takes this machine away, and the watcher for that is a process more to start.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
