@@ -14,6 +14,7 @@ from allmrec.storage import Storage, open_storage
 from jobs.cli import load_step
 from jobs.config import Config
 from jobs.console import Console
+from jobs.evaluate import show
 from jobs.run import run
 from jobs.sample_data import sample_data
 from jobs.step import execute
@@ -32,7 +33,7 @@ def demo(config: Config, console: Console, date: datetime.date) -> None:
     run(config, console, date)
     storage = open_storage(config.run_uri, config.storage)
     show_users(config, console, storage)
-    show_metrics(console, storage)
+    show(console, json.loads(storage.read("metrics.json")))
     output = config.nightly.output or f"{config.run_uri}/recommendations"
     console.event("recommendations", parquet=f"{output}/run_date={date}/part-*.parquet")
     console.event("report", html=f"{config.run_uri}/report.html")
@@ -69,23 +70,3 @@ def show_users(config: Config, console: Console, storage: Storage, count: int = 
 
 def padded(cells: list[str], width: int) -> list[str]:
     return cells + [""] * (width - len(cells))
-
-
-def show_metrics(console: Console, storage: Storage) -> None:
-    """The metrics of the last evaluation, one row a system."""
-    metrics = json.loads(storage.read("metrics.json"))
-    columns = [
-        ("random", "all", "hit@1"),
-        ("random", "all", "ndcg@10"),
-        ("matched", "all", "hit@1"),
-        ("swap", "all", "hit@1"),
-        ("random", "warm", "hit@1"),
-        ("random", "cold", "hit@1"),
-    ]
-    cells = {
-        (m["system"], m["protocol"], m["subset"], m["metric"]): f"{m['value']:.3f} ± {m['stderr']:.3f}" for m in metrics
-    }
-    systems = list(dict.fromkeys(m["system"] for m in metrics))
-    rows = [[system, *[cells.get((system, *column), "") for column in columns]] for system in systems]
-    titles = [f"{metric} {protocol}" + f" {subset}" * (subset != "all") for protocol, subset, metric in columns]
-    console.table("Metrics, mean ± standard error", ["system", *titles], rows)

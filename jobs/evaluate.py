@@ -22,6 +22,7 @@ from allmrec.evaluation.report import FIGURES, Report, figure, render
 from allmrec.evaluation.shards import EvaluateShards
 from allmrec.llm.loading import model_identity
 from jobs.cli import main
+from jobs.console import Console
 from jobs.datasets import pooled, tables
 from jobs.step import Context, Facts, Step
 from jobs.workers import start_ray
@@ -65,7 +66,7 @@ def run(context: Context) -> Facts:
     entries = {name: describe(data) for name, data in files.items()}
     seal(target, "evaluation", context.made_by, entries, context.resolved(*STEP.sections), {"bundle": version, **facts})
 
-    show(context, metrics)
+    show(context.console, metrics)
     return {**facts, "report": context.storage.name("report.html")}
 
 
@@ -119,11 +120,11 @@ def data_facts(context: Context) -> dict[str, int]:
     }
 
 
-def show(context: Context, metrics: list[dict[str, Any]]) -> None:
+def show(console: Console, metrics: list[dict[str, Any]]) -> None:
     """One row a system."""
     systems = list(dict.fromkeys(row["system"] for row in metrics))
     rows = [[system, *[figure(metrics, system, *key) for key in FIGURES.values()]] for system in systems]
-    context.console.table("held-out item among its negatives", ["system", *FIGURES], rows)
+    console.table("held-out item among its negatives", ["system", *FIGURES], rows)
 
 
 def plan(context: Context) -> Facts:

@@ -1,7 +1,7 @@
 """The nightly run: candidates for every user, ranked by the LLM, published as Parquet.
 
     allmrec nightly --config jobs/configs/demo.yaml --date 2026-11-21
-    ray job submit -- allmrec nightly --config jobs/configs/demo.yaml --date 2026-11-21
+    ray job submit -- python -m jobs.nightly --config jobs/configs/demo.yaml --date 2026-11-21
 
 A shard of users is the unit of work: a run that was killed goes on with the shards that are not committed.
 """
@@ -125,3 +125,11 @@ def plan(config: Config, storage: Storage) -> Facts:
     users = read_manifest(storage.at("sequences")).rows
     prompts = users if config.nightly.ranker == "llm" else 0
     return {"users": users, "shards": num_shards(storage.at("sequences")), "prompts": prompts}
+
+
+if __name__ == "__main__":
+    import typer
+
+    from jobs.cli import nightly as command
+
+    typer.run(command)

@@ -22,3 +22,11 @@ def run(config: Config, console: Console, date: datetime.date, dry_run: bool = F
         execute(load_step(f"jobs.{module}"), config, console, dry_run, force)
     nightly(config, console, date, dry_run)
     execute(load_step("jobs.evaluate"), config, console, dry_run, force)
+
+
+if __name__ == "__main__":
+    import typer
+
+    from jobs.cli import run as command
+
+    typer.run(command)

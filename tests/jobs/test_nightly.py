@@ -149,8 +149,7 @@ class Started:
         command = [
             sys.executable,
             "-m",
-            "jobs.cli",
-            "nightly",
+            "jobs.nightly",
             "--config",
             str(path),
             "--date",
