@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from allmrec.bundle import Bundle
-from allmrec.cf.teacher import represent
 from allmrec.data.sequences import Sequences
 from allmrec.llm.batches import SoftTokens
 from allmrec.llm.loading import LLMConfig, load_llm, load_tokenizer, max_positions
@@ -71,7 +70,7 @@ class Scorer:
 
     def represent(self, histories: Sequences) -> torch.Tensor:
         """x^u, (B, D)."""
-        return represent(self.teacher, histories)
+        return self.teacher.represent(histories)
 
     @torch.inference_mode()
     def teacher_scores(self, x_BD: torch.Tensor, candidates_BC: np.ndarray) -> np.ndarray:

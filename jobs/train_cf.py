@@ -3,15 +3,15 @@
     python -m jobs.train_cf --config jobs/configs/demo.yaml
 
 Reads `sequences`, `items` and the validation part of `evaluation_cases`; writes `teacher`. The workers of Ray Train
-share every batch; a worker holds all training sequences as flat arrays (4 bytes an interaction).
+share every batch; a worker holds at most `teacher.memory_mb` of training sequences, as flat arrays, and its share of
+the cases.
 """
 
 from typing import Any
 
-from allmrec.artifacts import read_manifest, read_table, seal, unseal
+from allmrec.artifacts import read_manifest, seal, unseal
 from allmrec.cf.teacher import save_teacher
-from allmrec.cf.training import TeacherTraining, ValidationCases
-from allmrec.data.sequences import Sequences
+from allmrec.cf.training import TeacherTraining, ValidationCases, training_parts
 from allmrec.distributed import place
 from jobs.cli import main
 from jobs.step import Context, Facts, Step
@@ -42,11 +42,10 @@ def run(context: Context) -> Facts:
 
 def loop(settings: dict[str, Any]) -> Facts:
     """On every worker: train, keep the best epoch; rank 0 writes its weights."""
-    sequences = Sequences.read(settings["sequences"])
-    cases = ValidationCases.from_table(read_table(settings["cases"]), sequences)
-    training = TeacherTraining(
-        settings["config"], sequences.train(), settings["num_items"], cases, settings["seed"], device()
-    )
+    config = settings["config"]
+    parts = training_parts(settings["sequences"], config.memory_mb)
+    cases = ValidationCases.read(settings["cases"], settings["sequences"])
+    training = TeacherTraining(config, parts, settings["num_items"], cases, settings["seed"], device())
     state = resume()
     if state is not None:
         training.load_state_dict(state)
@@ -58,7 +57,7 @@ def loop(settings: dict[str, Any]) -> Facts:
     return {
         "files": save_teacher(settings["teacher"], training.best_teacher()),
         "num_items": settings["num_items"],
-        "users": len(training.sequences),
+        "users": training.users,
         "epochs": training.epoch,
         "best_epoch": training.best["epoch"],
         **{name: value for name, value in training.best.items() if name.startswith("valid")},
@@ -70,13 +69,15 @@ def plan(context: Context) -> Facts:
     config = context.config.teacher
     num_items = read_manifest(context.artifact("items")).rows
     # Weights, gradient, Adam's two moments and the best weights: float32 each.
+    model_mb = 5 * 4 * (num_items + 1) * config.dim / 2**20
     return {
         "users": read_manifest(context.artifact("sequences")).rows,
         "items": num_items,
         "model": config.model,
         "epochs": config.epochs,
         "workers": context.config.workers.num_workers,
-        "memory_mb_per_worker": round(5 * 4 * (num_items + 1) * config.dim / 2**20),
+        "parts": len(training_parts(context.artifact("sequences"), config.memory_mb)),
+        "model_mb_per_worker": round(model_mb),
     }
 
 

@@ -8,7 +8,7 @@ import torch
 
 from allmrec.artifacts import MANIFEST
 from allmrec.bundle import DESCRIPTION, build_bundle, check_items, check_llm, load_bundle, read_description
-from allmrec.cf.teacher import load_teacher, represent
+from allmrec.cf.teacher import load_teacher
 from allmrec.data.sequences import Sequences
 from jobs.step import resolved
 from tests.evaluation.tiny import tiny_config, write_tiny_run
@@ -39,7 +39,7 @@ def contents(run) -> dict[str, bytes]:
 def test_what_is_loaded_is_what_was_trained(config, run, version):
     bundle = load_bundle(run, version)
     users = Sequences.read(run.at("sequences"))
-    assert torch.equal(represent(bundle.teacher, users), represent(load_teacher(run.at("teacher")), users))
+    assert torch.equal(bundle.teacher.represent(users), load_teacher(run.at("teacher")).represent(users))
     assert bundle.prompt == config.prompt and bundle.llm == config.llm
     assert bundle.catalogue.num_items == 40 and bundle.facts["projectors"] == {"loss": 2.5}
     assert not any(weight.requires_grad for weight in bundle.projectors.parameters())

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from allmrec.alignment.losses import Losses, stage1_losses
 from allmrec.alignment.network import AlignmentConfig, AlignmentNetwork
-from allmrec.cf.teacher import Teacher, represent
+from allmrec.cf.teacher import Teacher
 from allmrec.data.sequences import Sequences
 from allmrec.distributed import own, sum_gradients, summed
 from allmrec.hashing import draws, key64, uniforms
@@ -55,7 +55,7 @@ class AlignmentTraining:
         self.sequences = sequences.take(learnable)
         self.hashes = self.sequences.hashes()
         self.targets = self.sequences.items[self.sequences.offsets[1:] - 1]
-        self.x_UD = represent(teacher, self.sequences.shortened(self.sequences.lengths - 1)).clone()
+        self.x_UD = teacher.represent(self.sequences.shortened(self.sequences.lengths - 1)).clone()
         numbers = np.arange(len(self.items_ND), dtype=np.uint64)
         self.held_out = uniforms(numbers, key64(seed, _HELD_OUT), 1)[:, 0] < config.held_out
         torch.manual_seed(seed)

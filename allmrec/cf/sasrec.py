@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from allmrec.cf.teacher import TEACHERS, Teacher, TeacherConfig
+from allmrec.cf.teacher import SequenceTeacher, TeacherConfig
 
 
 class Block(nn.Module):
@@ -38,11 +38,11 @@ class Block(nn.Module):
         return x_BTD + F.dropout(self.back(hidden_BTD), rate)
 
 
-class SASRec(Teacher):
+class SASRec(SequenceTeacher):
     """x^u is the hidden state at the newest item; an item's score is its dot product with E_i (section III-D)."""
 
     def __init__(self, config: TeacherConfig, num_items: int):
-        super().__init__()
+        super().__init__(config, num_items)
         self.max_history = config.max_history
         self.dropout = config.dropout
         self.items = nn.Embedding(num_items + 1, config.dim, padding_idx=0)
@@ -60,7 +60,6 @@ class SASRec(Teacher):
         return self.items.weight
 
     def forward(self, history_BT: torch.Tensor) -> torch.Tensor:
-        """Hidden states (B, T, D) of left-padded histories; the one at t knows items up to t alone."""
         length = history_BT.shape[1]
         real_BT = history_BT > 0
         position_T = torch.arange(length - 1, -1, -1, device=history_BT.device)
@@ -71,9 +70,3 @@ class SASRec(Teacher):
         for block in self.blocks:
             x_BTD = block(x_BTD, mask_B1TT)
         return self.norm(x_BTD) * real_BT[..., None]
-
-    def user_representations(self, history_BT: torch.Tensor) -> torch.Tensor:
-        return self(history_BT)[:, -1]
-
-
-TEACHERS["sasrec"] = SASRec

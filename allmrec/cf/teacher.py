@@ -1,17 +1,21 @@
 """The teacher contract: what a frozen collaborative filtering model gives to everything downstream.
 
 Paper section 3: the CF-RecSys gives item embeddings E_i and user representations x^u; Stage-1, Stage-2, retrieval
-and evaluation take nothing else from it. Each model lies in a module of its own and registers in TEACHERS.
+and evaluation take nothing else from it. `Teacher` is that contract; `SequenceTeacher` adds what the models need
+that are trained here. Each model lies in a module of its own, and TEACHERS names them.
 
-Dimensions: B users, T positions, C candidates, N = n + 1 items (0 is padding), D = teacher.dim
+Dimensions: B users, U users of any number, T positions, C candidates, K items shared by all rows, N = n + 1 items (0
+is padding), D = teacher.dim
 """
 
 from abc import ABC, abstractmethod
+from importlib import import_module
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
+from torch.nn import functional as F
 
 from allmrec.artifacts import read_manifest, read_tensors, write_tensors
 from allmrec.config import Section
@@ -20,12 +24,27 @@ from allmrec.storage import Storage
 
 WEIGHTS = "teacher.safetensors"
 
+# model → (module, class)
+TEACHERS = {
+    "sasrec": ("allmrec.cf.sasrec", "SASRec"),
+    "gru4rec": ("allmrec.cf.gru4rec", "GRU4Rec"),
+    "nextitnet": ("allmrec.cf.nextitnet", "NextItNet"),
+    "ncf": ("allmrec.cf.ncf", "NCF"),
+}
+
+# What the paper trains its CF-RecSys with (section 5.1, Table 3); where it is silent, the models' own papers.
+_PAPER = {"loss": "bce", "dropout": 0.5, "epochs": 200, "validation": "random"}
+_BLOCKS = {"gru4rec": 1, "ncf": 3}
+
 
 class TeacherConfig(Section):
-    model: Literal["sasrec"] = "sasrec"
+    """`preset` sets the defaults of the other keys; the ones below are those of "strong"."""
+
+    model: Literal["sasrec", "gru4rec", "nextitnet", "ncf"] = "sasrec"
+    preset: Literal["strong", "paper"] = "strong"
     dim: int = Field(50, ge=1)  # d, Table 3
-    blocks: int = Field(2, ge=1)  # of self-attention
-    heads: int = Field(1, ge=1)
+    blocks: int = Field(2, ge=1)  # of self-attention or of dilated convolutions; layers of the GRU or the MLP
+    heads: int = Field(1, ge=1)  # of SASRec's attention
     dropout: float = Field(0.2, ge=0, lt=1)
     max_history: int = Field(50, ge=1)  # newest items that the model reads
     # softmax: over the target and num_negatives items shared by the batch; bce: one negative a position, as in
@@ -37,12 +56,22 @@ class TeacherConfig(Section):
     epochs: int = Field(100, ge=1)  # at most
     eval_every: int = Field(2, ge=1)  # epochs between validations; also between checkpoints
     patience: int = Field(5, ge=1)  # validations without a better NDCG@10 before training stops
+    validation: Literal["random", "full"] = "random"  # the target among the case's negatives, or the whole catalogue
+    memory_mb: int = Field(4096, ge=1)  # training sequences that a worker holds at once; more are read in turns
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        defaults = dict(_PAPER) if values.get("preset") == "paper" else {}
+        if values.get("model") in _BLOCKS:
+            defaults["blocks"] = _BLOCKS[values["model"]]
+        return defaults | values
 
 
 class Teacher(nn.Module, ABC):
-    """A model that embeds items and represents a user by the history."""
-
-    max_history: int
+    """A model that embeds items, represents users and scores one against the other."""
 
     @property
     @abstractmethod
@@ -50,25 +79,60 @@ class Teacher(nn.Module, ABC):
         """E_ND; row 0 is zeros."""
 
     @abstractmethod
-    def user_representations(self, history_BT: torch.Tensor) -> torch.Tensor:
-        """x_BD of left-padded histories (int64, 0 is padding, the newest item last); an empty one gives zeros.
-
-        T is at most `max_history`.
-        """
+    def represent(self, histories: Sequences) -> torch.Tensor:
+        """x^u of users with whole histories: float32 (U, D) on the teacher's device; zeros where it knows nothing."""
 
     def scores(self, x_BD: torch.Tensor, items_BC: torch.Tensor) -> torch.Tensor:
-        """s(x^u, E_i), the dot product: (B, C)."""
-        return torch.einsum("bd,bcd->bc", x_BD, self.item_embeddings[items_BC])
+        """s(x^u, E_i) of every row's own items: (B, C). The dot product, unless the model says otherwise."""
+        return torch.einsum("bd,bcd->bc", x_BD, F.embedding(items_BC, self.item_embeddings))
+
+    def shared_scores(self, x_BD: torch.Tensor, items_K: torch.Tensor | None = None) -> torch.Tensor:
+        """s(x^u, E_i) of every row with the same items, by default the whole catalogue with padding: (B, K)."""
+        items_ND = self.item_embeddings
+        return x_BD @ (items_ND if items_K is None else F.embedding(items_K, items_ND)).T
 
 
-TEACHERS: dict[str, type[Teacher]] = {}
+class SequenceTeacher(Teacher):
+    """A teacher that is trained on sequences and represents a user by the history, known at training or not."""
+
+    max_history: int
+
+    @abstractmethod
+    def __init__(self, config: TeacherConfig, num_items: int):
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, history_BT: torch.Tensor) -> torch.Tensor:
+        """Representations (B, T, D) of left-padded histories (int64, 0 is padding, the newest item last).
+
+        The one at t knows items up to t alone; padded positions are zeros. T is at most `max_history`.
+        """
+
+    def user_representations(self, history_BT: torch.Tensor) -> torch.Tensor:
+        """x_BD of left-padded histories; an empty one gives zeros."""
+        return self(history_BT)[:, -1]
+
+    def contexts(self, items_BT: torch.Tensor) -> torch.Tensor:
+        """What items_BT[:, 1:] are predicted from in training: (B, T - 1, D)."""
+        return self(items_BT[:, :-1])
+
+    @torch.inference_mode()
+    def represent(self, histories: Sequences, block: int = 1024) -> torch.Tensor:
+        device = self.item_embeddings.device
+        x_UD = torch.zeros(len(histories), self.item_embeddings.shape[1], device=device)
+        by_length = torch.from_numpy(histories.lengths).clamp(max=self.max_history).argsort(stable=True).numpy()
+        for first in range(0, len(histories), block):
+            users = by_length[first : first + block]
+            batch = histories.take(users)
+            width = max(1, min(int(batch.lengths.max()), self.max_history))
+            x_UD[users] = self.user_representations(torch.from_numpy(batch.padded(width)).long().to(device))
+        return x_UD
 
 
-def build_teacher(config: TeacherConfig, num_items: int) -> Teacher:
+def build_teacher(config: TeacherConfig, num_items: int) -> SequenceTeacher:
     """A teacher with fresh weights, drawn from torch's global generator."""
-    from allmrec.cf import sasrec  # noqa: F401  (registers itself)
-
-    return TEACHERS[config.model](config, num_items)
+    module, name = TEACHERS[config.model]
+    return getattr(import_module(module), name)(config, num_items)
 
 
 def save_teacher(storage: Storage, teacher: Teacher) -> dict[str, dict[str, Any]]:
@@ -82,18 +146,3 @@ def load_teacher(storage: Storage) -> Teacher:
     teacher = build_teacher(TeacherConfig(**manifest.config["teacher"]), manifest.facts["num_items"])
     teacher.load_state_dict(read_tensors(storage, WEIGHTS))
     return teacher.eval().requires_grad_(False)
-
-
-@torch.inference_mode()
-def represent(teacher: Teacher, histories: Sequences, block: int = 1024) -> torch.Tensor:
-    """x^u of whole histories, a block of users at a time: float32 (U, D) on the teacher's device."""
-    device = teacher.item_embeddings.device
-    x_UD = torch.zeros(len(histories), teacher.item_embeddings.shape[1], device=device)
-    by_length = torch.from_numpy(histories.lengths).clamp(max=teacher.max_history).argsort(stable=True).numpy()
-    for first in range(0, len(histories), block):
-        users = by_length[first : first + block]
-        batch = histories.take(users)
-        width = max(1, min(int(batch.lengths.max()), teacher.max_history))
-        history_BT = torch.from_numpy(batch.padded(width)).long().to(device)
-        x_UD[users] = teacher.user_representations(history_BT)
-    return x_UD

@@ -1,17 +1,19 @@
 """Training of a sequential teacher: next-item prediction at every position, the best epoch on validation kept.
 
-Plain torch, in one process or in a process group; knows nothing of Ray, artifacts or checkpoint files. Batches and
-negatives are drawn by counter, keyed by seed, epoch and user. Dropout masks come from a generator of each epoch
-and worker: they alone depend on the number of workers.
+Plain torch, in one process or in a process group; knows nothing of Ray or checkpoint files. Batches and negatives
+are drawn by counter, keyed by seed, epoch and user. Dropout masks come from a generator of each epoch and worker:
+they alone depend on the number of workers.
 
 Dimensions: B users of a batch on this worker, T positions, P predicted positions, K shared negatives, C candidates,
 D = teacher.dim
 """
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,23 +21,51 @@ import pyarrow.compute as pc
 import torch
 from torch.nn import functional as F
 
-from allmrec.cf.teacher import Teacher, TeacherConfig, build_teacher, represent
-from allmrec.data.sequences import Sequences
+from allmrec.artifacts import read_manifest, read_table
+from allmrec.cf.retrieval import catalogue_ranks
+from allmrec.cf.teacher import SequenceTeacher, Teacher, TeacherConfig, build_teacher
+from allmrec.data.sequences import Sequences, num_shards
 from allmrec.distributed import own, place, sum_gradients, summed
-from allmrec.evaluation.metrics import METRICS, measure
+from allmrec.evaluation.metrics import METRICS, measure, worth
 from allmrec.hashing import draws, key64
 from allmrec.negatives import draw_negatives
+from allmrec.storage import Storage
 
-_BATCHES, _NEGATIVES, _DROPOUT = 0x4241, 0x4E4B, 0x4452  # purposes of random draws
+_BATCHES, _NEGATIVES, _DROPOUT, _PARTS = 0x4241, 0x4E4B, 0x4452, 0x5041  # purposes of random draws
 _WINDOW = 32  # batches among which users are sorted by length, to pad less
+_BLOCK = 4096  # users validated at once
+_USER_BYTES = 64  # of a user in memory, beside the items: id, hash and offset
+
+Part = Callable[[], Sequences]  # reads the training sequences of some users
+
+
+def training_parts(storage: Storage, memory_mb: int) -> list[Part]:
+    """The stored `sequences` in the fewest parts of which each fits into `memory_mb`, at least a shard each."""
+    manifest = read_manifest(storage)
+    needed = 4 * manifest.facts["interactions"] + _USER_BYTES * manifest.rows
+    count = min(math.ceil(needed / (memory_mb * 2**20)), len(manifest.files))
+    shards = np.array_split(np.arange(len(manifest.files)), max(count, 1))
+    return [partial(_read_training, storage, part.tolist()) for part in shards]
+
+
+def _read_training(storage: Storage, shards: list[int]) -> Sequences:
+    return Sequences.read(storage, shards).train()
 
 
 @dataclass(frozen=True)
 class ValidationCases:
-    """V held-out items with their negatives."""
+    """This worker's share of the held-out items with their negatives, V of them."""
 
     histories: Sequences  # (V,)
     candidates: np.ndarray  # int32 (V, C), the target first
+
+    @classmethod
+    def read(cls, cases: Storage, sequences: Storage) -> "ValidationCases":
+        """From the stored tables: every world-size-th shard of them."""
+        shards = own(np.arange(num_shards(cases))).tolist()
+        if not shards:
+            return cls(Sequences.read(sequences, [0]).take(np.arange(0)), np.zeros((0, 1), np.int32))
+        return cls.from_table(read_table(cases, shards), Sequences.read(sequences, shards))
 
     @classmethod
     def from_table(cls, table: pa.Table, sequences: Sequences) -> "ValidationCases":
@@ -50,16 +80,38 @@ class ValidationCases:
         return len(self.candidates)
 
 
-def validate(teacher: Teacher, cases: ValidationCases) -> dict[str, float]:
-    """Hit@1 and NDCG@10, over all workers' shares of the cases."""
-    mine = own(np.arange(len(cases)))
+def validate(
+    teacher: Teacher, cases: ValidationCases, against: Literal["random", "full"] = "random"
+) -> dict[str, float]:
+    """Hit@1 and NDCG@10 of all workers' cases, against the negatives or all items that the history has not."""
     teacher.eval()
-    x_BD = represent(teacher, cases.histories.take(mine))
-    with torch.inference_mode():
-        score_BC = teacher.scores(x_BD, torch.from_numpy(cases.candidates[mine]).long().to(x_BD.device))
-    values_M = measure(score_BC.cpu().numpy(), cases.candidates[mine]).sum(axis=0)
-    mean_M = summed(torch.from_numpy(values_M).to(x_BD.device)) / len(cases)
-    return {f"valid_{name}": mean_M[METRICS.index(name)].item() for name in ("hit@1", "ndcg@10")}
+    total_M = torch.zeros(len(METRICS) + 1, dtype=torch.float64)
+    for first in range(0, len(cases), _BLOCK):
+        histories = cases.histories.take(np.arange(first, min(first + _BLOCK, len(cases))))
+        candidates_BC = cases.candidates[first : first + _BLOCK]
+        values_BM = (_against_all if against == "full" else _against_negatives)(teacher, histories, candidates_BC)
+        total_M += torch.from_numpy(np.append(values_BM.sum(axis=0), len(values_BM)))
+    *sums_M, count = summed(total_M.to(teacher.item_embeddings.device)).tolist()
+    if not count:
+        return {}
+    return {f"valid_{name}": sums_M[METRICS.index(name)] / count for name in ("hit@1", "ndcg@10")}
+
+
+@torch.inference_mode()
+def _against_negatives(teacher: Teacher, histories: Sequences, candidates_BC: np.ndarray) -> np.ndarray:
+    x_BD = teacher.represent(histories)
+    score_BC = teacher.scores(x_BD, torch.from_numpy(candidates_BC).long().to(x_BD.device))
+    return measure(score_BC.cpu().numpy(), candidates_BC)
+
+
+def _against_all(teacher: Teacher, histories: Sequences, candidates_BC: np.ndarray) -> np.ndarray:
+    x_BD = teacher.represent(histories)
+    target_B, row_S, item_S = (
+        torch.from_numpy(index).long().to(x_BD.device)
+        for index in (candidates_BC[:, 0], histories.rows(), histories.items)
+    )
+    better_B, tied_B = catalogue_ranks(teacher, x_BD, target_B, (row_S, item_S))
+    return worth(better_B.cpu().numpy(), tied_B.cpu().numpy(), len(teacher.item_embeddings))
 
 
 class TeacherTraining:
@@ -68,7 +120,7 @@ class TeacherTraining:
     def __init__(
         self,
         config: TeacherConfig,
-        sequences: Sequences,
+        parts: Sequence[Part],
         num_items: int,
         cases: ValidationCases,
         seed: int,
@@ -76,20 +128,18 @@ class TeacherTraining:
     ):
         """
         Args:
-            sequences: the training part of everyone's history (`Sequences.train()`).
-            cases: without any, the last epoch is kept.
+            parts: everyone's training sequences (`Sequences.train()`), of which one part is held at a time. A batch
+                is of one part.
+            cases: without any on any worker, the last epoch is kept.
         """
-        self.config, self.num_items, self.cases, self.seed = config, num_items, cases, seed
+        self.config, self.parts, self.num_items, self.cases, self.seed = config, parts, num_items, cases, seed
         self.device = torch.device(device)
-        learnable = np.flatnonzero(sequences.lengths >= 2)  # one item is a history without a next item
-        self.sequences = sequences.take(learnable).last(config.max_history + 1)
-        if not len(self.sequences):
-            raise ValueError("no user has two training interactions, so there is nothing to learn; add data")
-        self.hashes = self.sequences.hashes()
+        self._held = -1  # which part is in memory
         torch.manual_seed(seed)
-        self.teacher = build_teacher(config, num_items).to(self.device)
+        self.teacher: SequenceTeacher = build_teacher(config, num_items).to(self.device)
         self.optimiser = torch.optim.Adam(self.teacher.parameters(), lr=config.learning_rate, betas=(0.9, 0.98))
         self.epoch = 0  # epochs done
+        self.users = 0  # that an epoch trained on
         self.best: dict[str, Any] = {"epoch": 0, "valid_ndcg@10": -1.0}
         self.best_weights = self._weights()
 
@@ -116,68 +166,99 @@ class TeacherTraining:
                 loss, count = self.train_epoch()
                 positions += count
             numbers = {"loss": loss, "interactions_per_s": round(positions / (time.monotonic() - started))}
-            metrics = validate(self.teacher, self.cases) if len(self.cases) else {}
+            metrics = validate(self.teacher, self.cases, config.validation)
             if metrics.get("valid_ndcg@10", np.inf) > self.best["valid_ndcg@10"]:
                 self.best = {"epoch": self.epoch, "valid_ndcg@10": -1.0, **metrics}
                 self.best_weights = self._weights()
             yield numbers | metrics
 
-    def best_teacher(self) -> Teacher:
+    def best_teacher(self) -> SequenceTeacher:
         """The teacher with the weights of the best validation."""
         self.teacher.load_state_dict(self.best_weights)
         return self.teacher.eval()
 
     def train_epoch(self) -> tuple[float, int]:
-        """One pass over the users. Returns the mean loss of a predicted position and their number."""
+        """One pass over the users. Returns the mean loss of a predicted position and their number.
+
+        Raises:
+            ValueError: there is nothing to learn from, or the loss is NaN or inf; names the step and its users.
+        """
         torch.manual_seed(int(key64(self.seed, self.epoch, place()[0], _DROPOUT)))
         self.teacher.train()
-        total, positions = torch.zeros((), dtype=torch.float64), 0
+        total, positions, self.users = torch.zeros((), dtype=torch.float64), 0, 0
         for step, users in enumerate(self._batches()):
             count = int((self.sequences.lengths[users] - 1).sum())
             loss = self._loss(own(users), step) / count
+            if not torch.isfinite(loss):
+                ids = self.sequences.user_ids.take(pa.array(own(users)[:3])).to_pylist()
+                raise ValueError(
+                    f"the teacher's loss is {loss.item()} in epoch {self.epoch + 1} at step {step + 1} (users {ids} …); "
+                    "lower teacher.learning_rate"
+                )
             self.optimiser.zero_grad()
             loss.backward()
             sum_gradients(self.teacher.parameters())
             self.optimiser.step()
             total, positions = total + loss.detach().double().cpu() * count, positions + count
+            self.users += len(users)
+        if not positions:
+            raise ValueError("no user has two training interactions, so there is nothing to learn; add data")
         self.epoch += 1
         return summed(total).item() / positions, positions
 
-    def _batches(self) -> list[np.ndarray]:
-        """The epoch's global batches as positions of users, of similar length within each."""
+    def _batches(self) -> Iterator[np.ndarray]:
+        """The epoch's global batches as positions of users in `self.sequences`, of similar length within each."""
         size, key = self.config.batch_size, key64(self.seed, self.epoch, _BATCHES)
-        order = draws(self.hashes, key, 1)[:, 0].argsort(kind="stable")
-        window = np.arange(len(order)) // (size * _WINDOW)
-        order = order[np.lexsort((self.sequences.lengths[order], window))]
-        batches = np.split(order, np.arange(size, len(order), size))
-        turn = draws(np.arange(len(batches), dtype=np.uint64), key, 1)[:, 0].argsort(kind="stable")
-        return [batches[index] for index in turn]
+        for part in _shuffled(np.arange(len(self.parts)), key64(self.seed, self.epoch, _PARTS)):
+            self._hold(part)
+            order = draws(self.hashes, key, 1)[:, 0].argsort(kind="stable")
+            window = np.arange(len(order)) // (size * _WINDOW)
+            order = order[np.lexsort((self.sequences.lengths[order], window))]
+            for batch in _shuffled(np.arange(math.ceil(len(order) / size)), key):
+                yield order[batch * size : (batch + 1) * size]
+
+    def _hold(self, part: int) -> None:
+        """Read a part's users, those who have something to predict."""
+        if part == self._held:
+            return
+        sequences = self.parts[part]()
+        learnable = np.flatnonzero(sequences.lengths >= 2)  # one item is a history without a next item
+        self.sequences = sequences.take(learnable).last(self.config.max_history + 1)
+        self.hashes = self.sequences.hashes()
+        self._held = part
 
     def _loss(self, users: np.ndarray, step: int) -> torch.Tensor:
         """The summed loss of this worker's users."""
         batch = self.sequences.take(users)
         width = int(batch.lengths.max(initial=2))
         items_BT = torch.from_numpy(batch.padded(width)).long().to(self.device)
-        inputs_BT, targets_BT = items_BT[:, :-1], items_BT[:, 1:]
-        predicted_BT = inputs_BT > 0
-        x_PD = self.teacher(inputs_BT)[predicted_BT]
-        target_P = targets_BT[predicted_BT]
-        items_ND = self.teacher.item_embeddings
-        positive_P = (x_PD * items_ND[target_P]).sum(-1)
-        if self.config.loss == "softmax":
-            key = key64(self.seed, self.epoch, step, _NEGATIVES)
-            drawn = draws(np.zeros(1, np.uint64), key, self.config.num_negatives)[0] % np.uint64(self.num_items) + 1
-            negative_K = torch.from_numpy(drawn.astype(np.int64)).to(self.device)
-            score_PK = x_PD @ items_ND[negative_K].T
-            score_PK = score_PK.masked_fill(negative_K == target_P[:, None], -torch.inf)  # no item against itself
-            return (torch.cat([positive_P[:, None], score_PK], 1).logsumexp(1) - positive_P).sum()
-        # Binary cross-entropy with one unseen item a position (Kang & McAuley 2018, section III-E).
-        drawn_BT = draw_negatives(
-            self.hashes[users], batch.rows(), batch.items, self.num_items, width - 1, self.seed, self.epoch
-        )
-        negative_P = torch.from_numpy(drawn_BT).long().to(self.device)[predicted_BT]
-        score_P = (x_PD * items_ND[negative_P]).sum(-1)
-        return (F.softplus(-positive_P) + F.softplus(score_P) * (negative_P > 0)).sum()
+        predicted_BT = items_BT[:, :-1] > 0
+        target_P = items_BT[:, 1:][predicted_BT]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            x_PD = self.teacher.contexts(items_BT)[predicted_BT]
+            positive_P = self.teacher.scores(x_PD, target_P[:, None])[:, 0]
+            if self.config.loss == "softmax":
+                negative_K = self._shared_negatives(step)
+                score_PK = self.teacher.shared_scores(x_PD, negative_K)
+                score_PK = score_PK.masked_fill(negative_K == target_P[:, None], -torch.inf)  # no item against itself
+                return (torch.cat([positive_P[:, None], score_PK], 1).logsumexp(1) - positive_P).sum()
+            # Binary cross-entropy with one unseen item a position (Kang & McAuley 2018, section III-E).
+            drawn_BT = draw_negatives(
+                self.hashes[users], batch.rows(), batch.items, self.num_items, width - 1, self.seed, self.epoch
+            )
+            negative_P = torch.from_numpy(drawn_BT).long().to(self.device)[predicted_BT]
+            score_P = self.teacher.scores(x_PD, negative_P[:, None])[:, 0]
+            return (F.softplus(-positive_P) + F.softplus(score_P) * (negative_P > 0)).sum()
+
+    def _shared_negatives(self, step: int) -> torch.Tensor:
+        """The items that all positions of a step are told apart from, int64 (K,)."""
+        key = key64(self.seed, self.epoch, step, _NEGATIVES)
+        drawn = draws(np.zeros(1, np.uint64), key, self.config.num_negatives)[0] % np.uint64(self.num_items) + 1
+        return torch.from_numpy(drawn.astype(np.int64)).to(self.device)
 
     def _weights(self) -> dict[str, torch.Tensor]:
         return {name: weight.detach().clone() for name, weight in self.teacher.state_dict().items()}
+
+
+def _shuffled(numbers: np.ndarray, key: np.uint64) -> np.ndarray:
+    return numbers[draws(numbers.astype(np.uint64), key, 1)[:, 0].argsort(kind="stable")]

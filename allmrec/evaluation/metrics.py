@@ -32,12 +32,18 @@ def measure(scores_BC: np.ndarray, candidates_BC: np.ndarray) -> np.ndarray:
     """
     real = candidates_BC[:, 1:] > 0
     target, others = scores_BC[:, :1], scores_BC[:, 1:]
-    better = ((others > target) & real).sum(axis=1)
-    tied = ((others == target) & real).sum(axis=1)
+    return worth(((others > target) & real).sum(axis=1), ((others == target) & real).sum(axis=1), scores_BC.shape[1])
+
+
+def worth(better_B: np.ndarray, tied_B: np.ndarray, width: int) -> np.ndarray:
+    """Every metric of every case, float64 (B, M).
+
+    Args:
+        better_B, tied_B: how many of the `width - 1` others score above the target, and as much as it.
+    """
     # The target takes the ranks better + 1 ... better + tied + 1 with equal probability.
-    worth = gains(scores_BC.shape[1]).cumsum(axis=1)
-    up_to = np.concatenate([np.zeros((len(METRICS), 1)), worth], axis=1).T
-    return (up_to[better + tied + 1] - up_to[better]) / (tied + 1)[:, None]
+    up_to = np.concatenate([np.zeros((len(METRICS), 1)), gains(width).cumsum(axis=1)], axis=1).T
+    return (up_to[better_B + tied_B + 1] - up_to[better_B]) / (tied_B + 1)[:, None]
 
 
 def sums(system: str, protocol: str, values_BM: np.ndarray, subsets: dict[str, np.ndarray]) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ def retrieved(teacher: Teacher, catalogue: Catalogue, users: Sequences, count: i
     device = teacher.item_embeddings.device
     items_UN, _ = retrieve(
         teacher,
-        torch.from_numpy(users.padded(teacher.max_history)).long().to(device),
+        teacher.represent(users),
         (torch.from_numpy(users.rows()).to(device), torch.from_numpy(users.items).to(device)),
         torch.from_numpy(catalogue.available.copy()).to(device),
         count,

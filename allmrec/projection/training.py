@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from allmrec.cf.teacher import Teacher, represent
+from allmrec.cf.teacher import Teacher
 from allmrec.distributed import place, summed
 from allmrec.llm.batches import SoftTokens, fill_slots, padded_tokens
 from allmrec.llm.loading import hidden_states, vocabulary_logits
@@ -89,7 +89,7 @@ class ProjectionTraining:
         embedding = llm.get_input_embeddings()
         with whole(embedding.parameters()):
             token_norm, token_dim = embedding.weight.float().norm(dim=1).mean().item(), embedding.weight.shape[1]
-        x_UD = represent(self.teacher, examples.histories.take(examples.order(0)[:_CALIBRATION]))
+        x_UD = self.teacher.represent(examples.histories.take(examples.order(0)[:_CALIBRATION]))
         self.projectors = fresh_projectors(x_UD.shape[1], e_NJ.shape[1], token_dim, examples.seed)
         if state is None:
             some = slice(1, 1 + _CALIBRATION)
@@ -173,7 +173,7 @@ class ProjectionTraining:
         return total
 
     def _loss(self, batch: Batch) -> torch.Tensor:
-        x_BD = represent(self.teacher, self.examples.histories.take(batch.users))
+        x_BD = self.teacher.represent(self.examples.histories.take(batch.users))
         e_IJ = self.e_NJ[torch.from_numpy(batch.items).to(self.device)]
         return self.engine(batch, x_BD.clone(), e_IJ)  # a clone, for autograd takes no inference tensor
 

@@ -6,7 +6,7 @@ import torch
 
 from allmrec.artifacts import seal
 from allmrec.cf.sasrec import SASRec
-from allmrec.cf.teacher import WEIGHTS, TeacherConfig, build_teacher, load_teacher, represent, save_teacher
+from allmrec.cf.teacher import WEIGHTS, TeacherConfig, build_teacher, load_teacher, save_teacher
 from allmrec.storage import open_storage
 from tests.cf.conftest import ragged
 
@@ -54,7 +54,7 @@ def test_the_order_of_the_history_matters(teacher):
 def test_represent_equals_one_history_at_a_time(teacher):
     rng = np.random.default_rng(0)
     histories = [rng.integers(1, 21, length).tolist() for length in (0, 1, 25, 4, 10, 3, 3)]
-    together = represent(teacher, ragged(histories), block=3)
+    together = teacher.represent(ragged(histories), block=3)
     for row, history in enumerate(histories):
         alone = teacher.user_representations(torch.tensor([history[-10:] or [0]]))[0]
         torch.testing.assert_close(together[row], alone)

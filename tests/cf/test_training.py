@@ -1,5 +1,7 @@
 """Training a teacher: it learns a rule, batches do not depend on workers, and a stopped run can be taken up."""
 
+from functools import partial
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -7,6 +9,7 @@ import torch
 
 from allmrec.cf.teacher import TeacherConfig
 from allmrec.cf.training import TeacherTraining, ValidationCases, validate
+from allmrec.data.sequences import Sequences
 from allmrec.negatives import draw_negatives
 from tests.cf.conftest import cycles, ragged
 
@@ -22,13 +25,17 @@ def cases_of(sequences, num_items=NUM_ITEMS) -> ValidationCases:
     return ValidationCases(sequences.shortened(lengths), np.column_stack([targets, negatives]))
 
 
+def users_of_batches(run: TeacherTraining) -> list[set[str]]:
+    return [set(run.sequences.user_ids.take(pa.array(batch)).to_pylist()) for batch in run._batches()]
+
+
 @pytest.fixture(scope="module")
 def sequences():
     return cycles(200, NUM_ITEMS, 9)
 
 
 def training(sequences, config=FAST, seed=0, cases=None) -> TeacherTraining:
-    return TeacherTraining(config, sequences.train(), NUM_ITEMS, cases or cases_of(sequences), seed)
+    return TeacherTraining(config, [sequences.train], NUM_ITEMS, cases or cases_of(sequences), seed)
 
 
 @pytest.mark.parametrize("loss", ["softmax", "bce"])
@@ -79,17 +86,14 @@ def test_batches_do_not_depend_on_the_order_of_rows(sequences):
     run = training(sequences)
     shuffled = training(sequences.take(np.random.default_rng(1).permutation(len(sequences))))
 
-    def users(one: TeacherTraining) -> list[set[str]]:
-        return [set(one.sequences.user_ids.take(pa.array(batch)).to_pylist()) for batch in one._batches()]
-
-    assert users(run) == users(shuffled)
-    assert sorted(np.concatenate(run._batches())) == list(range(len(sequences)))
+    assert users_of_batches(run) == users_of_batches(shuffled)
+    assert sorted(np.concatenate(list(run._batches()))) == list(range(len(sequences)))
 
 
 def test_the_softmax_is_cross_entropy_over_target_and_negatives(sequences):
     config = FAST.model_copy(update={"dropout": 0.0, "num_negatives": 5, "batch_size": 3})
     run = training(sequences, config)
-    users = run._batches()[0]
+    users = next(run._batches())
     run.teacher.eval()
     from allmrec.cf.training import _NEGATIVES
     from allmrec.hashing import draws, key64
@@ -122,5 +126,46 @@ def test_cases_are_the_validation_split_with_random_negatives_in_any_order_of_us
 
 
 def test_nothing_to_learn_from_is_an_error():
+    none = ValidationCases(ragged([]), np.zeros((0, 2), np.int32))
+    run = TeacherTraining(FAST, [lambda: ragged([[1], [2]])], 4, none, 0)
     with pytest.raises(ValueError, match="two training interactions"):
-        TeacherTraining(FAST, ragged([[1], [2]]), 4, ValidationCases(ragged([]), np.zeros((0, 2), np.int32)), 0)
+        run.train_epoch()
+
+
+def test_a_loss_that_is_no_number_names_the_step_and_its_users(sequences):
+    run = training(sequences)
+    third = [users for users, _ in zip(users_of_batches(run), range(3), strict=False)][2]
+    loss, steps = run._loss, iter(range(10))
+    run._loss = lambda users, step: loss(users, step) * (np.nan if next(steps) == 2 else 1)
+    with pytest.raises(ValueError, match=r"nan in epoch 1 at step 3 \(users \['user-") as error:
+        run.train_epoch()
+    assert any(f"'{user}'" in str(error.value) for user in third)
+
+
+def test_parts_are_read_in_turn_and_everyone_is_trained_on_once_an_epoch(sequences):
+    read = []
+
+    def part(number: int) -> Sequences:
+        read.append(number)
+        return sequences.train().take(np.arange(number, len(sequences), 3))
+
+    run = TeacherTraining(FAST, [partial(part, number) for number in range(3)], NUM_ITEMS, cases_of(sequences), 0)
+    epochs = []
+    for run.epoch in range(8):
+        users = [user for batch in users_of_batches(run) for user in batch]
+        assert sorted(users) == sorted(sequences.user_ids.to_pylist())
+        epochs.append(tuple(read))
+        read.clear()
+    assert all(len(order) <= 3 for order in epochs) and len({order for order in epochs if len(order) == 3}) > 1
+
+
+def test_validation_against_the_catalogue_ranks_the_target_among_all_unseen_items(sequences):
+    run = training(sequences)
+    cases = cases_of(sequences)
+    scores = run.teacher.eval().represent(cases.histories) @ run.teacher.item_embeddings.detach().T
+    hits = 0
+    for row, (target, *_) in enumerate(cases.candidates):
+        seen = cases.histories.items[cases.histories.offsets[row] : cases.histories.offsets[row + 1]]
+        rivals = [item for item in range(1, NUM_ITEMS + 1) if item not in {*seen, target}]
+        hits += (scores[row, target] > scores[row, rivals]).all().item()
+    assert validate(run.teacher, cases, "full")["valid_hit@1"] == pytest.approx(hits / len(cases))

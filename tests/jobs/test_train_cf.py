@@ -7,10 +7,9 @@ import pytest
 import ray
 import torch
 
-from allmrec.artifacts import read_manifest, read_table
+from allmrec.artifacts import read_manifest
 from allmrec.cf.teacher import load_teacher
-from allmrec.cf.training import TeacherTraining, ValidationCases
-from allmrec.data.sequences import Sequences
+from allmrec.cf.training import TeacherTraining, ValidationCases, training_parts
 from jobs import train_cf
 from jobs.console import Console
 from jobs.step import execute
@@ -47,9 +46,9 @@ def test_two_workers_with_a_death_train_what_one_process_trains(tmp_path, monkey
     assert execute(train_cf.STEP, config, Console(log_json=True))
     assert storage.exists("teacher/died")
 
-    sequences = Sequences.read(storage.at("sequences"))
-    cases = ValidationCases.from_table(read_table(storage.at("evaluation_cases")), sequences)
-    alone = TeacherTraining(config.teacher, sequences.train(), training_run.NUM_ITEMS, cases, config.seed)
+    parts = training_parts(storage.at("sequences"), memory_mb=1)
+    cases = ValidationCases.read(storage.at("evaluation_cases"), storage.at("sequences"))
+    alone = TeacherTraining(config.teacher, parts, training_run.NUM_ITEMS, cases, config.seed)
     numbers = list(alone.rounds())
     facts = read_manifest(storage.at("teacher")).facts
     assert facts["epochs"] == 6 and facts["users"] == training_run.NUM_USERS

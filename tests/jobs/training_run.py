@@ -60,7 +60,7 @@ def prepare(config: Config) -> Storage:
     ):
         columns["user_id"] = np.array(USER_IDS)
         tables = [_table(schema, len(rows), {key: column[rows] for key, column in columns.items()}) for rows in dealt]
-        _write(storage.at(name), schema, tables)
+        _write(storage.at(name), schema, tables, interactions=HISTORIES.size)
     return storage
 
 
@@ -70,8 +70,8 @@ def _table(schema: pa.Schema, rows: int, columns: dict) -> pa.Table:
     return pa.table(arrays, schema=schema)
 
 
-def _write(storage: Storage, schema: pa.Schema, tables: list[pa.Table]) -> None:
+def _write(storage: Storage, schema: pa.Schema, tables: list[pa.Table], **facts: int) -> None:
     files = {
         shard_name(shard): write_shard(storage, schema, shard_name(shard), table) for shard, table in enumerate(tables)
     }
-    seal(storage, "table", "by hand", files)
+    seal(storage, "table", "by hand", files, facts=facts)

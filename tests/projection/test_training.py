@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from allmrec.cf.teacher import represent
 from allmrec.llm.batches import SoftTokens, fill_slots, take
 from allmrec.llm.loading import LLMConfig
 from allmrec.projection.deepspeed_config import deepspeed_config
@@ -29,7 +28,7 @@ def plain_loss(llm, projectors, teacher, e_NJ, examples, users, epoch):
     for user in users:
         one = np.array([user])
         prompts = examples.prompts(one, epoch)
-        x_BD = represent(teacher, examples.histories.take(one)).clone()
+        x_BD = teacher.represent(examples.histories.take(one)).clone()
         soft = SoftTokens(projectors.user(x_BD), projectors.item(e_NJ))
         embed = llm.get_input_embeddings()
         prompt = fill_slots(embed(torch.from_numpy(prompts.tokens.astype(np.int64))[None]), prompts, soft)
@@ -44,7 +43,7 @@ def test_the_loss_is_the_answers_likelihood_and_only_projectors_get_gradients(ll
     users = np.arange(9)
     projectors = fresh_projectors(8, 6, 32, seed=0)
     batch = examples.batch(users, examples.prompts(users, 0))
-    x_BD = represent(teacher, examples.histories.take(users)).clone()
+    x_BD = teacher.represent(examples.histories.take(users)).clone()
     loss = Stage2Model(llm, projectors, examples.builder.end)(batch, x_BD, joint[torch.from_numpy(batch.items)])
     expected = plain_loss(llm, projectors, teacher, joint, examples, users, 0)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
@@ -61,7 +60,7 @@ def test_padding_changes_nothing(llm, teacher, joint, examples):
 
     def loss(rows):
         batch = examples.batch(users[rows], take(prompts, rows))
-        x_BD = represent(teacher, examples.histories.take(batch.users)).clone()
+        x_BD = teacher.represent(examples.histories.take(batch.users)).clone()
         return model(batch, x_BD, joint[torch.from_numpy(batch.items)]).detach()
 
     apart = sum(loss(np.array([row])) for row in range(6))
@@ -72,7 +71,7 @@ def test_without_labels_nothing_is_learnt(llm, teacher, joint, examples):
     users = np.arange(2)
     projectors = fresh_projectors(8, 6, 32, seed=0)
     batch = examples.batch(users, examples.prompts(users, 0)).unlabelled()
-    x_BD = represent(teacher, examples.histories.take(users)).clone()
+    x_BD = teacher.represent(examples.histories.take(users)).clone()
     loss = Stage2Model(llm, projectors, examples.builder.end)(batch, x_BD, joint[torch.from_numpy(batch.items)])
     loss.backward()
     assert loss.item() == 0 and all(parameter.grad.abs().sum() == 0 for parameter in projectors.parameters())
