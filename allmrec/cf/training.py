@@ -192,8 +192,8 @@ class TeacherTraining:
             if not torch.isfinite(loss):
                 ids = self.sequences.user_ids.take(pa.array(own(users)[:3])).to_pylist()
                 raise ValueError(
-                    f"the teacher's loss is {loss.item()} in epoch {self.epoch + 1} at step {step + 1} (users {ids} …); "
-                    "lower teacher.learning_rate"
+                    f"the teacher's loss is {loss.item()} in epoch {self.epoch + 1} at step {step + 1} "
+                    f"(users {ids} …); lower teacher.learning_rate"
                 )
             self.optimiser.zero_grad()
             loss.backward()
