@@ -10,17 +10,18 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from allmrec.cf.dropout import Dropout, Masks
 from allmrec.cf.teacher import SequenceTeacher, TeacherConfig
 
 
 class Block(nn.Module):
     """Self-attention and a point-wise feed-forward network, each as x + dropout(g(layernorm(x))) (section III-B)."""
 
-    def __init__(self, config: TeacherConfig):
+    def __init__(self, config: TeacherConfig, masks: Masks):
         super().__init__()
         dim = config.dim
         self.heads = config.heads
-        self.dropout = config.dropout
+        self.dropout = Dropout(config.dropout, masks)
         self.attention_norm = nn.LayerNorm(dim)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
@@ -29,13 +30,12 @@ class Block(nn.Module):
         self.back = nn.Linear(dim, dim)
 
     def forward(self, x_BTD: torch.Tensor, mask_B1TT: torch.Tensor) -> torch.Tensor:
-        rate = self.dropout if self.training else 0.0
         qkv_3BHTK = self.qkv(self.attention_norm(x_BTD)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         query, key, value = qkv_3BHTK
-        mixed_BHTK = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_B1TT, dropout_p=rate)
-        x_BTD = x_BTD + F.dropout(self.out(mixed_BHTK.transpose(1, 2).flatten(2)), rate)
-        hidden_BTD = F.dropout(F.relu(self.hidden(self.forward_norm(x_BTD))), rate)
-        return x_BTD + F.dropout(self.back(hidden_BTD), rate)
+        mixed_BHTK = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_B1TT)
+        x_BTD = x_BTD + self.dropout(self.out(mixed_BHTK.transpose(1, 2).flatten(2)))
+        hidden_BTD = self.dropout(F.relu(self.hidden(self.forward_norm(x_BTD))))
+        return x_BTD + self.dropout(self.back(hidden_BTD))
 
 
 class SASRec(SequenceTeacher):
@@ -43,11 +43,10 @@ class SASRec(SequenceTeacher):
 
     def __init__(self, config: TeacherConfig, num_items: int):
         super().__init__(config, num_items)
-        self.max_history = config.max_history
-        self.dropout = config.dropout
+        self.dropout = Dropout(config.dropout, self.masks)
         self.items = nn.Embedding(num_items + 1, config.dim, padding_idx=0)
         self.positions = nn.Embedding(config.max_history, config.dim)  # 0 is the newest
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
+        self.blocks = nn.ModuleList(Block(config, self.masks) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(config.dim)
         for weight in self.parameters():
             if weight.dim() == 2:
@@ -63,7 +62,7 @@ class SASRec(SequenceTeacher):
         length = history_BT.shape[1]
         real_BT = history_BT > 0
         position_T = torch.arange(length - 1, -1, -1, device=history_BT.device)
-        x_BTD = F.dropout(self.items(history_BT) + self.positions(position_T), self.dropout, self.training)
+        x_BTD = self.dropout(self.items(history_BT) + self.positions(position_T))
         causal_TT = torch.ones(length, length, dtype=torch.bool, device=history_BT.device).tril()
         itself_TT = torch.eye(length, dtype=torch.bool, device=history_BT.device)  # padding needs one key too
         mask_B1TT = ((causal_TT & real_BT[:, None, :]) | itself_TT)[:, None]

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from allmrec.artifacts import read_manifest, read_tensors, write_tensors
+from allmrec.cf.dropout import Masks
 from allmrec.config import Section
 from allmrec.data.sequences import Sequences
 from allmrec.storage import Storage
@@ -95,11 +96,11 @@ class Teacher(nn.Module, ABC):
 class SequenceTeacher(Teacher):
     """A teacher that is trained on sequences and represents a user by the history, known at training or not."""
 
-    max_history: int
-
     @abstractmethod
     def __init__(self, config: TeacherConfig, num_items: int):
         super().__init__()
+        self.max_history = config.max_history
+        self.masks = Masks()  # of its dropouts
 
     @abstractmethod
     def forward(self, history_BT: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,8 @@
 """Training of a sequential teacher: next-item prediction at every position, the best epoch on validation kept.
 
 Plain torch, in one process or in a process group; knows nothing of Ray or checkpoint files. Batches and negatives
-are drawn by counter, keyed by seed, epoch and user. Dropout masks come from a generator of each epoch and worker:
-they alone depend on the number of workers.
+are drawn by counter, keyed by seed, epoch and user, and dropout masks for the whole batch, so the number of workers
+changes nothing but the order of floating point sums.
 
 Dimensions: B users of a batch on this worker, T positions, P predicted positions, K shared negatives, C candidates,
 D = teacher.dim
@@ -25,7 +25,7 @@ from allmrec.artifacts import read_manifest, read_table
 from allmrec.cf.retrieval import catalogue_ranks
 from allmrec.cf.teacher import SequenceTeacher, Teacher, TeacherConfig, build_teacher
 from allmrec.data.sequences import Sequences, num_shards
-from allmrec.distributed import own, place, sum_gradients, summed
+from allmrec.distributed import own, sum_gradients, summed
 from allmrec.evaluation.metrics import METRICS, measure, worth
 from allmrec.hashing import draws, key64
 from allmrec.negatives import draw_negatives
@@ -137,7 +137,7 @@ class TeacherTraining:
         self._held = -1  # which part is in memory
         torch.manual_seed(seed)
         self.teacher: SequenceTeacher = build_teacher(config, num_items).to(self.device)
-        self.optimiser = torch.optim.Adam(self.teacher.parameters(), lr=config.learning_rate, betas=(0.9, 0.98))
+        self.optimiser = torch.optim.Adam(self.teacher.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
         self.epoch = 0  # epochs done
         self.users = 0  # that an epoch trained on
         self.best: dict[str, Any] = {"epoch": 0, "valid_ndcg@10": -1.0}
@@ -183,12 +183,12 @@ class TeacherTraining:
         Raises:
             ValueError: there is nothing to learn from, or the loss is NaN or inf; names the step and its users.
         """
-        torch.manual_seed(int(key64(self.seed, self.epoch, place()[0], _DROPOUT)))
+        torch.manual_seed(int(key64(self.seed, self.epoch, _DROPOUT)))
         self.teacher.train()
         total, positions, self.users = torch.zeros((), dtype=torch.float64), 0, 0
         for step, users in enumerate(self._batches()):
             count = int((self.sequences.lengths[users] - 1).sum())
-            loss = self._loss(own(users), step) / count
+            loss = self._loss(users, step) / count
             if not torch.isfinite(loss):
                 ids = self.sequences.user_ids.take(pa.array(own(users)[:3])).to_pylist()
                 raise ValueError(
@@ -228,9 +228,9 @@ class TeacherTraining:
         self._held = part
 
     def _loss(self, users: np.ndarray, step: int) -> torch.Tensor:
-        """The summed loss of this worker's users."""
-        batch = self.sequences.take(users)
-        width = int(batch.lengths.max(initial=2))
+        """The summed loss of this worker's share of the batch's users."""
+        width, self.teacher.masks.rows = int(self.sequences.lengths[users].max()), len(users)
+        batch = self.sequences.take(users := own(users))
         items_BT = torch.from_numpy(batch.padded(width)).long().to(self.device)
         predicted_BT = items_BT[:, :-1] > 0
         target_P = items_BT[:, 1:][predicted_BT]
