@@ -4,24 +4,35 @@
 
 Reads `sequences`, `items` and the validation part of `evaluation_cases`; writes `teacher`. The workers of Ray Train
 share every batch; a worker holds at most `teacher.memory_mb` of training sequences, as flat arrays, and its share of
-the cases.
+the cases. A teacher that another system trained (`teacher.model: external`) is brought in instead, by one task.
 """
 
+import json
 from typing import Any
 
 from allmrec.artifacts import read_manifest, seal, unseal
+from allmrec.cf.external import ImportTeacher, open_tables, table_files
 from allmrec.cf.teacher import save_teacher
 from allmrec.cf.training import TeacherTraining, ValidationCases, training_parts
 from allmrec.distributed import place
 from jobs.cli import main
+from jobs.datasets import over, tables
 from jobs.step import Context, Facts, Step
-from jobs.workers import device, fit, report, resume
+from jobs.workers import device, fit, report, resume, start_ray
 
 
 def run(context: Context) -> Facts:
+    facts = bring_in(context) if context.config.teacher.model == "external" else train(context)
+    files = facts.pop("files")
+    config = context.resolved("teacher")
+    seal(context.artifact("teacher"), "teacher", context.made_by, files, config=config, facts=facts)
+    return facts
+
+
+def train(context: Context) -> Facts:
     config, storage = context.config, context.artifact("teacher")
     unseal(storage)
-    facts = fit(
+    return fit(
         context,
         "train-cf",
         loop,
@@ -35,9 +46,24 @@ def run(context: Context) -> Facts:
         },
         total=config.teacher.epochs,
     )
-    files = facts.pop("files")
-    seal(storage, "teacher", context.made_by, files, config=context.resolved("teacher"), facts=facts)
-    return facts
+
+
+def bring_in(context: Context) -> Facts:
+    """Another system's vectors. A teacher that is there stays until they have proved good."""
+    config = context.config
+    item_embeddings, user_representations = open_tables(config.teacher, config.storage)
+    bring = ImportTeacher(
+        item_embeddings,
+        user_representations,
+        sequences=context.artifact("sequences"),
+        items=context.artifact("items"),
+        cases=context.artifact("evaluation_cases"),
+        validation=config.teacher.validation,
+        teacher=context.artifact("teacher"),
+    )
+    start_ray(config)
+    (table,) = tables(over(1, bring))
+    return json.loads(table.column("report")[0].as_py())
 
 
 def loop(settings: dict[str, Any]) -> Facts:
@@ -68,6 +94,14 @@ def loop(settings: dict[str, Any]) -> Facts:
 def plan(context: Context) -> Facts:
     config = context.config.teacher
     num_items = read_manifest(context.artifact("items")).rows
+    if config.model == "external":
+        sources = open_tables(config, context.config.storage)
+        return {
+            "users": read_manifest(context.artifact("sequences")).rows,
+            "items": num_items,
+            "model": config.model,
+            **{f"{source.name} rows": source.rows for source in sources},
+        }
     # Weights, gradient, Adam's two moments and the best weights: float32 each.
     model_mb = 5 * 4 * (num_items + 1) * config.dim / 2**20
     return {
@@ -81,6 +115,15 @@ def plan(context: Context) -> Facts:
     }
 
 
+def input_files(context: Context) -> Any:
+    """What an external teacher is made of: path, size and time of change of its tables' files."""
+    config = context.config
+    if config.teacher.model != "external":
+        return None
+    files = table_files(config.teacher, config.storage)
+    return {name: [vars(file) for file in found] for name, found in files.items()}
+
+
 STEP = Step(
     "train-cf",
     sections=("teacher",),
@@ -88,6 +131,7 @@ STEP = Step(
     outputs=("teacher",),
     run=run,
     plan=plan,
+    outside=input_files,
 )
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Paper section 3: the CF-RecSys gives item embeddings E_i and user representations x^u; Stage-1, Stage-2, retrieval
 and evaluation take nothing else from it. `Teacher` is that contract; `SequenceTeacher` adds what the models need
-that are trained here. Each model lies in a module of its own, and TEACHERS names them.
+that are trained here. Each model lies in a module of its own, and TEACHERS names them; "external" is trained elsewhere.
 
 Dimensions: B users, U users of any number, T positions, C candidates, K items shared by all rows, N = n + 1 items (0
 is padding), D = teacher.dim
@@ -13,15 +13,17 @@ from importlib import import_module
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import nn
 from torch.nn import functional as F
 
 from allmrec.artifacts import read_manifest, read_tensors, write_tensors
 from allmrec.cf.dropout import Masks
 from allmrec.config import Section
+from allmrec.data.config import SourceConfig
 from allmrec.data.sequences import Sequences
 from allmrec.storage import Storage
+from schemas import item_embeddings, user_representations
 
 WEIGHTS = "teacher.safetensors"
 
@@ -31,6 +33,7 @@ TEACHERS = {
     "gru4rec": ("allmrec.cf.gru4rec", "GRU4Rec"),
     "nextitnet": ("allmrec.cf.nextitnet", "NextItNet"),
     "ncf": ("allmrec.cf.ncf", "NCF"),
+    "external": ("allmrec.cf.external", "ExternalTeacher"),
 }
 
 # What the paper trains its CF-RecSys with (section 5.1, Table 3); where it is silent, the models' own papers.
@@ -41,7 +44,7 @@ _BLOCKS = {"gru4rec": 1, "ncf": 3}
 class TeacherConfig(Section):
     """`preset` sets the defaults of the other keys; the ones below are those of "strong"."""
 
-    model: Literal["sasrec", "gru4rec", "nextitnet", "ncf"] = "sasrec"
+    model: Literal["sasrec", "gru4rec", "nextitnet", "ncf", "external"] = "sasrec"
     preset: Literal["strong", "paper"] = "strong"
     dim: int = Field(50, ge=1)  # d, Table 3
     blocks: int = Field(2, ge=1)  # of self-attention or of dilated convolutions; layers of the GRU or the MLP
@@ -59,6 +62,9 @@ class TeacherConfig(Section):
     patience: int = Field(5, ge=1)  # validations without a better NDCG@10 before training stops
     validation: Literal["random", "full"] = "random"  # the target among the case's negatives, or the whole catalogue
     memory_mb: int = Field(4096, ge=1)  # training sequences that a worker holds at once; more are read in turns
+    # Of the model "external", which takes only `validation` of the keys above: Parquet tables of another system.
+    item_embeddings: SourceConfig | None = None
+    user_representations: SourceConfig | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -69,6 +75,32 @@ class TeacherConfig(Section):
         if values.get("model") in _BLOCKS:
             defaults["blocks"] = _BLOCKS[values["model"]]
         return defaults | values
+
+    @field_validator("item_embeddings", "user_representations", mode="before")
+    @classmethod
+    def _from_uris(cls, value: Any) -> Any:
+        """A URI, or a list of them, is short for `{paths: [...]}`."""
+        paths = [value] if isinstance(value, str) else value
+        return {"paths": paths} if isinstance(paths, list) else value
+
+    @model_validator(mode="after")
+    def _external_tables(self) -> "TeacherConfig":
+        for table in (item_embeddings, user_representations):
+            name = table.__name__.rpartition(".")[2]
+            source: SourceConfig | None = getattr(self, name)
+            if self.model != "external":
+                if source is not None:
+                    raise ValueError(f"{name} is read by model external alone; set that model or leave {name} out")
+                continue
+            if source is None or not source.paths:
+                raise ValueError(f"model external needs {name}: name the Parquet files of that table")
+            if source.format != "parquet":
+                raise ValueError(f"{name}.format: {source.format} is not read here; write the table as Parquet")
+            for column in source.columns:
+                if column not in table.SCHEMA.names:
+                    known = ", ".join(table.SCHEMA.names)
+                    raise ValueError(f"{name}.columns: unknown column {column!r}; known: {known}")
+        return self
 
 
 class Teacher(nn.Module, ABC):
@@ -132,8 +164,7 @@ class SequenceTeacher(Teacher):
 
 def build_teacher(config: TeacherConfig, num_items: int) -> SequenceTeacher:
     """A teacher with fresh weights, drawn from torch's global generator."""
-    module, name = TEACHERS[config.model]
-    return getattr(import_module(module), name)(config, num_items)
+    return _class(config)(config, num_items)
 
 
 def save_teacher(storage: Storage, teacher: Teacher) -> dict[str, dict[str, Any]]:
@@ -143,7 +174,16 @@ def save_teacher(storage: Storage, teacher: Teacher) -> dict[str, dict[str, Any]
 
 def load_teacher(storage: Storage) -> Teacher:
     """The stored teacher, frozen, in eval mode. Raises ValueError when it is missing or damaged."""
-    manifest = read_manifest(storage)
-    teacher = build_teacher(TeacherConfig(**manifest.config["teacher"]), manifest.facts["num_items"])
-    teacher.load_state_dict(read_tensors(storage, WEIGHTS))
+    manifest, weights = read_manifest(storage), read_tensors(storage, WEIGHTS)
+    config = TeacherConfig(**manifest.config["teacher"])
+    if config.model == "external":
+        teacher = _class(config)(**weights)
+    else:
+        teacher = build_teacher(config, manifest.facts["num_items"])
+        teacher.load_state_dict(weights)
     return teacher.eval().requires_grad_(False)
+
+
+def _class(config: TeacherConfig) -> Any:
+    module, name = TEACHERS[config.model]
+    return getattr(import_module(module), name)
