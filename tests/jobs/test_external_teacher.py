@@ -1,0 +1,142 @@
+"""A team's own vectors as the teacher of a whole run: a plain matrix factorisation of the training interactions."""
+
+import json
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from allmrec.artifacts import read_manifest, read_table
+from allmrec.cf.teacher import load_teacher
+from allmrec.data.sequences import Sequences
+from allmrec.recommendations import read_recommendations
+from allmrec.storage import Storage, open_storage
+from jobs import prepare, standin_encoder, train_cf
+from jobs.config import Config
+from jobs.console import Console
+from jobs.run import run
+from jobs.sample_data import sample_data
+from jobs.step import execute
+from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
+
+pytestmark = pytest.mark.e2e
+
+USERS, ITEMS, DIM, DATE = 400, 300, 12, date(2026, 11, 20)
+SYSTEMS = ("random", "teacher", "a-llmrec")
+CONSOLE = Console(log_json=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stop_ray() -> Iterator[None]:
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, llm, tokenizer) -> tuple[Config, Storage, Path]:  # noqa: F811
+    """A prepared run with its models, and the folder of the team's two tables."""
+    root = tmp_path_factory.mktemp("runs")
+    vectors = root / "vectors"
+    sample_data(str(root / "input"), users=USERS, items=ITEMS, interactions_per_user=15)
+    llm.save_pretrained(root / "llm")
+    tokenizer.save_pretrained(root / "llm")
+    config = Config(
+        name="own",
+        root=str(root),
+        data={
+            "interactions": {"paths": [str(root / "input/movies/interactions.parquet")]},
+            "items": {"paths": [str(root / "input/movies/items.parquet")]},
+            "num_shards": 3,
+        },
+        text={"model": str(root / "own/models/encoder")},
+        llm={"name": str(root / "llm")},
+        prompt={"max_history": 4},
+        teacher={
+            "model": "external",
+            "item_embeddings": {"paths": [str(vectors / "items-*.parquet")], "columns": {"item_id": "sku"}},
+            "user_representations": str(vectors / "users.parquet"),
+        },
+        alignment={"epochs": 2},
+        projection={"epochs": 1, "batch_size": 32, "num_candidates": 5},
+        evaluation={"num_negatives": 9, "systems": SYSTEMS},
+        nightly={"num_candidates": 8, "top_k": 5},
+        workers={"num_workers": 1},
+    )
+    execute(prepare.STEP, config, CONSOLE)
+    execute(standin_encoder.STEP, config, CONSOLE)
+    storage = open_storage(config.run_uri)
+    factorise(storage, vectors)
+    return config, storage, vectors
+
+
+def factorise(storage: Storage, vectors: Path) -> None:
+    """PureSVD (Cremonesi et al. 2010) of who has what, without the held-out items."""
+    train = Sequences.read(storage.at("sequences")).train()
+    item_ids = read_table(storage.at("items")).column("item_id").to_pylist()
+    has_UI = np.zeros((len(train), len(item_ids)))
+    has_UI[train.rows(), train.items - 1] = 1
+    user_UU, value_V, item_VI = np.linalg.svd(has_UI, full_matrices=False)
+    x_UD, E_ID = (user_UU * value_V)[:, :DIM], item_VI[:DIM].T
+    vectors.mkdir(exist_ok=True)
+    # The items' table has one that the shop gave up, and lacks those that nobody has, and five more. Three users are new.
+    there = np.flatnonzero(has_UI.any(axis=0))[5:]
+    ids = [*(item_ids[item] for item in there), "gone"]
+    E_RD = E_ID[[*there, 0]]
+    _write(vectors / "items-1.parquet", "sku", ids[:100], E_RD[:100])
+    _write(vectors / "items-2.parquet", "sku", ids[100:], E_RD[100:])
+    _write(vectors / "users.parquet", "user_id", train.user_ids.to_pylist()[:-3], x_UD[:-3])
+
+
+def _write(path: Path, key: str, ids: list[str], rows: np.ndarray) -> None:
+    pq.write_table(pa.table({key: ids, "embedding": rows.astype(np.float32).tolist()}), path)
+
+
+def test_own_vectors_through_the_whole_run(prepared, capsys: pytest.CaptureFixture[str]):
+    config, storage, _ = prepared
+    execute(train_cf.STEP, config, CONSOLE, dry_run=True)
+    (plan,) = map(json.loads, capsys.readouterr().out.splitlines()[-1:])
+    assert plan["users"] == USERS and plan["user_representations rows"] == USERS - 3
+    assert plan["items"] == ITEMS and 200 < plan["item_embeddings rows"] < ITEMS - 4
+    assert not storage.exists("teacher/manifest.json")
+
+    run(config, CONSOLE, DATE)
+
+    facts = read_manifest(storage.at("teacher")).facts
+    assert facts["items_without_embedding"] == ITEMS - plan["item_embeddings rows"] + 1
+    assert facts["embeddings_of_unknown_items"] == 1
+    assert (facts["users"], facts["users_without_representation"]) == (USERS - 3, 3)
+    metrics = {
+        (row["system"], row["protocol"]): row["value"]
+        for row in json.loads(storage.read("metrics.json"))
+        if (row["subset"], row["metric"]) == ("all", "ndcg@10")
+    }
+    assert {system for system, _ in metrics} == set(SYSTEMS)
+    assert metrics["teacher", "random"] > metrics["random", "random"] + 0.1
+    assert metrics["teacher", "swap"] < metrics["teacher", "random"] - 0.05, "it is personal"
+    assert facts["valid_ndcg@10"] == pytest.approx(metrics["teacher", "random"], abs=0.1)
+    recommendations = read_recommendations(f"{config.run_uri}/recommendations").to_pylist()
+    assert len(recommendations) == USERS and {len(row["items"]) for row in recommendations} == {5}
+
+    capsys.readouterr()
+    run(config, CONSOLE, DATE)
+    assert {json.loads(line)["event"] for line in capsys.readouterr().out.splitlines()} == {"skip"}
+
+
+def test_changed_tables_are_read_again_and_bad_ones_leave_the_teacher_alone(prepared):
+    config, storage, vectors = prepared
+    execute(train_cf.STEP, config, CONSOLE)
+    before = read_manifest(storage.at("teacher"))
+    users = pq.read_table(vectors / "users.parquet")
+    pq.write_table(pa.concat_tables([users, users.slice(0, 1)]), vectors / "users.parquet")
+    with pytest.raises(ValueError, match=r"user_representations: user_id '.*' comes twice") as error:
+        execute(train_cf.STEP, config, CONSOLE)
+    assert "\n" not in str(error.value)
+    assert read_manifest(storage.at("teacher")) == before and load_teacher(storage.at("teacher"))
+    pq.write_table(users.slice(1), vectors / "users.parquet")
+    assert execute(train_cf.STEP, config, CONSOLE)
+    assert read_manifest(storage.at("teacher")).facts["users"] == before.facts["users"] - 1
