@@ -70,7 +70,7 @@ def loop(settings: dict[str, Any]) -> Facts:
     """On every worker: train, keep the best epoch; rank 0 writes its weights."""
     config = settings["config"]
     parts = training_parts(settings["sequences"], config.memory_mb)
-    cases = ValidationCases.read(settings["cases"], settings["sequences"])
+    cases = ValidationCases.read(settings["cases"], settings["sequences"], config.validation_users, settings["seed"])
     training = TeacherTraining(config, parts, settings["num_items"], cases, settings["seed"], device())
     state = resume()
     if state is not None:

@@ -37,7 +37,7 @@ TEACHERS = {
 }
 
 # What the paper trains its CF-RecSys with (section 5.1, Table 3); where it is silent, the models' own papers.
-_PAPER = {"loss": "bce", "dropout": 0.5, "epochs": 200, "validation": "random"}
+_PAPER = {"loss": "bce", "epochs": 200, "validation": "random"}
 _BLOCKS = {"gru4rec": 1, "ncf": 3}
 
 
@@ -49,7 +49,7 @@ class TeacherConfig(Section):
     dim: int = Field(50, ge=1)  # d, Table 3
     blocks: int = Field(2, ge=1)  # of self-attention or of dilated convolutions; layers of the GRU or the MLP
     heads: int = Field(1, ge=1)  # of SASRec's attention
-    dropout: float = Field(0.2, ge=0, lt=1)
+    dropout: float = Field(0.5, ge=0, lt=1)
     max_history: int = Field(50, ge=1)  # newest items that the model reads
     # softmax: over the target and num_negatives items shared by the batch; bce: one negative a position, as in
     # Kang & McAuley 2018.
@@ -58,9 +58,10 @@ class TeacherConfig(Section):
     learning_rate: float = Field(0.001, gt=0)
     batch_size: int = Field(128, ge=1)  # users in a step, over all workers together
     epochs: int = Field(100, ge=1)  # at most
-    eval_every: int = Field(2, ge=1)  # epochs between validations; also between checkpoints
-    patience: int = Field(5, ge=1)  # validations without a better NDCG@10 before training stops
-    validation: Literal["random", "full"] = "random"  # the target among the case's negatives, or the whole catalogue
+    eval_every: int = Field(5, ge=1)  # epochs between validations; also between checkpoints
+    patience: int = Field(4, ge=1)  # validations without a better NDCG@10 before training stops
+    validation: Literal["random", "full"] = "full"  # the target among the case's negatives, or the whole catalogue
+    validation_users: int = Field(5000, ge=1)  # a sample of about so many
     memory_mb: int = Field(4096, ge=1)  # training sequences that a worker holds at once; more are read in turns
     # Of the model "external", which takes only `validation` of the keys above: Parquet tables of another system.
     item_embeddings: SourceConfig | None = None

@@ -26,12 +26,14 @@ from allmrec.cf.retrieval import catalogue_ranks
 from allmrec.cf.teacher import SequenceTeacher, Teacher, TeacherConfig, build_teacher
 from allmrec.data.sequences import Sequences, num_shards
 from allmrec.distributed import own, sum_gradients, summed
+from allmrec.evaluation.cases import PROTOCOLS, SPLITS
 from allmrec.evaluation.metrics import METRICS, measure, worth
-from allmrec.hashing import draws, key64
+from allmrec.hashing import draws, key64, uniforms
 from allmrec.negatives import draw_negatives
 from allmrec.storage import Storage
 
-_BATCHES, _NEGATIVES, _DROPOUT, _PARTS = 0x4241, 0x4E4B, 0x4452, 0x5041  # purposes of random draws
+# Purposes of random draws.
+_BATCHES, _NEGATIVES, _DROPOUT, _PARTS, _SAMPLE = 0x4241, 0x4E4B, 0x4452, 0x5041, 0x5341
 _WINDOW = 32  # batches among which users are sorted by length, to pad less
 _BLOCK = 4096  # users validated at once
 _USER_BYTES = 64  # of a user in memory, beside the items: id, hash and offset
@@ -60,12 +62,15 @@ class ValidationCases:
     candidates: np.ndarray  # int32 (V, C), the target first
 
     @classmethod
-    def read(cls, cases: Storage, sequences: Storage) -> "ValidationCases":
-        """From the stored tables: every world-size-th shard of them."""
+    def read(cls, cases: Storage, sequences: Storage, max_users: int, seed: int) -> "ValidationCases":
+        """From the stored tables: every world-size-th shard of them, of about `max_users` users in all."""
         shards = own(np.arange(num_shards(cases))).tolist()
         if not shards:
             return cls(Sequences.read(sequences, [0]).take(np.arange(0)), np.zeros((0, 1), np.int32))
-        return cls.from_table(read_table(cases, shards), Sequences.read(sequences, shards))
+        mine = cls.from_table(read_table(cases, shards), Sequences.read(sequences, shards))
+        fraction = max_users * len(SPLITS) * len(PROTOCOLS) / max(read_manifest(cases).rows, 1)
+        sampled = uniforms(mine.histories.hashes(), key64(seed, _SAMPLE), 1)[:, 0] < fraction
+        return cls(mine.histories.take(np.flatnonzero(sampled)), mine.candidates[sampled])
 
     @classmethod
     def from_table(cls, table: pa.Table, sequences: Sequences) -> "ValidationCases":
@@ -137,7 +142,9 @@ class TeacherTraining:
         self._held = -1  # which part is in memory
         torch.manual_seed(seed)
         self.teacher: SequenceTeacher = build_teacher(config, num_items).to(self.device)
-        self.optimiser = torch.optim.Adam(self.teacher.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
+        self.optimiser = torch.optim.Adam(
+            self.teacher.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), fused=True
+        )
         self.epoch = 0  # epochs done
         self.users = 0  # that an epoch trained on
         self.best: dict[str, Any] = {"epoch": 0, "valid_ndcg@10": -1.0}

@@ -14,7 +14,18 @@ from allmrec.negatives import draw_negatives
 from tests.cf.conftest import cycles, ragged
 
 NUM_ITEMS = 30
-FAST = TeacherConfig(dim=16, max_history=8, epochs=6, eval_every=2, batch_size=32, num_negatives=24, learning_rate=0.01)
+FAST = TeacherConfig(
+    dim=16,
+    max_history=8,
+    epochs=6,
+    eval_every=2,
+    batch_size=32,
+    num_negatives=24,
+    learning_rate=0.01,
+    dropout=0.2,
+    patience=5,
+    validation="random",
+)
 
 
 def cases_of(sequences, num_items=NUM_ITEMS) -> ValidationCases:

@@ -48,7 +48,7 @@ def test_two_workers_with_a_death_train_what_one_process_trains(tmp_path, monkey
     assert storage.exists("teacher/died")
 
     parts = training_parts(storage.at("sequences"), memory_mb=1)
-    cases = ValidationCases.read(storage.at("evaluation_cases"), storage.at("sequences"))
+    cases = ValidationCases.read(storage.at("evaluation_cases"), storage.at("sequences"), 5000, config.seed)
     alone = TeacherTraining(config.teacher, parts, training_run.NUM_ITEMS, cases, config.seed)
     numbers = list(alone.rounds())
     facts = read_manifest(storage.at("teacher")).facts

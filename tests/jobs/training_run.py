@@ -20,7 +20,15 @@ HISTORIES = (STARTS[:, None] + np.arange(LENGTH)) % NUM_ITEMS + 1
 
 def config(root: Path, **sections: dict) -> Config:
     """Two workers, one failure allowed."""
-    teacher = {"dim": 8, "epochs": 6, "eval_every": 2, "batch_size": 32, "learning_rate": 0.01}
+    teacher = {
+        "dim": 8,
+        "dropout": 0.2,
+        "epochs": 6,
+        "eval_every": 2,
+        "batch_size": 32,
+        "learning_rate": 0.01,
+        "validation": "random",
+    }
     settings = {"teacher": teacher, "alignment": {"joint_dim": 8, "epochs": 4, "learning_rate": 0.001}} | sections
     return Config(name="small", root=str(root), workers={"num_workers": 2, "max_failures": 1}, **settings)
 
