@@ -1,0 +1,225 @@
+"""How well and how fast the CF teachers train, beside the classic SASRec recipe on the same machine.
+
+    python -m benchmarks.teachers --run runs/beauty --reference-epochs 20
+
+Every teacher trains as `allmrec train-cf` does, on two workers of one CPU each, and is measured on the run's stored
+test cases: among their random negatives, and among all items of the catalogue that the history has not. The reference
+trains before Ray is there; it is validated and measured alike. Rates are of the training loops alone: neither the
+start of processes nor validation counts.
+"""
+
+import copy
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import ray
+import torch
+import typer
+from pydantic import ValidationError
+
+from allmrec.artifacts import read_manifest, read_table
+from allmrec.cf.retrieval import catalogue_ranks
+from allmrec.cf.teacher import Teacher, TeacherConfig, load_teacher
+from allmrec.cf.training import ValidationCases, validate
+from allmrec.config import one_line
+from allmrec.data.sequences import Sequences
+from allmrec.evaluation.metrics import METRICS, measure, worth
+from allmrec.evaluation.systems import Cases
+from allmrec.storage import open_storage
+from benchmarks.report import ROOT, Benchmark, Row
+from benchmarks.sasrec_reference import Recipe, ReferenceTraining
+from jobs import prepare, train_cf
+from jobs.cli import errors_in_one_line
+from jobs.config import Config
+from jobs.console import Console
+from jobs.sample_data import sample_data
+from jobs.step import execute
+
+NAME = "teachers"
+INPUTS = ("items", "sequences", "evaluation_cases")
+FULL: Row = {
+    "models": "sasrec,gru4rec,nextitnet,ncf",
+    "presets": "paper,strong",
+    "seeds": "0,1,2",
+    "epochs": None,
+    "reference_epochs": 20,
+    "users": 20_000,
+    "items": 4_000,
+}
+QUICK: Row = {
+    "models": "sasrec",
+    "presets": "strong",
+    "seeds": "0",
+    "epochs": 2,
+    "reference_epochs": 2,
+    "users": 600,
+    "items": 150,
+}
+
+
+@dataclass(frozen=True)
+class Store:
+    """A prepared run: what training and measuring read."""
+
+    folder: Path
+    num_items: int
+    sequences: Sequences
+    valid: ValidationCases
+    test: Cases
+
+    @classmethod
+    def read(cls, folder: Path) -> "Store":
+        storage = open_storage(str(folder))
+        num_items, sequences = read_manifest(storage.at("items")).rows, Sequences.read(storage.at("sequences"))
+        cases = read_table(storage.at("evaluation_cases"))
+        valid, test = ValidationCases.from_table(cases, sequences), Cases.select(cases, sequences, "test", "random")
+        return cls(folder, num_items, sequences, valid, test)
+
+
+def sample_store(users: int, items: int, root: Path, console: Console) -> Path:
+    """A generated shop, prepared: the folder of the run."""
+    source = root / f"sample-{users}-{items}"
+    if not (source / "movies/items.parquet").exists():
+        sample_data(str(source), users=users, items=items)
+    tables = {name: {"paths": [str(source / f"movies/{name}.parquet")]} for name in ("interactions", "items")}
+    config = Config(name=f"{source.name}-prepared", root=str(root), data=tables)
+    execute(prepare.STEP, config, console)
+    ray.shutdown()
+    return Path(config.run_uri)
+
+
+def train(store: Store, root: Path, seed: int, teacher: TeacherConfig, console: Console) -> Row:
+    """Train a teacher by the verb `train-cf`, in a fresh folder over the prepared tables, and measure it."""
+    config = Config(name="run", root=str(root), seed=seed, teacher=teacher, workers={"num_workers": 2})
+    folder = Path(config.run_uri)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for table in INPUTS:
+        (folder / table).symlink_to((store.folder / table).resolve())
+    started = time.perf_counter()
+    execute(train_cf.STEP, config, console)
+    seconds = time.perf_counter() - started
+    trained = open_storage(config.run_uri).at("teacher")
+    facts = read_manifest(trained).facts
+    return {
+        "epochs": facts["epochs"],
+        "best epoch": facts["best_epoch"],
+        "interactions/s": facts["interactions_per_s"],
+        "seconds": seconds,
+        **measured(load_teacher(trained), store.test),
+    }
+
+
+def train_reference(store: Store, seed: int, teacher: TeacherConfig, console: Console) -> Row:
+    """Train the classic recipe for `teacher.epochs`, keep the best by `teacher`'s validation, and measure it."""
+    started, epochs = time.perf_counter(), teacher.epochs
+    training = ReferenceTraining(Recipe(), store.sequences.train(), store.num_items, seed)
+    best, best_epoch, best_ndcg = training.model, 0, -1.0
+    with console.progress("reference", epochs) as bar:
+        for epoch, loss in enumerate(training.epochs(epochs), start=1):
+            bar.advance(1, loss=loss, interactions_per_s=training.positions / training.seconds)
+            if epoch % teacher.eval_every and epoch < epochs:
+                continue
+            ndcg = validate(training.model, store.valid, teacher.validation)["valid_ndcg@10"]
+            if ndcg > best_ndcg:
+                best, best_epoch, best_ndcg = copy.deepcopy(training.model), epoch, ndcg
+    return {
+        "epochs": epochs,
+        "best epoch": best_epoch,
+        "interactions/s": round(training.positions / training.seconds),
+        "seconds": time.perf_counter() - started,
+        **measured(best.eval(), store.test),
+    }
+
+
+@torch.inference_mode()
+def measured(teacher: Teacher, cases: Cases) -> Row:
+    """Hit@1 and NDCG@10 among the cases' negatives, NDCG@10 and Recall@20 among the items not in the history."""
+    x_BD = teacher.represent(cases.histories)
+    score_BC = teacher.scores(x_BD, torch.from_numpy(cases.candidates_BC).long())
+    sampled_BM = measure(score_BC.numpy(), cases.candidates_BC)
+    target_B = torch.from_numpy(cases.candidates_BC[:, 0]).long()
+    seen = torch.from_numpy(cases.histories.rows()), torch.from_numpy(cases.histories.items).long()
+    better_B, tied_B = (count.numpy() for count in catalogue_ranks(teacher, x_BD, target_B, seen))
+    full_BM = worth(better_B, tied_B, len(teacher.item_embeddings))
+    recall_B = ((20 - better_B) / (tied_B + 1)).clip(0, 1)  # the chance that ties leave the target among the first 20
+    hit, ndcg = METRICS.index("hit@1"), METRICS.index("ndcg@10")
+    return {
+        "hit@1": float(sampled_BM[:, hit].mean()),
+        "ndcg@10": float(sampled_BM[:, ndcg].mean()),
+        "full ndcg@10": float(full_BM[:, ndcg].mean()),
+        "recall@20": float(recall_B.mean()),
+    }
+
+
+def main(
+    run: Annotated[Path | None, typer.Option(help="prepared run; default: a generated store")] = None,
+    models: Annotated[str | None, typer.Option(help="default: sasrec,gru4rec,nextitnet,ncf; quick: sasrec")] = None,
+    presets: Annotated[str | None, typer.Option(help="default: paper,strong; quick: strong")] = None,
+    seeds: Annotated[str | None, typer.Option(help="default: 0,1,2; quick: 0")] = None,
+    epochs: Annotated[int | None, typer.Option(help="of every teacher; default: the preset's; quick: 2")] = None,
+    reference_epochs: Annotated[
+        int | None,
+        typer.Option(help="of SASRec beside the classic recipe, 0 for none; default: 20; quick: 2"),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="sizes for a minute; bars are not judged")] = False,
+    root: Annotated[Path, typer.Option(help="folder that holds what benchmarks write")] = ROOT,
+    log_json: Annotated[bool, typer.Option("--log-json", help="JSON lines instead of progress bars")] = False,
+) -> None:
+    """Train every teacher in every preset and with every seed; compare SASRec with the classic recipe."""
+    given = {
+        "models": models,
+        "presets": presets,
+        "seeds": seeds,
+        "epochs": epochs,
+        "reference_epochs": reference_epochs,
+    }
+    plan = (QUICK if quick else FULL) | {name: value for name, value in given.items() if value is not None}
+    console, work = Console(log_json), root / NAME
+    benchmark = Benchmark(NAME, console, {"run": run, **plan}, root, quick)
+    with errors_in_one_line():
+        pairs = [(model, preset) for model in plan["models"].split(",") for preset in plan["presets"].split(",")]
+        teachers = [teacher_config(model=model, preset=preset, epochs=plan["epochs"]) for model, preset in pairs]
+        numbers = [int(seed) for seed in plan["seeds"].split(",")]
+        store = Store.read(run or sample_store(plan["users"], plan["items"], work, console))
+        if plan["reference_epochs"]:
+            compare(benchmark, store, numbers, plan["reference_epochs"])
+        for teacher in teachers:
+            for seed in numbers:
+                labels = {"model": teacher.model, "preset": teacher.preset, "seed": seed}
+                benchmark.measured(labels, train(store, work, seed, teacher, console))
+    if {("sasrec", "paper"), ("sasrec", "strong")} <= set(pairs):
+        paper, strong = (benchmark.mean("full ndcg@10", model="sasrec", preset=name) for name in ("paper", "strong"))
+        benchmark.at_least("sasrec, full NDCG@10: strong / paper", strong / paper, 1.10)
+    benchmark.finish()
+
+
+def teacher_config(**given: Any) -> TeacherConfig:
+    """What is None keeps its default. Raises ValueError, in one line, for a model or a preset that is not known."""
+    try:
+        return TeacherConfig(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        raise ValueError(one_line(error)) from None
+
+
+def compare(benchmark: Benchmark, store: Store, seeds: list[int], epochs: int) -> None:
+    """Our SASRec and the classic recipe for the same number of epochs, none cut short."""
+    classic, ours = "classic", f"strong, {epochs} epochs"
+    teacher = teacher_config(epochs=epochs, patience=epochs)
+    for seed in seeds:
+        numbers = train_reference(store, seed, teacher, benchmark.console)
+        benchmark.measured({"model": "sasrec", "preset": classic, "seed": seed}, numbers)
+    for seed in seeds:
+        numbers = train(store, benchmark.root / NAME, seed, teacher, benchmark.console)
+        benchmark.measured({"model": "sasrec", "preset": ours, "seed": seed}, numbers)
+    rate, classic_rate = (benchmark.mean("interactions/s", preset=preset) for preset in (ours, classic))
+    ndcg, classic_ndcg = (benchmark.mean("ndcg@10", preset=preset) for preset in (ours, classic))
+    benchmark.at_least("sasrec, interactions/s: strong / classic", rate / classic_rate, 5)
+    benchmark.at_least(f"sasrec, NDCG@10 after {epochs} epochs: strong - classic", ndcg - classic_ndcg, 0)
+
+
+if __name__ == "__main__":
+    typer.run(main)
