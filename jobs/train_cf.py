@@ -58,8 +58,9 @@ def bring_in(context: Context) -> Facts:
         sequences=context.artifact("sequences"),
         items=context.artifact("items"),
         cases=context.artifact("evaluation_cases"),
-        validation=config.teacher.validation,
         teacher=context.artifact("teacher"),
+        config=config.teacher,
+        seed=config.seed,
     )
     start_ray(config)
     (table,) = tables(over(1, bring))

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -92,15 +92,17 @@ class ImportTeacher:
     sequences: Storage
     items: Storage
     cases: Storage
-    validation: Literal["random", "full"]
     teacher: Storage
+    config: TeacherConfig
+    seed: int
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
         item_ids = read_table(self.items).sort_by("item_index").column("item_id")
-        sequences = Sequences.read(self.sequences)
-        teacher, facts = import_teacher(self.item_embeddings, self.user_representations, item_ids, sequences)
-        cases = ValidationCases.from_table(read_table(self.cases), sequences)
-        facts |= validate(teacher, cases, self.validation)
+        teacher, facts = import_teacher(
+            self.item_embeddings, self.user_representations, item_ids, Sequences.read(self.sequences)
+        )
+        cases = ValidationCases.read(self.cases, self.sequences, self.config.validation_users, self.seed)
+        facts |= validate(teacher, cases, self.config.validation)
         unseal(self.teacher)
         yield pa.table({"report": [json.dumps({"files": save_teacher(self.teacher, teacher), **facts})]})
 

@@ -63,7 +63,7 @@ class TeacherConfig(Section):
     validation: Literal["random", "full"] = "full"  # the target among the case's negatives, or the whole catalogue
     validation_users: int = Field(5000, ge=1)  # a sample of about so many
     memory_mb: int = Field(4096, ge=1)  # training sequences that a worker holds at once; more are read in turns
-    # Of the model "external", which takes only `validation` of the keys above: Parquet tables of another system.
+    # Of the model "external", which takes only the keys of validation from above: Parquet tables of another system.
     item_embeddings: SourceConfig | None = None
     user_representations: SourceConfig | None = None
 

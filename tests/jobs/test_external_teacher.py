@@ -58,6 +58,7 @@ def prepared(tmp_path_factory, llm, tokenizer) -> tuple[Config, Storage, Path]: 
         prompt={"max_history": 4},
         teacher={
             "model": "external",
+            "validation": "random",
             "item_embeddings": {"paths": [str(vectors / "items-*.parquet")], "columns": {"item_id": "sku"}},
             "user_representations": str(vectors / "users.parquet"),
         },
