@@ -45,6 +45,7 @@ class BundleConfig(Section):
     """How the parts are put together."""
 
     # Items with fewer training interactions are shown by the text form q_i: their E_i has learnt next to nothing.
+    # So are those for which an external teacher has no E_i.
     text_form_below: int = Field(1, ge=0)
 
 
@@ -74,13 +75,14 @@ class Bundle:
     def joint(self, text: bool = False) -> torch.Tensor:
         """What the items' slots are projected from, (N, J).
 
-        e_i, and q_i for items that the teacher hardly saw (`bundle.text_form_below`); with `text`, q_i for all
+        e_i, and q_i for items that the teacher hardly saw (`bundle.text_form_below`) or never; with `text`, q_i for all
         (A-LLMRec (SBERT), paper Table 4).
         """
         if text:
             return self.q_NJ
         unseen_N = torch.from_numpy(self.catalogue.popularity < self.config["bundle"]["text_form_below"])
-        return torch.where(unseen_N[:, None], self.q_NJ, self.e_NJ)
+        unknown_N = ~self.teacher.item_embeddings.cpu().any(1)
+        return torch.where((unseen_N | unknown_N)[:, None], self.q_NJ, self.e_NJ)
 
 
 def build_bundle(run: Storage, config: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.teachers --run runs/beauty --reference-epochs 20
 
-Every teacher trains as `allmrec train-cf` does, on two workers of one CPU each, and is measured on the run's stored
+Every teacher trains as `allmrec train-cf` does, on workers of one CPU each, and is measured on the run's stored
 test cases: among their random negatives, and among all items of the catalogue that the history has not. The reference
 trains before Ray is there; it is validated and measured alike. Rates are of the training loops alone: neither the
 start of processes nor validation counts.
@@ -91,9 +91,9 @@ def sample_store(users: int, items: int, root: Path, console: Console) -> Path:
     return Path(config.run_uri)
 
 
-def train(store: Store, root: Path, seed: int, teacher: TeacherConfig, console: Console) -> Row:
+def train(store: Store, root: Path, seed: int, teacher: TeacherConfig, workers: int, console: Console) -> Row:
     """Train a teacher by the verb `train-cf`, in a fresh folder over the prepared tables, and measure it."""
-    config = Config(name="run", root=str(root), seed=seed, teacher=teacher, workers={"num_workers": 2})
+    config = Config(name="run", root=str(root), seed=seed, teacher=teacher, workers={"num_workers": workers})
     folder = Path(config.run_uri)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -165,6 +165,7 @@ def main(
         int | None,
         typer.Option(help="of SASRec beside the classic recipe, 0 for none; default: 20; quick: 2"),
     ] = None,
+    workers: Annotated[int, typer.Option(help="of one CPU each, for our own training")] = 2,
     quick: Annotated[bool, typer.Option("--quick", help="sizes for a minute; bars are not judged")] = False,
     root: Annotated[Path, typer.Option(help="folder that holds what benchmarks write")] = ROOT,
     log_json: Annotated[bool, typer.Option("--log-json", help="JSON lines instead of progress bars")] = False,
@@ -186,11 +187,11 @@ def main(
         numbers = [int(seed) for seed in plan["seeds"].split(",")]
         store = Store.read(run or sample_store(plan["users"], plan["items"], work, console))
         if plan["reference_epochs"]:
-            compare(benchmark, store, numbers, plan["reference_epochs"])
+            compare(benchmark, store, numbers, plan["reference_epochs"], workers)
         for teacher in teachers:
             for seed in numbers:
                 labels = {"model": teacher.model, "preset": teacher.preset, "seed": seed}
-                benchmark.measured(labels, train(store, work, seed, teacher, console))
+                benchmark.measured(labels, train(store, work, seed, teacher, workers, console))
     if {("sasrec", "paper"), ("sasrec", "strong")} <= set(pairs):
         paper, strong = (benchmark.mean("full ndcg@10", model="sasrec", preset=name) for name in ("paper", "strong"))
         benchmark.at_least("sasrec, full NDCG@10: strong / paper", strong / paper, 1.10)
@@ -205,7 +206,7 @@ def teacher_config(**given: Any) -> TeacherConfig:
         raise ValueError(one_line(error)) from None
 
 
-def compare(benchmark: Benchmark, store: Store, seeds: list[int], epochs: int) -> None:
+def compare(benchmark: Benchmark, store: Store, seeds: list[int], epochs: int, workers: int) -> None:
     """Our SASRec and the classic recipe for the same number of epochs, none cut short."""
     classic, ours = "classic", f"strong, {epochs} epochs"
     teacher = teacher_config(epochs=epochs, patience=epochs)
@@ -213,7 +214,7 @@ def compare(benchmark: Benchmark, store: Store, seeds: list[int], epochs: int) -
         numbers = train_reference(store, seed, teacher, benchmark.console)
         benchmark.measured({"model": "sasrec", "preset": classic, "seed": seed}, numbers)
     for seed in seeds:
-        numbers = train(store, benchmark.root / NAME, seed, teacher, benchmark.console)
+        numbers = train(store, benchmark.root / NAME, seed, teacher, workers, benchmark.console)
         benchmark.measured({"model": "sasrec", "preset": ours, "seed": seed}, numbers)
     rate, classic_rate = (benchmark.mean("interactions/s", preset=preset) for preset in (ours, classic))
     ndcg, classic_ndcg = (benchmark.mean("ndcg@10", preset=preset) for preset in (ours, classic))

@@ -57,6 +57,8 @@ class AlignmentTraining:
         self.targets = self.sequences.items[self.sequences.offsets[1:] - 1]
         self.x_UD = teacher.represent(self.sequences.shortened(self.sequences.lengths - 1)).clone()
         numbers = np.arange(len(self.items_ND), dtype=np.uint64)
+        # Neither padding nor items without an E_i: the one point that they share would draw their q_i together.
+        self.known = self.items_ND.any(1).cpu().numpy()
         self.held_out = uniforms(numbers, key64(seed, _HELD_OUT), 1)[:, 0] < config.held_out
         torch.manual_seed(seed)
         self.network = AlignmentNetwork(self.items_ND.shape[1], self.texts_NS.shape[1], config.joint_dim)
@@ -95,7 +97,7 @@ class AlignmentTraining:
             self.epoch,
         )[:, 0]
         items = np.stack([self.targets, negatives], axis=1)  # (U, 2)
-        usable = (items > 0) & ~self.held_out[items]
+        usable = self.known[items] & ~self.held_out[items]
         key = key64(self.seed, self.epoch, _BATCHES)
         order = draws(self.hashes, key, 1)[:, 0].argsort(kind="stable")
         order = order[usable[order].any(1)]
