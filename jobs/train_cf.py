@@ -76,7 +76,6 @@ def loop(settings: dict[str, Any]) -> Facts:
     state = resume()
     if state is not None:
         training.load_state_dict(state)
-    numbers: dict[str, float] = {}
     for numbers in training.rounds():
         report(training.epoch, training.state_dict(), **numbers)
     if place()[0] != 0:
@@ -88,7 +87,7 @@ def loop(settings: dict[str, Any]) -> Facts:
         "epochs": training.epoch,
         "best_epoch": training.best["epoch"],
         **{name: value for name, value in training.best.items() if name.startswith("valid")},
-        "interactions_per_s": numbers.get("interactions_per_s"),
+        "interactions_per_s": round(training.positions / training.seconds) if training.seconds else None,
     }
 
 

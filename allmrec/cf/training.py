@@ -147,6 +147,7 @@ class TeacherTraining:
         )
         self.epoch = 0  # epochs done
         self.users = 0  # that an epoch trained on
+        self.positions, self.seconds = 0, 0.0  # predicted so far, and what that took without validation
         self.best: dict[str, Any] = {"epoch": 0, "valid_ndcg@10": -1.0}
         self.best_weights = self._weights()
 
@@ -172,7 +173,9 @@ class TeacherTraining:
             for _ in range(min(config.eval_every, config.epochs - self.epoch)):
                 loss, count = self.train_epoch()
                 positions += count
-            numbers = {"loss": loss, "interactions_per_s": round(positions / (time.monotonic() - started))}
+            seconds = time.monotonic() - started
+            self.positions, self.seconds = self.positions + positions, self.seconds + seconds
+            numbers = {"loss": loss, "interactions_per_s": round(positions / seconds)}
             metrics = validate(self.teacher, self.cases, config.validation)
             if metrics.get("valid_ndcg@10", np.inf) > self.best["valid_ndcg@10"]:
                 self.best = {"epoch": self.epoch, "valid_ndcg@10": -1.0, **metrics}
