@@ -37,7 +37,7 @@ TEACHERS = {
 }
 
 # What the paper trains its CF-RecSys with (section 5.1, Table 3); where it is silent, the models' own papers.
-_PAPER = {"loss": "bce", "learning_rate": 0.001, "batch_size": 128, "epochs": 200, "validation": "random"}
+_PAPER = {"loss": "bce", "learning_rate": 0.001, "epochs": 200, "validation": "random"}
 _BLOCKS = {"gru4rec": 1, "ncf": 3}
 
 
@@ -56,7 +56,7 @@ class TeacherConfig(Section):
     loss: Literal["softmax", "bce"] = "softmax"
     num_negatives: int = Field(512, ge=1)  # of the softmax
     learning_rate: float = Field(0.002, gt=0)
-    batch_size: int = Field(256, ge=1)  # users in a step, over all workers together
+    batch_size: int = Field(128, ge=1)  # users in a step, over all workers together
     epochs: int = Field(100, ge=1)  # at most
     eval_every: int = Field(5, ge=1)  # epochs between validations; also between checkpoints
     patience: int = Field(4, ge=1)  # validations without a better NDCG@10 before training stops
