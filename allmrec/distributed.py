@@ -29,12 +29,31 @@ def summed(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Replace every gradient by the sum over the workers: one all-reduce for all of them."""
+def sum_gradients(
+    parameters: Iterable[torch.nn.Parameter],
+    tables: Iterable[torch.nn.Parameter] = (),
+    rows: torch.Tensor | None = None,
+) -> None:
+    """Replace every gradient by the sum over the workers: one all-reduce for all of them.
+
+    Args:
+        tables: embedding tables, of whose gradients `rows` alone (by default all) differ from zero on any worker; so
+            what travels does not grow with the table.
+    """
     if not dist.is_initialized():
         return
-    parameters = list(parameters)
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    parameters, tables = list(parameters), list(tables)
+    where = slice(None) if rows is None else rows
+    gradients = [_gradient(parameter) for parameter in parameters] + [_gradient(table)[where] for table in tables]
     flat = summed(torch.cat([gradient.flatten() for gradient in gradients]))
-    for parameter, part in zip(parameters, flat.split([g.numel() for g in gradients]), strict=True):
-        parameter.grad = part.view_as(parameter)
+    parts = [part.view_as(g) for part, g in zip(flat.split([g.numel() for g in gradients]), gradients, strict=True)]
+    for parameter, part in zip(parameters, parts, strict=False):
+        parameter.grad = part
+    for table, part in zip(tables, parts[len(parameters) :], strict=True):
+        _gradient(table)[where] = part
+
+
+def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad

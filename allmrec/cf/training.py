@@ -142,6 +142,9 @@ class TeacherTraining:
         self._held = -1  # which part is in memory
         torch.manual_seed(seed)
         self.teacher: SequenceTeacher = build_teacher(config, num_items).to(self.device)
+        modules = [module for module in self.teacher.modules() if isinstance(module, torch.nn.Embedding)]
+        self.tables = [module.weight for module in modules if module.padding_idx == 0]  # a row an item
+        self.others = [w for w in self.teacher.parameters() if all(w is not table for table in self.tables)]
         self.optimiser = torch.optim.Adam(
             self.teacher.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), fused=True
         )
@@ -207,7 +210,7 @@ class TeacherTraining:
                 )
             self.optimiser.zero_grad()
             loss.backward()
-            sum_gradients(self.teacher.parameters())
+            sum_gradients(self.others, self.tables, self._touched(users, step))
             self.optimiser.step()
             total, positions = total + loss.detach().double().cpu() * count, positions + count
             self.users += len(users)
@@ -259,6 +262,13 @@ class TeacherTraining:
             negative_P = torch.from_numpy(drawn_BT).long().to(self.device)[predicted_BT]
             score_P = self.teacher.scores(x_PD, negative_P[:, None])[:, 0]
             return (F.softplus(-positive_P) + F.softplus(score_P) * (negative_P > 0)).sum()
+
+    def _touched(self, users: np.ndarray, step: int) -> torch.Tensor | None:
+        """The items that the batch has anything to do with on any worker, int64; None where others draw their own."""
+        if self.config.loss == "bce":
+            return None
+        items = torch.from_numpy(self.sequences.take(users).items).long().to(self.device)
+        return torch.cat([items, self._shared_negatives(step)]).unique()
 
     def _shared_negatives(self, step: int) -> torch.Tensor:
         """The items that all positions of a step are told apart from, int64 (K,)."""
