@@ -30,8 +30,8 @@ def summed(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def sum_gradients(
-    parameters: Iterable[torch.nn.Parameter],
-    tables: Iterable[torch.nn.Parameter] = (),
+    parameters: Iterable[torch.Tensor],
+    tables: Iterable[torch.Tensor] = (),
     rows: torch.Tensor | None = None,
 ) -> None:
     """Replace every gradient by the sum over the workers: one all-reduce for all of them.
@@ -53,7 +53,7 @@ def sum_gradients(
         _gradient(table)[where] = part
 
 
-def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
+def _gradient(parameter: torch.Tensor) -> torch.Tensor:
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     return parameter.grad
