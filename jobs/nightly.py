@@ -12,6 +12,7 @@ from collections import Counter
 import allmrec
 from allmrec.artifacts import MANIFEST, read_manifest
 from allmrec.bundle import check_items, check_llm, latest_bundle, read_description
+from allmrec.cf.approximate import load_faiss
 from allmrec.data.sequences import num_shards
 from allmrec.nightly.lease import hold_lease
 from allmrec.nightly.publish import Run
@@ -65,6 +66,9 @@ def run_identity(config: Config, storage: Storage) -> Facts:
     description = read_description(storage, bundle)
     check_llm(description, config.llm)
     check_items(description, storage.at("items"))
+    above = config.nightly.approximate_above
+    if above is not None and read_manifest(storage.at("items")).rows > above:
+        load_faiss()  # before any worker starts
     ranking = config.nightly.model_dump(mode="json", exclude={"output", "lease_s", "candidates"})
     candidates = storage.at("candidates")
     return {
@@ -99,12 +103,15 @@ def score(config: Config, console: Console, run: Run, storage: Storage) -> Facts
 
 def speed(totals: Counter[str]) -> Facts:
     """What a shard's facts add up to, per second of a worker's work."""
-    facts: Facts = {name: count for name, count in sorted(totals.items()) if name not in ("seconds", "padding")}
+    left_out = ("seconds", "padding", "index_compared", "index_found")
+    facts: Facts = {name: count for name, count in sorted(totals.items()) if name not in left_out}
     if totals["seconds"]:
         facts["users/s of a worker"] = round(totals["users"] / totals["seconds"], 1)
         facts["tokens/s of a worker"] = round(totals["tokens"] / totals["seconds"])
     if totals["tokens"]:
         facts["padding %"] = round(100 * totals["padding"] / (totals["tokens"] + totals["padding"]), 2)
+    if totals["index_compared"]:
+        facts["recall of the index"] = round(totals["index_found"] / totals["index_compared"], 4)
     return facts
 
 

@@ -1,19 +1,27 @@
-"""Candidates for a shard of users: the teacher's exact top-N, or another system's, checked and topped up.
+"""Candidates for a shard of users: the teacher's top-N, or another system's, checked and topped up.
 
 Items that a user has seen, that are unavailable or that the catalogue does not know never become candidates.
+
+Dimensions: U users, D = teacher.dim, N candidates
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from allmrec.cf.retrieval import retrieve
+from allmrec.cf.approximate import ApproximateIndex
+from allmrec.cf.retrieval import Pairs, refuse_nonfinite, retrieve
 from allmrec.cf.teacher import Teacher
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
+from allmrec.hashing import draws, key64
+from allmrec.nightly.config import NightlyConfig
+
+_SAMPLE, _SAMPLED = 0x5243, 64  # key and number of users of a shard on whom the index is compared
 
 
 @dataclass(frozen=True)
@@ -21,21 +29,48 @@ class Candidates:
     """int32 (U, N) item indices, best first by whoever proposed them; zeros where a user's items ran out."""
 
     items: np.ndarray
-    dropped: dict[str, int] = field(default_factory=dict)  # given candidates left out, by reason
+    dropped: Mapping[str, int] = field(default_factory=dict)  # given candidates left out, by reason
     filled: int = 0  # users topped up from the teacher
+    index: Mapping[str, int] = field(default_factory=dict)  # of the exact candidates of a sample, how many it found
 
 
-def retrieved(teacher: Teacher, catalogue: Catalogue, users: Sequences, count: int) -> Candidates:
-    """The teacher's best `count` unseen, available items of each user."""
-    device = teacher.item_embeddings.device
-    items_UN, _ = retrieve(
-        teacher,
-        teacher.represent(users),
-        (torch.from_numpy(users.rows()).to(device), torch.from_numpy(users.items).to(device)),
-        torch.from_numpy(catalogue.available.copy()).to(device),
-        count,
-    )
-    return Candidates(items_UN.cpu().numpy())
+class Retriever:
+    """The teacher's best unseen, available items: exactly, or through an index where the catalogue is large."""
+
+    def __init__(self, teacher: Teacher, catalogue: Catalogue, config: NightlyConfig, seed: int):
+        """
+        Raises:
+            ValueError: an item's embedding is NaN or inf, or the index cannot be built; see `ApproximateIndex`.
+        """
+        self.teacher, self.count, self.seed = teacher, config.num_candidates, seed
+        refuse_nonfinite(teacher.item_embeddings, catalogue.item_ids, "embeds items")
+        self.available_I = torch.from_numpy(catalogue.available.copy()).to(teacher.item_embeddings.device)
+        self.index = None
+        if config.approximate_above is not None and catalogue.available.sum() > config.approximate_above:
+            self.index = ApproximateIndex(teacher, self.available_I, seed)
+
+    def __call__(self, users: Sequences) -> Candidates:
+        """Raises ValueError for representations that are NaN or inf; names users."""
+        x_UD = self.teacher.represent(users)
+        refuse_nonfinite(x_UD, users.user_ids, "represents users")
+        if self.index is None:
+            return Candidates(self._exact(users, x_UD))
+        items_UN = self.index.retrieve(x_UD, self._seen(users), self.count)[0].cpu().numpy()
+        return Candidates(items_UN, index=self._compared(users, x_UD, items_UN))
+
+    def _compared(self, users: Sequences, x_UD: torch.Tensor, items_UN: np.ndarray) -> dict[str, int]:
+        sample = draws(users.hashes(), key64(self.seed, _SAMPLE), 1)[:, 0].argsort()[:_SAMPLED]
+        exact_SN = self._exact(users.take(sample), x_UD[torch.from_numpy(sample).to(x_UD.device)])
+        found_SNN = (exact_SN[:, :, None] == items_UN[sample, None, :]) & (exact_SN > 0)[:, :, None]
+        return {"index_compared": int((exact_SN > 0).sum()), "index_found": int(found_SNN.sum())}
+
+    def _exact(self, users: Sequences, x_UD: torch.Tensor) -> np.ndarray:
+        items_UN, _ = retrieve(self.teacher, x_UD, self._seen(users), self.available_I, self.count)
+        return items_UN.cpu().numpy()
+
+    def _seen(self, users: Sequences) -> Pairs:
+        device = self.available_I.device
+        return torch.from_numpy(users.rows()).to(device), torch.from_numpy(users.items.copy()).to(device)
 
 
 def given(table: pa.Table, proposals: Candidates, catalogue: Catalogue, users: Sequences) -> Candidates:
@@ -74,4 +109,4 @@ def given(table: pa.Table, proposals: Candidates, catalogue: Catalogue, users: S
     out = np.zeros((num_users, count), dtype=np.int32)
     kept = place < count
     out[rows[kept], place[kept]] = items[kept]
-    return Candidates(out, dropped, int((~enough).sum()))
+    return replace(proposals, items=out, dropped=dropped, filled=int((~enough).sum()))

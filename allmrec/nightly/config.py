@@ -12,6 +12,9 @@ class NightlyConfig(Section):
     output: str | None = None  # where recommendations are published; default: <run>/recommendations
     candidates: SourceConfig | None = None  # another system's `candidates` table; default: the teacher's
     num_candidates: int = Field(20, ge=1)  # retrieved for each user and ranked by the LLM
+    # Retrieve through an approximate index (the extra `faiss`) where more items are available; default: exactly.
+    # Worth it from some hundred thousand items on CPUs; the nightly log says which share of the exact ones it found.
+    approximate_above: int | None = Field(None, ge=1)
     top_k: int = Field(10, ge=1)  # recommended to each user
     ranker: Literal["llm", "teacher"] = "llm"
     lease_s: float = Field(60, gt=0)  # a run that has not renewed its lease for so long counts as dead

@@ -8,6 +8,7 @@ Dimensions: U users of the shard, N candidates, K recommended
 
 import time
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences, offsets_of
 from allmrec.hashing import key64, permutations
 from allmrec.llm.loading import LLMConfig
-from allmrec.nightly.candidates import Candidates, given, retrieved
+from allmrec.nightly.candidates import Candidates, Retriever, given
 from allmrec.nightly.config import NightlyConfig
 from allmrec.nightly.publish import Run
 from allmrec.scorer import Scorer
@@ -32,7 +33,7 @@ _ORDER = 0x4E49  # purpose of the draws that shuffle candidates in a prompt
 class ScoreShards:
     """Shard numbers → one row a shard: what it cost. The recommendations go into the store.
 
-    Loads the bundle and the LLM once.
+    Loads the bundle and the LLM and builds the index of items once.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class ScoreShards:
                 "users": len(users),
                 "filled_from_teacher": candidates.filled,
                 **{f"dropped_{reason}": count for reason, count in candidates.dropped.items()},
+                **candidates.index,
                 **{name: spent - before[name] for name, spent in self.scorer.spent().items()},
                 f"source_{self.config.ranker}": len(users),
             }
@@ -61,13 +63,17 @@ class ScoreShards:
             seconds = time.perf_counter() - started
             yield pa.Table.from_pylist([{"shard": shard, "won": won, "seconds": seconds, **facts}])
 
+    @cached_property
+    def retriever(self) -> Retriever:
+        """Made by the first call and not with the worker: Ray hands on an error of a call as it was raised."""
+        return Retriever(self.scorer.teacher, self.scorer.bundle.catalogue, self.config, self.seed)
+
     def candidates(self, shard: int, users: Sequences) -> Candidates:
         """(U, N) items that each user may be recommended."""
-        catalogue = self.scorer.bundle.catalogue
-        proposals = retrieved(self.scorer.teacher, catalogue, users, self.config.num_candidates)
+        proposals = self.retriever(users)
         if self.given is None:
             return proposals
-        return given(read_table(self.given, [shard]), proposals, catalogue, users)
+        return given(read_table(self.given, [shard]), proposals, self.scorer.bundle.catalogue, users)
 
     def scores(self, users: Sequences, candidates_UN: np.ndarray) -> np.ndarray:
         """float32 (U, N): the LLM's probability of a candidate, or the teacher's score; -inf for no candidate."""

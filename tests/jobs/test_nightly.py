@@ -18,7 +18,7 @@ import pytest
 import ray
 import yaml
 
-from allmrec.artifacts import read_table
+from allmrec.artifacts import read_manifest, read_table, read_tensors, seal, write_tensors
 from allmrec.config import read_settings
 from allmrec.recommendations import read_recommendations
 from allmrec.storage import S3Config, Storage, open_storage
@@ -117,23 +117,41 @@ def test_candidates_of_another_system(tiny, tmp_path: Path, capsys: pytest.Captu
     assert {row["source"] for row in rows} == {"teacher"}
 
 
-def test_nan_is_never_published(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_of_a_large_catalogue(tiny, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """It looks into every list of one so small: the same candidates, and the log says how many it found."""
+    tables = []
+    for name, above in (("exact", None), ("index", 30)):
+        config = with_nightly(tiny[0], output=str(tmp_path / name), ranker="teacher", approximate_above=above)
+        nightly(config, QUIET, DATE)
+        done = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert done.get("recall of the index") == (1.0 if above else None)
+        tables.append(read_recommendations(str(tmp_path / name)).column("items"))
+    assert tables[0].equals(tables[1])
+    monkeypatch.setitem(sys.modules, "faiss", None)  # as if it were not installed
+    with pytest.raises(ValueError, match=r"pip install 'allmrec\[faiss\]'"):
+        nightly(config, QUIET, DATE, dry_run=True)
+
+
+@pytest.mark.parametrize(
+    ("artifact", "file", "message"),
+    [
+        ("alignment", "joint.safetensors", "NaN or inf for users"),
+        ("teacher", "teacher.safetensors", "embeds items .* as NaN or inf"),
+    ],
+)
+def test_nan_is_never_published(tiny, tmp_path: Path, artifact: str, file: str, message: str) -> None:
     config, run = tiny
     broken = tiny_config(tmp_path)
     for name in ("items", "sequences", "teacher", "alignment", "projectors"):
         for entry in run.at(name).list():
             open_storage(broken.run_uri).at(name).write(entry.key, run.at(name).read(entry.key))
-    target = open_storage(broken.run_uri).at("alignment")
-    from allmrec.artifacts import read_manifest, read_tensors, seal, write_tensors
-
-    manifest, joint = read_manifest(target), read_tensors(target, "joint.safetensors")
-    files = manifest.files | {
-        "joint.safetensors": write_tensors(target, "joint.safetensors", {k: v * np.nan for k, v in joint.items()})
-    }
-    seal(target, "alignment", "test", files, manifest.config, manifest.facts)
+    target = open_storage(broken.run_uri).at(artifact)
+    manifest, tensors = read_manifest(target), read_tensors(target, file)
+    files = manifest.files | {file: write_tensors(target, file, {k: v * np.nan for k, v in tensors.items()})}
+    seal(target, artifact, "test", files, manifest.config, manifest.facts)
     broken = with_nightly(broken.model_copy(update={"llm": config.llm, "text": config.text}))
     execute(bundle.STEP, broken, QUIET)
-    with pytest.raises(ValueError, match="NaN or inf for users"):
+    with pytest.raises(ValueError, match=message):
         nightly(broken, QUIET, DATE)
     with pytest.raises(ValueError, match="nothing is published"):
         read_recommendations(f"{broken.run_uri}/recommendations")

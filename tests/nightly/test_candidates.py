@@ -3,10 +3,14 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
+from allmrec.cf.external import ExternalTeacher
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
-from allmrec.nightly.candidates import Candidates, given
+from allmrec.hashing import hash_strings
+from allmrec.nightly.candidates import Candidates, Retriever, given
+from allmrec.nightly.config import NightlyConfig
 from schemas.candidates import SCHEMA
 
 
@@ -50,3 +54,71 @@ def test_an_empty_table_gives_the_teachers(catalogue: Catalogue, users: Sequence
     proposals = Candidates(np.array([[2, 3], [1, 3], [1, 2]], dtype=np.int32))
     found = given(candidates_table({}), proposals, catalogue, users)
     assert found.items.tolist() == proposals.items.tolist() and found.filled == 3
+
+
+class Shop:
+    """300 items, a tenth of them unavailable, and 90 users who have seen some."""
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(0)
+        ids = pa.array([f"item {n}" for n in range(301)])
+        available = np.concatenate([[False], rng.random(300) < 0.9])
+        self.catalogue = Catalogue(ids, ids, ids, ids, np.zeros(301, dtype=np.int64), available)
+        user_ids = pa.array([f"u{n}" for n in range(90)])
+        self.users = Sequences(user_ids, np.arange(91) * 5, rng.integers(1, 301, 450, dtype=np.int32))
+        self.items_ND = rng.normal(size=(301, 8)).astype(np.float32)
+        self.items_ND[0] = 0
+        self.users_UD = rng.normal(size=(90, 8)).astype(np.float32)
+
+    def retriever(self, **config: int) -> Retriever:
+        hashes = hash_strings(self.users.user_ids).view(np.int64)
+        order = hashes.argsort()
+        arrays = (self.items_ND, self.users_UD[order], hashes[order])
+        config = {"num_candidates": 10} | config
+        return Retriever(ExternalTeacher(*map(torch.tensor, arrays)), self.catalogue, NightlyConfig(**config), seed=0)
+
+
+def test_nobody_is_proposed_what_is_seen_or_unavailable_and_the_best_come_first() -> None:
+    shop = Shop()
+    found = shop.retriever()(shop.users)
+    assert found.index == {}
+    for user in range(90):
+        left = np.setdiff1d(np.flatnonzero(shop.catalogue.available), shop.users.items[5 * user : 5 * user + 5])
+        best = left[np.argsort(-(shop.items_ND[left] @ shop.users_UD[user]))]
+        assert found.items[user].tolist() == best[:10].tolist()
+
+
+def test_a_large_catalogue_gets_an_index_that_is_compared_with_the_exact_candidates() -> None:
+    shop = Shop()
+    above = int(shop.catalogue.available.sum()) - 1
+    found = shop.retriever(approximate_above=above)(shop.users)
+    assert found.index["index_compared"] == 64 * 10, "a sample of the shard's users"
+    assert found.index["index_found"] == 640 and np.array_equal(found.items, shop.retriever()(shop.users).items)
+    assert shop.retriever(approximate_above=above + 1)(shop.users).index == {}, "not large enough"
+
+
+def test_an_index_that_misses_items_is_told_so() -> None:
+    shop = Shop()
+    retriever = shop.retriever(approximate_above=1)
+    assert retriever.index is not None
+    retriever.index.items = retriever.index.items.flip(0)  # it finds others than it should
+    found = retriever(shop.users)
+    assert found.index["index_found"] < 0.9 * found.index["index_compared"]
+
+
+def test_given_candidates_keep_what_is_known_of_the_index() -> None:
+    shop = Shop()
+    proposals = shop.retriever(approximate_above=1)(shop.users)
+    table = candidates_table({"u3": ["item 1", "item 2"]})
+    assert given(table, proposals, shop.catalogue, shop.users).index == proposals.index
+
+
+def test_nan_is_refused_by_name() -> None:
+    shop = Shop()
+    shop.items_ND[7] = np.nan
+    with pytest.raises(ValueError, match=r"embeds items .'item 7'. … as NaN or inf"):
+        shop.retriever()
+    shop = Shop()
+    shop.users_UD[4] = np.inf
+    with pytest.raises(ValueError, match=r"represents users .'u4'. … as NaN or inf"):
+        shop.retriever()(shop.users)
