@@ -18,8 +18,9 @@ from allmrec.data.catalogue import UNTITLED, Catalogue
 from allmrec.data.sequences import num_shards
 from allmrec.evaluation.cases import PROTOCOLS, SPLITS
 from allmrec.evaluation.metrics import summarise
-from allmrec.evaluation.report import FIGURES, Report, figure, render
-from allmrec.evaluation.shards import EvaluateShards
+from allmrec.evaluation.report import FIGURES, Report, distinct, figure, full_figures, render
+from allmrec.evaluation.shards import FULL, EvaluateShards
+from allmrec.evaluation.systems import IN_CATALOGUE
 from allmrec.llm.loading import model_identity
 from jobs.cli import main
 from jobs.console import Console
@@ -74,7 +75,8 @@ def score(context: Context, version: str) -> list[dict[str, Any]]:
     """One row a shard, by shard; see `EvaluateShards`."""
     config, count = context.config, num_shards(context.artifact("evaluation_cases"))
     start_ray(config)
-    arguments = (context.storage, version, config.llm, config.evaluation.systems, config.seed)
+    systems, recall_at = config.evaluation.systems, config.nightly.num_candidates
+    arguments = (context.storage, version, config.llm, systems, config.seed, recall_at)
     dataset = pooled(range(count), EvaluateShards, arguments, config.workers)
     rows: list[dict[str, Any]] = []
     with context.console.progress("evaluate", count) as bar:
@@ -121,10 +123,20 @@ def data_facts(context: Context) -> dict[str, int]:
 
 
 def show(console: Console, metrics: list[dict[str, Any]]) -> None:
-    """One row a system."""
-    systems = list(dict.fromkeys(row["system"] for row in metrics))
-    rows = [[system, *[figure(metrics, system, *key) for key in FIGURES.values()]] for system in systems]
-    console.table("held-out item among its negatives", ["system", *FIGURES], rows)
+    """One row a system: against the negatives, and against the whole catalogue."""
+    _show(console, metrics, "held-out item among its negatives", "random", FIGURES)
+    if figures := full_figures(metrics):
+        _show(console, metrics, "held-out item in the whole catalogue", FULL, figures)
+
+
+def _show(
+    console: Console, metrics: list[dict[str, Any]], title: str, protocol: str, figures: dict[str, tuple[str, str, str]]
+) -> None:
+    rows = [
+        [system, *[figure(metrics, system, *key) for key in figures.values()]]
+        for system in distinct(metrics, "system", protocol)
+    ]
+    console.table(title, ["system", *figures], rows)
 
 
 def plan(context: Context) -> Facts:
@@ -132,7 +144,7 @@ def plan(context: Context) -> Facts:
     systems = context.config.evaluation.systems
     return {
         "shards": num_shards(context.artifact("evaluation_cases")),
-        "cases": cases // len(PROTOCOLS) * (len(PROTOCOLS) + 1) * len(systems),
+        "cases": cases // len(PROTOCOLS) * ((len(PROTOCOLS) + 1) * len(systems) + len(IN_CATALOGUE & {*systems})),
         "systems": ", ".join(systems),
     }
 
@@ -144,7 +156,10 @@ STEP = Step(
     outputs=("evaluation",),
     run=run,
     plan=plan,
-    outside=lambda context: model_identity(context.config.llm.name, context.config.llm.revision),
+    outside=lambda context: [
+        model_identity(context.config.llm.name, context.config.llm.revision),
+        context.config.nightly.num_candidates,  # N of Recall@N
+    ],
 )
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Hit@k, NDCG@k and MRR of one held-out item among its candidates (paper section 5.1), and their standard errors.
+"""Hit@k, NDCG@k, MRR and Recall@N of one held-out item (paper section 5.1), and their standard errors.
 
 A tie says nothing, so it is worth what a coin would make of it: a metric of a tied target is its mean over all
 orders of the tied candidates. A scorer that gives every candidate the same score gets exactly chance.
@@ -8,7 +8,7 @@ Knows numbers alone; whose they are (system, protocol, subset) are columns that 
 Dimensions: B cases, C candidates (the target first), M metrics
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,12 +46,23 @@ def worth(better_B: np.ndarray, tied_B: np.ndarray, width: int) -> np.ndarray:
     return (up_to[better_B + tied_B + 1] - up_to[better_B]) / (tied_B + 1)[:, None]
 
 
-def sums(system: str, protocol: str, values_BM: np.ndarray, subsets: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+def recall(better_B: np.ndarray, tied_B: np.ndarray, count: int) -> np.ndarray:
+    """Whether the target is among the first `count`, float64 (B,); a tied one with the chance that it is."""
+    return ((count - better_B) / (tied_B + 1)).clip(0, 1)
+
+
+def sums(
+    system: str,
+    protocol: str,
+    values_BM: np.ndarray,
+    subsets: dict[str, np.ndarray],
+    metrics: Sequence[str] = METRICS,
+) -> list[dict[str, Any]]:
     """All that the driver needs of a shard's cases: one row for each subset (bool (B,)) and metric."""
     rows = []
     for subset, chosen in subsets.items():
         values = values_BM[chosen]
-        totals = zip(METRICS, values.sum(axis=0).tolist(), (values**2).sum(axis=0).tolist(), strict=True)
+        totals = zip(metrics, values.sum(axis=0).tolist(), (values**2).sum(axis=0).tolist(), strict=True)
         for metric, total, squares in totals:
             keys = dict(zip(KEYS, (system, protocol, subset, metric), strict=True))
             rows.append({**keys, "count": len(values), "sum": total, "squares": squares})

@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from allmrec.evaluation.metrics import METRICS
-
 # Column of the summary → protocol, subset, metric.
 FIGURES = {
     "hit@1": ("random", "all", "hit@1"),
@@ -25,11 +23,15 @@ FIGURES = {
     "warm hit@1": ("random", "warm", "hit@1"),
     "cold hit@1": ("random", "cold", "hit@1"),
 }
-PROTOCOLS = {
+CANDIDATES = {
     "random": "Random negatives, as in the paper. They reward popularity.",
     "matched": "Negatives about as popular as the target: what is left when popularity tells nothing.",
     "swap": "Random negatives, but every user has another user's representation and history. "
     "A system that is personal loses by it.",
+}
+PROTOCOLS = CANDIDATES | {
+    "full": "All items that the history has not, for systems that can score them all. Recall@N is how often the target "
+    "is among as many items as the nightly run retrieves: the most that a ranker of these can reach.",
 }
 SUBSETS = {
     "all": "all targets",
@@ -57,11 +59,11 @@ def render(report: Report) -> str:
     environment = Environment(
         loader=PackageLoader("allmrec.evaluation", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    systems = list(dict.fromkeys(row["system"] for row in report.metrics))
+    systems = {protocol: distinct(report.metrics, "system", protocol) for protocol in PROTOCOLS}
     return environment.get_template("report.html.jinja").render(
         report=report,
         systems=systems,
-        metrics=METRICS,
+        metrics={protocol: distinct(report.metrics, "metric", protocol) for protocol in PROTOCOLS},
         protocols=PROTOCOLS,
         subsets=SUBSETS,
         cell=lambda *key: figure(report.metrics, *key),
@@ -69,11 +71,11 @@ def render(report: Report) -> str:
         plots=[
             (
                 "Hit@1 by protocol",
-                _bars(report, systems, [(protocol, (protocol, "all", "hit@1")) for protocol in PROTOCOLS]),
+                _bars(report, systems["random"], [(name, (name, "all", "hit@1")) for name in CANDIDATES]),
             ),
             (
                 "Hit@1 of warm and cold items, random negatives",
-                _bars(report, systems, [(subset, ("random", subset, "hit@1")) for subset in SUBSETS]),
+                _bars(report, systems["random"], [(subset, ("random", subset, "hit@1")) for subset in SUBSETS]),
             ),
         ],
         training={
@@ -84,12 +86,23 @@ def render(report: Report) -> str:
     )
 
 
+def full_figures(metrics: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str, str]]:
+    """As FIGURES, of protocol "full"; empty where no system was placed in the catalogue."""
+    shown = [name for name in distinct(metrics, "metric", "full") if name == "ndcg@10" or name.startswith("recall@")]
+    return {f"{subset} {name}".removeprefix("all "): ("full", subset, name) for subset in SUBSETS for name in shown}
+
+
 def figure(metrics: Sequence[Mapping[str, Any]], system: str, protocol: str, subset: str, metric: str) -> str:
     """A figure and its standard error, `0.312 ± 0.014`; a dash where there were no cases."""
     row = _row(metrics, system, protocol, subset, metric)
     if row is None:
         return "–"
     return f"{row['value']:.3f}" + (f" ± {row['stderr']:.3f}" if row["stderr"] is not None else "")
+
+
+def distinct(metrics: Sequence[Mapping[str, Any]], column: str, protocol: str) -> list[str]:
+    """A protocol's systems or metrics, in their order."""
+    return list(dict.fromkeys(row[column] for row in metrics if row["protocol"] == protocol))
 
 
 def _row(metrics: Sequence[Mapping[str, Any]], *key: str) -> Mapping[str, Any] | None:

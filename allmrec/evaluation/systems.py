@@ -2,7 +2,7 @@
 
 All see the same cases. LLM systems show a case's candidates in the same shuffled order: the table has the target
 first. *The swap* gives every user another user's representation and history and leaves the candidates: a system
-that is personal must lose by it.
+that is personal must lose by it. Systems that can score every item also place the target in the whole catalogue.
 
 Dimensions: B cases, C candidates (the target first)
 """
@@ -14,13 +14,16 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 
+from allmrec.cf.retrieval import catalogue_ranks, refuse_nonfinite
 from allmrec.data.sequences import Sequences
 from allmrec.hashing import draws, hash_strings, key64, mix64, permutations
 from allmrec.scorer import Scorer
 
 NEED_LLM = frozenset({"llm-only", "a-llmrec", "a-llmrec-sbert"})
-_SCORES, _ORDER, _PARTNERS = 0x5243, 0x4F52, 0x5057  # keys of the draws
+IN_CATALOGUE = frozenset({"random", "popularity", "teacher"})  # those that can score every item
+_SCORES, _ORDER, _PARTNERS, _PLACES = 0x5243, 0x4F52, 0x5057, 0x504C  # keys of the draws
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,11 @@ class Cases:
 
 
 class Systems:
-    """Scores cases by name of the system: `systems.score("a-llmrec", cases)`."""
+    """Scores cases by name of the system: `systems.score("a-llmrec", cases)`.
+
+    `systems.in_catalogue` has those that can place a target in the whole catalogue. They give int64 (B,) twice: how
+    many of the items that the history has not are above the target, and how many are tied with it.
+    """
 
     def __init__(self, scorer: Scorer, seed: int):
         self.scorer, self.seed = scorer, seed
@@ -100,6 +107,11 @@ class Systems:
             "llm-only": self.llm_only,
             "a-llmrec": self.a_llmrec,
             "a-llmrec-sbert": lambda cases: self.a_llmrec(cases, text=True),
+        }
+        self.in_catalogue: dict[str, Callable[[Cases], tuple[np.ndarray, np.ndarray]]] = {
+            "random": self.random_in_catalogue,
+            "popularity": self.popularity_in_catalogue,
+            "teacher": self.teacher_in_catalogue,
         }
 
     def score(self, system: str, cases: Cases) -> np.ndarray:
@@ -119,11 +131,40 @@ class Systems:
         key = key64(self.seed, _SCORES)
         return mix64(cases.hashes[:, None] ^ mix64(cases.candidates_BC.astype(np.uint64) ^ key))
 
+    def random_in_catalogue(self, cases: Cases) -> tuple[np.ndarray, np.ndarray]:
+        """In a random order, the target stands anywhere."""
+        seen, _ = _seen_others(cases)
+        competing_B = self.scorer.bundle.catalogue.num_items - np.bincount(seen, minlength=len(cases))
+        drawn_B = draws(cases.hashes, key64(self.seed, _PLACES), 1)[:, 0]
+        return (drawn_B % competing_B.astype(np.uint64)).astype(np.int64), np.zeros(len(cases), np.int64)
+
     def popularity(self, cases: Cases) -> np.ndarray:
         return self.scorer.bundle.catalogue.popularity[cases.candidates_BC]
 
+    def popularity_in_catalogue(self, cases: Cases) -> tuple[np.ndarray, np.ndarray]:
+        popularity = self.scorer.bundle.catalogue.popularity
+        ordered, own_B = np.sort(popularity[1:]), popularity[cases.candidates_BC[:, 0]]
+        up_to_B = np.searchsorted(ordered, own_B, side="right")
+        better_B, tied_B = len(ordered) - up_to_B, up_to_B - np.searchsorted(ordered, own_B) - 1  # without itself
+        row, item = _seen_others(cases)
+        better_B -= np.bincount(row[popularity[item] > own_B[row]], minlength=len(cases))
+        tied_B -= np.bincount(row[popularity[item] == own_B[row]], minlength=len(cases))
+        return better_B, tied_B
+
     def teacher(self, cases: Cases) -> np.ndarray:
         return self.scorer.teacher_scores(self.scorer.represent(cases.histories), cases.candidates_BC)
+
+    def teacher_in_catalogue(self, cases: Cases) -> tuple[np.ndarray, np.ndarray]:
+        """Raises ValueError for NaN and inf, which would be below every target."""
+        teacher, x_BD = self.scorer.teacher, self.scorer.represent(cases.histories)
+        refuse_nonfinite(teacher.item_embeddings, self.scorer.bundle.catalogue.item_ids, "embeds items")
+        refuse_nonfinite(x_BD, cases.user_ids, "represents users")
+        target_B, row_S, item_S = (
+            torch.from_numpy(index.astype(np.int64)).to(x_BD.device)
+            for index in (cases.candidates_BC[:, 0], cases.histories.rows(), cases.histories.items)
+        )
+        better_B, tied_B = catalogue_ranks(teacher, x_BD, target_B, (row_S, item_S))
+        return better_B.cpu().numpy(), tied_B.cpu().numpy()
 
     def llm_only(self, cases: Cases) -> np.ndarray:
         """The same LLM and prompt without soft tokens (paper Figure 6). Identical titles stay tied."""
@@ -147,6 +188,15 @@ class Systems:
 def places(scores_BC: np.ndarray) -> np.ndarray:
     """How many of the row's candidates are worse, int64 (B, C); equal scores have equal places."""
     return (scores_BC[:, :, None] > scores_BC[:, None, :]).sum(axis=2)
+
+
+def _seen_others(cases: Cases) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and items of the histories, each pair once and without the target, int64 (S,) each."""
+    row, item = cases.histories.rows(), cases.histories.items.astype(np.int64)
+    other = item != cases.candidates_BC[row, 0]
+    base = int(item.max(initial=0)) + 1
+    row, item = np.divmod(np.unique(row[other] * base + item[other]), base)
+    return row, item
 
 
 def _unshuffled(scores_BC: np.ndarray, order_BC: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from allmrec.evaluation.metrics import METRICS, gains, measure, summarise, sums
+from allmrec.evaluation.metrics import METRICS, gains, measure, recall, summarise, sums
 
 
 def case(*scores: float) -> tuple[np.ndarray, np.ndarray]:
@@ -37,6 +37,14 @@ def test_ties_are_worth_their_mean_over_all_orders(scores):
         ranking = sorted(order, key=lambda candidate: -scores[candidate])
         expected += gains(len(scores))[:, ranking.index(0)] / len(orders)
     np.testing.assert_allclose(measure(scores[None, :], np.ones((1, len(scores))))[0], expected)
+
+
+@given(hnp.arrays(np.int64, st.integers(1, 6), elements=st.integers(0, 3)), st.integers(1, 7))
+def test_recall_of_a_tie_is_the_share_of_orders_in_which_it_is_found(scores, count):
+    orders = list(itertools.permutations(range(len(scores))))
+    found = [sorted(order, key=lambda item: -scores[item]).index(0) < count for order in orders]
+    better, tied = (scores[1:] > scores[0]).sum(keepdims=True), (scores[1:] == scores[0]).sum(keepdims=True)
+    np.testing.assert_allclose(recall(better, tied, count), np.mean(found))
 
 
 def test_zeros_are_no_candidates():

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from allmrec.evaluation.metrics import METRICS
-from allmrec.evaluation.report import Report, figure, render
+from allmrec.evaluation.report import Report, figure, full_figures, render
 
 HOSTILE = "</title><script>alert('x')</script><img src=x onerror=alert(1)>{{ 7 * 7 }}\"'&"
 SYSTEMS = ("random", "teacher", "a-llmrec")
@@ -23,6 +23,12 @@ def report(name: str = "demo", model: str = "runs/demo/standin_llm", stderr: flo
         for protocol in ("random", "matched", "swap")
         for subset in ("all", "warm")
         for metric in METRICS
+    ]
+    metrics += [
+        {"system": system, "protocol": "full", "subset": "all", "metric": metric}
+        | {"value": 0.01 * len(system), "stderr": stderr, "count": 900, "seed": 7}
+        for system in ("random", "teacher")
+        for metric in (*METRICS, "recall@20")
     ]
     bundle = {
         "version": "0123456789ab",
@@ -92,6 +98,15 @@ def test_figures():
     assert figure(rows, "teacher", "random", "all", "hit@1") == "0.200 ± 0.010"
     assert figure(report(stderr=None).metrics, "teacher", "random", "all", "hit@1") == "0.200"
     assert figure(rows, "teacher", "random", "cold", "hit@1") == "–"
+
+
+def test_the_whole_catalogue_has_a_table_of_the_systems_that_can_score_it():
+    text = re.sub(r"\s+", " ", " ".join(Tags(render(report())).words))
+    table = text.partition("Protocol: full")[2].partition("Cost")[0]
+    assert "recall@20" in table and "0.070 ± 0.010" in table and "a-llmrec" not in table
+    assert [*full_figures(report().metrics)][:2] == ["ndcg@10", "recall@20"]
+    sampled = [row for row in report().metrics if row["protocol"] != "full"]
+    assert not full_figures(sampled), "without those systems there is nothing to show"
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium")

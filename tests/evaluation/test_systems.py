@@ -6,13 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
-from allmrec.artifacts import read_table
+from allmrec.artifacts import read_table, seal, write_shard
 from allmrec.data.sequences import Sequences
-from allmrec.evaluation.metrics import measure, summarise
+from allmrec.evaluation.metrics import METRICS, measure, summarise
 from allmrec.evaluation.shards import EvaluateShards
 from allmrec.evaluation.systems import Cases, Systems, places
 from allmrec.llm.ranking import Ranker
+from schemas.evaluation_cases import SCHEMA
 
 NAMES = ("random", "popularity", "teacher", "llm-only", "a-llmrec", "a-llmrec-sbert")
 
@@ -144,6 +146,56 @@ def test_no_candidate_may_score_minus_infinity(systems, cases):
         assert np.isfinite(measure(scores, holes)).all()
 
 
+def test_a_shard_without_cases_counts_for_nothing(tiny):
+    config, run, version = tiny
+    evaluate = EvaluateShards(run, version, config.llm, ["teacher"], seed=0, recall_at=7)
+    evaluate.cases = run.at("nobody")
+    write = {"part-00000.parquet": write_shard(evaluate.cases, SCHEMA, "part-00000.parquet", SCHEMA.empty_table())}
+    seal(evaluate.cases, "evaluation_cases", "test", write, {})
+    (row,) = next(evaluate({"id": np.array([0])})).to_pylist()
+    assert not summarise(row["sums"]) and sum(cost["cases"] for cost in row["costs"]) == 0
+
+
+@pytest.mark.parametrize("name", ["popularity", "teacher"])
+def test_places_in_the_catalogue_equal_brute_force(systems, cases, scorer, monkeypatch, name):
+    everything = np.tile(np.arange(1, 41, dtype=np.int32), (len(cases), 1))
+    if name == "popularity":  # ties abound
+        catalogue = scorer.bundle.catalogue
+        monkeypatch.setitem(vars(catalogue), "popularity", catalogue.popularity // 9)
+    scores = systems.score(name, replace(cases, candidates_BC=everything))
+    better, tied = systems.in_catalogue[name](cases)
+    for row, target in enumerate(cases.candidates_BC[:, 0]):
+        mine = slice(cases.histories.offsets[row], cases.histories.offsets[row + 1])
+        rivals = np.setdiff1d(everything[row], [*cases.histories.items[mine], target]) - 1
+        assert better[row] == (scores[row, rivals] > scores[row, target - 1]).sum()
+        assert tied[row] == (scores[row, rivals] == scores[row, target - 1]).sum()
+    assert name == "teacher" or tied.any()
+
+
+def test_a_random_place_is_any_of_those_that_are_left(systems, cases):
+    """40 items less the history, each place as likely."""
+    rows = np.repeat(np.arange(len(cases)), 2000)
+    many = replace(cases.take(rows), user_ids=pa.array([f"u{n}" for n in range(len(rows))]))
+    better, tied = systems.random_in_catalogue(many)
+    competing = 40 - many.histories.lengths
+    assert not tied.any() and (better < competing).all()
+    assert abs((better / competing).mean() - ((competing - 1) / (2 * competing)).mean()) < 0.01
+    np.testing.assert_array_equal(systems.random_in_catalogue(many.take(np.array([5])))[0], better[5])
+
+
+@pytest.mark.parametrize("broken", ["an item", "users"])
+def test_nan_is_refused_in_the_catalogue_too(systems, cases, scorer, monkeypatch, broken):
+    """It would be below every target."""
+    if broken == "an item":
+        embeddings = scorer.teacher.item_embeddings.clone()
+        embeddings[3] = torch.nan
+        monkeypatch.setattr(type(scorer.teacher), "item_embeddings", embeddings)
+    else:
+        monkeypatch.setattr(scorer, "represent", lambda histories: torch.full((len(histories), 8), torch.inf))
+    with pytest.raises(ValueError, match="items .'item-02'. … as NaN" if broken == "an item" else "users .*NaN or inf"):
+        systems.teacher_in_catalogue(cases)
+
+
 def test_random_gets_chance():
     user_ids = pa.array([f"u{n}" for n in range(20_000)])
     nothing = Sequences(user_ids, np.zeros(20_001, dtype=np.int64), np.zeros(0, dtype=np.int32))
@@ -155,7 +207,7 @@ def test_random_gets_chance():
 
 def test_shards_are_scored_alone_and_all_cases_are_counted(tiny):
     config, run, version = tiny
-    evaluate = EvaluateShards(run, version, config.llm, ["random", "teacher", "a-llmrec"], seed=0)
+    evaluate = EvaluateShards(run, version, config.llm, ["random", "teacher", "a-llmrec"], seed=0, recall_at=7)
     together = [row for table in evaluate({"id": np.arange(3)}) for row in table.to_pylist()]
     alone = [next(evaluate({"id": np.array([shard])})).to_pylist()[0] for shard in (2, 0, 1)]
     for row in alone:
@@ -166,5 +218,7 @@ def test_shards_are_scored_alone_and_all_cases_are_counted(tiny):
     for row in metrics:
         if row["subset"] == "all":
             assert row["count"] == (users.lengths >= 3).sum()
+    full = [(row["system"], row["metric"]) for row in metrics if (row["protocol"], row["subset"]) == ("full", "all")]
+    assert full == [(system, name) for system in ("random", "teacher") for name in (*METRICS, "recall@7")]
     costs = [cost for row in together for cost in row["costs"]]
     assert {cost["system"] for cost in costs if cost["tokens"]} == {"a-llmrec"}

@@ -48,8 +48,11 @@ def test_evaluate(config, capsys):
     assert {tuple(row) for row in metrics} == {
         ("system", "protocol", "subset", "metric", "value", "stderr", "count", "seed")
     }
-    assert len(metrics) == len(systems) * 3 * 3 * 4
-    assert [row["system"] for row in json.loads(out.splitlines()[-2])["rows"]] == systems
+    assert len(metrics) == len(systems) * 3 * 3 * 4 + 3 * 3 * 5
+    sampled, full = (json.loads(line)["rows"] for line in out.splitlines()[-3:-1])
+    assert [row["system"] for row in sampled] == systems
+    assert [row["system"] for row in full] == ["random", "popularity", "teacher"]
+    assert {"ndcg@10", "recall@20", "cold recall@20"} <= full[0].keys()
     assert planned["cases"] == sum(
         row["count"] for row in metrics if (row["subset"], row["metric"]) == ("all", "hit@1")
     )
