@@ -38,7 +38,8 @@ TEACHERS = {
 
 # What the paper trains its CF-RecSys with (section 5.1, Table 3); where it is silent, the models' own papers.
 _PAPER = {"loss": "bce", "learning_rate": 0.001, "epochs": 200, "validation": "random"}
-_BLOCKS = {"gru4rec": 1, "ncf": 3}
+# What suits a model better than the common defaults: NCF scores pairs one by one, so many negatives cost much.
+_MODELS: dict[str, dict[str, Any]] = {"gru4rec": {"blocks": 1}, "ncf": {"blocks": 3, "loss": "bce"}}
 
 
 class TeacherConfig(Section):
@@ -73,9 +74,7 @@ class TeacherConfig(Section):
         if not isinstance(values, dict):
             return values
         defaults = dict(_PAPER) if values.get("preset") == "paper" else {}
-        if values.get("model") in _BLOCKS:
-            defaults["blocks"] = _BLOCKS[values["model"]]
-        return defaults | values
+        return defaults | _MODELS.get(values.get("model", ""), {}) | values
 
     @field_validator("item_embeddings", "user_representations", mode="before")
     @classmethod
