@@ -19,7 +19,7 @@ from allmrec.cf.teacher import Teacher
 
 Pairs = tuple[torch.Tensor, torch.Tensor]  # a user's row and an item: int64 (S,) each
 
-_TILE = {"cpu": 1 << 12, "cuda": 1 << 19}  # items at once: a CPU's cache holds their scores, a GPU is kept busy
+_TILE = {"cpu": 1 << 11, "cuda": 1 << 19}  # items at once: a CPU's cache holds their scores, a GPU is kept busy
 _LEAST = 16  # rows and items of a matrix product: for fewer than 12, BLAS has kernels that round otherwise
 _GROUP = 64  # W: a pass over groups' maxima costs a fraction of one over the scores
 
