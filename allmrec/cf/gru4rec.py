@@ -10,8 +10,7 @@ Dimensions: B users, T positions, N = n + 1 items (0 is padding), D = dim, H = 2
 import torch
 from torch import nn
 
-from allmrec.cf.dropout import Dropout
-from allmrec.cf.teacher import SequenceTeacher, TeacherConfig
+from allmrec.cf.teacher import SequenceTeacher, TeacherConfig, draw_tables
 
 
 class GRU4Rec(SequenceTeacher):
@@ -19,17 +18,9 @@ class GRU4Rec(SequenceTeacher):
 
     def __init__(self, config: TeacherConfig, num_items: int):
         super().__init__(config, num_items)
-        self.dropout = Dropout(config.dropout, self.masks)
-        self.items = nn.Embedding(num_items + 1, config.dim, padding_idx=0)
         self.gru = nn.GRU(config.dim, 2 * config.dim, config.blocks, batch_first=True)  # section 3, equations 2 to 5
         self.out = nn.Linear(2 * config.dim, config.dim)
-        nn.init.normal_(self.items.weight, std=0.02)
-        with torch.no_grad():
-            self.items.weight[0] = 0
-
-    @property
-    def item_embeddings(self) -> torch.Tensor:
-        return self.items.weight
+        draw_tables(self.items)
 
     def forward(self, history_BT: torch.Tensor) -> torch.Tensor:
         # Biases would move the state on padding before the first item. So each row is turned until its padding is

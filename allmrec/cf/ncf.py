@@ -14,8 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from allmrec.cf.dropout import Dropout
-from allmrec.cf.teacher import SequenceTeacher, TeacherConfig
+from allmrec.cf.teacher import SequenceTeacher, TeacherConfig, draw_tables
 
 _TILE = 2**16  # pairs of a row and an item that the MLP holds at once
 
@@ -31,8 +30,6 @@ class NCF(SequenceTeacher):
                 f"teacher.dim is {dim}; NCF gives half to GMF and half to MLP, whose {config.blocks} layers halve it: "
                 f"make it even and at least {2 ** max(config.blocks - 1, 1)}"
             )
-        self.dropout = Dropout(config.dropout, self.masks)
-        self.items = nn.Embedding(num_items + 1, dim, padding_idx=0)
         self.read = nn.Embedding(num_items + 1, dim, padding_idx=0)  # items as parts of a history
         widths = [dim >> layer for layer in range(config.blocks)]  # the tower of section 4.1 (their 32, 16, 8)
         # W_1 of [x_m ; e_m] by its halves: W_1 [x_m ; e_m] = W_x x_m + W_e e_m needs no product for every pair.
@@ -41,14 +38,7 @@ class NCF(SequenceTeacher):
         self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(widths))
         self.h_G = nn.Parameter(torch.ones(half))  # h of equation 12 by its halves; ones are a matrix factorisation
         self.h_H = nn.Parameter(torch.empty(widths[-1]).uniform_(-1, 1) / widths[-1] ** 0.5)
-        for table in (self.items, self.read):
-            nn.init.normal_(table.weight, std=0.02)
-            with torch.no_grad():
-                table.weight[0] = 0
-
-    @property
-    def item_embeddings(self) -> torch.Tensor:
-        return self.items.weight
+        draw_tables(self.items, self.read)
 
     def forward(self, history_BT: torch.Tensor) -> torch.Tensor:
         count_BT1 = (history_BT > 0).cumsum(1)[..., None]

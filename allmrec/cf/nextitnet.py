@@ -11,8 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from allmrec.cf.dropout import Dropout
-from allmrec.cf.teacher import SequenceTeacher, TeacherConfig
+from allmrec.cf.teacher import SequenceTeacher, TeacherConfig, draw_tables
 
 _KERNEL = 3  # positions that a convolution reads
 
@@ -51,17 +50,9 @@ class NextItNet(SequenceTeacher):
 
     def __init__(self, config: TeacherConfig, num_items: int):
         super().__init__(config, num_items)
-        self.dropout = Dropout(config.dropout, self.masks)
-        self.items = nn.Embedding(num_items + 1, config.dim, padding_idx=0)
         self.blocks = nn.ModuleList(Block(config.dim, 4**depth) for depth in range(config.blocks))  # 1, 2, 4, 8, …
         self.out = nn.Linear(config.dim, config.dim)
-        nn.init.normal_(self.items.weight, std=0.02)
-        with torch.no_grad():
-            self.items.weight[0] = 0
-
-    @property
-    def item_embeddings(self) -> torch.Tensor:
-        return self.items.weight
+        draw_tables(self.items)
 
     def forward(self, history_BT: torch.Tensor) -> torch.Tensor:
         real_BT1 = (history_BT > 0)[..., None]  # biases would fill padding, and later positions would read it

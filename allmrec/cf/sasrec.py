@@ -43,8 +43,6 @@ class SASRec(SequenceTeacher):
 
     def __init__(self, config: TeacherConfig, num_items: int):
         super().__init__(config, num_items)
-        self.dropout = Dropout(config.dropout, self.masks)
-        self.items = nn.Embedding(num_items + 1, config.dim, padding_idx=0)
         self.positions = nn.Embedding(config.max_history, config.dim)  # 0 is the newest
         self.blocks = nn.ModuleList(Block(config, self.masks) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(config.dim)
@@ -53,10 +51,6 @@ class SASRec(SequenceTeacher):
                 nn.init.normal_(weight, std=0.02)
         with torch.no_grad():
             self.items.weight[0] = 0
-
-    @property
-    def item_embeddings(self) -> torch.Tensor:
-        return self.items.weight
 
     def forward(self, history_BT: torch.Tensor) -> torch.Tensor:
         length = history_BT.shape[1]

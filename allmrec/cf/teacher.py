@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from allmrec.artifacts import read_manifest, read_tensors, write_tensors
-from allmrec.cf.dropout import Masks
+from allmrec.cf.dropout import Dropout, Masks
 from allmrec.config import Section
 from allmrec.data.config import SourceConfig
 from allmrec.data.sequences import Sequences
@@ -133,6 +133,12 @@ class SequenceTeacher(Teacher):
         super().__init__()
         self.max_history = config.max_history
         self.masks = Masks()  # of its dropouts
+        self.dropout = Dropout(config.dropout, self.masks)
+        self.items = nn.Embedding(num_items + 1, config.dim, padding_idx=0)
+
+    @property
+    def item_embeddings(self) -> torch.Tensor:
+        return self.items.weight
 
     @abstractmethod
     def forward(self, history_BT: torch.Tensor) -> torch.Tensor:
@@ -160,6 +166,13 @@ class SequenceTeacher(Teacher):
             width = max(1, min(int(batch.lengths.max()), self.max_history))
             x_UD[users] = self.user_representations(torch.from_numpy(batch.padded(width)).long().to(device))
         return x_UD
+
+
+@torch.no_grad()
+def draw_tables(*tables: nn.Embedding) -> None:
+    """Start tables of items small, with zeros for padding."""
+    for table in tables:
+        nn.init.normal_(table.weight, std=0.02)[0] = 0
 
 
 def build_teacher(config: TeacherConfig, num_items: int) -> SequenceTeacher:
