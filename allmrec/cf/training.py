@@ -201,7 +201,8 @@ class TeacherTraining:
         total, positions, self.users = torch.zeros((), dtype=torch.float64), 0, 0
         for step, users in enumerate(self._batches()):
             count = int((self.sequences.lengths[users] - 1).sum())
-            loss = self._loss(users, step) / count
+            negative_K = self._shared_negatives(step) if self.config.loss == "softmax" else None
+            loss = self._loss(users, negative_K) / count
             if not torch.isfinite(loss):
                 ids = self.sequences.user_ids.take(pa.array(own(users)[:3])).to_pylist()
                 raise ValueError(
@@ -210,7 +211,7 @@ class TeacherTraining:
                 )
             self.optimiser.zero_grad()
             loss.backward()
-            sum_gradients(self.others, self.tables, self._touched(users, step))
+            sum_gradients(self.others, self.tables, self._touched(users, negative_K))
             self.optimiser.step()
             total, positions = total + loss.detach().double().cpu() * count, positions + count
             self.users += len(users)
@@ -240,8 +241,8 @@ class TeacherTraining:
         self.hashes = self.sequences.hashes()
         self._held = part
 
-    def _loss(self, users: np.ndarray, step: int) -> torch.Tensor:
-        """The summed loss of this worker's share of the batch's users."""
+    def _loss(self, users: np.ndarray, negative_K: torch.Tensor | None) -> torch.Tensor:
+        """The summed loss of this worker's share of the batch's users: softmax with shared negatives, or BCE."""
         width, self.teacher.masks.rows = int(self.sequences.lengths[users].max()), len(users)
         batch = self.sequences.take(users := own(users))
         items_BT = torch.from_numpy(batch.padded(width)).long().to(self.device)
@@ -250,11 +251,12 @@ class TeacherTraining:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             x_PD = self.teacher.contexts(items_BT)[predicted_BT]
             positive_P = self.teacher.scores(x_PD, target_P[:, None])[:, 0]
-            if self.config.loss == "softmax":
-                negative_K = self._shared_negatives(step)
+            if negative_K is not None:
                 score_PK = self.teacher.shared_scores(x_PD, negative_K)
-                score_PK = score_PK.masked_fill(negative_K == target_P[:, None], -torch.inf)  # no item against itself
-                return (torch.cat([positive_P[:, None], score_PK], 1).logsumexp(1) - positive_P).sum()
+                with torch.no_grad():  # no item against itself; a weight of zero has no gradient either
+                    score_PK.masked_fill_(negative_K == target_P[:, None], torch.finfo(score_PK.dtype).min)
+                # -log(e^p / (e^p + sum e^s)) = log(1 + e^(lse(s) - p))
+                return F.softplus(score_PK.logsumexp(1) - positive_P).sum()
             # Binary cross-entropy with one unseen item a position (Kang & McAuley 2018, section III-E).
             drawn_BT = draw_negatives(
                 self.hashes[users], batch.rows(), batch.items, self.num_items, width - 1, self.seed, self.epoch
@@ -263,12 +265,12 @@ class TeacherTraining:
             score_P = self.teacher.scores(x_PD, negative_P[:, None])[:, 0]
             return (F.softplus(-positive_P) + F.softplus(score_P) * (negative_P > 0)).sum()
 
-    def _touched(self, users: np.ndarray, step: int) -> torch.Tensor | None:
+    def _touched(self, users: np.ndarray, negative_K: torch.Tensor | None) -> torch.Tensor | None:
         """The items that the batch has anything to do with on any worker, int64; None where others draw their own."""
-        if self.config.loss == "bce":
+        if negative_K is None:
             return None
         items = torch.from_numpy(self.sequences.take(users).items).long().to(self.device)
-        return torch.cat([items, self._shared_negatives(step)]).unique()
+        return torch.cat([items, negative_K]).unique()
 
     def _shared_negatives(self, step: int) -> torch.Tensor:
         """The items that all positions of a step are told apart from, int64 (K,)."""

@@ -118,7 +118,16 @@ def test_the_softmax_is_cross_entropy_over_target_and_negatives(sequences):
             others = [item for item in drawn.tolist() if item != target]
             scores = run.teacher.item_embeddings[[target, *others]] @ state
             expected -= scores.log_softmax(0)[0].item()
-    assert run._loss(users, 0).item() == pytest.approx(expected, rel=1e-5)
+    assert run._loss(users, run._shared_negatives(0)).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_position_whose_negatives_are_all_its_target_teaches_nothing(sequences):
+    run = training(sequences)
+    users = next(run._batches())[:1]
+    only = torch.from_numpy(run.sequences.take(users).items[1:2]).long()
+    loss = run._loss(users, only.repeat(4))
+    loss.backward()
+    assert torch.isfinite(loss) and run.teacher.item_embeddings.grad.isfinite().all()
 
 
 def test_cases_are_the_validation_split_with_random_negatives_in_any_order_of_users():
@@ -147,7 +156,7 @@ def test_a_loss_that_is_no_number_names_the_step_and_its_users(sequences):
     run = training(sequences)
     third = [users for users, _ in zip(users_of_batches(run), range(3), strict=False)][2]
     loss, steps = run._loss, iter(range(10))
-    run._loss = lambda users, step: loss(users, step) * (np.nan if next(steps) == 2 else 1)
+    run._loss = lambda users, negatives: loss(users, negatives) * (np.nan if next(steps) == 2 else 1)
     with pytest.raises(ValueError, match=r"nan in epoch 1 at step 3 \(users \['user-") as error:
         run.train_epoch()
     assert any(f"'{user}'" in str(error.value) for user in third)
