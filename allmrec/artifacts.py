@@ -104,11 +104,19 @@ def to_parquet(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
-def write_shard(storage: Storage, schema: pa.Schema, name: str, table: pa.Table) -> dict[str, Any]:
-    """Write one Parquet file of a table; returns its entry for `seal`. Rewriting it is idempotent."""
+def write_shard(
+    storage: Storage, schema: pa.Schema, name: str, table: pa.Table, before: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Write one Parquet file of a table; returns its entry for `seal`. Rewriting it is idempotent.
+
+    Args:
+        before: the entry of the file that is there; one of the same content is left alone.
+    """
     data = to_parquet(check(table, schema))
-    storage.write(name, data)
-    return describe(data, rows=table.num_rows)
+    entry = describe(data, rows=table.num_rows)
+    if entry != before:
+        storage.write(name, data)
+    return entry
 
 
 def shard_name(shard: int) -> str:
@@ -119,8 +127,12 @@ def read_table(storage: Storage, shards: Sequence[int] | None = None) -> pa.Tabl
     """A table, or the given shards of it. Raises ValueError naming what is missing or damaged."""
     manifest = read_manifest(storage)
     names = manifest.files if shards is None else [shard_name(shard) for shard in shards]
-    tables = [pq.read_table(io.BytesIO(read_file(storage, manifest, name))) for name in names]
-    return pa.concat_tables(tables)
+    return pa.concat_tables([read_part(storage, manifest, name) for name in names])
+
+
+def read_part(storage: Storage, manifest: Manifest, name: str) -> pa.Table:
+    """One Parquet file of an artifact, verified. Raises ValueError naming a damaged or missing file."""
+    return pq.read_table(io.BytesIO(read_file(storage, manifest, name)))
 
 
 def write_tensors(storage: Storage, name: str, tensors: "dict[str, torch.Tensor]") -> dict[str, Any]:

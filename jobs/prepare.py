@@ -2,29 +2,29 @@
 
     python -m jobs.prepare --config jobs/configs/demo.yaml
 
-Users are dealt to `data.num_shards` shards by a hash of their id. Ray Data reads and cleans pieces of the input
-wherever a CPU is free, brings each shard's rows together (a hash shuffle), and works on whole shards from there.
+Users are dealt to `data.num_shards` shards by a hash of their id. Ray Data runs the passes: over pieces of the input,
+which it reads, cleans and deals to shards through storage, and then over shards, one by one, wherever a CPU is free.
 Nothing on the driver grows with the number of users or events; it holds the catalogue and counts by item.
 """
 
-import json
 import time
 from collections import Counter
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from ray.data import Dataset
+import pyarrow.compute as pc
 
-from allmrec.artifacts import seal, shard_name, unseal, write_shard
-from allmrec.data.assemble import Draft, Finish, rejected_name
-from allmrec.data.clean import BELOW_MIN_RATING, INTERACTIONS, CleanInteractions
+from allmrec.artifacts import MANIFEST, Manifest, read_manifest, seal, shard_name, unseal, write_shard
+from allmrec.data.assemble import CountItems, Finish
+from allmrec.data.clean import INTERACTIONS, is_id
 from allmrec.data.items import ITEMS, CleanItems, index_items, with_popularity
-from allmrec.data.sources import Source, find_files, open_source
+from allmrec.data.sources import Column, Source, find_files, open_source
 from allmrec.evaluation.cases import DrawCases
 from allmrec.storage import Storage
 from jobs.cli import main
 from jobs.datasets import over, tables
+from jobs.histories import Histories, clear, shard_reports
 from jobs.step import Context, Facts, Step
 from jobs.workers import start_ray
 from schemas import items as items_schema
@@ -34,60 +34,56 @@ from schemas import rejected as rejected_schema
 def run(context: Context) -> Facts:
     started, config, data = time.monotonic(), context.config, context.config.data
     items, sequences, rejected, cases = (context.artifact(name) for name in STEP.outputs)
-    drafts = context.artifact("drafts/prepare")
     log, catalogue = open_sources(context)
     start_ray(config)
+    histories = Histories(context, log, _forgotten(context, "user_id"))
 
-    # The catalogue is one table; the order of its ids gives the item indices.
-    item_table, bad_items = index_items(pa.concat_tables(tables(over(len(catalogue.pieces), CleanItems(catalogue)))))
+    # The catalogue is one table; the order of its ids gives the item indices, new ones after those that are known.
+    cleaned = pa.concat_tables(tables(over(len(catalogue.pieces), CleanItems(catalogue))))
+    item_table, bad_items = index_items(cleaned, histories.known_items(), _forgotten(context, "item_id"))
     item_ids = item_table.column("item_id").combine_chunks()
     if not len(item_ids):
         raise ValueError(f"items: no row is left of {bad_items.num_rows:,}: {_counted(bad_items.column('reason'))}")
-
-    # The log: clean rows where they are read, bring each shard's rows together, put its events in order.
-    _clear(drafts)
-    _clear(rejected)
-    cleaned = over(len(log.pieces), CleanInteractions(log, data, item_ids))
-    shuffled = cleaned.repartition(data.num_shards, keys=["shard"])
-    drafted = shuffled.map_batches(Draft(drafts, rejected, item_ids), batch_size=None, batch_format="pyarrow")
-    reports, item_counts = _reports(context, "read the log", drafted, len(item_ids))
+    forgotten_items = pc.index_in(pa.array(_forgotten(context, "item_id"), pa.string()), item_ids).drop_null()
+    logged = histories.update(item_ids, sorted(index + 1 for index in forgotten_items.to_pylist()))
 
     # What was not used, and whether it was too much: then nothing else is written.
-    _seal_rejected(context, reports, bad_items)
-    kept, left_out = _sum(reports, "kept"), _sum(reports, BELOW_MIN_RATING)
-    reasons = sum((Counter(report["reasons"]) for report in reports.values()), Counter[str]())
-    try:
-        _refuse("items", len(item_table), _counted(bad_items.column("reason")), data.max_rejected_fraction, rejected)
-        _refuse("interactions", kept + left_out, reasons, data.max_rejected_fraction, rejected)
-        _clear(sequences)
-        finish = Finish(drafts, sequences, data, item_counts)
-        reports, popularity = _reports(context, "write sequences", over(data.num_shards, finish), len(item_ids))
-    finally:
-        _clear(drafts)
+    _write_rejected(context, logged, bad_items)
+    shards, left_out = logged.facts["shards"], logged.facts["left_out"]
+    reasons = sum((Counter(shard["reasons"]) for shard in shards), Counter[str]())
+    rows = sum(shard["kept"] for shard in shards) + sum(left_out.values()) + reasons.total()
+    _refuse("items", len(item_table), _counted(bad_items.column("reason")), data.max_rejected_fraction, rejected)
+    _refuse("interactions", rows - reasons.total(), reasons, data.max_rejected_fraction, rejected)
+
+    frequent_I = _frequent_items(context, len(item_ids))
+    before = read_manifest(sequences) if sequences.exists(MANIFEST) else None
+    unseal(sequences)
+    finish = Finish(context.artifact("histories"), sequences, before, data, frequent_I)
+    reports, popularity = shard_reports(context, "write sequences", over(data.num_shards, finish), len(item_ids))
     users, interactions = _sum(reports, "users"), _sum(reports, "interactions")
     if not users:
         raise ValueError("interactions: no user is left; lower data.min_rating or data.min_user_interactions")
 
     sizes = {"users": users, "items": len(item_ids), "interactions": interactions}
     _seal(context, sequences, reports, "sequences", sizes)
-    _clear(items)
+    clear(items)
     entry = write_shard(items, items_schema.SCHEMA, shard_name(0), with_popularity(item_table, popularity))
     seal(items, "items", context.made_by, {shard_name(0): entry}, context.resolved("data"), sizes)
 
-    _clear(cases)
+    clear(cases)
     evaluation = config.evaluation
     fraction = (evaluation.max_users or np.inf) / max(_sum(reports, "evaluable"), 1)
     draw = DrawCases(sequences, items, cases, evaluation, config.seed, fraction)
-    reports, _ = _reports(context, "draw evaluation cases", over(data.num_shards, draw), 0)
+    reports, _ = shard_reports(context, "draw evaluation cases", over(data.num_shards, draw))
     _seal(context, cases, reports, "evaluation_cases", {})
 
-    rows = kept + left_out + reasons.total()
     return {
         "rows": rows,
         **{f"rejected as {reason}": count for reason, count in sorted(reasons.items())},
-        "below min_rating": left_out,
+        **{f"left out as {reason}": count for reason, count in left_out.items()},
         "rejected items": bad_items.num_rows,
         **sizes,
+        "items with interactions": int(np.count_nonzero(popularity)),
         "interactions per user": interactions / users,
         "evaluation cases": sum(report["evaluation_cases"]["rows"] for report in reports.values()),
         "rows/s": round(rows / (time.monotonic() - started)),
@@ -117,8 +113,13 @@ def open_sources(context: Context) -> tuple[Source, Source]:
 def input_files(context: Context) -> Any:
     """What the step's identity takes from outside the run: path, size and time of change of every input file."""
     data, s3 = context.config.data, context.config.storage
-    sources = {"interactions": data.interactions, "items": data.items}
-    return {name: [vars(file) for file in find_files(name, source, s3)] for name, source in sources.items()}
+    tables = ("interactions", "items", "forgotten_users", "forgotten_items")
+    sources = {name: getattr(data, name) for name in tables}
+    return {
+        name: [vars(file) for file in find_files(name, source, s3)]
+        for name, source in sources.items()
+        if source.paths or name in ("interactions", "items")
+    }
 
 
 STEP = Step(
@@ -132,20 +133,29 @@ STEP = Step(
 )
 
 
-def _reports(
-    context: Context, title: str, dataset: Dataset, num_items: int
-) -> tuple[dict[int, dict[str, Any]], np.ndarray]:
-    """Run a pass over shards: what it reports by shard, and the sum of its counts by item, int64 (n + 1,)."""
-    reports, item_counts = {}, np.zeros(num_items + 1, dtype=np.int64)
-    with context.console.progress(title, context.config.data.num_shards) as bar:
-        for table in tables(dataset):
-            for shard, report, counts in zip(*table.columns, strict=True):
-                assert shard.as_py() not in reports, "a shard comes whole, in one block"
-                reports[shard.as_py()] = json.loads(report.as_py())
-                if len(counts):
-                    item_counts += counts.values.to_numpy()
-                bar.advance()
-    return reports, item_counts
+def _forgotten(context: Context, column: str) -> list[str]:
+    """The ids of `data.forgotten_users` or `data.forgotten_items`, sorted."""
+    name = {"user_id": "forgotten_users", "item_id": "forgotten_items"}[column]
+    config = getattr(context.config.data, name)
+    if not config.paths:
+        return []
+    source = open_source(name, config, context.config.storage, {column: Column(True, is_id, "text or an integer")})
+    ids = [table.column(column) for piece in source.pieces for table in source.read(piece)]
+    return sorted(set(pa.chunked_array(ids).cast(pa.string()).drop_null().to_pylist()))
+
+
+def _frequent_items(context: Context, num_items: int) -> np.ndarray:
+    """Which items stay by `data.min_item_interactions`, by item index: bool (n + 1,)."""
+    data, frequent_I = context.config.data, np.arange(num_items + 1) > 0
+    least, min_user = data.min_item_interactions, data.min_user_interactions if data.core == "iterated" else 1
+    while least > 1:
+        count = CountItems(context.artifact("histories"), data, frequent_I, min_user)
+        _, counts_I = shard_reports(context, "count items", over(data.num_shards, count), num_items)
+        left_I = frequent_I & (counts_I >= least)
+        if data.core == "once" or (left_I == frequent_I).all():
+            return left_I
+        frequent_I = left_I
+    return frequent_I
 
 
 def _sum(reports: dict[int, dict[str, Any]], key: str) -> int:
@@ -168,13 +178,6 @@ def _refuse(table: str, used: int, reasons: Counter[str], most: float, rejected:
         )
 
 
-def _clear(storage: Storage) -> None:
-    """Take an artifact away: first its manifest, then what files there are."""
-    unseal(storage)
-    for entry in list(storage.list()):
-        storage.delete(entry.key)
-
-
 def _seal(
     context: Context, storage: Storage, reports: dict[int, dict[str, Any]], kind: str, facts: dict[str, int]
 ) -> None:
@@ -183,12 +186,15 @@ def _seal(
     seal(storage, kind, context.made_by, files, context.resolved(*STEP.sections), facts)
 
 
-def _seal_rejected(context: Context, reports: dict[int, dict[str, Any]], bad_items: pa.Table) -> None:
-    storage, schema = context.artifact("rejected"), rejected_schema.SCHEMA
-    files = {rejected_name(shard): report["rejected"] for shard, report in reports.items()}
-    files["items.parquet"] = write_shard(storage, schema, "items.parquet", bad_items)
-    for shard in set(range(context.config.data.num_shards)) - set(reports):  # nothing of the log fell into it
-        files[rejected_name(shard)] = write_shard(storage, schema, rejected_name(shard), schema.empty_table())
+def _write_rejected(context: Context, histories: Manifest, bad_items: pa.Table) -> None:
+    """The rejected rows of the log, copied from where they are kept, and those of the catalogue."""
+    storage = context.artifact("rejected")
+    unseal(storage)
+    files = {"items.parquet": write_shard(storage, rejected_schema.SCHEMA, "items.parquet", bad_items)}
+    for number, shard in enumerate(histories.facts["shards"]):
+        name = f"interactions-{number:05d}.parquet"
+        context.storage.copy(f"histories/{shard['rejected']}", f"rejected/{name}")
+        files[name] = histories.files[shard["rejected"]]
     seal(storage, "rejected", context.made_by, files, context.resolved("data"))
 
 

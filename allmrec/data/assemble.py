@@ -1,15 +1,14 @@
-"""Cleaned rows of whole shards → users' histories, in two passes over shards that share nothing.
+"""Cleaned rows of shards → users' histories and `sequences`, in passes over shards that share nothing.
 
-`Draft` takes the shuffled rows of a shard: finds duplicates, puts events in time order, writes the shard's rejected
-rows and a draft of its histories. `Finish` makes the histories of it, once it is known that not too much was
-rejected and how often each item occurs. Both report one row a shard. What they write depends on a shard's rows
-alone, not on their order or on how many shards came in one block.
+`Draft` joins a shard's rows of the exchange with the histories that are there from earlier logs: it finds duplicates,
+puts events in time order and keeps the rejected rows. `CountItems` and `Finish` make `sequences` of histories, as
+`filters` has it. All report one row a shard. What is written depends on a shard's rows alone: neither on their order
+nor on how many logs they came in.
 
 Events of one user at one time (logs that know only days are full of them) are ordered by a hash of user and item:
 neither the order of files nor that of item numbers may tell what came last.
 """
 
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,11 +17,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
-from allmrec.artifacts import shard_name, write_shard
-from allmrec.data.clean import BELOW_MIN_RATING, to_arrow, to_polars
+from allmrec.artifacts import Manifest, read_manifest, read_part, shard_name, write_shard
+from allmrec.data.clean import to_arrow, to_polars
 from allmrec.data.config import DataConfig
+from allmrec.data.exchange import dealt_rows
+from allmrec.data.filters import item_counts, stays
+from allmrec.data.forget import Forgotten
 from allmrec.data.sequences import Sequences
 from allmrec.hashing import hash_strings, mix64
 from allmrec.storage import Storage
@@ -37,119 +39,157 @@ REPORT = pa.schema(
 )
 
 
-def rejected_name(shard: int) -> str:
-    """The file of the `rejected` table that holds a shard's rows of the log."""
-    return f"interactions-{shard:05d}.parquet"
+@dataclass(frozen=True)
+class Draft:
+    """Shard numbers → the shards' files of the artifact `histories`; reports their names, entries and counts.
+
+    Files have new names, so that those of the run before stay whole until the new manifest is there. A shard that
+    nothing is new for keeps its files.
+    """
+
+    exchange: Storage
+    pieces: int  # of the log, in the exchange
+    histories: Storage
+    before: Manifest | None  # of the histories that are there
+    forgotten: Forgotten
+    forgets: bool  # whether what is there may hold forgotten ones
+    item_ids: pa.Array  # string (n,), by item_index - 1
+    made_by: str
+
+    def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
+        for shard in batch["id"]:
+            yield report_row(shard, self.draft(int(shard)), np.zeros(0))
+
+    def draft(self, shard: int) -> dict[str, Any]:
+        rows = to_polars(dealt_rows(self.exchange, range(self.pieces), shard))
+        good, bad = rows.filter(pl.col("reason").is_null()), _log_rejects(rows.filter(pl.col("reason").is_not_null()))
+        if self.before is not None:
+            known = self.before.facts["shards"][shard]
+            if not rows.height and not self.forgets:
+                return known | {"files": {known[key]: self.before.files[known[key]] for key in ("events", "rejected")}}
+            old = _events(read_part(self.histories, self.before, known["events"]))
+            good = pl.concat([self.forgotten.leave_out(old)[0], good], how="diagonal")
+            old_bad = read_part(self.histories, self.before, known["rejected"])
+            bad = pa.concat_tables([self.forgotten.without_users(old_bad), bad])
+        table, duplicates = in_order(good, self.item_ids)
+        bad = pa.concat_tables([bad, _log_rejects(duplicates)])
+        bad = bad.sort_by([(name, "ascending") for name in bad.schema.names])
+        suffix = f"{shard:05d}-{self.made_by[:12]}.parquet"
+        events, rejects = f"events-{suffix}", f"rejected-{suffix}"
+        return {
+            "events": events,
+            "rejected": rejects,
+            "files": {
+                events: write_shard(self.histories, sequences.SCHEMA, events, table),
+                rejects: write_shard(self.histories, rejected.SCHEMA, rejects, bad.combine_chunks()),
+            },
+            "kept": len(table.column("item_index").combine_chunks().flatten()) if table.num_rows else 0,
+            "reasons": {entry["values"]: entry["counts"] for entry in bad.column("reason").value_counts().to_pylist()},
+        }
 
 
 @dataclass(frozen=True)
-class Draft:
-    """CLEANED rows of whole shards → their drafts and rejected rows; reports reasons, and all items' counts."""
+class NamesItems:
+    """Shard numbers → whether a row that was rejected for its unknown item names one of `item_ids`."""
 
-    drafts: Storage
-    quarantine: Storage
-    item_ids: pa.Array  # string (n,), by item_index - 1
+    histories: Storage
+    manifest: Manifest
+    item_ids: pa.Array
 
-    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
-        if not block.num_rows:
-            yield REPORT.empty_table()
-        for (shard,), rows in to_polars(block).partition_by("shard", as_dict=True).items():
-            name, reason = shard_name(shard), pl.col("reason")
-            events, duplicates = in_order(rows.filter(reason.is_null()), self.item_ids)
-            bad = rows.filter(reason != BELOW_MIN_RATING).select("reason", "row")
-            bad = pl.concat([bad, duplicates]).sort("reason", "row")
-            report = {
-                "rejected": write_shard(self.quarantine, rejected.SCHEMA, rejected_name(shard), _log_rejects(bad)),
-                "reasons": dict(bad.group_by("reason").len().iter_rows()),
-                BELOW_MIN_RATING: rows.filter(reason == BELOW_MIN_RATING).height,
-                "kept": events.height,
-            }
-            write_shard(self.drafts, sequences.SCHEMA, name, histories(events))
-            yield report_row(shard, report, np.bincount(events["item_index"], minlength=len(self.item_ids) + 1))
+    def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
+        ids = pl.Series(self.item_ids, dtype=pl.String)
+        for shard in batch["id"]:
+            name = self.manifest.facts["shards"][shard]["rejected"]
+            rows = to_polars(read_part(self.histories, self.manifest, name))
+            rows = rows.filter(pl.col("reason") == rejected.UNKNOWN_ITEM)
+            named = rows["row"].str.json_path_match("$.item_id")
+            yield pa.table({"names": [named.is_in(ids.implode()).any()]})
+
+
+@dataclass(frozen=True)
+class CountItems:
+    """Shard numbers → how often each item of `frequent_I` occurs, in histories with `min_user` of them."""
+
+    histories: Storage
+    data: DataConfig
+    frequent_I: np.ndarray  # bool (n + 1,)
+    min_user: int
+
+    def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
+        for shard in batch["id"]:
+            users = Sequences.from_table(_drafted(self.histories, shard))
+            yield report_row(shard, {}, item_counts(users, self.data, self.frequent_I, self.min_user))
 
 
 @dataclass(frozen=True)
 class Finish:
-    """Shard numbers → shards of `sequences`, from their drafts; reports sizes, and the train part's item counts."""
+    """Shard numbers → shards of `sequences`, from the histories; reports sizes, and the train part's item counts."""
 
-    drafts: Storage
+    histories: Storage
     sequences: Storage
+    before: Manifest | None  # of the sequences that are there
     data: DataConfig
-    item_counts: np.ndarray  # int64 (n + 1,): of all histories together
+    frequent_I: np.ndarray  # bool (n + 1,): the items that are not too rare
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
         for shard in batch["id"]:
-            name = shard_name(shard)
-            try:
-                table = pq.read_table(io.BytesIO(self.drafts.read(name)))
-            except FileNotFoundError:  # no row of the log fell into this shard
-                table = sequences.SCHEMA.empty_table()
-            table = frequent(table, self.item_counts, self.data.min_item_interactions, self.data.min_user_interactions)
+            table, name = _drafted(self.histories, shard), shard_name(shard)
+            table = narrowed(table, stays(Sequences.from_table(table), self.data, self.frequent_I))
             users = Sequences.from_table(table)
+            before = None if self.before is None else self.before.files.get(name)
             report = {
-                "sequences": write_shard(self.sequences, sequences.SCHEMA, name, table),
+                "sequences": write_shard(self.sequences, sequences.SCHEMA, name, table, before),
                 "users": len(users),
                 "interactions": len(users.items),
                 "evaluable": int((users.lengths >= 3).sum()),
             }
-            yield report_row(shard, report, np.bincount(users.train().items, minlength=len(self.item_counts)))
+            yield report_row(shard, report, np.bincount(users.train().items, minlength=len(self.frequent_I)))
 
 
 def report_row(shard: int, report: dict[str, Any], item_counts: np.ndarray) -> pa.Table:
     return pa.table([[shard], [json.dumps(report)], [item_counts.astype(np.int64)]], schema=REPORT)
 
 
-def _log_rejects(rows: pl.DataFrame) -> pa.Table:
-    """Rows of the `rejected` table, from reason and row."""
-    return to_arrow(rows.with_columns(source=pl.lit("interactions")), rejected.SCHEMA)
-
-
-def in_order(events: pl.DataFrame, item_ids: pa.Array) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Put events in order and take duplicates out.
+def in_order(events: pl.DataFrame, item_ids: pa.Array) -> tuple[pa.Table, pl.DataFrame]:
+    """Events of a shard → rows of the `sequences` table, and the duplicates' reason and row.
 
     Args:
         events: user_id, item_index, timestamp (microseconds), in any order.
 
-    Returns:
-        the events, ordered by user, time and the hash of user and item; and the duplicates' reason and row.
+    Users are ordered by id, a user's events by time and then by the hash of user and item.
     """
-    users = events.select("user_id").unique().sort("user_id").with_row_index("user")
-    users = users.with_columns(user_hash=hash_strings(users["user_id"].to_arrow()))
-    events = events.join(users, on="user_id")
-    item_hashes = hash_strings(item_ids, seed=1)[events["item_index"].to_numpy() - 1]
-    events = events.with_columns(tie=mix64(events["user_hash"].to_numpy() ^ item_hashes))
-    events = events.sort("user", "timestamp", "tie", "item_index")
-    again = pl.all_horizontal(pl.col(key) == pl.col(key).shift(1) for key in ("user", "timestamp", "item_index"))
-    events = events.with_columns(again=again.fill_null(False))
-    repeated = events.filter("again")
-    duplicates = repeated.select(
-        "user_id",
-        item_id=pl.Series(item_ids.take(pa.array(repeated["item_index"].to_numpy() - 1)), dtype=pl.String),
-        timestamp=pl.col("timestamp").cast(pl.Datetime("us", "UTC")),
+    users = pa.array(events["user_id"].to_arrow()).dictionary_encode()
+    ascending = pc.array_sort_indices(users.dictionary)
+    user_ids = users.dictionary.take(ascending)
+    rank = np.empty(len(user_ids), dtype=np.int32)
+    rank[ascending.to_numpy()] = np.arange(len(user_ids), dtype=np.int32)
+    user, item = rank[users.indices.to_numpy()], events["item_index"].to_numpy()
+    tie = mix64(hash_strings(user_ids)[user] ^ hash_strings(item_ids, seed=1)[item - 1])
+    frame = pl.DataFrame({"user": user, "timestamp": events["timestamp"], "tie": tie, "item_index": item})
+    frame = frame.sort("user", "timestamp", "tie", "item_index")
+    same = pl.all_horizontal(pl.col(key) == pl.col(key).shift(1) for key in ("user", "timestamp", "item_index"))
+    again = frame.select(same.fill_null(False)).to_series()
+    frame, repeated = frame.filter(~again), frame.filter(again)
+    offsets = np.append(0, np.cumsum(np.bincount(frame["user"].to_numpy(), minlength=len(user_ids))))
+    duplicates = pl.DataFrame(
+        {
+            "user_id": pl.Series(user_ids.take(pa.array(repeated["user"].to_numpy())), dtype=pl.String),
+            "item_id": pl.Series(item_ids.take(pa.array(repeated["item_index"].to_numpy() - 1)), dtype=pl.String),
+            "timestamp": repeated["timestamp"].cast(pl.Datetime("us", "UTC")),
+        }
     ).select(reason=pl.lit(rejected.DUPLICATE_EVENT), row=pl.struct(pl.all()).struct.json_encode())
-    return events.filter(~pl.col("again")), duplicates
+    return _table(user_ids, offsets, frame["item_index"].to_arrow(), frame["timestamp"].to_arrow()), duplicates
 
 
-def histories(events: pl.DataFrame) -> pa.Table:
-    """Ordered events → rows of the `sequences` table."""
-    first = events.select(pl.col("user").is_first_distinct().arg_true()).to_series().to_numpy()
-    offsets = np.append(first, events.height)
-    return _table(events["user_id"].gather(first).to_arrow(), offsets, events["item_index"], events["timestamp"])
-
-
-def frequent(table: pa.Table, item_counts: np.ndarray, min_item: int, min_user: int) -> pa.Table:
-    """Rows of `sequences` without items that occur fewer than `min_item` times, then without users left with fewer
-    than `min_user` items."""
-    if min_item == 1 and min_user == 1:
+def narrowed(table: pa.Table, kept_S: np.ndarray) -> pa.Table:
+    """Rows of `sequences` with the interactions of `kept_S` alone, without users who have none left."""
+    if kept_S.all():
         return table
     users = Sequences.from_table(table)
-    times = table.column("timestamp").combine_chunks().flatten() if len(users) else pa.array([], pa.int64())
-    keep = (item_counts >= min_item)[users.items]
-    lengths = np.diff(np.append(0, np.cumsum(keep))[users.offsets])
-    stay = lengths >= min_user
-    keep &= np.repeat(stay, users.lengths)
+    lengths = np.diff(np.append(0, np.cumsum(kept_S))[users.offsets])
+    stay, times = lengths > 0, table.column("timestamp").combine_chunks().flatten()
     offsets = np.append(0, np.cumsum(lengths[stay]))
-    return _table(users.user_ids.filter(pa.array(stay)), offsets, users.items[keep], times.filter(pa.array(keep)))
+    return _table(users.user_ids.filter(pa.array(stay)), offsets, users.items[kept_S], times.filter(pa.array(kept_S)))
 
 
 def _table(user_ids: pa.Array, offsets: np.ndarray, items: Any, timestamps: Any) -> pa.Table:
@@ -159,3 +199,27 @@ def _table(user_ids: pa.Array, offsets: np.ndarray, items: Any, timestamps: Any)
         for name, values in (("item_index", items), ("timestamp", timestamps))
     ]
     return pa.table([user_ids.cast(pa.string()), *lists], schema=schema)
+
+
+def _events(table: pa.Table) -> pl.DataFrame:
+    """Rows of `sequences` → events, as `in_order` takes them."""
+    users = Sequences.from_table(table)
+    times = table.column("timestamp").combine_chunks().flatten() if len(users) else pa.array([], pa.int64())
+    return pl.DataFrame(
+        {
+            "user_id": pl.Series(users.user_ids.take(pa.array(users.rows())), dtype=pl.String),
+            "item_index": users.items,
+            "timestamp": pl.Series(times.cast(pa.int64())),
+            "row": pl.Series([None] * len(users.items), dtype=pl.String),
+        }
+    )
+
+
+def _drafted(histories: Storage, shard: int) -> pa.Table:
+    manifest = read_manifest(histories)
+    return read_part(histories, manifest, manifest.facts["shards"][shard]["events"])
+
+
+def _log_rejects(rows: pl.DataFrame) -> pa.Table:
+    """Rows of the `rejected` table, from reason and row."""
+    return to_arrow(rows.with_columns(source=pl.lit("interactions")), rejected.SCHEMA)

@@ -18,6 +18,9 @@ class SourceConfig(Section):
     timestamp_unit: Literal["s", "ms", "us"] = "s"  # of timestamps that are numbers, counted from 1970 in UTC
 
 
+FILTERS = ("repeats", "min_item_interactions", "min_user_interactions", "core", "max_history")  # see DataConfig
+
+
 class DataConfig(Section):
     interactions: SourceConfig = SourceConfig()
     items: SourceConfig = SourceConfig()
@@ -26,8 +29,14 @@ class DataConfig(Section):
     latest: date = date(2100, 1, 1)  # and so are those after it
     max_rejected_fraction: float = Field(0.05, ge=0, le=1)  # of a table's rows; above it the job fails
     min_rating: float | None = None  # interactions rated lower, or not at all, are left out; null keeps all
+    forgotten_users: SourceConfig = SourceConfig()  # a table of user_id: privacy requests; they appear nowhere
+    forgotten_items: SourceConfig = SourceConfig()  # a table of item_id: recalls; their index stays, untitled
+    # What of the histories becomes `sequences`, in this order. A change of these does not read the log again.
+    repeats: Literal["keep", "first", "last"] = "keep"  # of a user's interactions with one item
     min_item_interactions: int = Field(1, ge=1)  # rarer items leave the histories (not the catalogue); first,
-    min_user_interactions: int = Field(1, ge=1)  # then users with shorter histories are left out; one pass
+    min_user_interactions: int = Field(1, ge=1)  # then users with shorter histories are left out
+    core: Literal["once", "iterated"] = "once"  # those two in one pass, or until nothing changes (k-core)
+    max_history: int | None = Field(None, ge=1)  # newest interactions of a user; null keeps all
 
     @model_validator(mode="after")
     def _consistent(self) -> "DataConfig":

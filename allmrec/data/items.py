@@ -6,7 +6,7 @@ so `item_index`, is that of their ids, whatever the order of files and rows.
 
 import hashlib
 import html
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,8 +80,15 @@ def clean_items(table: pa.Table) -> pa.Table:
     return to_arrow(rows.with_columns(pl.when(pl.col("reason").is_not_null()).then(as_text("as_read"))), CLEANED)
 
 
-def index_items(cleaned: pa.Table) -> tuple[pa.Table, pa.Table]:
+def index_items(
+    cleaned: pa.Table, known: Sequence[str] = (), forgotten: Sequence[str] = ()
+) -> tuple[pa.Table, pa.Table]:
     """All CLEANED rows → the `items` table with popularity 0, and the rejected rows.
+
+    Args:
+        known: ids that have their index, from 1 on; one that the catalogue has no more stays, not available. New ids
+            come after them, in order.
+        forgotten: ids that stay without words, not available.
 
     Of several rows with one id one with a title is kept; of several of those the first in the order of their
     content, so that the choice does not hang on the order of files.
@@ -91,13 +98,24 @@ def index_items(cleaned: pa.Table) -> tuple[pa.Table, pa.Table]:
     good = rows.filter(pl.col("reason").is_null()).with_columns(row=content)
     good = good.sort("item_id", pl.col("title").is_null(), "row")
     first = pl.col("item_id").is_first_distinct()
-    kept = good.filter(first).with_row_index("item_index", offset=1)
+    kept = _numbered(good.filter(first), known, forgotten)
     inputs = to_arrow(kept, items.INPUT)
     texts = item_texts(inputs.column("title"), inputs.column("description"))
     kept = kept.with_columns(_text_hashes(texts), popularity=pl.lit(0))
     duplicates = good.filter(~first).with_columns(reason=pl.lit(rejected.DUPLICATE_ITEM))
     bad = pl.concat([rows.filter(pl.col("reason").is_not_null()), duplicates]).sort("reason", "row")
     return to_arrow(kept, items.SCHEMA), to_arrow(bad.with_columns(source=pl.lit("items")), rejected.SCHEMA)
+
+
+def _numbered(rows: pl.DataFrame, known: Sequence[str], forgotten: Sequence[str]) -> pl.DataFrame:
+    """CLEANED rows of different items, sorted by id → all items in the order of their new column item_index."""
+    before = pl.DataFrame({"item_id": pl.Series(known, dtype=pl.String)}).with_row_index("place")
+    gone = before.select("item_id").join(rows, on="item_id", how="anti").with_columns(available=pl.lit(False))
+    rows = pl.concat([rows, gone], how="diagonal").join(before, on="item_id", how="left")
+    rows = rows.sort("place", "item_id", nulls_last=True).drop("place").with_row_index("item_index", offset=1)
+    out = pl.col("item_id").is_in(pl.Series(forgotten, dtype=pl.String).implode())
+    words = [pl.when(~out).then(pl.col(name)).alias(name) for name in _WORDS]
+    return rows.with_columns(*words, available=pl.when(out).then(pl.lit(False)).otherwise("available"))
 
 
 def with_popularity(table: pa.Table, popularity: np.ndarray) -> pa.Table:

@@ -143,11 +143,11 @@ def test_a_tiny_log_from_json_lines(tmp_path):
         "rejected as duplicate_event": 1,
         "rejected as malformed": 2,
         "rejected as unknown_item": 1,
-        "below min_rating": 0,
         "rejected items": 0,
         "users": 2,
         "items": 4,
         "interactions": 4,
+        "items with interactions": 2,
         "interactions per user": 2.0,
         "evaluation cases": 4,
         "rows/s": 0,
@@ -208,7 +208,7 @@ def test_too_many_rejects_stop_the_job_before_anything_else_is_written(tmp_path)
     with pytest.raises(ValueError, match="rejected"):
         prepared(fresh)
     storage = open_storage(fresh.run_uri)
-    assert {entry.key.split("/")[0] for entry in storage.list()} == {"rejected"}
+    assert {entry.key.split("/")[0] for entry in storage.list()} == {"rejected", "histories"}
     assert read_manifest(storage.at("rejected")).rows == rejected
 
 
@@ -234,7 +234,7 @@ def test_thresholds_and_ratings(tmp_path):
     table = read_table(storage.at("sequences")).to_pylist()
     assert {row["user_id"]: len(row["item_index"]) for row in table} == expected
     assert 0 < len(expected) < 60
-    assert facts["done"]["below min_rating"] == sum(row["rating"] < 3 for row in [*rows[:600], *rows[:600:10]])
+    assert facts["done"]["left out as below_min_rating"] == sum(row["rating"] < 3 for row in [*rows[:600], *rows[:600:10]])
 
 
 def test_on_s3_from_s3(tmp_path, s3, s3_uri):

@@ -1,0 +1,54 @@
+"""Which interactions of the histories become `sequences`: repeats, rare items, short histories, a longest history.
+
+In that order. Rare items and users with few interactions go in one pass, items first, or again and again until none is
+left: the k-core. Vectorised over shards of users; what must be known of all users together is how often each item
+occurs.
+
+Dimensions: I = n + 1 items (0 is padding), S interactions
+"""
+
+import numpy as np
+
+from allmrec.data.config import DataConfig
+from allmrec.data.sequences import Sequences
+
+
+def stays(users: Sequences, data: DataConfig, frequent_I: np.ndarray) -> np.ndarray:
+    """Which interactions become part of `sequences`: bool (S,)."""
+    kept_S = frequent_I[users.items] & unrepeated(users, data)
+    kept_S = with_enough(users, kept_S, data.min_user_interactions)
+    if data.max_history is None:
+        return kept_S
+    rows, counts = users.rows(), _counts(users, kept_S)
+    rank_S = np.cumsum(kept_S) - np.append(0, np.cumsum(counts))[rows]  # 1 is a user's oldest that is kept
+    return kept_S & (rank_S > counts[rows] - data.max_history)
+
+
+def item_counts(users: Sequences, data: DataConfig, frequent_I: np.ndarray, min_user: int) -> np.ndarray:
+    """How often the items of `frequent_I` occur in the histories that hold `min_user` of them: int64 (I,)."""
+    kept_S = with_enough(users, frequent_I[users.items] & unrepeated(users, data), min_user)
+    return np.bincount(users.items[kept_S], minlength=len(frequent_I))
+
+
+def unrepeated(users: Sequences, data: DataConfig) -> np.ndarray:
+    """bool (S,): the first or the last of a user's interactions with one item, or all of them."""
+    if data.repeats == "keep":
+        return np.ones(len(users.items), dtype=bool)
+    pairs = (users.rows() << 32) | users.items
+    if data.repeats == "first":
+        places = np.unique(pairs, return_index=True)[1]
+    else:
+        places = len(pairs) - 1 - np.unique(pairs[::-1], return_index=True)[1]
+    kept_S = np.zeros(len(pairs), dtype=bool)
+    kept_S[places] = True
+    return kept_S
+
+
+def with_enough(users: Sequences, kept_S: np.ndarray, least: int) -> np.ndarray:
+    """`kept_S` without that of users who keep fewer than `least`."""
+    return kept_S & np.repeat(_counts(users, kept_S) >= least, users.lengths)
+
+
+def _counts(users: Sequences, kept_S: np.ndarray) -> np.ndarray:
+    """How many interactions each user keeps: int64 (U,)."""
+    return np.diff(np.append(0, np.cumsum(kept_S))[users.offsets])

@@ -1,0 +1,164 @@
+"""The artifact `histories`: everyone's clean events, before any filter, and the rejected rows; brought up to date here.
+
+It remembers which files of the log it was made of. If those are unchanged and others have come (a new day), only the
+new ones are read, and only the shards whose users appear in them are written; else everything is read. Either way gives
+the same bytes. Its manifest is replaced at once, so a killed run leaves what was there before.
+"""
+
+import json
+from collections import Counter
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from ray.data import Dataset
+
+from allmrec.artifacts import MANIFEST, Manifest, read_manifest, read_table, seal
+from allmrec.data.assemble import Draft, NamesItems
+from allmrec.data.clean import CleanInteractions
+from allmrec.data.config import FILTERS
+from allmrec.data.exchange import Deal
+from allmrec.data.forget import Forgotten
+from allmrec.data.sources import Source, find_files
+from allmrec.hashing import fingerprint
+from allmrec.storage import Storage
+from jobs.datasets import over, tables
+from jobs.step import Context
+
+FORGOTTEN = ("forgotten_users", "forgotten_items")
+
+
+class Histories:
+    """What the histories shall be made of, and those that are there, if they can be gone on with."""
+
+    def __init__(self, context: Context, log: Source, forgotten_users: list[str]):
+        self.context, self.log, self.forgotten_users = context, log, forgotten_users
+        self.storage = context.artifact("histories")
+        data = context.config.data
+        self.files = [vars(file) for file in find_files("interactions", data.interactions, context.config.storage)]
+        elsewhere = {*FILTERS, *FORGOTTEN, "items", "max_rejected_fraction"}
+        self.config = data.model_dump(mode="json", exclude={"interactions": {"paths"}} | dict.fromkeys(elsewhere, True))
+
+    @cached_property
+    def before(self) -> Manifest | None:
+        """The histories that are there, if they are of the same config and of files that are still the same."""
+        if not self.storage.exists(MANIFEST):
+            return None
+        manifest = read_manifest(self.storage)
+        unchanged = manifest.config == self.config and all(file in self.files for file in manifest.facts["log"])
+        return manifest if unchanged and set(manifest.facts["forgotten_users"]) <= set(self.forgotten_users) else None
+
+    def known_items(self) -> list[str]:
+        """Ids of the items that have their numbers, by index from 1."""
+        items = self.context.artifact("items")
+        if self.before is None or not items.exists(MANIFEST):
+            return []
+        ids: list[str] = read_table(items).sort_by("item_index").column("item_id").to_pylist()
+        return ids[: self.before.facts["num_items"]]
+
+    def update(self, item_ids: pa.Array, forgotten_items: list[int]) -> Manifest:
+        """Bring them up to date.
+
+        Args:
+            item_ids: string (n,), by item index from 1; begins with `known_items`.
+            forgotten_items: item indices.
+        """
+        forgotten = Forgotten.of(self.forgotten_users, forgotten_items)
+        made_of = {
+            "log": self.files,
+            "num_items": len(item_ids),
+            "items": _identity(item_ids),
+            "forgotten_users": self.forgotten_users,
+            "forgotten_items": forgotten_items,
+        }
+        identity = fingerprint({"config": self.config, **made_of})
+        if self.before is not None and self.before.made_by == identity:
+            return self.before
+        before = self.before if self._goes_on(item_ids, forgotten_items) else None
+        exchange = self.context.artifact("drafts/exchange")
+        clear(exchange)
+        try:
+            pieces, left_out = self._deal(before, exchange, forgotten, item_ids)
+            draft = Draft(
+                exchange=exchange,
+                pieces=pieces,
+                histories=self.storage,
+                before=before,
+                forgotten=forgotten,
+                forgets=any(before.facts[name] != made_of[name] for name in FORGOTTEN) if before else False,
+                item_ids=item_ids,
+                made_by=identity,
+            )
+            num_shards = self.context.config.data.num_shards
+            reports, _ = shard_reports(self.context, "order events", over(num_shards, draft))
+        finally:
+            clear(exchange)
+        files = {name: entry for report in reports.values() for name, entry in report.pop("files").items()}
+        shards = [reports[shard] for shard in range(num_shards)]
+        facts = {**made_of, "left_out": left_out, "shards": shards}
+        manifest = seal(self.storage, "histories", identity, files, self.config, facts)
+        for entry in list(self.storage.list()):
+            if entry.key not in {MANIFEST, *files}:
+                self.storage.delete(entry.key)
+        return manifest
+
+    def _goes_on(self, item_ids: pa.Array, forgotten_items: list[int]) -> bool:
+        """Whether items have kept their numbers, none is forgiven, and no rejected row names one that has come."""
+        if self.before is None:
+            return False
+        facts, storage = self.before.facts, self.storage
+        if facts["items"] != _identity(item_ids[: facts["num_items"]]):
+            return False
+        if not set(facts["forgotten_items"]) <= set(forgotten_items):
+            return False
+        new = item_ids[facts["num_items"] :]
+        if not len(new):
+            return True
+        names = NamesItems(storage, self.before, new)
+        return not any(table.column("names")[0].as_py() for table in tables(over(len(facts["shards"]), names)))
+
+    def _deal(
+        self, before: Manifest | None, exchange: Storage, forgotten: Forgotten, item_ids: pa.Array
+    ) -> tuple[int, dict[str, int]]:
+        """Read the new files into the exchange: how many pieces, and how many rows of all files were left out."""
+        old = before.facts if before is not None else {"log": [], "left_out": {}}
+        new = {file["uri"] for file in self.files if file not in old["log"]}
+        log = replace(self.log, pieces=tuple(piece for piece in self.log.pieces if piece.uri in new))
+        data, left_out = self.context.config.data, Counter(old["left_out"])
+        if log.pieces:
+            deal = Deal(CleanInteractions(log, data, item_ids), exchange, forgotten, data.num_shards)
+            with self.context.console.progress("read the log", len(log.pieces)) as bar:
+                for table in tables(over(len(log.pieces), deal)):
+                    left_out.update(json.loads(table.column("report")[0].as_py()))
+                    bar.advance()
+        return len(log.pieces), dict(sorted(left_out.items()))
+
+
+def shard_reports(
+    context: Context, title: str, dataset: Dataset, num_items: int | None = None
+) -> tuple[dict[int, dict[str, Any]], np.ndarray]:
+    """Run a pass over shards: what it reports by shard, and the sum of its counts by item, int64 (n + 1,)."""
+    reports: dict[int, dict[str, Any]] = {}
+    item_counts = np.zeros((num_items or 0) + 1, dtype=np.int64)
+    with context.console.progress(title, context.config.data.num_shards) as bar:
+        for table in tables(dataset):
+            for shard, report, counts in zip(*table.columns, strict=True):
+                assert shard.as_py() not in reports, "a shard reports once"
+                reports[shard.as_py()] = json.loads(report.as_py())
+                if num_items is not None:
+                    item_counts += counts.values.to_numpy()
+                bar.advance()
+    return reports, item_counts
+
+
+def clear(storage: Storage) -> None:
+    """Take a folder's files away, the manifest first."""
+    storage.delete(MANIFEST)
+    for entry in list(storage.list()):
+        storage.delete(entry.key)
+
+
+def _identity(ids: pa.Array) -> str:
+    return fingerprint(ids.to_pylist())
