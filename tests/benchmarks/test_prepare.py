@@ -84,9 +84,9 @@ def test_an_unknown_contender_is_one_line(tmp_path):
 
 @pytest.mark.benchmark
 def test_quick(tmp_path):
-    result = command("--quick", "--rows", "20_000", "--rows", "40_000", "--root", str(tmp_path))
+    result = command("--quick", "--rows", "20_000", "--root", str(tmp_path))
     assert result.exit_code == 0, result.output
     content = json.loads((tmp_path / "prepare.json").read_text())
-    assert [row["contender"] for row in content["measurements"]] == ["ours", "duckdb", "polars"] * 2
-    assert all(row["rows/s"] > 0 and row["MB"] > 50 for row in content["measurements"])
-    assert [bar["holds"] for bar in content["bars"]] == [None] * 4
+    assert [row["contender"] for row in content["measurements"]] == ["ours", "duckdb", "polars"]
+    assert all(row["rows/s"] > 0 and row["MB"] > 0 for row in content["measurements"])
+    assert [bar["holds"] for bar in content["bars"]] == [None] * 2
