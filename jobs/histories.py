@@ -27,18 +27,17 @@ from allmrec.storage import Storage
 from jobs.datasets import over, tables
 from jobs.step import Context
 
-FORGOTTEN = ("forgotten_users", "forgotten_items")
-
 
 class Histories:
     """What the histories shall be made of, and those that are there, if they can be gone on with."""
 
-    def __init__(self, context: Context, log: Source, forgotten_users: list[str]):
-        self.context, self.log, self.forgotten_users = context, log, forgotten_users
+    def __init__(self, context: Context, log: Source, forgotten_users: list[str], forgotten_items: list[str]):
+        self.context, self.log = context, log
+        self.forgotten = {"forgotten_users": forgotten_users, "forgotten_items": forgotten_items}
         self.storage = context.artifact("histories")
         data = context.config.data
         self.files = [vars(file) for file in find_files("interactions", data.interactions, context.config.storage)]
-        elsewhere = {*FILTERS, *FORGOTTEN, "items", "max_rejected_fraction"}
+        elsewhere = {*FILTERS, *self.forgotten, "items", "max_rejected_fraction"}
         self.config = data.model_dump(mode="json", exclude={"interactions": {"paths"}} | dict.fromkeys(elsewhere, True))
 
     @cached_property
@@ -48,7 +47,8 @@ class Histories:
             return None
         manifest = read_manifest(self.storage)
         unchanged = manifest.config == self.config and all(file in self.files for file in manifest.facts["log"])
-        return manifest if unchanged and set(manifest.facts["forgotten_users"]) <= set(self.forgotten_users) else None
+        forgiven = any(set(manifest.facts[name]) - set(ids) for name, ids in self.forgotten.items())
+        return manifest if unchanged and not forgiven else None
 
     def known_items(self) -> list[str]:
         """Ids of the items that have their numbers, by index from 1."""
@@ -58,25 +58,18 @@ class Histories:
         ids: list[str] = read_table(items).sort_by("item_index").column("item_id").to_pylist()
         return ids[: self.before.facts["num_items"]]
 
-    def update(self, item_ids: pa.Array, forgotten_items: list[int]) -> Manifest:
+    def update(self, item_ids: pa.Array) -> Manifest:
         """Bring them up to date.
 
         Args:
             item_ids: string (n,), by item index from 1; begins with `known_items`.
-            forgotten_items: item indices.
         """
-        forgotten = Forgotten.of(self.forgotten_users, forgotten_items)
-        made_of = {
-            "log": self.files,
-            "num_items": len(item_ids),
-            "items": _identity(item_ids),
-            "forgotten_users": self.forgotten_users,
-            "forgotten_items": forgotten_items,
-        }
+        forgotten = Forgotten.of(self.forgotten["forgotten_users"], self.forgotten["forgotten_items"], item_ids)
+        made_of = {"log": self.files, "num_items": len(item_ids), "items": _identity(item_ids), **self.forgotten}
         identity = fingerprint({"config": self.config, **made_of})
         if self.before is not None and self.before.made_by == identity:
             return self.before
-        before = self.before if self._goes_on(item_ids, forgotten_items) else None
+        before = self.before if self._goes_on(item_ids) else None
         exchange = self.context.artifact("drafts/exchange")
         clear(exchange)
         try:
@@ -87,7 +80,7 @@ class Histories:
                 histories=self.storage,
                 before=before,
                 forgotten=forgotten,
-                forgets=any(before.facts[name] != made_of[name] for name in FORGOTTEN) if before else False,
+                forgets=before is not None and any(before.facts[name] != ids for name, ids in self.forgotten.items()),
                 item_ids=item_ids,
                 made_by=identity,
             )
@@ -104,14 +97,12 @@ class Histories:
                 self.storage.delete(entry.key)
         return manifest
 
-    def _goes_on(self, item_ids: pa.Array, forgotten_items: list[int]) -> bool:
-        """Whether items have kept their numbers, none is forgiven, and no rejected row names one that has come."""
+    def _goes_on(self, item_ids: pa.Array) -> bool:
+        """Whether items have kept their numbers, and no rejected row names one that has come."""
         if self.before is None:
             return False
         facts, storage = self.before.facts, self.storage
         if facts["items"] != _identity(item_ids[: facts["num_items"]]):
-            return False
-        if not set(facts["forgotten_items"]) <= set(forgotten_items):
             return False
         new = item_ids[facts["num_items"] :]
         if not len(new):

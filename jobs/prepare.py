@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from allmrec.artifacts import MANIFEST, Manifest, read_manifest, seal, shard_name, unseal, write_shard
 from allmrec.data.assemble import CountItems, Finish
@@ -36,16 +35,16 @@ def run(context: Context) -> Facts:
     items, sequences, rejected, cases = (context.artifact(name) for name in STEP.outputs)
     log, catalogue = open_sources(context)
     start_ray(config)
-    histories = Histories(context, log, _forgotten(context, "user_id"))
+    forgotten = _forgotten(context, "user_id"), _forgotten(context, "item_id")
+    histories = Histories(context, log, *forgotten)
 
     # The catalogue is one table; the order of its ids gives the item indices, new ones after those that are known.
     cleaned = pa.concat_tables(tables(over(len(catalogue.pieces), CleanItems(catalogue))))
-    item_table, bad_items = index_items(cleaned, histories.known_items(), _forgotten(context, "item_id"))
+    item_table, bad_items = index_items(cleaned, histories.known_items(), forgotten[1])
     item_ids = item_table.column("item_id").combine_chunks()
     if not len(item_ids):
         raise ValueError(f"items: no row is left of {bad_items.num_rows:,}: {_counted(bad_items.column('reason'))}")
-    forgotten_items = pc.index_in(pa.array(_forgotten(context, "item_id"), pa.string()), item_ids).drop_null()
-    logged = histories.update(item_ids, sorted(index + 1 for index in forgotten_items.to_pylist()))
+    logged = histories.update(item_ids)
 
     # What was not used, and whether it was too much: then nothing else is written.
     _write_rejected(context, logged, bad_items)

@@ -67,10 +67,9 @@ class Draft:
             known = self.before.facts["shards"][shard]
             if not rows.height and not self.forgets:
                 return known | {"files": {known[key]: self.before.files[known[key]] for key in ("events", "rejected")}}
-            old = _events(read_part(self.histories, self.before, known["events"]))
-            good = pl.concat([self.forgotten.leave_out(old)[0], good], how="diagonal")
-            old_bad = read_part(self.histories, self.before, known["rejected"])
-            bad = pa.concat_tables([self.forgotten.without_users(old_bad), bad])
+            old, old_bad = (read_part(self.histories, self.before, known[kind]) for kind in ("events", "rejected"))
+            good = pl.concat([self.forgotten.without(_events(old)), good], how="diagonal")
+            bad = pa.concat_tables([_log_rejects(self.forgotten.without(to_polars(old_bad))), bad])
         table, duplicates = in_order(good, self.item_ids)
         bad = pa.concat_tables([bad, _log_rejects(duplicates)])
         bad = bad.sort_by([(name, "ascending") for name in bad.schema.names])
@@ -210,7 +209,6 @@ def _events(table: pa.Table) -> pl.DataFrame:
             "user_id": pl.Series(users.user_ids.take(pa.array(users.rows())), dtype=pl.String),
             "item_index": users.items,
             "timestamp": pl.Series(times.cast(pa.int64())),
-            "row": pl.Series([None] * len(users.items), dtype=pl.String),
         }
     )
 

@@ -17,7 +17,7 @@ import polars as pl
 import pyarrow as pa
 
 from allmrec.data.clean import CLEANED, CleanInteractions, to_arrow, to_polars
-from allmrec.data.forget import Forgotten
+from allmrec.data.forget import FORGOTTEN, Forgotten
 from allmrec.storage import Storage
 from schemas import rejected
 
@@ -34,9 +34,11 @@ class Deal:
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
         for piece in batch["id"]:
             rows = to_polars(pa.concat_tables([CLEANED.empty_table(), *self.clean({"id": [piece]})]))
-            used, left_out = self.forgotten.leave_out(rows)
+            used = self.forgotten.without(rows)
             out = used.filter(used["reason"].is_not_null() & ~used["reason"].is_in(rejected.REASONS))
-            left_out |= dict(out["reason"].value_counts().iter_rows())
+            left_out = dict(out["reason"].value_counts().iter_rows())
+            if used.height < rows.height:
+                left_out[FORGOTTEN] = rows.height - used.height
             used = used.filter(used["reason"].is_null() | used["reason"].is_in(rejected.REASONS))
             write_piece(self.exchange, piece, used, self.num_shards)
             yield pa.table({"report": [json.dumps(left_out)]})

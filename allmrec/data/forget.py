@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import polars as pl
 import pyarrow as pa
-
-from allmrec.data.clean import to_arrow, to_polars
+import pyarrow.compute as pc
 
 FORGOTTEN = "forgotten"  # left out by data.forgotten_users or data.forgotten_items: counted, not rejected
 
@@ -16,33 +15,30 @@ FORGOTTEN = "forgotten"  # left out by data.forgotten_users or data.forgotten_it
 @dataclass(frozen=True)
 class Forgotten:
     users: pa.Array  # string, of ids
-    items: pa.Array  # int32, of item indices
+    items: pa.Array  # string, of ids
+    indices: pa.Array  # int32, of the items
 
     @classmethod
-    def of(cls, forgotten_users: list[str], forgotten_items: list[int]) -> "Forgotten":
-        return cls(pa.array(forgotten_users, pa.string()), pa.array(forgotten_items, pa.int32()))
+    def of(cls, users: list[str], items: list[str], item_ids: pa.Array) -> "Forgotten":
+        """Args: item_ids: string (n,), of the catalogue by item index from 1."""
+        known = pc.index_in(pa.array(items, pa.string()), item_ids).drop_null()
+        return cls(pa.array(users, pa.string()), pa.array(items, pa.string()), pc.add(known, 1))
 
-    def __bool__(self) -> bool:
-        return bool(len(self.users) or len(self.items))
-
-    def leave_out(self, rows: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
-        """CLEANED rows, less those of forgotten users and items; and how many these are, by reason."""
-        if not self:
-            return rows, {}
-        users, items = pl.Series(self.users, dtype=pl.String), pl.Series(self.items, dtype=pl.Int32)
-        user = pl.coalesce("user_id", _user_of_row())
-        stay = ~(user.is_in(users.implode()) | pl.col("item_index").is_in(items.implode())).fill_null(False)
-        kept = rows.filter(stay)
-        return kept, {FORGOTTEN: rows.height - kept.height} if kept.height < rows.height else {}
-
-    def without_users(self, rejected: pa.Table) -> pa.Table:
-        """Rows of the `rejected` table, less those of forgotten users."""
-        users = pl.Series(self.users, dtype=pl.String)
-        kept = to_polars(rejected).filter(~_user_of_row().is_in(users.implode()).fill_null(False))
-        return to_arrow(kept, rejected.schema)
+    def without(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Rows of any table of ours, less those of forgotten users and items; `row` may be JSON that names them."""
+        tests = {
+            "user_id": lambda: pl.col("user_id").is_in(_set(self.users)),
+            "item_index": lambda: pl.col("item_index").is_in(_set(self.indices)),
+            "row": lambda: _named("user_id").is_in(_set(self.users)) | _named("item_id").is_in(_set(self.items)),
+        }
+        found = [test().fill_null(False) for column, test in tests.items() if column in rows.columns]
+        return rows.filter(~pl.any_horizontal(found)) if len(self.users) or len(self.items) else rows
 
 
-def _user_of_row() -> pl.Expr:
-    """user_id of a row that is JSON; null of others."""
-    json = pl.when(pl.col("row").str.starts_with('{"')).then(pl.col("row"))
-    return json.str.json_path_match("$.user_id")
+def _set(ids: pa.Array) -> pl.Expr:
+    return pl.lit(pl.Series(ids)).implode()
+
+
+def _named(column: str) -> pl.Expr:
+    """What a row that is JSON has in a column; null in others."""
+    return pl.when(pl.col("row").str.starts_with('{"')).then(pl.col("row")).str.json_path_match(f"$.{column}")

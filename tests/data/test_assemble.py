@@ -93,7 +93,7 @@ BAD = [
     {"shard": 0, "reason": rejected.UNKNOWN_ITEM, "row": '{"user_id":"ann","item_id":"new"}'},
     {"shard": 0, "reason": rejected.MALFORMED, "row": "junk"},
 ]
-NOBODY = Forgotten.of([], [])
+NOBODY = Forgotten.of([], [], ITEM_IDS)
 
 
 class Shop:
@@ -177,7 +177,7 @@ def test_a_shard_that_nothing_is_new_for_keeps_its_files(tmp_path):
 def test_forgotten_users_and_items_leave_histories_and_rejected_rows(tmp_path):
     shop = Shop(tmp_path)
     shop.update(rows(EVENTS, 2, BAD))
-    reports = shop.update(forgotten=Forgotten.of(["ann"], [7]))
+    reports = shop.update(forgotten=Forgotten.of(["ann"], ["item-7"], ITEM_IDS))
     assert reports[0]["reasons"] == {rejected.MALFORMED: 1}
     events = pa.concat_tables(
         [pq.read_table(io.BytesIO(data)) for name, data in shop.content().items() if "ev" in name]

@@ -234,7 +234,9 @@ def test_thresholds_and_ratings(tmp_path):
     table = read_table(storage.at("sequences")).to_pylist()
     assert {row["user_id"]: len(row["item_index"]) for row in table} == expected
     assert 0 < len(expected) < 60
-    assert facts["done"]["left out as below_min_rating"] == sum(row["rating"] < 3 for row in [*rows[:600], *rows[:600:10]])
+    assert facts["done"]["left out as below_min_rating"] == sum(
+        row["rating"] < 3 for row in [*rows[:600], *rows[:600:10]]
+    )
 
 
 def test_on_s3_from_s3(tmp_path, s3, s3_uri):

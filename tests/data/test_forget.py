@@ -1,0 +1,36 @@
+import polars as pl
+import pyarrow as pa
+
+from allmrec.data.forget import Forgotten
+
+ITEM_IDS = pa.array(["a", "b", "c"])
+ROWS = pl.DataFrame(
+    {
+        "user_id": ["ann", "bob", "cid", None, None, None, None],
+        "item_index": [1, 2, 3, None, None, None, None],
+        "row": [
+            None,
+            None,
+            None,
+            '{"user_id":"ann"}',
+            '{"item_id":"b"}',
+            '{"user_id":"dan","item_id":"z"}',
+            '{"broken',
+        ],
+    }
+)
+
+
+def test_rows_of_users_and_items_go_wherever_they_are_named():
+    kept = Forgotten.of(["ann"], ["b", "unknown"], ITEM_IDS).without(ROWS)
+    assert kept["user_id"].to_list() == ["cid", None, None]
+    assert kept["row"].to_list()[1:] == ['{"user_id":"dan","item_id":"z"}', '{"broken']
+
+
+def test_tables_without_some_of_the_columns():
+    assert Forgotten.of(["ann"], [], ITEM_IDS).without(ROWS.select("item_index")).height == 7
+    assert Forgotten.of([], ["c"], ITEM_IDS).without(ROWS.select("user_id", "item_index")).height == 6
+
+
+def test_nobody_is_forgotten():
+    assert Forgotten.of([], [], ITEM_IDS).without(ROWS).equals(ROWS)
