@@ -36,7 +36,7 @@ def peak(process: Popen) -> Memory:
 def held(root: int) -> Memory:
     """By a process and its descendants, now."""
     total = shared = 0
-    for pid in _tree(root):
+    for pid in tree(root):
         try:
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
         except (FileNotFoundError, ProcessLookupError, PermissionError):  # ended since it was listed
@@ -46,7 +46,8 @@ def held(root: int) -> Memory:
     return Memory(total / 1024, shared / 1024, (total - shared) / 1024)
 
 
-def _tree(root: int) -> list[int]:
+def tree(root: int) -> list[int]:
+    """A process and its descendants, parents first."""
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
