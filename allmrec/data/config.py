@@ -33,9 +33,9 @@ class DataConfig(Section):
     forgotten_items: SourceConfig = SourceConfig()  # a table of item_id: recalls; their index stays, untitled
     # What of the histories becomes `sequences`, in this order. A change of these does not read the log again.
     repeats: Literal["keep", "first", "last"] = "keep"  # of a user's interactions with one item
-    min_item_interactions: int = Field(1, ge=1)  # rarer items leave the histories (not the catalogue); first,
-    min_user_interactions: int = Field(1, ge=1)  # then users with shorter histories are left out
-    core: Literal["once", "iterated"] = "once"  # those two in one pass, or until nothing changes (k-core)
+    min_item_interactions: int = Field(1, ge=1)  # rarer items leave the histories (not the catalogue)
+    min_user_interactions: int = Field(1, ge=1)  # users with shorter histories are left out
+    core: Literal["once", "iterated"] = "once"  # both counted in the whole log, or again until nothing changes (k-core)
     max_history: int | None = Field(None, ge=1)  # newest interactions of a user; null keeps all
 
     @model_validator(mode="after")

@@ -1,8 +1,8 @@
 """Which interactions of the histories become `sequences`: repeats, rare items, short histories, a longest history.
 
-In that order. Rare items and users with few interactions go in one pass, items first, or again and again until none is
-left: the k-core. Vectorised over shards of users; what must be known of all users together is how often each item
-occurs.
+In that order. Rare items and users with few interactions are counted once, both in the whole log (the preprocessing of
+Kang & McAuley 2018, section IV-A, which the paper's section 5.1 follows), or again and again until none is left: the
+k-core. Vectorised over shards of users; what must be known of all users together is how often each item occurs.
 
 Dimensions: I = n + 1 items (0 is padding), S interactions
 """
@@ -15,8 +15,11 @@ from allmrec.data.sequences import Sequences
 
 def stays(users: Sequences, data: DataConfig, frequent_I: np.ndarray) -> np.ndarray:
     """Which interactions become part of `sequences`: bool (S,)."""
-    kept_S = frequent_I[users.items] & unrepeated(users, data)
-    kept_S = with_enough(users, kept_S, data.min_user_interactions)
+    kept_S = unrepeated(users, data)
+    if data.core == "once":
+        kept_S = with_enough(users, kept_S, data.min_user_interactions) & frequent_I[users.items]
+    else:
+        kept_S = with_enough(users, kept_S & frequent_I[users.items], data.min_user_interactions)
     if data.max_history is None:
         return kept_S
     rows, counts = users.rows(), _counts(users, kept_S)

@@ -73,10 +73,12 @@ def test_the_newest_of_what_is_kept_stay(histories, most):
     assert kept(ragged(histories), DataConfig(max_history=most), frequent) == expected
 
 
-def test_users_are_counted_after_rare_items_and_repeats_went():
-    users = ragged([[1, 1, 2], [1, 2, 3], [3, 4]])
+def test_users_are_counted_after_repeats_went_and_in_the_core_after_rare_items_too():
+    users = ragged([[1, 1, 2], [1, 2, 3], [3, 4], [5, 5]])
     data = DataConfig(repeats="first", min_user_interactions=2)
     frequent = np.array([0, 1, 1, 1, 0, 0, 0], dtype=bool)
-    assert kept(users, data, frequent) == [[1, 2], [1, 2, 3], []]
+    assert kept(users, data, frequent) == [[1, 2], [1, 2, 3], [3], []]
+    core = data.model_copy(update={"core": "iterated"})
+    assert kept(users, core, frequent) == [[1, 2], [1, 2, 3], [], []]
     assert item_counts(users, data, frequent, 1).tolist() == [0, 2, 2, 2, 0, 0, 0]
     assert item_counts(users, data, frequent, 3).tolist() == [0, 1, 1, 1, 0, 0, 0]

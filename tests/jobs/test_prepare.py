@@ -1,5 +1,6 @@
 import gzip
 import json
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
@@ -224,13 +225,13 @@ def test_thresholds_and_ratings(tmp_path):
     log_path = write_parquet(tmp_path / "log.parquet", rows)
     shop_path = write_parquet(tmp_path / "shop.parquet", SHOP)
     config = config_of(
-        tmp_path / "runs", log_path, shop_path, min_rating=3, min_item_interactions=20, min_user_interactions=4
+        tmp_path / "runs", log_path, shop_path, min_rating=3, min_item_interactions=20, min_user_interactions=6
     )
     storage, facts = prepared(config)
     good = {(row["user_id"], row["asin"], row["timestamp"]) for row in rows[:600] if row["rating"] >= 3}
     items = [item for _, item, _ in good]
-    kept = [user for user, item, _ in good if items.count(item) >= 20]
-    expected = {user: kept.count(user) for user in kept if kept.count(user) >= 4}
+    users = [user for user, _, _ in good]
+    expected = Counter(user for user, item, _ in good if items.count(item) >= 20 and users.count(user) >= 6)
     table = read_table(storage.at("sequences")).to_pylist()
     assert {row["user_id"]: len(row["item_index"]) for row in table} == expected
     assert 0 < len(expected) < 60
