@@ -17,11 +17,12 @@ import pyarrow as pa
 from ray.data import Dataset
 
 from allmrec.artifacts import seal, shard_name, unseal, write_shard
-from allmrec.data.assemble import Draft, Finish, rejected_name
+from allmrec.data.assemble import Draft, DrawUsers, Finish, rejected_name
 from allmrec.data.clean import BELOW_MIN_RATING, INTERACTIONS, CleanInteractions
 from allmrec.data.items import ITEMS, CleanItems, index_items, with_popularity
 from allmrec.data.sources import Source, find_files, open_source
-from allmrec.evaluation.cases import DrawCases
+from allmrec.data.splits import Split
+from allmrec.evaluation.cases import SPLITS, DrawCases
 from allmrec.storage import Storage
 from jobs.cli import main
 from jobs.datasets import over, tables
@@ -60,7 +61,12 @@ def run(context: Context) -> Facts:
         _refuse("items", len(item_table), _counted(bad_items.column("reason")), data.max_rejected_fraction, rejected)
         _refuse("interactions", kept + left_out, reasons, data.max_rejected_fraction, rejected)
         _clear(sequences)
-        finish = Finish(drafts, sequences, data, item_counts)
+        split = Split(config.evaluation.split, config.seed)
+        if split.samples:
+            draw_users = DrawUsers(drafts, data, item_counts, split)
+            reports, _ = _reports(context, "sample users", over(data.num_shards, draw_users), 0)
+            split = split.with_sample([drawn for report in reports.values() for drawn in report["draws"]])
+        finish = Finish(drafts, sequences, data, item_counts, split)
         reports, popularity = _reports(context, "write sequences", over(data.num_shards, finish), len(item_ids))
     finally:
         _clear(drafts)
@@ -76,10 +82,10 @@ def run(context: Context) -> Facts:
 
     _clear(cases)
     evaluation = config.evaluation
-    fraction = (evaluation.max_users or np.inf) / max(_sum(reports, "evaluable"), 1)
-    draw = DrawCases(sequences, items, cases, evaluation, config.seed, fraction)
+    fractions = {part: (evaluation.max_users or np.inf) / max(_sum(reports, part), 1) for part in SPLITS}
+    draw = DrawCases(sequences, items, cases, evaluation, split, config.seed, fractions)
     reports, _ = _reports(context, "draw evaluation cases", over(data.num_shards, draw), 0)
-    _seal(context, cases, reports, "evaluation_cases", {})
+    _seal(context, cases, reports, "evaluation_cases", {part: _sum(reports, part) for part in SPLITS})
 
     rows = kept + left_out + reasons.total()
     return {

@@ -24,6 +24,7 @@ from allmrec.artifacts import shard_name, write_shard
 from allmrec.data.clean import BELOW_MIN_RATING, to_arrow, to_polars
 from allmrec.data.config import DataConfig
 from allmrec.data.sequences import Sequences
+from allmrec.data.splits import NONE, Split, times_of
 from allmrec.hashing import hash_strings, mix64
 from allmrec.storage import Storage
 from schemas import rejected, sequences
@@ -64,8 +65,23 @@ class Draft:
                 BELOW_MIN_RATING: rows.filter(reason == BELOW_MIN_RATING).height,
                 "kept": events.height,
             }
-            write_shard(self.drafts, sequences.SCHEMA, name, histories(events))
+            write_shard(self.drafts, sequences.HISTORY, name, histories(events))
             yield report_row(shard, report, np.bincount(events["item_index"], minlength=len(self.item_ids) + 1))
+
+
+@dataclass(frozen=True)
+class DrawUsers:
+    """Shard numbers → reports of the draws that decide which users are in the split's sample."""
+
+    drafts: Storage
+    data: DataConfig
+    item_counts: np.ndarray  # int64 (n + 1,): of all histories together
+    split: Split
+
+    def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
+        for shard in batch["id"]:
+            users = Sequences.from_table(_drafted(self.drafts, shard, self.data, self.item_counts))
+            yield report_row(shard, {"draws": self.split.smallest(users)}, np.zeros(0))
 
 
 @dataclass(frozen=True)
@@ -76,23 +92,31 @@ class Finish:
     sequences: Storage
     data: DataConfig
     item_counts: np.ndarray  # int64 (n + 1,): of all histories together
+    split: Split
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
         for shard in batch["id"]:
-            name = shard_name(shard)
-            try:
-                table = pq.read_table(io.BytesIO(self.drafts.read(name)))
-            except FileNotFoundError:  # no row of the log fell into this shard
-                table = sequences.SCHEMA.empty_table()
-            table = frequent(table, self.item_counts, self.data.min_item_interactions, self.data.min_user_interactions)
+            name, table = shard_name(shard), _drafted(self.drafts, shard, self.data, self.item_counts)
             users = Sequences.from_table(table)
+            parts = self.split.divide(users, times_of(table))
+            table = table.append_column(sequences.SCHEMA.field("train_length"), pa.array(parts.train, pa.int32()))
             report = {
                 "sequences": write_shard(self.sequences, sequences.SCHEMA, name, table),
                 "users": len(users),
                 "interactions": len(users.items),
-                "evaluable": int((users.lengths >= 3).sum()),
+                "valid": int((parts.valid != NONE).sum()),
+                "test": int((parts.test != NONE).sum()),
             }
-            yield report_row(shard, report, np.bincount(users.train().items, minlength=len(self.item_counts)))
+            trained = users.shortened(parts.train).items
+            yield report_row(shard, report, np.bincount(trained, minlength=len(self.item_counts)))
+
+
+def _drafted(drafts: Storage, shard: int, data: DataConfig, item_counts: np.ndarray) -> pa.Table:
+    try:
+        table = pq.read_table(io.BytesIO(drafts.read(shard_name(shard))))
+    except FileNotFoundError:  # no row of the log fell into this shard
+        table = sequences.HISTORY.empty_table()
+    return frequent(table, item_counts, data.min_item_interactions, data.min_user_interactions)
 
 
 def report_row(shard: int, report: dict[str, Any], item_counts: np.ndarray) -> pa.Table:
@@ -153,7 +177,7 @@ def frequent(table: pa.Table, item_counts: np.ndarray, min_item: int, min_user: 
 
 
 def _table(user_ids: pa.Array, offsets: np.ndarray, items: Any, timestamps: Any) -> pa.Table:
-    bounds, schema = pa.array(offsets, pa.int32()), sequences.SCHEMA
+    bounds, schema = pa.array(offsets, pa.int32()), sequences.HISTORY
     lists = [
         pa.ListArray.from_arrays(bounds, pa.array(values).cast(schema.field(name).type.value_type))
         for name, values in (("item_index", items), ("timestamp", timestamps))

@@ -10,6 +10,7 @@ from allmrec.artifacts import shard_name
 from allmrec.data.assemble import Draft, Finish, frequent, histories, in_order, rejected_name
 from allmrec.data.clean import BELOW_MIN_RATING, CLEANED, to_polars
 from allmrec.data.config import DataConfig
+from allmrec.data.splits import Split, SplitConfig
 from allmrec.hashing import shard_of
 from allmrec.storage import open_storage
 from schemas import rejected, sequences
@@ -41,7 +42,7 @@ def rows(events, num_shards=1, bad=()):
 def test_events_are_put_in_time_order_and_ties_by_hash():
     events, duplicates = in_order(to_polars(rows(EVENTS)), ITEM_IDS)
     table = histories(events)
-    assert table.schema == sequences.SCHEMA
+    assert table.schema == sequences.HISTORY
     found = {row["user_id"]: row["item_index"] for row in table.to_pylist()}
     assert list(found) == ["ann", "bob", "cid"]
     assert found["ann"] == [3, 1, 3]  # the same item at another time is another event
@@ -80,7 +81,7 @@ def test_rare_items_go_first_and_then_short_histories():
     assert {user: row["item_index"] for user, row in kept.items()} == {"ann": [3, 3], "bob": [9, 5, 2, 7]}
     assert [stamp.hour for stamp in kept["ann"]["timestamp"]] == [1, 5]
     assert frequent(table, counts, 2, 3).column("user_id").to_pylist() == ["bob"]
-    assert frequent(table, counts, 9, 1).equals(sequences.SCHEMA.empty_table())
+    assert frequent(table, counts, 9, 1).equals(sequences.HISTORY.empty_table())
     assert frequent(table.slice(0, 0), counts, 2, 2).num_rows == 0
     assert frequent(table, counts, 1, 1).equals(table)
 
@@ -98,7 +99,7 @@ def drafted(root, block):
     draft = Draft(at["drafts"], at["rejected"], ITEM_IDS)
     first = [row for part in block for table in draft(part) for row in table.to_pylist()]
     counts = np.sum([row["item_counts"] for row in first], axis=0)
-    finish = Finish(at["drafts"], at["sequences"], DataConfig(num_shards=2), counts)
+    finish = Finish(at["drafts"], at["sequences"], DataConfig(num_shards=2), counts, Split(SplitConfig(), 0))
     second = [row for shard in (0, 1) for table in finish({"id": np.array([shard])}) for row in table.to_pylist()]
     files = {name: {entry.key: at[name].read(entry.key) for entry in at[name].list()} for name in at}
     return {row["shard"]: json.loads(row["report"]) for row in first}, second, counts, files
@@ -117,7 +118,7 @@ def test_shards_are_drafted_and_finished(tmp_path):
     assert set(files["rejected"]) == {rejected_name(0), rejected_name(1)}
     assert set(files["sequences"]) == {shard_name(0), shard_name(1)}
     report = json.loads(second[0]["report"])
-    assert (report["users"], report["interactions"], report["evaluable"]) == (2, 7, 2)
+    assert (report["users"], report["interactions"], report["valid"], report["test"]) == (2, 7, 2, 2)
     train = np.sum([row["item_counts"] for row in second], axis=0)  # without the last two of ann and bob
     assert train.tolist() == [0, 0, 0, 1, 1, 1, 0, 0, 0, 1]
 
