@@ -105,7 +105,7 @@ class ReferenceTraining:
     def __init__(self, recipe: Recipe, sequences: Sequences, num_items: int, seed: int):
         """
         Args:
-            sequences: the training part of everyone's history (`Sequences.train()`).
+            sequences: the training part of everyone's history (`Sequences.read_train`).
         """
         self.recipe, self.num_items, self.seed = recipe, num_items, seed
         self.histories = [part.tolist() for part in np.split(sequences.items, sequences.offsets[1:-1]) if len(part) > 1]

@@ -66,7 +66,7 @@ class Store:
 
     folder: Path
     num_items: int
-    sequences: Sequences
+    train: Sequences  # the training part
     valid: ValidationCases
     test: Cases
 
@@ -76,7 +76,7 @@ class Store:
         num_items, sequences = read_manifest(storage.at("items")).rows, Sequences.read(storage.at("sequences"))
         cases = read_table(storage.at("evaluation_cases"))
         valid, test = ValidationCases.from_table(cases, sequences), Cases.select(cases, sequences, "test", "random")
-        return cls(folder, num_items, sequences, valid, test)
+        return cls(folder, num_items, Sequences.read_train(storage.at("sequences")), valid, test)
 
 
 def sample_store(users: int, items: int, root: Path, console: Console) -> Path:
@@ -116,7 +116,7 @@ def train(store: Store, root: Path, seed: int, teacher: TeacherConfig, workers: 
 def train_reference(store: Store, seed: int, teacher: TeacherConfig, console: Console) -> Row:
     """Train the classic recipe for `teacher.epochs`, keep the best by `teacher`'s validation, and measure it."""
     started, epochs = time.perf_counter(), teacher.epochs
-    training = ReferenceTraining(Recipe(), store.sequences.train(), store.num_items, seed)
+    training = ReferenceTraining(Recipe(), store.train, store.num_items, seed)
     best, best_epoch, best_ndcg = training.model, 0, -1.0
     with console.progress("reference", epochs) as bar:
         for epoch, loss in enumerate(training.epochs(epochs), start=1):

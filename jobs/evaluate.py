@@ -16,7 +16,7 @@ from allmrec.artifacts import describe, read_manifest, seal, unseal
 from allmrec.bundle import check_items, check_llm, latest_bundle, read_description
 from allmrec.data.catalogue import UNTITLED, Catalogue
 from allmrec.data.sequences import num_shards
-from allmrec.evaluation.cases import PROTOCOLS, SPLITS
+from allmrec.evaluation.cases import PROTOCOLS
 from allmrec.evaluation.metrics import summarise
 from allmrec.evaluation.report import FIGURES, Report, distinct, figure, full_figures, render
 from allmrec.evaluation.shards import FULL, EvaluateShards
@@ -113,10 +113,9 @@ def data_facts(context: Context) -> dict[str, int]:
     """The numbers of paper Table 2, and what preparation left out or had to make up."""
     sizes = read_manifest(context.artifact("sequences")).facts
     titles = Catalogue.read(context.artifact("items")).titles
-    cases = read_manifest(context.artifact("evaluation_cases")).rows
     return {
         **{name: sizes[name] for name in ("users", "items", "interactions")},
-        "evaluated users": cases // (len(SPLITS) * len(PROTOCOLS)),
+        "evaluated users": read_manifest(context.artifact("evaluation_cases")).facts["test"],
         "rejected rows": read_manifest(context.artifact("rejected")).rows,
         "items without a title": pc.sum(pc.equal(titles, UNTITLED)).as_py(),
     }
@@ -140,11 +139,11 @@ def _show(
 
 
 def plan(context: Context) -> Facts:
-    cases = read_manifest(context.artifact("evaluation_cases")).rows // len(SPLITS)
+    cases = read_manifest(context.artifact("evaluation_cases")).facts["test"]
     systems = context.config.evaluation.systems
     return {
         "shards": num_shards(context.artifact("evaluation_cases")),
-        "cases": cases // len(PROTOCOLS) * ((len(PROTOCOLS) + 1) * len(systems) + len(IN_CATALOGUE & {*systems})),
+        "cases": cases * ((len(PROTOCOLS) + 1) * len(systems) + len(IN_CATALOGUE & {*systems})),
         "systems": ", ".join(systems),
     }
 

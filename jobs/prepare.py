@@ -15,11 +15,12 @@ import numpy as np
 import pyarrow as pa
 
 from allmrec.artifacts import MANIFEST, Manifest, read_manifest, seal, shard_name, unseal, write_shard
-from allmrec.data.assemble import CountItems, Finish
 from allmrec.data.clean import INTERACTIONS, is_id
+from allmrec.data.finish import CountItems, DrawUsers, Finish
 from allmrec.data.items import ITEMS, CleanItems, index_items, with_popularity
 from allmrec.data.sources import Column, Source, find_files, open_source
-from allmrec.evaluation.cases import DrawCases
+from allmrec.data.splits import Split
+from allmrec.evaluation.cases import SPLITS, DrawCases
 from allmrec.storage import Storage
 from jobs.cli import main
 from jobs.datasets import over, tables
@@ -57,7 +58,8 @@ def run(context: Context) -> Facts:
     frequent_I = _frequent_items(context, len(item_ids))
     before = read_manifest(sequences) if sequences.exists(MANIFEST) else None
     unseal(sequences)
-    finish = Finish(context.artifact("histories"), sequences, before, data, frequent_I)
+    split = _split(context, frequent_I)
+    finish = Finish(context.artifact("histories"), sequences, before, data, frequent_I, split)
     reports, popularity = shard_reports(context, "write sequences", over(data.num_shards, finish), len(item_ids))
     users, interactions = _sum(reports, "users"), _sum(reports, "interactions")
     if not users:
@@ -71,10 +73,10 @@ def run(context: Context) -> Facts:
 
     clear(cases)
     evaluation = config.evaluation
-    fraction = (evaluation.max_users or np.inf) / max(_sum(reports, "evaluable"), 1)
-    draw = DrawCases(sequences, items, cases, evaluation, config.seed, fraction)
+    fractions = {part: (evaluation.max_users or np.inf) / max(_sum(reports, part), 1) for part in SPLITS}
+    draw = DrawCases(sequences, items, cases, evaluation, split, config.seed, fractions)
     reports, _ = shard_reports(context, "draw evaluation cases", over(data.num_shards, draw))
-    _seal(context, cases, reports, "evaluation_cases", {})
+    _seal(context, cases, reports, "evaluation_cases", {part: _sum(reports, part) for part in SPLITS})
 
     return {
         "rows": rows,
@@ -155,6 +157,16 @@ def _frequent_items(context: Context, num_items: int) -> np.ndarray:
             return left_I
         frequent_I = left_I
     return frequent_I
+
+
+def _split(context: Context, frequent_I: np.ndarray) -> Split:
+    """How histories are divided, its sample of users drawn."""
+    data, split = context.config.data, Split(context.config.evaluation.split, context.config.seed)
+    if not split.samples:
+        return split
+    draw = DrawUsers(context.artifact("histories"), data, frequent_I, split)
+    reports, _ = shard_reports(context, "sample users", over(data.num_shards, draw))
+    return split.with_sample([drawn for report in reports.values() for drawn in report["draws"]])
 
 
 def _sum(reports: dict[int, dict[str, Any]], key: str) -> int:

@@ -50,7 +50,7 @@ def loop(settings: dict[str, Any]) -> Facts:
     training = AlignmentTraining(
         settings["config"],
         load_teacher(settings["teacher"]),
-        Sequences.read(settings["sequences"]).train(),
+        Sequences.read_train(settings["sequences"]),
         read_texts(settings["texts"]),
         settings["seed"],
         device(),

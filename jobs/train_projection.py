@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from allmrec.alignment.network import load_joint
-from allmrec.artifacts import read_manifest, seal, unseal
+from allmrec.artifacts import read_manifest, seal, shard_name, unseal
 from allmrec.cf.teacher import load_teacher
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
@@ -59,7 +59,7 @@ def loop(settings: dict[str, Any]) -> Facts:
     # Prompt and answer (a title and the end token) share the LLM's positions.
     room = max_positions(llm) - prompt.max_title_tokens - 1
     builder = PromptBuilder(prompt, tokenizer, titles, soft=True, max_tokens=room)
-    sequences = Sequences.read(settings["sequences"]).train()
+    sequences = Sequences.read_train(settings["sequences"])
     training = ProjectionTraining(
         settings["projection"],
         llm_config.placement,
@@ -93,8 +93,8 @@ def plan(context: Context) -> Facts:
     config = context.config
     outline = llm_outline(config.llm)
     table = context.artifact("sequences")
-    sample = Sequences.read(table, [0]).train()
-    prompts = round(read_manifest(table).rows * float((sample.lengths >= 2).mean()))
+    sample, manifest = Sequences.read_train(table, [0]), read_manifest(table)
+    prompts = round(manifest.rows * int((sample.lengths >= 2).sum()) / max(manifest.files[shard_name(0)]["rows"], 1))
     titles = Catalogue.read(context.artifact("items")).titles
     length = tokens_per_prompt(config.llm, config.prompt, config.projection, outline["positions"], sample, titles)
     tokens = round(prompts * length)

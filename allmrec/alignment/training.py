@@ -41,7 +41,7 @@ class AlignmentTraining:
         """
         Args:
             teacher: frozen.
-            sequences: the training part of everyone's history (`Sequences.train()`).
+            sequences: the training part of everyone's history (`Sequences.read_train`).
             texts_NS: Q of the catalogue; row 0 is padding.
         """
         self.config, self.seed, self.device = config, seed, torch.device(device)

@@ -26,7 +26,6 @@ from allmrec.cf.retrieval import catalogue_ranks
 from allmrec.cf.teacher import SequenceTeacher, Teacher, TeacherConfig, build_teacher
 from allmrec.data.sequences import Sequences, num_shards
 from allmrec.distributed import own, sum_gradients, summed
-from allmrec.evaluation.cases import PROTOCOLS, SPLITS
 from allmrec.evaluation.metrics import METRICS, measure, worth
 from allmrec.hashing import draws, key64, uniforms
 from allmrec.negatives import draw_negatives
@@ -47,11 +46,7 @@ def training_parts(storage: Storage, memory_mb: int) -> list[Part]:
     needed = 4 * manifest.facts["interactions"] + _USER_BYTES * manifest.rows
     count = min(math.ceil(needed / (memory_mb * 2**20)), len(manifest.files))
     shards = np.array_split(np.arange(len(manifest.files)), max(count, 1))
-    return [partial(_read_training, storage, part.tolist()) for part in shards]
-
-
-def _read_training(storage: Storage, shards: list[int]) -> Sequences:
-    return Sequences.read(storage, shards).train()
+    return [partial(Sequences.read_train, storage, part.tolist()) for part in shards]
 
 
 @dataclass(frozen=True)
@@ -68,7 +63,7 @@ class ValidationCases:
         if not shards:
             return cls(Sequences.read(sequences, [0]).take(np.arange(0)), np.zeros((0, 1), np.int32))
         mine = cls.from_table(read_table(cases, shards), Sequences.read(sequences, shards))
-        fraction = max_users * len(SPLITS) * len(PROTOCOLS) / max(read_manifest(cases).rows, 1)
+        fraction = max_users / max(read_manifest(cases).facts["valid"], 1)
         sampled = uniforms(mine.histories.hashes(), key64(seed, _SAMPLE), 1)[:, 0] < fraction
         return cls(mine.histories.take(np.flatnonzero(sampled)), mine.candidates[sampled])
 
@@ -133,7 +128,7 @@ class TeacherTraining:
     ):
         """
         Args:
-            parts: everyone's training sequences (`Sequences.train()`), of which one part is held at a time. A batch
+            parts: everyone's training sequences (`Sequences.read_train`), of which one part is held at a time. A batch
                 is of one part.
             cases: without any on any worker, the last epoch is kept.
         """

@@ -1,9 +1,8 @@
-"""Cleaned rows of shards → users' histories and `sequences`, in passes over shards that share nothing.
+"""Cleaned rows of shards → users' histories, in a pass over shards that share nothing.
 
 `Draft` joins a shard's rows of the exchange with the histories that are there from earlier logs: it finds duplicates,
-puts events in time order and keeps the rejected rows. `CountItems` and `Finish` make `sequences` of histories, as
-`filters` has it. All report one row a shard. What is written depends on a shard's rows alone: neither on their order
-nor on how many logs they came in.
+puts events in time order and keeps the rejected rows. What is written depends on a shard's rows alone: neither on their
+order nor on how many logs they came in. `finish` makes `sequences` of histories.
 
 Events of one user at one time (logs that know only days are full of them) are ordered by a hash of user and item:
 neither the order of files nor that of item numbers may tell what came last.
@@ -19,11 +18,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from allmrec.artifacts import Manifest, read_manifest, read_part, shard_name, write_shard
+from allmrec.artifacts import Manifest, read_part, write_shard
 from allmrec.data.clean import to_arrow, to_polars
-from allmrec.data.config import DataConfig
 from allmrec.data.exchange import dealt_rows
-from allmrec.data.filters import item_counts, stays
 from allmrec.data.forget import Forgotten
 from allmrec.data.sequences import Sequences
 from allmrec.hashing import hash_strings, mix64
@@ -79,7 +76,7 @@ class Draft:
             "events": events,
             "rejected": rejects,
             "files": {
-                events: write_shard(self.histories, sequences.SCHEMA, events, table),
+                events: write_shard(self.histories, sequences.HISTORY, events, table),
                 rejects: write_shard(self.histories, rejected.SCHEMA, rejects, bad.combine_chunks()),
             },
             "kept": len(table.column("item_index").combine_chunks().flatten()) if table.num_rows else 0,
@@ -103,46 +100,6 @@ class NamesItems:
             rows = rows.filter(pl.col("reason") == rejected.UNKNOWN_ITEM)
             named = rows["row"].str.json_path_match("$.item_id")
             yield pa.table({"names": [named.is_in(ids.implode()).any()]})
-
-
-@dataclass(frozen=True)
-class CountItems:
-    """Shard numbers → how often each item of `frequent_I` occurs, in histories with `min_user` of them."""
-
-    histories: Storage
-    data: DataConfig
-    frequent_I: np.ndarray  # bool (n + 1,)
-    min_user: int
-
-    def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
-        for shard in batch["id"]:
-            users = Sequences.from_table(_drafted(self.histories, shard))
-            yield report_row(shard, {}, item_counts(users, self.data, self.frequent_I, self.min_user))
-
-
-@dataclass(frozen=True)
-class Finish:
-    """Shard numbers → shards of `sequences`, from the histories; reports sizes, and the train part's item counts."""
-
-    histories: Storage
-    sequences: Storage
-    before: Manifest | None  # of the sequences that are there
-    data: DataConfig
-    frequent_I: np.ndarray  # bool (n + 1,): the items that are not too rare
-
-    def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
-        for shard in batch["id"]:
-            table, name = _drafted(self.histories, shard), shard_name(shard)
-            table = narrowed(table, stays(Sequences.from_table(table), self.data, self.frequent_I))
-            users = Sequences.from_table(table)
-            before = None if self.before is None else self.before.files.get(name)
-            report = {
-                "sequences": write_shard(self.sequences, sequences.SCHEMA, name, table, before),
-                "users": len(users),
-                "interactions": len(users.items),
-                "evaluable": int((users.lengths >= 3).sum()),
-            }
-            yield report_row(shard, report, np.bincount(users.train().items, minlength=len(self.frequent_I)))
 
 
 def report_row(shard: int, report: dict[str, Any], item_counts: np.ndarray) -> pa.Table:
@@ -177,22 +134,12 @@ def in_order(events: pl.DataFrame, item_ids: pa.Array) -> tuple[pa.Table, pl.Dat
             "timestamp": repeated["timestamp"].cast(pl.Datetime("us", "UTC")),
         }
     ).select(reason=pl.lit(rejected.DUPLICATE_EVENT), row=pl.struct(pl.all()).struct.json_encode())
-    return _table(user_ids, offsets, frame["item_index"].to_arrow(), frame["timestamp"].to_arrow()), duplicates
+    return history_rows(user_ids, offsets, frame["item_index"].to_arrow(), frame["timestamp"].to_arrow()), duplicates
 
 
-def narrowed(table: pa.Table, kept_S: np.ndarray) -> pa.Table:
-    """Rows of `sequences` with the interactions of `kept_S` alone, without users who have none left."""
-    if kept_S.all():
-        return table
-    users = Sequences.from_table(table)
-    lengths = np.diff(np.append(0, np.cumsum(kept_S))[users.offsets])
-    stay, times = lengths > 0, table.column("timestamp").combine_chunks().flatten()
-    offsets = np.append(0, np.cumsum(lengths[stay]))
-    return _table(users.user_ids.filter(pa.array(stay)), offsets, users.items[kept_S], times.filter(pa.array(kept_S)))
-
-
-def _table(user_ids: pa.Array, offsets: np.ndarray, items: Any, timestamps: Any) -> pa.Table:
-    bounds, schema = pa.array(offsets, pa.int32()), sequences.SCHEMA
+def history_rows(user_ids: pa.Array, offsets: np.ndarray, items: Any, timestamps: Any) -> pa.Table:
+    """Rows of HISTORY from flat arrays."""
+    bounds, schema = pa.array(offsets, pa.int32()), sequences.HISTORY
     lists = [
         pa.ListArray.from_arrays(bounds, pa.array(values).cast(schema.field(name).type.value_type))
         for name, values in (("item_index", items), ("timestamp", timestamps))
@@ -211,11 +158,6 @@ def _events(table: pa.Table) -> pl.DataFrame:
             "timestamp": pl.Series(times.cast(pa.int64())),
         }
     )
-
-
-def _drafted(histories: Storage, shard: int) -> pa.Table:
-    manifest = read_manifest(histories)
-    return read_part(histories, manifest, manifest.facts["shards"][shard]["events"])
 
 
 def _log_rejects(rows: pl.DataFrame) -> pa.Table:

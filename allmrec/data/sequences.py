@@ -1,7 +1,6 @@
 """Users' histories as flat arrays: what every model, sampler and job takes a batch of users from.
 
-Knows the leave-one-out split (paper section 5.1): the last item of a sequence is the test target, the one before
-it the validation target, the rest trains. Sequences of fewer than three items only train.
+How much of a history trains stands in the `sequences` table (`splits` decides it), and `read_train` keeps to it.
 """
 
 from collections.abc import Sequence
@@ -38,6 +37,13 @@ class Sequences:
         """From the stored `sequences` table, or some shards of it."""
         return cls.from_table(read_table(storage, shards))
 
+    @classmethod
+    def read_train(cls, storage: Storage, shards: Sequence[int] | None = None) -> "Sequences":
+        """The training part of the stored `sequences`, or of some shards of it, without held-out users."""
+        table = read_table(storage, shards)
+        users = cls.from_table(table).shortened(table.column("train_length").to_numpy().astype(np.int64))
+        return users.take(np.flatnonzero(users.lengths))
+
     def __len__(self) -> int:
         return len(self.user_ids)
 
@@ -54,11 +60,6 @@ class Sequences:
         """The first `lengths[u]` items of every user."""
         assert len(lengths) == len(self) and (lengths <= self.lengths).all()
         return Sequences(self.user_ids, offsets_of(lengths), self.items[ranges(self.offsets[:-1], lengths)])
-
-    def train(self) -> "Sequences":
-        """Without the validation and the test targets (leave-one-out)."""
-        lengths = self.lengths
-        return self.shortened(np.where(lengths >= 3, lengths - 2, lengths))
 
     def take(self, users: np.ndarray) -> "Sequences":
         """The given users (positions), in that order."""

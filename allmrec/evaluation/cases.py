@@ -1,7 +1,7 @@
 """Evaluation cases: one held-out item and its negatives for each user (paper section 5.1).
 
-Written once by `prepare`, so that every system is scored on the same candidates. Knows the leave-one-out split of
-`Sequences`: "test" holds out a sequence's last item, "valid" the one before it; the history is what came before.
+Written once by `prepare`, so that every system is scored on the same candidates. Which item is held out for "test"
+and which for "valid" is the split's business (`allmrec.data.splits`); the history is what came before it.
 Protocol "random" draws negatives uniformly, as the paper does; "matched" from items about as popular as the target.
 """
 
@@ -11,13 +11,15 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
-from allmrec.artifacts import shard_name, write_shard
+from allmrec.artifacts import read_table, shard_name, write_shard
 from allmrec.config import Section
 from allmrec.data.assemble import report_row
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
+from allmrec.data.splits import NONE, Parts, Split, SplitConfig, times_of
 from allmrec.hashing import key64, uniforms
 from allmrec.negatives import draw_negatives, popularity_pools
 from allmrec.storage import Storage
@@ -31,6 +33,7 @@ _BLOCK = 1 << 15  # users at once: pools of matched negatives are some 200 items
 
 
 class EvaluationConfig(Section):
+    split: SplitConfig = SplitConfig()  # what trains and what is held out
     num_negatives: int = Field(19, ge=1)  # paper section 5.1
     matched_window: int = Field(100, ge=1)  # neighbours by popularity, each side, that matched negatives come from
     max_users: int | None = Field(None, ge=1)  # evaluate a sample of about so many users; default: everyone
@@ -45,69 +48,95 @@ class DrawCases:
     items: Storage
     cases: Storage
     config: EvaluationConfig
+    split: Split
     seed: int
-    fraction: float  # of the evaluable users
+    fractions: dict[str, float]
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
         catalogue = Catalogue.read(self.items)
         for shard in batch["id"]:
-            users = Sequences.read(self.sequences, [shard])
-            table = draw_cases(users, catalogue, self.config, self.seed, self.fraction)
+            stored = read_table(self.sequences, [shard])
+            users = Sequences.from_table(stored)
+            parts = self.split.divide(users, times_of(stored))
+            table = draw_cases(users, parts, catalogue, self.config, self.seed, self.fractions)
             entry = write_shard(self.cases, evaluation_cases.SCHEMA, shard_name(shard), table)
-            yield report_row(shard, {"evaluation_cases": entry}, np.zeros(0))
+            yield report_row(shard, {"evaluation_cases": entry, **_users_of(table)}, np.zeros(0))
 
 
 def draw_cases(
-    users: Sequences, catalogue: Catalogue, config: EvaluationConfig, seed: int, fraction: float = 1.0
+    users: Sequences,
+    parts: Parts,
+    catalogue: Catalogue,
+    config: EvaluationConfig,
+    seed: int,
+    fractions: dict[str, float] | None = None,
 ) -> pa.Table:
-    """Cases of both splits and both protocols for every user with three items or more.
+    """Cases of both protocols for every item that is held out for validation or test.
 
     Args:
         users: in any number; a user's cases depend on that user, the catalogue and the seed alone.
-        fraction: of the users, those whose hash falls below it.
+        parts: of the users' histories.
+        fractions: of each split's users: those whose hash falls below it; everyone by default.
 
     Returns:
-        rows of `evaluation_cases`, in the users' order, four a user.
+        rows of `evaluation_cases`, in the users' order, then in that of SPLITS and PROTOCOLS.
     """
-    sampled = uniforms(users.hashes(), key64(seed, _SAMPLE), 1)[:, 0] < fraction
-    users = users.take(np.flatnonzero((users.lengths >= 3) & sampled))
-    blocks = [np.arange(first, min(first + _BLOCK, len(users))) for first in range(0, len(users), _BLOCK)]
-    tables = [_cases_of(users.take(block), catalogue, config, seed) for block in blocks]
-    return pa.concat_tables([evaluation_cases.SCHEMA.empty_table(), *tables]).combine_chunks()
+    drawn = uniforms(users.hashes(), key64(seed, _SAMPLE), 1)[:, 0]
+    places = {}
+    for split, place in (("valid", parts.valid), ("test", parts.test)):
+        wanted = drawn < fractions[split] if fractions else True
+        places[split] = np.where(wanted, place, NONE)
+    asked = np.flatnonzero((places["valid"] != NONE) | (places["test"] != NONE))
+    tables = [evaluation_cases.SCHEMA.empty_table()]
+    for first in range(0, len(asked), _BLOCK):
+        block = asked[first : first + _BLOCK]
+        at = {split: place[block] for split, place in places.items()}
+        tables.append(_cases_of(users.take(block), at, catalogue, config, seed))
+    return pa.concat_tables(tables).combine_chunks()
 
 
-def _cases_of(users: Sequences, catalogue: Catalogue, config: EvaluationConfig, seed: int) -> pa.Table:
+def _cases_of(
+    users: Sequences, places: dict[str, np.ndarray], catalogue: Catalogue, config: EvaluationConfig, seed: int
+) -> pa.Table:
+    """`places[split]` says where a user's target stands in the history, or NONE."""
     warm, cold = catalogue.warm_and_cold()
     kinds = [(split, protocol) for split in SPLITS for protocol in PROTOCOLS]
-    num_users, num_kinds, width = len(users), len(kinds), config.num_negatives + 1
-    hashes, rows = users.hashes(), users.rows()
-    targets = np.empty((num_users, num_kinds), dtype=np.int32)
-    lengths = np.empty((num_users, num_kinds), dtype=np.int32)
-    candidates = np.empty((num_users, num_kinds, width), dtype=np.int32)
+    parts = []
     for number, (split, protocol) in enumerate(kinds):
-        lengths[:, number] = users.lengths - (1 if split == "test" else 2)
-        target = targets[:, number] = users.items[users.offsets[:-1] + lengths[:, number]]
+        rows = np.flatnonzero(places[split] != NONE)
+        asked, length = users.take(rows), places[split][rows]
+        target = asked.items[asked.offsets[:-1] + length]
         pool = popularity_pools(target, catalogue.popularity, config.matched_window) if protocol == "matched" else None
         negatives = draw_negatives(
-            hashes,
-            rows,
-            users.items,
+            asked.hashes(),
+            asked.rows(),
+            asked.items,
             catalogue.num_items,
             config.num_negatives,
             seed=int(key64(seed, _NEGATIVES)),
             epoch=number,
             pool=pool,
         )
-        candidates[:, number] = np.concatenate([target[:, None], negatives], axis=1)
-    offsets = np.arange(num_users * num_kinds + 1, dtype=np.int32) * width
+        parts.append((rows, np.full(len(rows), number), length, np.concatenate([target[:, None], negatives], axis=1)))
+    row, kind, length, candidates = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    order = np.lexsort((kind, row))
+    row, kind, length, candidates = row[order], kind[order], length[order], candidates[order]
+    target = candidates[:, 0]
+    offsets = np.arange(len(candidates) + 1, dtype=np.int32) * candidates.shape[1]
     columns = {
-        "user_id": users.user_ids.take(pa.array(np.repeat(np.arange(num_users), num_kinds))),
-        "target": targets.ravel(),
-        "history_length": lengths.ravel(),
+        "user_id": users.user_ids.take(pa.array(row)),
+        "target": target,
+        "history_length": length.astype(np.int32),
         "candidates": pa.ListArray.from_arrays(offsets, candidates.ravel()),
-        "split": [split for split, _ in kinds] * num_users,
-        "protocol": [protocol for _, protocol in kinds] * num_users,
-        "warm": warm[targets.ravel()],
-        "cold": cold[targets.ravel()],
+        "split": np.array([split for split, _ in kinds])[kind],
+        "protocol": np.array([protocol for _, protocol in kinds])[kind],
+        "warm": warm[target],
+        "cold": cold[target],
     }
     return pa.table([columns[name] for name in evaluation_cases.SCHEMA.names], schema=evaluation_cases.SCHEMA)
+
+
+def _users_of(table: pa.Table) -> dict[str, int]:
+    """How many users have a case of each split."""
+    first = table.filter(pc.equal(table.column("protocol"), PROTOCOLS[0])).column("split")
+    return {split: pc.sum(pc.equal(first, split)).as_py() or 0 for split in SPLITS}

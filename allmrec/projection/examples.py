@@ -43,7 +43,7 @@ class Examples:
     """The prompts of U users, drawn anew in every epoch.
 
     Args:
-        sequences: the training part of everyone's history (`Sequences.train()`).
+        sequences: the training part of everyone's history (`Sequences.read_train`).
         num_candidates: titles that a prompt offers.
     """
 

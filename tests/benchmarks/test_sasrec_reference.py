@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from allmrec.cf.training import validate
 from benchmarks.sasrec_reference import Recipe, ReferenceTraining, SASRecReference, sample_batch
-from tests.cf.conftest import cycles
+from tests.cf.conftest import cycles, training_part
 from tests.cf.test_training import NUM_ITEMS, cases_of
 
 SMALL = Recipe(dim=16, max_length=8, dropout=0.1, batch_size=32, learning_rate=0.01, samplers=1, threads=1)
@@ -58,7 +58,7 @@ def test_the_loss_knows_real_positions_alone():
 
 def test_it_learns_what_follows_what():
     sequences = cycles(200, NUM_ITEMS, 9)
-    training, cases = ReferenceTraining(SMALL, sequences.train(), NUM_ITEMS, seed=0), cases_of(sequences)
+    training, cases = ReferenceTraining(SMALL, training_part(sequences), NUM_ITEMS, seed=0), cases_of(sequences)
     assert validate(training.model, cases)["valid_hit@1"] < 0.35
     losses = list(training.epochs(25))
     assert losses[-1] < losses[0] and training.seconds > 0

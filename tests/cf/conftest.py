@@ -18,3 +18,8 @@ def cycles(num_users: int, num_items: int, length: int) -> Sequences:
     """A rule to learn: after item i comes i + 1, after the last comes 1."""
     starts = np.random.default_rng(0).integers(0, num_items, num_users)
     return ragged(((starts[:, None] + np.arange(length)) % num_items + 1).tolist())
+
+
+def training_part(sequences: Sequences) -> Sequences:
+    """Without the two newest items (leave-one-out)."""
+    return sequences.shortened(sequences.lengths - 2)

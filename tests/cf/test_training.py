@@ -11,7 +11,7 @@ from allmrec.cf.teacher import TeacherConfig
 from allmrec.cf.training import TeacherTraining, ValidationCases, validate
 from allmrec.data.sequences import Sequences
 from allmrec.negatives import draw_negatives
-from tests.cf.conftest import cycles, ragged
+from tests.cf.conftest import cycles, ragged, training_part
 
 NUM_ITEMS = 30
 FAST = TeacherConfig(
@@ -46,7 +46,7 @@ def sequences():
 
 
 def training(sequences, config=FAST, seed=0, cases=None) -> TeacherTraining:
-    return TeacherTraining(config, [sequences.train], NUM_ITEMS, cases or cases_of(sequences), seed)
+    return TeacherTraining(config, [partial(training_part, sequences)], NUM_ITEMS, cases or cases_of(sequences), seed)
 
 
 @pytest.mark.parametrize("loss", ["softmax", "bce"])
@@ -167,7 +167,7 @@ def test_parts_are_read_in_turn_and_everyone_is_trained_on_once_an_epoch(sequenc
 
     def part(number: int) -> Sequences:
         read.append(number)
-        return sequences.train().take(np.arange(number, len(sequences), 3))
+        return training_part(sequences).take(np.arange(number, len(sequences), 3))
 
     run = TeacherTraining(FAST, [partial(part, number) for number in range(3)], NUM_ITEMS, cases_of(sequences), 0)
     epochs = []

@@ -3,7 +3,9 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
+from allmrec.artifacts import seal, shard_name, write_shard
 from allmrec.data.sequences import Sequences
+from allmrec.storage import open_storage
 from schemas import sequences
 
 
@@ -19,8 +21,14 @@ def lists(users):
     return [part.tolist() for part in np.split(users.items, users.offsets[1:-1])] if len(users) else []
 
 
-def test_leave_one_out():
-    assert lists(of([1, 2, 3, 4], [1, 2, 3], [1, 2], [1]).train()) == [[1, 2], [1], [1, 2], [1]]
+def test_the_training_part_leaves_held_out_users_out(tmp_path):
+    columns = {"item_index": [[1, 2, 3, 4], [5, 6], [7]], "timestamp": [[0] * 4, [0] * 2, [0]]}
+    table = pa.table({"user_id": ["a", "b", "c"], **columns, "train_length": [2, 0, 1]}).cast(sequences.SCHEMA)
+    storage = open_storage(str(tmp_path))
+    seal(storage, "sequences", "test", {shard_name(0): write_shard(storage, sequences.SCHEMA, shard_name(0), table)})
+    train = Sequences.read_train(storage, [0])
+    assert lists(train) == [[1, 2], [7]] and train.user_ids.to_pylist() == ["a", "c"]
+    assert lists(Sequences.read(storage)) == columns["item_index"]
 
 
 def test_padding_is_on_the_left_and_the_newest_stay():

@@ -12,6 +12,7 @@ from allmrec.artifacts import seal, shard_name, write_shard
 from allmrec.cf.teacher import build_teacher, save_teacher
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
+from allmrec.data.splits import Split
 from allmrec.evaluation.cases import draw_cases
 from allmrec.hashing import shard_of
 from allmrec.projection.projectors import fresh_projectors, save_projectors
@@ -73,6 +74,7 @@ def write_tiny_run(config: Config, llm: Any, tokenizer: Any) -> Storage:
             "user_id": user_ids,
             "item_index": pa.array(lists, pa.list_(pa.int32())),
             "timestamp": pa.array([[0] * len(one) for one in lists], pa.list_(pa.timestamp("us", "UTC"))),
+            "train_length": pa.array([len(one) - 2 if len(one) > 2 else len(one) for one in lists], pa.int32()),
         }
     )
     shard = shard_of(user_ids, NUM_SHARDS)
@@ -80,8 +82,12 @@ def write_tiny_run(config: Config, llm: Any, tokenizer: Any) -> Storage:
     sizes = {"users": NUM_USERS, "items": NUM_ITEMS, "interactions": sum(map(len, lists))}
     _seal_table(run.at("sequences"), "sequences", sequences.SCHEMA, shards, sizes)
     catalogue = Catalogue.read(run.at("items"))
-    cases = [draw_cases(Sequences.from_table(part), catalogue, config.evaluation, config.seed) for part in shards]
-    _seal_table(run.at("evaluation_cases"), "evaluation_cases", evaluation_cases.SCHEMA, cases)
+    users = [Sequences.from_table(part) for part in shards]
+    split = Split(config.evaluation.split, config.seed)
+    parts = [split.divide(some, np.zeros_like(some.items)) for some in users]
+    cases = [draw_cases(*both, catalogue, config.evaluation, config.seed) for both in zip(users, parts, strict=True)]
+    asked = {"valid": sum(map(len, cases)) // 4, "test": sum(map(len, cases)) // 4}
+    _seal_table(run.at("evaluation_cases"), "evaluation_cases", evaluation_cases.SCHEMA, cases, asked)
 
     torch.manual_seed(1)
     teacher = build_teacher(config.teacher, NUM_ITEMS).eval()

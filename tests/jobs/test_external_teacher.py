@@ -77,7 +77,7 @@ def prepared(tmp_path_factory, llm, tokenizer) -> tuple[Config, Storage, Path]: 
 
 def factorise(storage: Storage, vectors: Path) -> None:
     """PureSVD (Cremonesi et al. 2010) of who has what, without the held-out items."""
-    train = Sequences.read(storage.at("sequences")).train()
+    train = Sequences.read_train(storage.at("sequences"))
     item_ids = read_table(storage.at("items")).column("item_id").to_pylist()
     has_UI = np.zeros((len(train), len(item_ids)))
     has_UI[train.rows(), train.items - 1] = 1

@@ -188,7 +188,7 @@ def test_files_rows_and_blocks_may_come_in_any_way(tmp_path, monkeypatch):
             assert times == sorted(times)
             found |= {(row["user_id"], item_ids[i - 1], t) for i, t in zip(row["item_index"], times, strict=True)}
     assert found == events
-    train = Sequences.read(whole.at("sequences")).train()
+    train = Sequences.read_train(whole.at("sequences"))
     popularity = read_table(whole.at("items")).column("popularity").to_pylist()
     assert popularity == np.bincount(train.items, minlength=31)[1:].tolist()
 

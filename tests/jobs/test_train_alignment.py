@@ -55,7 +55,7 @@ def test_two_workers_with_a_death_train_what_one_process_trains(tmp_path, monkey
     alone = AlignmentTraining(
         config.alignment,
         load_teacher(storage.at("teacher")),
-        Sequences.read(storage.at("sequences")).train(),
+        Sequences.read_train(storage.at("sequences")),
         train_alignment.read_texts(storage.at("item_text_embeddings")),
         config.seed,
     )

@@ -51,7 +51,11 @@ def prepare(config: Config) -> Storage:
     negatives = (HISTORIES[:, -2:-1] + np.arange(3, 12)) % NUM_ITEMS + 1
     candidates = np.concatenate([HISTORIES[:, -2:-1], negatives], axis=1)
     for name, schema, columns in (
-        ("sequences", sequences.SCHEMA, {"item_index": HISTORIES, "timestamp": HISTORIES}),
+        (
+            "sequences",
+            sequences.SCHEMA,
+            {"item_index": HISTORIES, "timestamp": HISTORIES, "train_length": np.full(NUM_USERS, LENGTH - 2)},
+        ),
         (
             "evaluation_cases",
             evaluation_cases.SCHEMA,
@@ -68,7 +72,7 @@ def prepare(config: Config) -> Storage:
     ):
         columns["user_id"] = np.array(USER_IDS)
         tables = [_table(schema, len(rows), {key: column[rows] for key, column in columns.items()}) for rows in dealt]
-        _write(storage.at(name), schema, tables, interactions=HISTORIES.size)
+        _write(storage.at(name), schema, tables, interactions=HISTORIES.size, valid=NUM_USERS)
     return storage
 
 

@@ -7,7 +7,7 @@ import pytest
 import schemas
 from schemas import check, items, sequences
 
-ROW = {"user_id": "u", "item_index": [1, 2], "timestamp": [0, 1]}
+ROW = {"user_id": "u", "item_index": [1, 2], "timestamp": [0, 1], "train_length": 1}
 
 
 def test_columns_are_cast_ordered_and_selected():

@@ -1,0 +1,84 @@
+"""A small shop's events in two shards, brought up to date with one log after the other."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+
+from allmrec.artifacts import Manifest, seal
+from allmrec.data.assemble import Draft
+from allmrec.data.clean import CLEANED, to_polars
+from allmrec.data.config import DataConfig
+from allmrec.data.exchange import write_piece
+from allmrec.data.finish import Finish
+from allmrec.data.forget import Forgotten
+from allmrec.data.splits import Split, SplitConfig
+from allmrec.hashing import shard_of
+from allmrec.storage import open_storage
+from schemas import rejected
+
+ITEM_IDS = pa.array([f"item-{number}" for number in range(1, 10)])
+HOUR = 3_600_000_000
+EVENTS = [  # user, item_index, hour
+    ("ann", 3, 5),
+    ("ann", 1, 2),
+    ("ann", 3, 1),
+    ("ann", 3, 5),  # again
+    ("bob", 7, 4),
+    ("bob", 2, 4),  # at the same time
+    ("bob", 5, 4),
+    ("bob", 9, 1),
+    ("cid", 4, 0),
+]
+
+
+def rows(events, num_shards=1, bad=()):
+    users = pa.array([user for user, _, _ in events], pa.string())
+    good = [
+        {"shard": shard, "user_id": user, "item_index": item, "timestamp": hour * HOUR}
+        for shard, (user, item, hour) in zip(shard_of(users, num_shards), events, strict=True)
+    ]
+    return pa.Table.from_pylist([*good, *bad], CLEANED)
+
+
+BAD = [
+    {"shard": 0, "reason": rejected.UNKNOWN_ITEM, "row": '{"user_id":"ann","item_id":"new"}'},
+    {"shard": 0, "reason": rejected.MALFORMED, "row": "junk"},
+]
+NOBODY = Forgotten.of([], [], ITEM_IDS)
+EVERYTHING = np.arange(10) > 0
+
+
+class Shop:
+    """Two shards on a disk, brought up to date with one log after the other."""
+
+    def __init__(self, root):
+        self.storage = open_storage(str(root))
+        self.histories, self.exchange = self.storage.at("histories"), self.storage.at("exchange")
+        self.before: Manifest | None = None
+        self.updates = 0
+
+    def update(self, *logs, forgotten=NOBODY) -> dict[int, dict]:
+        for number, block in enumerate(logs):
+            write_piece(self.exchange, number, to_polars(block), 2)
+        self.updates += 1
+        forgets = forgotten is not NOBODY
+        by = f"update {self.updates}"
+        draft = Draft(self.exchange, len(logs), self.histories, self.before, forgotten, forgets, ITEM_IDS, by)
+        reports = {row["shard"]: json.loads(row["report"]) for row in self.run(draft)}
+        files = {name: entry for report in reports.values() for name, entry in report.pop("files").items()}
+        self.before = seal(self.histories, "histories", by, files, facts={"shards": [reports[0], reports[1]]})
+        return reports
+
+    def finish(self, before=None, **data) -> list[dict]:
+        split = Split(SplitConfig(), 0)
+        at = self.storage.at("sequences")
+        return self.run(Finish(self.histories, at, before, DataConfig(**data), EVERYTHING, split))
+
+    def run(self, transform):
+        return [row for shard in (0, 1) for table in transform({"id": np.array([shard])}) for row in table.to_pylist()]
+
+    def content(self) -> dict[str, bytes]:
+        shards = self.before.facts["shards"]
+        names = [(number, kind, shard[kind]) for number, shard in enumerate(shards) for kind in ("events", "rejected")]
+        return {f"{kind} {number}": self.histories.read(name) for number, kind, name in names}

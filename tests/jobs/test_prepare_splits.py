@@ -1,0 +1,74 @@
+"""`prepare` with splits other than the paper's: what is held out does not train, however users are dealt to shards."""
+
+import numpy as np
+import pytest
+import ray
+
+from allmrec.artifacts import read_manifest, read_table
+from allmrec.data.sequences import Sequences
+from allmrec.storage import Storage, open_storage
+from jobs.config import Config
+from jobs.console import Console
+from jobs.prepare import STEP
+from jobs.step import execute
+from jobs.workers import start_ray
+from tests.jobs.test_prepare import SHOP, config_of, log, write_parquet
+
+ORDER = [(column, "ascending") for column in ("user_id", "split", "protocol")]
+pytestmark = pytest.mark.e2e
+
+SPLITS = {
+    "temporal": {"valid_from": "2017-07-28", "test_from": "2017-08-06"},
+    "cold-users": {},
+    "few-shot": {"users": 7},
+    "cross-domain": {},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    start_ray(Config(name="test"))
+    yield
+    ray.shutdown()
+
+
+def prepared(root, shards: int, kind: str) -> Storage:
+    log_path = write_parquet(root / "in" / "log.parquet", log(count=280))
+    shop_path = write_parquet(root / "in" / "shop.parquet", SHOP)
+    config = config_of(root / f"runs-{shards}", log_path, shop_path, num_shards=shards)
+    settings = config.model_dump()
+    settings["evaluation"]["split"] = {"kind": kind, **SPLITS[kind]}
+    config = Config(**settings)
+    execute(STEP, config, Console(log_json=True))
+    return open_storage(config.run_uri)
+
+
+@pytest.mark.parametrize("kind", SPLITS)
+def test_what_is_held_out_does_not_train(kind, tmp_path):
+    run, other = prepared(tmp_path, 3, kind), prepared(tmp_path, 1, kind)
+    rows = {row["user_id"]: row for row in read_table(run.at("sequences")).to_pylist()}
+    train = Sequences.read_train(run.at("sequences"))
+    table = read_table(run.at("evaluation_cases")).sort_by(ORDER)
+    cases = table.to_pylist()
+    for case in cases:
+        user = rows[case["user_id"]]
+        assert user["train_length"] <= case["history_length"] > 0
+        assert user["item_index"][case["history_length"]] == case["target"]
+    tested = {case["user_id"] for case in cases if case["split"] == "test"}
+    assert read_manifest(run.at("evaluation_cases")).facts["test"] == len(tested) > 0
+    if kind == "temporal":
+        before = max(row["timestamp"][row["train_length"] - 1] for row in rows.values() if row["train_length"])
+        assert before.isoformat() < "2017-07-28" and len(tested) < len(rows)
+    elif kind == "cold-users":
+        assert {len(rows[user]["item_index"]) for user in tested} == {3}
+        assert not tested & set(train.user_ids.to_pylist())
+    else:
+        assert len(train) == (7 if kind == "few-shot" else 0)
+        assert tested == {user for user, row in rows.items() if len(row["item_index"]) >= 3}
+    popularity = read_table(run.at("items")).column("popularity").to_pylist()
+    assert popularity == np.bincount(train.items, minlength=31)[1:].tolist()
+
+    again = read_table(other.at("evaluation_cases")).sort_by(ORDER)
+    assert again.equals(table)
+    lengths = {row["user_id"]: row["train_length"] for row in read_table(other.at("sequences")).to_pylist()}
+    assert lengths == {user: row["train_length"] for user, row in rows.items()}
