@@ -161,6 +161,9 @@ def main(
     presets: Annotated[str | None, typer.Option(help="default: paper,strong; quick: strong")] = None,
     seeds: Annotated[str | None, typer.Option(help="default: 0,1,2; quick: 0")] = None,
     epochs: Annotated[int | None, typer.Option(help="of every teacher; default: the preset's; quick: 2")] = None,
+    validation: Annotated[
+        str | None, typer.Option(help="what the best epoch is chosen by: random or full; default: the preset's")
+    ] = None,
     reference_epochs: Annotated[
         int | None,
         typer.Option(help="of SASRec beside the classic recipe, 0 for none; default: 20; quick: 2"),
@@ -183,7 +186,10 @@ def main(
     benchmark = Benchmark(NAME, console, {"run": run, **plan}, root, quick)
     with errors_in_one_line():
         pairs = [(model, preset) for model in plan["models"].split(",") for preset in plan["presets"].split(",")]
-        teachers = [teacher_config(model=model, preset=preset, epochs=plan["epochs"]) for model, preset in pairs]
+        teachers = [
+            teacher_config(model=model, preset=preset, epochs=plan["epochs"], validation=validation)
+            for model, preset in pairs
+        ]
         numbers = [int(seed) for seed in plan["seeds"].split(",")]
         store = Store.read(run or sample_store(plan["users"], plan["items"], work, console))
         if plan["reference_epochs"]:
