@@ -18,7 +18,7 @@ from ray.data import Dataset
 
 from allmrec.artifacts import seal, shard_name, unseal, write_shard
 from allmrec.data.assemble import Draft, Finish, rejected_name
-from allmrec.data.clean import BELOW_MIN_RATING, INTERACTIONS, CleanInteractions
+from allmrec.data.clean import CleanInteractions, log_columns
 from allmrec.data.items import ITEMS, CleanItems, index_items, with_popularity
 from allmrec.data.sources import Source, find_files, open_source
 from allmrec.evaluation.cases import DrawCases
@@ -54,11 +54,11 @@ def run(context: Context) -> Facts:
 
     # What was not used, and whether it was too much: then nothing else is written.
     _seal_rejected(context, reports, bad_items)
-    kept, left_out = _sum(reports, "kept"), _sum(reports, BELOW_MIN_RATING)
-    reasons = sum((Counter(report["reasons"]) for report in reports.values()), Counter[str]())
+    kept = _sum(reports, "kept")
+    reasons, left_out = (_total(reports, key) for key in ("reasons", "left_out"))
     try:
         _refuse("items", len(item_table), _counted(bad_items.column("reason")), data.max_rejected_fraction, rejected)
-        _refuse("interactions", kept + left_out, reasons, data.max_rejected_fraction, rejected)
+        _refuse("interactions", kept + left_out.total(), reasons, data.max_rejected_fraction, rejected)
         _clear(sequences)
         finish = Finish(drafts, sequences, data, item_counts)
         reports, popularity = _reports(context, "write sequences", over(data.num_shards, finish), len(item_ids))
@@ -66,7 +66,9 @@ def run(context: Context) -> Facts:
         _clear(drafts)
     users, interactions = _sum(reports, "users"), _sum(reports, "interactions")
     if not users:
-        raise ValueError("interactions: no user is left; lower data.min_rating or data.min_user_interactions")
+        raise ValueError(
+            "interactions: no user is left; lower data.min_user_interactions or let in more events"
+        )
 
     sizes = {"users": users, "items": len(item_ids), "interactions": interactions}
     _seal(context, sequences, reports, "sequences", sizes)
@@ -81,11 +83,11 @@ def run(context: Context) -> Facts:
     reports, _ = _reports(context, "draw evaluation cases", over(data.num_shards, draw), 0)
     _seal(context, cases, reports, "evaluation_cases", {})
 
-    rows = kept + left_out + reasons.total()
+    rows = kept + left_out.total() + reasons.total()
     return {
         "rows": rows,
         **{f"rejected as {reason}": count for reason, count in sorted(reasons.items())},
-        "below min_rating": left_out,
+        **{f"left out as {reason}": count for reason, count in sorted(left_out.items())},
         "rejected items": bad_items.num_rows,
         **sizes,
         "interactions per user": interactions / users,
@@ -109,7 +111,7 @@ def open_sources(context: Context) -> tuple[Source, Source]:
     """The log and the catalogue, their columns checked. Raises ValueError for what is wrong with them."""
     data, s3 = context.config.data, context.config.storage
     return (
-        open_source("interactions", data.interactions, s3, INTERACTIONS),
+        open_source("interactions", data.interactions, s3, log_columns(data)),
         open_source("items", data.items, s3, ITEMS),
     )
 
@@ -150,6 +152,10 @@ def _reports(
 
 def _sum(reports: dict[int, dict[str, Any]], key: str) -> int:
     return sum(report[key] for report in reports.values())
+
+
+def _total(reports: dict[int, dict[str, Any]], key: str) -> Counter[str]:
+    return sum((Counter(report[key]) for report in reports.values()), Counter[str]())
 
 
 def _counted(reasons: pa.ChunkedArray) -> Counter[str]:

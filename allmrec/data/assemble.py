@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from allmrec.artifacts import shard_name, write_shard
-from allmrec.data.clean import BELOW_MIN_RATING, to_arrow, to_polars
+from allmrec.data.clean import set_aside, to_arrow, to_polars
 from allmrec.data.config import DataConfig
 from allmrec.data.sequences import Sequences
 from allmrec.hashing import hash_strings, mix64
@@ -54,14 +54,14 @@ class Draft:
         if not block.num_rows:
             yield REPORT.empty_table()
         for (shard,), rows in to_polars(block).partition_by("shard", as_dict=True).items():
-            name, reason = shard_name(shard), pl.col("reason")
-            events, duplicates = in_order(rows.filter(reason.is_null()), self.item_ids)
-            bad = rows.filter(reason != BELOW_MIN_RATING).select("reason", "row")
-            bad = pl.concat([bad, duplicates]).sort("reason", "row")
+            name = shard_name(shard)
+            events, duplicates = in_order(rows.filter(pl.col("aside").is_null()), self.item_ids)
+            bad, left_out = set_aside(rows)
+            bad = pl.concat([bad, duplicates], how="diagonal").sort("reason", "row", "file", "number")
             report = {
                 "rejected": write_shard(self.quarantine, rejected.SCHEMA, rejected_name(shard), _log_rejects(bad)),
                 "reasons": dict(bad.group_by("reason").len().iter_rows()),
-                BELOW_MIN_RATING: rows.filter(reason == BELOW_MIN_RATING).height,
+                "left_out": left_out,
                 "kept": events.height,
             }
             write_shard(self.drafts, sequences.SCHEMA, name, histories(events))

@@ -86,9 +86,13 @@ def test_rare_items_go_first_and_then_short_histories():
 
 
 BAD = [
-    {"shard": 0, "reason": rejected.UNKNOWN_ITEM, "row": "{}"},
-    {"shard": 0, "reason": rejected.MALFORMED, "row": "junk"},
-    {"shard": 0, "reason": BELOW_MIN_RATING},
+    {"shard": 0, "aside": json.dumps(aside)}
+    for aside in (
+        {"reason": rejected.UNKNOWN_ITEM, "row": "{}", "file": "log.json", "from_byte": 0, "number": 7},
+        {"reason": rejected.MALFORMED, "row": "junk", "file": "log.json", "from_byte": 0, "number": 1},
+        {"reason": BELOW_MIN_RATING, "count": 1},
+        {"reason": BELOW_MIN_RATING, "count": 4},
+    )
 ]
 
 
@@ -109,7 +113,7 @@ def test_shards_are_drafted_and_finished(tmp_path):
     assert {row["user_id"]: row["shard"] for row in block.to_pylist()[:9]} == {"ann": 0, "bob": 0, "cid": 1}
     first, second, counts, files = drafted(tmp_path, [block])
     assert first[0]["reasons"] == {rejected.DUPLICATE_EVENT: 1, rejected.MALFORMED: 1, rejected.UNKNOWN_ITEM: 1}
-    assert first[0][BELOW_MIN_RATING] == 1
+    assert first[0]["left_out"] == {BELOW_MIN_RATING: 5}
     assert (first[0]["kept"], first[1]["kept"]) == (7, 1)
     assert first[1]["reasons"] == {}
     assert first[0]["rejected"]["rows"] == 3
