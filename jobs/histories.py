@@ -6,7 +6,6 @@ the same bytes. Its manifest is replaced at once, so a killed run leaves what wa
 """
 
 import json
-from collections import Counter
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -73,10 +72,9 @@ class Histories:
         exchange = self.context.artifact("drafts/exchange")
         clear(exchange)
         try:
-            pieces, left_out = self._deal(before, exchange, forgotten, item_ids)
             draft = Draft(
                 exchange=exchange,
-                pieces=pieces,
+                pieces=self._deal(before, exchange, forgotten, item_ids),
                 histories=self.storage,
                 before=before,
                 forgotten=forgotten,
@@ -90,7 +88,7 @@ class Histories:
             clear(exchange)
         files = {name: entry for report in reports.values() for name, entry in report.pop("files").items()}
         shards = [reports[shard] for shard in range(num_shards)]
-        facts = {**made_of, "left_out": left_out, "shards": shards}
+        facts = {**made_of, "shards": shards}
         manifest = seal(self.storage, "histories", identity, files, self.config, facts)
         for entry in list(self.storage.list()):
             if entry.key not in {MANIFEST, *files}:
@@ -110,21 +108,18 @@ class Histories:
         names = NamesItems(storage, self.before, new)
         return not any(table.column("names")[0].as_py() for table in tables(over(len(facts["shards"]), names)))
 
-    def _deal(
-        self, before: Manifest | None, exchange: Storage, forgotten: Forgotten, item_ids: pa.Array
-    ) -> tuple[int, dict[str, int]]:
-        """Read the new files into the exchange: how many pieces, and how many rows of all files were left out."""
-        old = before.facts if before is not None else {"log": [], "left_out": {}}
-        new = {file["uri"] for file in self.files if file not in old["log"]}
+    def _deal(self, before: Manifest | None, exchange: Storage, forgotten: Forgotten, item_ids: pa.Array) -> int:
+        """Read the files that are new into the exchange: how many pieces."""
+        old = before.facts["log"] if before is not None else []
+        new = {file["uri"] for file in self.files if file not in old}
         log = replace(self.log, pieces=tuple(piece for piece in self.log.pieces if piece.uri in new))
-        data, left_out = self.context.config.data, Counter(old["left_out"])
         if log.pieces:
+            data = self.context.config.data
             deal = Deal(CleanInteractions(log, data, item_ids), exchange, forgotten, data.num_shards)
             with self.context.console.progress("read the log", len(log.pieces)) as bar:
-                for table in tables(over(len(log.pieces), deal)):
-                    left_out.update(json.loads(table.column("report")[0].as_py()))
+                for _ in tables(over(len(log.pieces), deal)):
                     bar.advance()
-        return len(log.pieces), dict(sorted(left_out.items()))
+        return len(log.pieces)
 
 
 def shard_reports(

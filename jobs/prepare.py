@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from allmrec.artifacts import MANIFEST, Manifest, read_manifest, seal, shard_name, unseal, write_shard
-from allmrec.data.clean import INTERACTIONS, is_id
+from allmrec.data.clean import is_id, log_columns
 from allmrec.data.finish import CountItems, DrawUsers, Finish
 from allmrec.data.items import ITEMS, CleanItems, index_items, with_popularity
 from allmrec.data.sources import Column, Source, find_files, open_source
@@ -49,9 +49,9 @@ def run(context: Context) -> Facts:
 
     # What was not used, and whether it was too much: then nothing else is written.
     _write_rejected(context, logged, bad_items)
-    shards, left_out = logged.facts["shards"], logged.facts["left_out"]
-    reasons = sum((Counter(shard["reasons"]) for shard in shards), Counter[str]())
-    rows = sum(shard["kept"] for shard in shards) + sum(left_out.values()) + reasons.total()
+    shards = logged.facts["shards"]
+    reasons, left_out = (_totals(shards, key) for key in ("reasons", "left_out"))
+    rows = sum(shard["kept"] for shard in shards) + left_out.total() + reasons.total()
     _refuse("items", len(item_table), _counted(bad_items.column("reason")), data.max_rejected_fraction, rejected)
     _refuse("interactions", rows - reasons.total(), reasons, data.max_rejected_fraction, rejected)
 
@@ -63,7 +63,7 @@ def run(context: Context) -> Facts:
     reports, popularity = shard_reports(context, "write sequences", over(data.num_shards, finish), len(item_ids))
     users, interactions = _sum(reports, "users"), _sum(reports, "interactions")
     if not users:
-        raise ValueError("interactions: no user is left; lower data.min_rating or data.min_user_interactions")
+        raise ValueError("interactions: no user is left; lower data.min_user_interactions or let in more events")
 
     sizes = {"users": users, "items": len(item_ids), "interactions": interactions}
     _seal(context, sequences, reports, "sequences", sizes)
@@ -81,7 +81,7 @@ def run(context: Context) -> Facts:
     return {
         "rows": rows,
         **{f"rejected as {reason}": count for reason, count in sorted(reasons.items())},
-        **{f"left out as {reason}": count for reason, count in left_out.items()},
+        **{f"left out as {reason}": count for reason, count in sorted(left_out.items())},
         "rejected items": bad_items.num_rows,
         **sizes,
         "items with interactions": int(np.count_nonzero(popularity)),
@@ -106,7 +106,7 @@ def open_sources(context: Context) -> tuple[Source, Source]:
     """The log and the catalogue, their columns checked. Raises ValueError for what is wrong with them."""
     data, s3 = context.config.data, context.config.storage
     return (
-        open_source("interactions", data.interactions, s3, INTERACTIONS),
+        open_source("interactions", data.interactions, s3, log_columns(data)),
         open_source("items", data.items, s3, ITEMS),
     )
 
@@ -171,6 +171,10 @@ def _split(context: Context, frequent_I: np.ndarray) -> Split:
 
 def _sum(reports: dict[int, dict[str, Any]], key: str) -> int:
     return sum(report[key] for report in reports.values())
+
+
+def _totals(shards: list[dict[str, Any]], key: str) -> Counter[str]:
+    return sum((Counter(shard[key]) for shard in shards), Counter[str]())
 
 
 def _counted(reasons: pa.ChunkedArray) -> Counter[str]:

@@ -1,9 +1,9 @@
-"""Quarantine: every input row that `prepare` did not use, and why."""
+"""Quarantine: every input row that `prepare` could not use, and why."""
 
 import pyarrow as pa
 
 # The closed list of reasons.
-MALFORMED = "malformed"  # the row cannot be parsed
+MALFORMED = "malformed"  # the line cannot be parsed
 NULL_ID = "null_id"  # user_id or item_id is null or empty
 BAD_TIMESTAMP = "bad_timestamp"  # missing or unparsable
 ABSURD_TIMESTAMP = "absurd_timestamp"  # before data.earliest or after data.latest
@@ -24,6 +24,9 @@ SCHEMA = pa.schema(
     [
         pa.field("source", pa.string(), nullable=False),  # the input table: interactions or items
         pa.field("reason", pa.string(), nullable=False),  # one of REASONS
-        pa.field("row", pa.string(), nullable=False),  # the row as JSON, or its text where it is none
+        pa.field("row", pa.string(), nullable=False),  # the row as JSON, or its text where it is malformed
+        pa.field("file", pa.string()),  # where it stands; null for duplicate events, found when files are long closed
+        pa.field("from_byte", pa.int64()),  # text: lines are counted from the first that begins at or after this byte
+        pa.field("number", pa.int64()),  # of the line, or of the row of a Parquet file, from 1
     ]
 )

@@ -10,7 +10,6 @@ Dimensions: B users, C candidates, K items shared by all rows, U users of the ta
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,6 @@ from allmrec.artifacts import read_table, unseal
 from allmrec.cf.teacher import Teacher, TeacherConfig, save_teacher
 from allmrec.cf.training import ValidationCases, validate
 from allmrec.data.clean import is_id
-from allmrec.data.config import SourceConfig
 from allmrec.data.sequences import Sequences
 from allmrec.data.sources import Column, InputFile, Source, find_files, open_source
 from allmrec.hashing import hash_strings
@@ -151,7 +149,7 @@ def open_tables(config: TeacherConfig, s3: S3Config) -> tuple[Source, Source]:
     items, users = (
         open_source(
             name,
-            _without_globs(name, config, s3),
+            getattr(config, name),
             s3,
             {ids: Column(True, is_id, "text or an integer"), "embedding": Column(True, _is_vector, "a list of floats")},
             f"teacher.{name}",
@@ -163,7 +161,7 @@ def open_tables(config: TeacherConfig, s3: S3Config) -> tuple[Source, Source]:
 
 def table_files(config: TeacherConfig, s3: S3Config) -> dict[str, list[InputFile]]:
     """The files of each table. Raises ValueError where there are none."""
-    return {name: find_files(name, _without_globs(name, config, s3), s3) for name in TABLES}
+    return {name: find_files(name, getattr(config, name), s3) for name in TABLES}
 
 
 def read_vectors(source: Source) -> tuple[pa.ChunkedArray, np.ndarray, np.ndarray]:
@@ -224,19 +222,3 @@ def _refuse_strangers(source: Source, ids: pa.ChunkedArray, found: np.ndarray, w
 def _is_vector(kind: pa.DataType) -> bool:
     lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     return lists and pa.types.is_floating(kind.value_type)
-
-
-def _without_globs(name: str, config: TeacherConfig, s3: S3Config) -> SourceConfig:
-    """A table's config, its globs replaced by the files that they mean; `*` reaches into folders."""
-    source: SourceConfig = getattr(config, name)
-    paths = []
-    for uri in source.paths:
-        folder, wildcard, _ = uri.partition("*")
-        if not wildcard:
-            paths.append(uri)
-            continue
-        folder = folder.rpartition("/")[0]
-        inside = [file.uri for file in find_files(name, SourceConfig(paths=[folder or "."]), s3)]
-        pattern = uri if folder else f"./{uri}"
-        paths += [file for file in inside if fnmatchcase(file, pattern)] or [uri]  # which is then no such path
-    return source.model_copy(update={"paths": paths})

@@ -9,6 +9,7 @@ neither the order of files nor that of item numbers may tell what came last.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from allmrec.artifacts import Manifest, read_part, write_shard
-from allmrec.data.clean import to_arrow, to_polars
+from allmrec.data.clean import set_aside, to_arrow, to_polars
 from allmrec.data.exchange import dealt_rows
 from allmrec.data.forget import Forgotten
 from allmrec.data.sequences import Sequences
@@ -59,7 +60,8 @@ class Draft:
 
     def draft(self, shard: int) -> dict[str, Any]:
         rows = to_polars(dealt_rows(self.exchange, range(self.pieces), shard))
-        good, bad = rows.filter(pl.col("reason").is_null()), _log_rejects(rows.filter(pl.col("reason").is_not_null()))
+        good, (bad_rows, counted) = rows.filter(pl.col("aside").is_null()), set_aside(rows)
+        bad, left_out = _log_rejects(bad_rows), Counter(counted)
         if self.before is not None:
             known = self.before.facts["shards"][shard]
             if not rows.height and not self.forgets:
@@ -67,6 +69,7 @@ class Draft:
             old, old_bad = (read_part(self.histories, self.before, known[kind]) for kind in ("events", "rejected"))
             good = pl.concat([self.forgotten.without(_events(old)), good], how="diagonal")
             bad = pa.concat_tables([_log_rejects(self.forgotten.without(to_polars(old_bad))), bad])
+            left_out.update(known["left_out"])
         table, duplicates = in_order(good, self.item_ids)
         bad = pa.concat_tables([bad, _log_rejects(duplicates)])
         bad = bad.sort_by([(name, "ascending") for name in bad.schema.names])
@@ -80,6 +83,7 @@ class Draft:
                 rejects: write_shard(self.histories, rejected.SCHEMA, rejects, bad.combine_chunks()),
             },
             "kept": len(table.column("item_index").combine_chunks().flatten()) if table.num_rows else 0,
+            "left_out": left_out,
             "reasons": {entry["values"]: entry["counts"] for entry in bad.column("reason").value_counts().to_pylist()},
         }
 
@@ -161,5 +165,5 @@ def _events(table: pa.Table) -> pl.DataFrame:
 
 
 def _log_rejects(rows: pl.DataFrame) -> pa.Table:
-    """Rows of the `rejected` table, from reason and row."""
+    """Rows of the `rejected` table."""
     return to_arrow(rows.with_columns(source=pl.lit("interactions")), rejected.SCHEMA)

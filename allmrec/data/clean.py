@@ -4,34 +4,44 @@ Vectorised over a batch of any size: what becomes of a row depends on that row a
 are found where a user's rows meet, in `assemble`. The catalogue's own cleaning is in `items`.
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from allmrec.data.config import DataConfig
-from allmrec.data.jsonl import MALFORMED
+from allmrec.data.lines import MALFORMED, NUMBER
 from allmrec.data.sources import Column, Source
 from allmrec.hashing import shard_of
 from schemas import rejected
 
-BELOW_MIN_RATING = "below_min_rating"  # left out by data.min_rating: counted, not rejected
+# Why rows are left out that the config does not ask for: counted, not rejected.
+OTHER_EVENT = "other_event"  # not of data.events
+OUTSIDE_WINDOW = "outside_window"  # not from data.start to data.end
+BELOW_MIN_RATING = "below_min_rating"  # or without a rating, by data.min_rating
+LEFT_OUT = (OTHER_EVENT, OUTSIDE_WINDOW, BELOW_MIN_RATING)
 
+# Narrow, for this is what travels to shards.
 CLEANED = pa.schema(
     [
         pa.field("shard", pa.int32(), nullable=False),  # of the user; of a rejected row by its text
-        pa.field("user_id", pa.string()),  # this and the next two are null in rows with a reason
+        pa.field("user_id", pa.string()),  # this and the next two are null in rows with `aside`
         pa.field("item_index", pa.int32()),
         pa.field("timestamp", pa.int64()),  # microseconds since 1970, UTC
-        pa.field("reason", pa.string()),  # null: a good row; or one of rejected.REASONS, or BELOW_MIN_RATING
-        pa.field("row", pa.string()),  # of a rejected row, as in the `rejected` table
+        pa.field("aside", pa.string()),  # null: a good row; or JSON that `set_aside` reads: rejected, or left out
     ]
 )
+_ASIDE: dict[str, Any] = {
+    **dict.fromkeys(("reason", "row", "file"), pl.String),  # of a rejected row, as in the `rejected` table
+    **dict.fromkeys(("from_byte", "number"), pl.Int64),
+    "count": pl.Int64,  # of rows left out for this reason; null for a rejected one
+}
 
-_NUMBERS = (pl.Int64, pl.Float64)
 _ISO = (
     r"^\s*(?<day>\d{4}-\d{2}-\d{2})(?:[T ](?<minutes>\d{2}:\d{2})(?::(?<seconds>\d{2}(?:\.\d{1,9})?))?)?"
     r"\s*(?<zone>Z|[+-]\d{2}:?\d{2})?\s*$"
@@ -60,12 +70,15 @@ def _is_rating(kind: pa.DataType) -> bool:
     return is_number(kind) or is_text(kind) or pa.types.is_null(kind)
 
 
-INTERACTIONS = {
-    "user_id": Column(True, is_id, "text or an integer"),
-    "item_id": Column(True, is_id, "text or an integer"),
-    "timestamp": Column(True, _is_time, "a timestamp, a date, a number or ISO 8601 text"),
-    "rating": Column(False, _is_rating, "a number"),
-}
+def log_columns(data: DataConfig) -> dict[str, Column]:
+    """What columns the log must have; those that nothing asks for are not read."""
+    return {
+        "user_id": Column(True, is_id, "text or an integer"),
+        "item_id": Column(True, is_id, "text or an integer"),
+        "timestamp": Column(True, _is_time, "a timestamp, a date, a number or ISO 8601 text"),
+        "rating": Column(data.min_rating is not None, _is_rating, "a number", read=data.min_rating is not None),
+        "event": Column(data.events is not None, is_id, "text or an integer", read=data.events is not None),
+    }
 
 
 @dataclass(frozen=True)
@@ -78,65 +91,116 @@ class CleanInteractions:
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
         for number in batch["id"]:
-            for table in self.source.read(self.source.pieces[number]):
-                yield clean_interactions(table, self.data, self.item_ids)
+            piece = self.source.pieces[number]
+            for table in self.source.read(piece):
+                yield clean_interactions(table, self.data, self.item_ids, self.source.place(piece))
 
 
-def clean_interactions(table: pa.Table, data: DataConfig, item_ids: pa.Array) -> pa.Table:
-    """Rows of the log under our column names, with MALFORMED → as many CLEANED rows, the good ones first."""
-    log = to_polars(table)
-    catalogue = pl.DataFrame({"item_id": pl.Series(item_ids, dtype=pl.String)}).with_row_index("item_index", offset=1)
-    rating = log["rating"].cast(pl.Float64, strict=False) if "rating" in log.columns else pl.lit(None, pl.Float64)
-    below = pl.lit(False) if data.min_rating is None else (rating < data.min_rating).fill_null(True)
+def clean_interactions(table: pa.Table, data: DataConfig, item_ids: pa.Array, place: Mapping[str, Any]) -> pa.Table:
+    """Rows of the log under our column names, with MALFORMED and NUMBER → CLEANED rows.
+
+    Args:
+        place: `Source.place` of the rows.
+
+    Returns:
+        the good rows, then one for each that is rejected, then one for each reason to leave rows out.
+    """
+    source = data.interactions
+    users, items = (table.column(name).cast(pa.string()) for name in ("user_id", "item_id"))
+    times = pl.Series("timestamp", table.column("timestamp"))
+    facts = pl.DataFrame(
+        {
+            MALFORMED: table.column(MALFORMED).is_valid(),
+            "no_id": pc.or_(_is_blank(users), _is_blank(items)),
+            "timestamp": microseconds(times, source.timestamp_unit, source.timestamp_format),
+            "item_index": pc.add(pc.index_in(items, value_set=item_ids), 1),
+            **{name: table.column(name) for name in ("rating", "event") if name in table.column_names},
+        }
+    )
+    faults = _faults(data)
+    faulty = facts.select(pl.any_horizontal(faults.values())).to_series()
+    if not faulty.any():
+        return _good_rows(users, facts, data.num_shards)
+    good = _good_rows(users.filter(pa.array(~faulty)), facts.filter(~faulty), data.num_shards)
+    reason = pl.coalesce(pl.when(fault).then(pl.lit(name)) for name, fault in faults.items()).alias("reason")
+    bad = to_polars(table.filter(pa.array(faulty))).with_columns(facts.filter(faulty).select(reason))
+    return pa.concat_tables([good, _asides(bad, data.num_shards, place)])
+
+
+def _faults(data: DataConfig) -> dict[str, pl.Expr]:
+    """Reasons, and of which rows they hold; the first that does is a row's."""
     timestamp = pl.col("timestamp")
-    rows = (
-        log.select(
-            pl.col("user_id", "item_id").cast(pl.String),
-            microseconds(log["timestamp"], data.interactions.timestamp_unit),
-            MALFORMED,
-            below.alias("below"),
-            as_read=pl.struct(pl.all().exclude(MALFORMED)),
-        )
-        .join(catalogue, on="item_id", how="left", maintain_order="left")
-        .with_columns(
-            reason=pl.when(pl.col(MALFORMED).is_not_null())
-            .then(pl.lit(rejected.MALFORMED))
-            .when(pl.any_horizontal(pl.col("user_id", "item_id").fill_null("") == ""))
-            .then(pl.lit(rejected.NULL_ID))
-            .when(timestamp.is_null())
-            .then(pl.lit(rejected.BAD_TIMESTAMP))
-            .when(~timestamp.is_between(_midnight(data.earliest), _midnight(data.latest)))
-            .then(pl.lit(rejected.ABSURD_TIMESTAMP))
-            .when(pl.col("item_index").is_null())
-            .then(pl.lit(rejected.UNKNOWN_ITEM))
-            .when("below")
-            .then(pl.lit(BELOW_MIN_RATING))
-        )
-    )
-    reason = pl.col("reason")
-    good = rows.filter(reason.is_null()).select("user_id", pl.col("item_index").cast(pl.Int32), "timestamp")
-    bad = rows.filter(reason.is_in(rejected.REASONS)).select("reason", as_text("as_read"))
-    left_out = rows.filter(reason == BELOW_MIN_RATING).select("reason")
-    cleaned = pl.concat(
-        [
-            good.with_columns(_shards(good["user_id"], data.num_shards)),
-            bad.with_columns(_shards(bad["row"], data.num_shards)),
-            left_out.with_columns(shard=pl.lit(0, pl.Int32)),
-        ],
-        how="diagonal",
-    )
-    return to_arrow(cleaned, CLEANED)
+    faults = {
+        rejected.MALFORMED: pl.col(MALFORMED),
+        rejected.NULL_ID: pl.col("no_id"),
+        rejected.BAD_TIMESTAMP: timestamp.is_null(),
+        rejected.ABSURD_TIMESTAMP: ~timestamp.is_between(_midnight(data.earliest), _midnight(data.latest)),
+    }
+    if data.events is not None:
+        faults[OTHER_EVENT] = ~pl.col("event").cast(pl.String).is_in(data.events).fill_null(False)
+    if data.start is not None or data.end is not None:
+        before = timestamp < _midnight(data.start or date.min)
+        faults[OUTSIDE_WINDOW] = before | (timestamp >= _midnight(data.end or date.max))
+    if data.min_rating is not None:
+        rating = pl.col("rating").cast(pl.Float64, strict=False)
+        faults[BELOW_MIN_RATING] = ~(rating >= data.min_rating).fill_null(False)
+    return {**faults, rejected.UNKNOWN_ITEM: pl.col("item_index").is_null()}
 
 
-def microseconds(times: pl.Series, unit: str) -> pl.Series:
+def _good_rows(users: pa.ChunkedArray, facts: pl.DataFrame, num_shards: int) -> pa.Table:
+    columns = [facts["item_index"].to_arrow(), facts["timestamp"].to_arrow(), pa.nulls(len(facts), pa.string())]
+    return pa.table([pa.array(shard_of(users, num_shards)), users, *columns], schema=CLEANED)
+
+
+def _asides(bad: pl.DataFrame, num_shards: int, place: Mapping[str, Any]) -> pa.Table:
+    """CLEANED rows of rows with a reason."""
+    is_left_out = pl.col("reason").is_in(LEFT_OUT)
+    rejects = bad.filter(~is_left_out).select(
+        "reason",
+        as_text(pl.struct(pl.all().exclude("reason", MALFORMED, NUMBER))),
+        *(pl.lit(value, _ASIDE[name]).alias(name) for name, value in place.items()),
+        number=NUMBER,
+    )
+    left_out = bad.filter(is_left_out).group_by("reason", maintain_order=True).agg(count=pl.len())
+    shards = pl.Series(shard_of(rejects["row"].to_arrow(), num_shards), dtype=pl.Int32)
+    rows = pl.concat(
+        [rejects.with_columns(shard=shards), left_out.with_columns(shard=pl.lit(0, pl.Int32))], how="diagonal"
+    )
+    return to_arrow(rows.select("shard", aside=pl.struct(pl.all().exclude("shard")).struct.json_encode()), CLEANED)
+
+
+def left_out(reason: str, count: int) -> pl.DataFrame:
+    """The CLEANED row that says that `count` rows were left out."""
+    aside = json.dumps({"reason": reason, "count": count})
+    return pl.DataFrame({"shard": pl.Series([0], dtype=pl.Int32), "aside": [aside]})
+
+
+def set_aside(cleaned: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
+    """The rejected of CLEANED rows, as the `rejected` table has them; and how many were left out, by reason."""
+    asides = cleaned.select(pl.col("aside").drop_nulls().str.json_decode(pl.Struct(_ASIDE))).unnest("aside")
+    left_out = asides.filter(pl.col("count").is_not_null()).group_by("reason").agg(pl.col("count").sum())
+    return asides.filter(pl.col("count").is_null()).drop("count"), dict(left_out.iter_rows())
+
+
+def microseconds(times: pl.Series, unit: str, format: str | None = None) -> pl.Series:
     """Timestamps of any accepted type as int64 microseconds since 1970 in UTC, null where they cannot be parsed.
 
     Naive timestamps are taken as UTC. Numbers too large for 64 bits stay the largest there is.
+
+    Args:
+        format: of text other than numbers and ISO 8601, as `strptime` takes it; numbers are taken as text then.
     """
+    if format is not None:
+        kind = pl.Datetime("us", "UTC" if "%z" in format else None)
+        return times.cast(pl.String).str.strptime(kind, format, strict=False).cast(pl.Int64)
     factor = {"s": 1_000_000, "ms": 1_000, "us": 1}[unit]
     largest = (2**63 - 1) // factor
     if times.dtype == pl.String:
-        whole, real = (microseconds(times.str.strip_chars().cast(kind, strict=False), unit) for kind in _NUMBERS)
+        text = times.str.strip_chars()
+        whole = microseconds(text.cast(pl.Int64, strict=False), unit)
+        if whole.null_count() == times.null_count():
+            return whole
+        real = microseconds(text.cast(pl.Float64, strict=False), unit)
         part = times.str.extract_groups(_ISO).struct.unnest().with_columns(pl.col("minutes").fill_null("00:00"))
         iso = part.select(
             pl.concat_str(
@@ -154,7 +218,9 @@ def microseconds(times: pl.Series, unit: str) -> pl.Series:
     if times.dtype.is_float():
         scaled = (times.cast(pl.Float64).fill_nan(None) * factor).clip(-(2.0**62), 2.0**62)
         return scaled.round().cast(pl.Int64)
-    return times.cast(pl.Int128).clip(-largest, largest).cast(pl.Int64) * factor
+    if times.dtype == pl.UInt64:
+        times = times.clip(upper_bound=largest)
+    return times.cast(pl.Int64).clip(-largest, largest) * factor
 
 
 def to_polars(table: pa.Table) -> pl.DataFrame:
@@ -170,13 +236,13 @@ def to_arrow(frame: pl.DataFrame, schema: pa.Schema) -> pa.Table:
     return frame.with_columns(missing).select(schema.names).to_arrow().cast(schema).combine_chunks()
 
 
-def as_text(as_read: str) -> pl.Expr:
-    """The column `row` of the `rejected` table, from a struct of the row's columns and MALFORMED."""
-    return pl.coalesce(MALFORMED, pl.col(as_read).struct.json_encode()).alias("row")
+def as_text(as_read: pl.Expr) -> pl.Expr:
+    """The column `row` of the `rejected` table, from a struct of the row's columns, and MALFORMED."""
+    return pl.coalesce(MALFORMED, as_read.struct.json_encode()).alias("row")
 
 
-def _shards(keys: pl.Series, num_shards: int) -> pl.Series:
-    return pl.Series("shard", shard_of(keys.to_arrow(), num_shards), pl.Int32)
+def _is_blank(ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.equal(pc.binary_length(ids), 0).fill_null(True)
 
 
 def _midnight(day: date) -> int:

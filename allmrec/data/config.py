@@ -3,6 +3,7 @@
 from datetime import date
 from typing import Literal
 
+import polars as pl
 from pydantic import Field, model_validator
 
 from allmrec.config import Section
@@ -10,12 +11,41 @@ from schemas import interactions, items
 
 
 class SourceConfig(Section):
-    """Where an input table lies and what its columns are called there."""
+    """Where an input table lies, how it is written, and what its columns are called there."""
 
-    paths: list[str] = Field(default_factory=list)  # files, folders or s3:// URIs
-    format: Literal["parquet", "jsonl"] = "parquet"  # jsonl also gzipped
+    paths: list[str] = Field(default_factory=list)  # files, folders or globs (*, ?, **), on a disk or s3://
+    format: Literal["parquet", "csv", "jsonl", "literal"] = "parquet"  # literal: a Python dictionary a line
     columns: dict[str, str] = Field(default_factory=dict)  # our name → the source's, where they differ
     timestamp_unit: Literal["s", "ms", "us"] = "s"  # of timestamps that are numbers, counted from 1970 in UTC
+    timestamp_format: str | None = None  # of timestamps that are text other than ISO 8601, e.g. "%d.%m.%Y %H:%M"
+    list_separator: str | None = None  # between categories that come in one text: "|" in Comedy|Drama
+    no_title: str | None = None  # titles in which this regular expression is found count as missing
+
+    # Of csv, which is any delimited text.
+    delimiter: str = Field(",", min_length=1)  # one character or several
+    names: list[str] | None = None  # of the columns, by position; null: the first line of each file has them
+    quote: str | None = Field('"', min_length=1, max_length=1)  # null: quotes are characters like any other
+    quoted_newlines: bool = False  # values may hold newlines; files are read whole then, not in parts
+    nulls: list[str] = Field(default_factory=list)  # values that mean null, such as NULL or \N
+    encoding: Literal["utf-8", "latin-1", "cp1252"] = "utf-8"
+
+    @model_validator(mode="after")
+    def _fits_the_format(self) -> "SourceConfig":
+        defaults = SourceConfig.model_construct()
+        for key in ("delimiter", "names", "quote", "quoted_newlines", "nulls", "encoding"):
+            if self.format != "csv" and getattr(self, key) != getattr(defaults, key):
+                raise ValueError(f"{key} is a key of format csv; this is {self.format}")
+        if "\n" in self.delimiter or "\r" in self.delimiter or self.quote in [*self.delimiter, "\n", "\r"]:
+            raise ValueError("delimiter and quote must differ, and neither can end a line")
+        if self.names is not None and len(set(self.names)) < len(self.names):
+            raise ValueError("names: a name comes twice; each column needs its own")
+        if self.list_separator == "":
+            raise ValueError("list_separator is empty; null splits nothing")
+        try:
+            pl.select(pl.lit("").str.contains(self.no_title or ""))
+        except pl.exceptions.ComputeError:
+            raise ValueError(f"no_title: {self.no_title!r} is no regular expression") from None
+        return self
 
 
 FILTERS = ("repeats", "min_item_interactions", "min_user_interactions", "core", "max_history")  # see DataConfig
@@ -29,6 +59,9 @@ class DataConfig(Section):
     latest: date = date(2100, 1, 1)  # and so are those after it
     max_rejected_fraction: float = Field(0.05, ge=0, le=1)  # of a table's rows; above it the job fails
     min_rating: float | None = None  # interactions rated lower, or not at all, are left out; null keeps all
+    events: list[str] | None = Field(None, min_length=1)  # kinds of event that are kept; null keeps all
+    start: date | None = None  # events before this day are left out
+    end: date | None = None  # events from this day on are left out
     forgotten_users: SourceConfig = SourceConfig()  # a table of user_id: privacy requests; they appear nowhere
     forgotten_items: SourceConfig = SourceConfig()  # a table of item_id: recalls; their index stays, untitled
     # What of the histories becomes `sequences`, in this order. A change of these does not read the log again.
@@ -40,8 +73,10 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "DataConfig":
-        if self.earliest >= self.latest:
-            raise ValueError(f"earliest ({self.earliest}) must come before latest ({self.latest})")
+        for first, then in (("earliest", "latest"), ("start", "end")):
+            bounds = getattr(self, first), getattr(self, then)
+            if None not in bounds and bounds[0] >= bounds[1]:
+                raise ValueError(f"{first} ({bounds[0]}) must come before {then} ({bounds[1]})")
         for name, source, schema in (
             ("interactions", self.interactions, interactions.SCHEMA),
             ("items", self.items, items.INPUT),

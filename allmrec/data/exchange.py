@@ -6,7 +6,6 @@ what becomes of a shard's rows is `assemble`'s.
 """
 
 import io
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,15 +15,14 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from allmrec.data.clean import CLEANED, CleanInteractions, to_arrow, to_polars
+from allmrec.data.clean import CLEANED, CleanInteractions, left_out, to_arrow, to_polars
 from allmrec.data.forget import FORGOTTEN, Forgotten
 from allmrec.storage import Storage
-from schemas import rejected
 
 
 @dataclass(frozen=True)
 class Deal:
-    """Numbers of pieces → their files in the exchange. Reports how many rows were left out, by reason."""
+    """Numbers of pieces → their files in the exchange."""
 
     clean: CleanInteractions
     exchange: Storage
@@ -34,14 +32,11 @@ class Deal:
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
         for piece in batch["id"]:
             rows = to_polars(pa.concat_tables([CLEANED.empty_table(), *self.clean({"id": [piece]})]))
-            used = self.forgotten.without(rows)
-            out = used.filter(used["reason"].is_not_null() & ~used["reason"].is_in(rejected.REASONS))
-            left_out = dict(out["reason"].value_counts().iter_rows())
-            if used.height < rows.height:
-                left_out[FORGOTTEN] = rows.height - used.height
-            used = used.filter(used["reason"].is_null() | used["reason"].is_in(rejected.REASONS))
-            write_piece(self.exchange, piece, used, self.num_shards)
-            yield pa.table({"report": [json.dumps(left_out)]})
+            kept = self.forgotten.without(rows)
+            if kept.height < rows.height:
+                kept = pl.concat([kept, left_out(FORGOTTEN, rows.height - kept.height)], how="diagonal")
+            write_piece(self.exchange, piece, kept, self.num_shards)
+            yield pa.table({"rows": [rows.height]})
 
 
 def write_piece(exchange: Storage, piece: int, rows: pl.DataFrame, num_shards: int) -> None:

@@ -25,20 +25,21 @@ class Forgotten:
         return cls(pa.array(users, pa.string()), pa.array(items, pa.string()), pc.add(known, 1))
 
     def without(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """Rows of any table of ours, less those of forgotten users and items; `row` may be JSON that names them."""
+        """Rows of any table of ours, less those of forgotten users and items, whom a rejected row names in its JSON."""
         tests = {
             "user_id": lambda: pl.col("user_id").is_in(_set(self.users)),
             "item_index": lambda: pl.col("item_index").is_in(_set(self.indices)),
-            "row": lambda: _named("user_id").is_in(_set(self.users)) | _named("item_id").is_in(_set(self.items)),
+            "row": lambda: self._are_named(pl.col("row")),
+            "aside": lambda: self._are_named(pl.col("aside").str.json_path_match("$.row")),
         }
         found = [test().fill_null(False) for column, test in tests.items() if column in rows.columns]
         return rows.filter(~pl.any_horizontal(found)) if len(self.users) or len(self.items) else rows
 
+    def _are_named(self, row: pl.Expr) -> pl.Expr:
+        json = pl.when(row.str.starts_with('{"')).then(row)
+        names = (("user_id", self.users), ("item_id", self.items))
+        return pl.any_horizontal(json.str.json_path_match(f"$.{column}").is_in(_set(ids)) for column, ids in names)
+
 
 def _set(ids: pa.Array) -> pl.Expr:
     return pl.lit(pl.Series(ids)).implode()
-
-
-def _named(column: str) -> pl.Expr:
-    """What a row that is JSON has in a column; null in others."""
-    return pl.when(pl.col("row").str.starts_with('{"')).then(pl.col("row")).str.json_path_match(f"$.{column}")

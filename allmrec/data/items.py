@@ -6,7 +6,7 @@ so `item_index`, is that of their ids, whatever the order of files and rows.
 
 import hashlib
 import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +16,17 @@ import pyarrow as pa
 
 from allmrec.data.catalogue import item_texts
 from allmrec.data.clean import as_text, is_id, is_text, to_arrow, to_polars
-from allmrec.data.jsonl import MALFORMED
+from allmrec.data.config import SourceConfig
+from allmrec.data.lines import MALFORMED, NUMBER
 from allmrec.data.sources import Column, Source
 from schemas import items, rejected
 
-CLEANED = pa.schema([*items.INPUT, pa.field("reason", pa.string()), pa.field("row", pa.string())])
+_REJECTED = rejected.SCHEMA.names[1:]
+
+# Those are null in good rows, but for the file.
+CLEANED = pa.schema([*items.INPUT, *(rejected.SCHEMA.field(name).with_nullable(True) for name in _REJECTED)])
 CLEANED = CLEANED.set(0, CLEANED.field(0).with_nullable(True))  # a rejected row may have no id
 
-_WORDS = ("title", "description", "categories")
 _ENTITY = r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,31});"
 _MARKUP = r"(?is)<script\b.*?</script\s*>|<style\b.*?</style\s*>|<!--.*?-->|</?[a-z][^<>]*>"
 
@@ -35,7 +38,7 @@ def _is_words(kind: pa.DataType, depth: int = 2) -> bool:
 
 
 def _is_flag(kind: pa.DataType) -> bool:
-    return pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)
+    return pa.types.is_boolean(kind) or pa.types.is_integer(kind) or is_text(kind) or pa.types.is_null(kind)
 
 
 ITEMS = {
@@ -55,21 +58,33 @@ class CleanItems:
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
         for number in batch["id"]:
-            for table in self.source.read(self.source.pieces[number]):
-                yield clean_items(table)
+            piece = self.source.pieces[number]
+            for table in self.source.read(piece):
+                yield clean_items(table, self.source.config, self.source.place(piece))
 
 
-def clean_items(table: pa.Table) -> pa.Table:
-    """Rows of the catalogue under our column names, with MALFORMED → as many CLEANED rows, in the same order."""
+def clean_items(table: pa.Table, config: SourceConfig, place: Mapping[str, Any]) -> pa.Table:
+    """Rows of the catalogue under our column names, with MALFORMED and NUMBER → as many CLEANED rows, in their order.
+
+    Args:
+        place: `Source.place` of the rows.
+    """
     raw = to_polars(table)
-    words = raw.with_columns(_words(raw, column) for column in _WORDS).select(_WORDS)
+    words = raw.select(
+        _words(raw, "title"), _words(raw, "description"), _words(raw, "categories", config.list_separator)
+    )
+    if config.no_title:
+        junk = pl.col("title").list.eval(pl.element().str.contains(config.no_title)).list.any()
+        words = words.with_columns(pl.when(~junk).then("title").alias("title"))
     entities = _entities(words)
     rows = raw.select(
         pl.col("item_id").cast(pl.String),
         MALFORMED,
         *(_plain(words[column], entities) for column in words.columns),
+        as_text(pl.struct(pl.all().exclude(MALFORMED, NUMBER))),
+        *(pl.lit(value).alias(name) for name, value in place.items()),
         available=_flag(raw),
-        as_read=pl.struct(pl.all().exclude(MALFORMED)),
+        number=NUMBER,
     ).with_columns(
         pl.col("title", "description").list.join(" ").replace("", None),
         reason=pl.when(pl.col(MALFORMED).is_not_null())
@@ -77,7 +92,9 @@ def clean_items(table: pa.Table) -> pa.Table:
         .when(pl.col("item_id").fill_null("") == "")
         .then(pl.lit(rejected.NULL_ID)),
     )
-    return to_arrow(rows.with_columns(pl.when(pl.col("reason").is_not_null()).then(as_text("as_read"))), CLEANED)
+    is_rejected = pl.col("reason").is_not_null()
+    rows = rows.with_columns(pl.when(is_rejected).then(pl.col(name)) for name in ("row", "from_byte", "number"))
+    return to_arrow(rows, CLEANED)
 
 
 def index_items(
@@ -86,8 +103,11 @@ def index_items(
     """All CLEANED rows → the `items` table with popularity 0, and the rejected rows.
 
     Args:
-        known: ids that have their index, from 1 on; one that the catalogue has no more stays, not available. New ids
-            come after them, in order.
+        known: ids that have their index, from 1 on; one that the catalogue has no more stays, not available.
+
+    New items come after the known ones, ordered by the first file that has them and by id; so a catalogue that grows
+    by files gives the same numbers in one preparation as in many.
+
         forgotten: ids that stay without words, not available.
 
     Of several rows with one id one with a title is kept; of several of those the first in the order of their
@@ -97,24 +117,26 @@ def index_items(
     content = pl.struct(items.INPUT.names).struct.json_encode()
     good = rows.filter(pl.col("reason").is_null()).with_columns(row=content)
     good = good.sort("item_id", pl.col("title").is_null(), "row")
+    good = good.with_columns(first_file=pl.col("file").min().over("item_id"))
     first = pl.col("item_id").is_first_distinct()
     kept = _numbered(good.filter(first), known, forgotten)
     inputs = to_arrow(kept, items.INPUT)
     texts = item_texts(inputs.column("title"), inputs.column("description"))
     kept = kept.with_columns(_text_hashes(texts), popularity=pl.lit(0))
-    duplicates = good.filter(~first).with_columns(reason=pl.lit(rejected.DUPLICATE_ITEM))
-    bad = pl.concat([rows.filter(pl.col("reason").is_not_null()), duplicates]).sort("reason", "row")
+    duplicates = good.filter(~first).drop("first_file").with_columns(reason=pl.lit(rejected.DUPLICATE_ITEM))
+    bad = pl.concat([rows.filter(pl.col("reason").is_not_null()), duplicates]).sort("reason", "row", "file", "number")
     return to_arrow(kept, items.SCHEMA), to_arrow(bad.with_columns(source=pl.lit("items")), rejected.SCHEMA)
 
 
 def _numbered(rows: pl.DataFrame, known: Sequence[str], forgotten: Sequence[str]) -> pl.DataFrame:
-    """CLEANED rows of different items, sorted by id → all items in the order of their new column item_index."""
+    """CLEANED rows of different items with `first_file` → all items in the order of their new column item_index."""
     before = pl.DataFrame({"item_id": pl.Series(known, dtype=pl.String)}).with_row_index("place")
     gone = before.select("item_id").join(rows, on="item_id", how="anti").with_columns(available=pl.lit(False))
     rows = pl.concat([rows, gone], how="diagonal").join(before, on="item_id", how="left")
-    rows = rows.sort("place", "item_id", nulls_last=True).drop("place").with_row_index("item_index", offset=1)
+    rows = rows.sort("place", "first_file", "item_id", nulls_last=True).drop("place")
+    rows = rows.with_row_index("item_index", offset=1)
     out = pl.col("item_id").is_in(pl.Series(forgotten, dtype=pl.String).implode())
-    words = [pl.when(~out).then(pl.col(name)).alias(name) for name in _WORDS]
+    words = [pl.when(~out).then(pl.col(name)).alias(name) for name in ("title", "description", "categories")]
     return rows.with_columns(*words, available=pl.when(out).then(pl.lit(False)).otherwise("available"))
 
 
@@ -128,11 +150,13 @@ def _text_hashes(texts: pa.ChunkedArray) -> pl.Series:
     return pl.Series("text_hash", [hashlib.sha256(text.encode()).hexdigest() for text in texts.to_pylist()], pl.String)
 
 
-def _words(raw: pl.DataFrame, column: str) -> pl.Expr:
+def _words(raw: pl.DataFrame, column: str, separator: str | None = None) -> pl.Expr:
     """A column of text, or of lists or lists of lists of it, as list<string>; null where the source is."""
     kind = raw.schema.get(column, pl.Null())
     if kind == pl.Null:
         return pl.lit(None, pl.List(pl.String)).alias(column)
+    if kind == pl.String and separator:
+        return pl.col(column).str.split(separator)
     if kind == pl.String:
         return pl.when(pl.col(column).is_not_null()).then(pl.concat_list(column))
     nested = isinstance(kind, pl.List) and kind.inner == pl.List
@@ -158,6 +182,6 @@ def _plain(lists: pl.Series, entities: list[str]) -> pl.Series:
 
 def _flag(raw: pl.DataFrame) -> pl.Expr:
     kind = raw.schema.get("available", pl.Null())
-    if kind == pl.String:  # JSON lines of mixed types
+    if kind == pl.String:
         return pl.col("available").str.to_lowercase().is_in(["true", "1"])
     return pl.lit(None, pl.Boolean) if kind == pl.Null else pl.col("available").cast(pl.Boolean)

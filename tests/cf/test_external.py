@@ -15,7 +15,7 @@ from allmrec.artifacts import seal
 from allmrec.cf.external import ExternalTeacher, import_teacher, open_tables, table_files
 from allmrec.cf.retrieval import catalogue_ranks, retrieve
 from allmrec.cf.teacher import TeacherConfig, load_teacher, save_teacher
-from allmrec.data import sources
+from allmrec.data import readers
 from allmrec.data.sequences import Sequences
 from allmrec.hashing import hash_strings
 from allmrec.storage import S3Config, open_storage
@@ -67,7 +67,7 @@ def test_two_tables_become_a_teacher(items: str, users: str):
 
 def test_the_layout_of_the_tables_does_not_matter(tmp_path: Path, items: str, users: str, monkeypatch):
     expected = imported(items, users)[0].state_dict()
-    monkeypatch.setattr(sources, "_ROWS", 2)
+    monkeypatch.setattr(readers, "ROWS", 2)
     fixed, doubles, large = pa.list_(pa.float32(), 2), pa.list_(pa.float64()), pa.large_list(pa.float16())
     write(tmp_path / "many" / "part-1.parquet", list(ITEMS)[:3], list(ITEMS.values())[:3], kind=fixed, row_group_size=1)
     write(tmp_path / "many" / "part-2.parquet", list(ITEMS)[3:], list(ITEMS.values())[3:], kind=doubles)
@@ -90,7 +90,7 @@ def test_globs_mean_files_on_a_disk_and_on_s3(
     monkeypatch.chdir(tmp_path)
     config = TeacherConfig(model="external", item_embeddings="it*", user_representations=["users.parquet"])
     files = table_files(config, S3Config())
-    assert [file.uri for file in files["item_embeddings"]] == ["./items.parquet"]
+    assert [file.uri for file in files["item_embeddings"]] == ["items.parquet"]
     assert torch.equal(teacher.items, imported("it*", "users.parquet")[0].items)
 
 

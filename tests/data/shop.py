@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from allmrec.artifacts import Manifest, seal
 from allmrec.data.assemble import Draft
-from allmrec.data.clean import CLEANED, to_polars
+from allmrec.data.clean import BELOW_MIN_RATING, CLEANED, to_polars
 from allmrec.data.config import DataConfig
 from allmrec.data.exchange import write_piece
 from allmrec.data.finish import Finish
@@ -42,8 +42,12 @@ def rows(events, num_shards=1, bad=()):
 
 
 BAD = [
-    {"shard": 0, "reason": rejected.UNKNOWN_ITEM, "row": '{"user_id":"ann","item_id":"new"}'},
-    {"shard": 0, "reason": rejected.MALFORMED, "row": "junk"},
+    {"shard": 0, "aside": json.dumps(aside)}
+    for aside in (
+        {"reason": rejected.UNKNOWN_ITEM, "row": '{"user_id":"ann","item_id":"new"}', "file": "log.json", "number": 7},
+        {"reason": rejected.MALFORMED, "row": "junk", "file": "log.json", "from_byte": 0, "number": 1},
+        {"reason": BELOW_MIN_RATING, "count": 3},
+    )
 ]
 NOBODY = Forgotten.of([], [], ITEM_IDS)
 EVERYTHING = np.arange(10) > 0

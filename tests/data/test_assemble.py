@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from allmrec.data.assemble import NamesItems, in_order
-from allmrec.data.clean import to_polars
+from allmrec.data.clean import BELOW_MIN_RATING, to_polars
 from allmrec.data.forget import Forgotten
 from schemas import rejected, sequences
 from tests.data.shop import BAD, EVENTS, ITEM_IDS, Shop, rows
@@ -57,6 +57,7 @@ def test_a_draft_reports_what_was_kept_and_what_was_rejected(tmp_path):
     reports = shop.update(block)
     assert reports[0]["reasons"] == {rejected.DUPLICATE_EVENT: 1, rejected.MALFORMED: 1, rejected.UNKNOWN_ITEM: 1}
     assert reports[1]["reasons"] == {}
+    assert (reports[0]["left_out"], reports[1]["left_out"]) == ({BELOW_MIN_RATING: 3}, {})
     assert (reports[0]["kept"], reports[1]["kept"]) == (7, 1)
 
 

@@ -7,9 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allmrec.data.clean import BELOW_MIN_RATING, CLEANED, clean_interactions, microseconds
+from allmrec.data.clean import (
+    BELOW_MIN_RATING,
+    CLEANED,
+    OTHER_EVENT,
+    OUTSIDE_WINDOW,
+    clean_interactions,
+    microseconds,
+    set_aside,
+    to_polars,
+)
 from allmrec.data.config import DataConfig
-from allmrec.data.jsonl import MALFORMED
+from allmrec.data.lines import MALFORMED, NUMBER
 from allmrec.hashing import shard_of
 from schemas import rejected
 
@@ -27,22 +36,30 @@ ROWS = [
     {"user_id": "u2", "item_id": "z", "timestamp": 1_500_000_000, "rating": None},
 ]
 KINDS = {"user_id": pa.string(), "item_id": pa.string(), "timestamp": pa.int64(), "rating": pa.float64()}
-SCHEMA = pa.schema(KINDS | {MALFORMED: pa.string()})
+SCHEMA = pa.schema(KINDS | {MALFORMED: pa.string(), NUMBER: pa.int64()})
+PLACE = {"file": "log.json", "from_byte": 0}
 
 
 def cleaned(rows, schema=SCHEMA, **data):
-    table = clean_interactions(pa.Table.from_pylist(rows, schema), DataConfig(num_shards=4, **data), ITEM_IDS)
-    assert table.schema == CLEANED and len(table) == len(rows)
-    return table.to_pylist()
+    """The good rows, the rejected ones, and how many were left out and why."""
+    rows = [{**row, NUMBER: number} for number, row in enumerate(rows, 1)]
+    table = pa.Table.from_pylist(rows, schema)
+    found = clean_interactions(table, DataConfig(num_shards=4, **data), ITEM_IDS, PLACE)
+    assert found.schema == CLEANED
+    bad, left_out = set_aside(to_polars(found))
+    good = [row for row in found.to_pylist() if row["aside"] is None]
+    assert len(good) + len(bad) + sum(left_out.values()) == len(rows)
+    assert len(found) == len(good) + len(bad) + len(left_out)
+    return good, bad.to_dicts(), left_out
 
 
 def test_every_reason_and_the_row_as_json():
-    rows = cleaned(ROWS)
-    assert [(row["user_id"], row["item_index"], row["timestamp"]) for row in rows if not row["reason"]] == [
+    good, bad, left_out = cleaned(ROWS)
+    assert [(row["user_id"], row["item_index"], row["timestamp"]) for row in good] == [
         ("u1", 2, 1_500_000_000_000_000),
         ("u1", 1, 1_500_000_001_000_000),
     ]
-    assert [(row["reason"], row["row"]) for row in rows if row["reason"]] == [
+    assert [(row["reason"], row["row"]) for row in bad] == [
         (rejected.MALFORMED, '{"user_id": "u'),
         (rejected.NULL_ID, '{"user_id":null,"item_id":"a","timestamp":1500000000,"rating":1.0}'),
         (rejected.NULL_ID, '{"user_id":"u2","item_id":"","timestamp":1500000000,"rating":1.0}'),
@@ -51,29 +68,48 @@ def test_every_reason_and_the_row_as_json():
         (rejected.ABSURD_TIMESTAMP, f'{{"user_id":"u2","item_id":"a","timestamp":{2**62},"rating":1.0}}'),
         (rejected.UNKNOWN_ITEM, '{"user_id":"u2","item_id":"z","timestamp":1500000000,"rating":null}'),
     ]
+    assert [(row["file"], row["from_byte"], row["number"]) for row in bad] == [
+        ("log.json", 0, number) for number in range(3, 10)
+    ]
+    assert not left_out
 
 
 def test_a_row_goes_to_its_users_shard():
     users = [f"user-{number}" for number in range(50)]
-    rows = cleaned([{"user_id": user, "item_id": "a", "timestamp": 1_500_000_000} for user in users])
-    assert [row["shard"] for row in rows] == shard_of(pa.array(users), 4).tolist()
-    assert {row["shard"] for row in rows} == {0, 1, 2, 3}
+    good, *_ = cleaned([{"user_id": user, "item_id": "a", "timestamp": 1_500_000_000} for user in users])
+    assert [row["shard"] for row in good] == shard_of(pa.array(users), 4).tolist()
+    assert {row["shard"] for row in good} == {0, 1, 2, 3}
 
 
-def test_low_ratings_are_left_out_but_not_rejected():
-    rows = cleaned([*ROWS[:2], {**ROWS[0], "rating": None}], min_rating=3)
-    assert [(row["item_index"], row["reason"], row["row"]) for row in rows] == [
-        (2, None, None),
-        (None, BELOW_MIN_RATING, None),
-        (None, BELOW_MIN_RATING, None),
+def test_what_the_config_does_not_ask_for_is_left_out_and_counted():
+    rows = [
+        {"rating": 5.0, "event": "buy"},
+        {"rating": 2.0, "event": "buy"},
+        {"rating": None, "event": "buy"},
+        {"rating": 5.0, "event": "view"},
+        {"rating": 5.0, "event": None, "item_id": "z"},
+        {"rating": 5.0, "event": "buy", "timestamp": 1_500_000_000 + 86_400},
+        {"rating": 5.0, "event": "buy", "timestamp": 1_500_000_000 - 86_400},
+        {"rating": 5.0, "event": "cart", "item_id": "z"},
+        {"rating": 1.0, "event": "view", "timestamp": None},
     ]
+    rows = [{"user_id": "u1", "item_id": "b", "timestamp": 1_500_000_000} | row for row in rows]
+    schema, day = SCHEMA.append(pa.field("event", pa.string())), dt.date.fromtimestamp(1_500_000_000)
+    wanted = {"min_rating": 3, "events": ["buy", "cart"], "start": day, "end": day + dt.timedelta(1)}
+    good, bad, left_out = cleaned(rows, schema, **wanted)
+    assert len(good) == 1
+    assert [row["reason"] for row in bad] == [rejected.UNKNOWN_ITEM, rejected.BAD_TIMESTAMP]
+    assert left_out == {BELOW_MIN_RATING: 2, OTHER_EVENT: 2, OUTSIDE_WINDOW: 2}
+    assert cleaned(rows, schema, start=day)[2] == {OUTSIDE_WINDOW: 1}
+    assert cleaned(rows, schema, end=day)[2] == {OUTSIDE_WINDOW: 7}
 
 
 def test_bounds_are_config():
     day = dt.date.fromtimestamp(1_500_000_000)
-    assert cleaned(ROWS[:1], earliest=day, latest=day + dt.timedelta(1))[0]["reason"] is None
-    assert cleaned(ROWS[:1], latest=day)[0]["reason"] == rejected.ABSURD_TIMESTAMP
-    assert cleaned(ROWS[:1], earliest=day + dt.timedelta(1))[0]["reason"] == rejected.ABSURD_TIMESTAMP
+    assert cleaned(ROWS[:1], earliest=day, latest=day + dt.timedelta(1))[0]
+    for bounds in {"latest": day}, {"earliest": day + dt.timedelta(1)}:
+        _, (bad,), _ = cleaned(ROWS[:1], **bounds)
+        assert bad["reason"] == rejected.ABSURD_TIMESTAMP
 
 
 def test_integer_and_dictionary_ids_are_read_as_text():
@@ -83,21 +119,23 @@ def test_integer_and_dictionary_ids_are_read_as_text():
             "item_id": pa.array([7, 8]),
             "timestamp": pa.array([1_500_000_000] * 2),
             MALFORMED: pa.nulls(2, pa.string()),
+            NUMBER: pa.array([1, 2]),
         }
     )
-    rows = clean_interactions(table, DataConfig(), pa.array(["7"])).to_pylist()
-    assert [(row["user_id"], row["item_index"], row["reason"]) for row in rows] == [
-        ("u", 1, None),
-        (None, None, rejected.UNKNOWN_ITEM),
-    ]
-    assert json.loads(rows[1]["row"])["user_id"] == "v"
+    rows = clean_interactions(table, DataConfig(), pa.array(["7"]), PLACE).to_pylist()
+    assert [(row["user_id"], row["item_index"]) for row in rows] == [("u", 1), (None, None)]
+    bad = json.loads(rows[1]["aside"])
+    assert bad["reason"] == rejected.UNKNOWN_ITEM
+    assert json.loads(bad["row"])["user_id"] == "v"
 
 
 @given(order=st.permutations(range(len(ROWS))), cut=st.integers(0, len(ROWS)))
 def test_a_row_fares_the_same_in_any_batch(order, cut):
+    def told(*batches):
+        return sorted(str(row | {"number": 0}) for good, bad, _ in batches for row in [*good, *bad])
+
     rows = [ROWS[number] for number in order]
-    apart = [*cleaned(rows[:cut]), *cleaned(rows[cut:])]
-    assert sorted(map(str, apart)) == sorted(map(str, cleaned(ROWS)))
+    assert told(cleaned(rows[:cut]), cleaned(rows[cut:])) == told(cleaned(ROWS))
 
 
 @pytest.mark.parametrize(
@@ -138,3 +176,22 @@ def test_timestamps_of_other_types():
         assert microseconds(values, unit).to_list() == [us], values
     assert microseconds(pl.Series([moment.date()]), "s").to_list() == [17_699 * DAY_US]
     assert microseconds(pl.Series([float("nan"), float("inf")]), "s").to_list() == [None, 2**62]
+
+
+def test_timestamps_of_a_format():
+    assert microseconds(pl.Series(["06 17, 2018", "6 17, 2018", "junk", None]), "s", "%m %d, %Y").to_list() == [
+        17_699 * DAY_US,
+        17_699 * DAY_US,
+        None,
+        None,
+    ]
+    assert microseconds(pl.Series([20180617, 20181399]), "s", "%Y%m%d").to_list() == [17_699 * DAY_US, None]
+    zoned = pl.Series(["17.06.2018 02:00 +0200"])
+    assert microseconds(zoned, "s", "%d.%m.%Y %H:%M %z").to_list() == [17_699 * DAY_US]
+
+
+def test_numbers_as_text_beside_other_text():
+    texts = pl.Series(["1529193600", " 1529193601 ", "2018-06-17", "junk", None])
+    us = 17_699 * DAY_US
+    assert microseconds(texts, "s").to_list() == [us, us + 1_000_000, us, None, None]
+    assert microseconds(texts[:2], "s").to_list() == [us, us + 1_000_000]

@@ -1,3 +1,5 @@
+import json
+
 import polars as pl
 import pyarrow as pa
 
@@ -30,6 +32,13 @@ def test_rows_of_users_and_items_go_wherever_they_are_named():
 def test_tables_without_some_of_the_columns():
     assert Forgotten.of(["ann"], [], ITEM_IDS).without(ROWS.select("item_index")).height == 7
     assert Forgotten.of([], ["c"], ITEM_IDS).without(ROWS.select("user_id", "item_index")).height == 6
+
+
+def test_rows_that_cleaning_set_aside_are_looked_into():
+    asides = [json.dumps({"reason": "unknown_item", "row": row}) for row in ROWS["row"].drop_nulls()]
+    rows = pl.DataFrame({"aside": [None, *asides, '{"reason":"below_min_rating","count":3}']})
+    kept = Forgotten.of(["ann"], ["b"], ITEM_IDS).without(rows)["aside"].to_list()
+    assert kept == [None, asides[2], asides[3], '{"reason":"below_min_rating","count":3}']
 
 
 def test_nobody_is_forgotten():

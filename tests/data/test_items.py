@@ -4,15 +4,22 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allmrec.data.items import clean_items, index_items, with_popularity
-from allmrec.data.jsonl import MALFORMED
+from allmrec.data.config import SourceConfig
+from allmrec.data.items import clean_items as clean
+from allmrec.data.items import index_items, with_popularity
+from allmrec.data.lines import MALFORMED, NUMBER
 from schemas import items, rejected
 
 
 def table(rows, **types):
     """Rows with the named types, text where nothing is said."""
-    names = {name: None for row in rows for name in row} | {MALFORMED: None}
+    names = {name: None for row in rows for name in row} | {MALFORMED: None, NUMBER: None}
+    rows, types = [{**row, NUMBER: 7} for row in rows], {**types, NUMBER: pa.int64()}
     return pa.Table.from_pylist(rows, pa.schema([(name, types.get(name, pa.string())) for name in names]))
+
+
+def clean_items(table, **settings):
+    return clean(table, SourceConfig(**settings), {"file": "items.json", "from_byte": 0})
 
 
 def only(rows, **types):
@@ -52,9 +59,21 @@ def test_lists_of_paragraphs_become_one_text_and_categories_stay_lists():
 
 def test_columns_that_are_missing_or_empty_are_null():
     row = only([{"item_id": 5, "title": None}], item_id=pa.int64(), title=pa.null())
-    assert row == {name: None for name in row} | {"item_id": "5"}
+    assert row == {name: None for name in row} | {"item_id": "5", "file": "items.json"}
     assert only([{"item_id": "i", "title": "t", "available": False}], available=pa.bool_())["available"] is False
     assert only([{"item_id": "i", "title": "t", "available": "true"}])["available"] is True
+
+
+def test_titles_that_are_none_and_categories_in_one_text():
+    rows = [
+        {"item_id": "a", "title": "var aPageStart = (new Date()).getTime();", "categories": "Comedy|Drama"},
+        {"item_id": "b", "title": "getting time", "categories": None},
+    ]
+    found = clean_items(table(rows), no_title="getTime|function *[(]", list_separator="|").to_pylist()
+    assert [(row["title"], row["categories"]) for row in found] == [
+        (None, ["Comedy", "Drama"]),
+        ("getting time", None),
+    ]
 
 
 ROWS = [
@@ -87,6 +106,10 @@ def test_items_are_indexed_by_id_and_duplicates_rejected():
     ]
     assert bad.schema == rejected.SCHEMA
     assert set(bad.column("source").to_pylist()) == {"items"}
+    assert bad.select(["file", "from_byte", "number"]).to_pylist() == [
+        *[{"file": "items.json", "from_byte": None, "number": None}] * 3,
+        *[{"file": "items.json", "from_byte": 0, "number": 7}] * 2,
+    ]
     duplicate = '{"item_id":"%s","title":%s,"description":%s,"categories":null,"available":null}'
     assert bad.select(["reason", "row"]).to_pylist() == [
         {"reason": rejected.DUPLICATE_ITEM, "row": row}

@@ -1,23 +1,28 @@
 import gzip
 import json
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from allmrec.data import sources
-from allmrec.data.clean import INTERACTIONS
-from allmrec.data.config import SourceConfig
-from allmrec.data.jsonl import MALFORMED
+from allmrec.data import readers
+from allmrec.data.clean import log_columns
+from allmrec.data.config import DataConfig, SourceConfig
+from allmrec.data.lines import MALFORMED, NUMBER
 from allmrec.data.sources import find_files, open_source
 from allmrec.storage import S3Config, open_storage
 
 ROWS = [{"user_id": f"u{n}", "item_id": n % 3, "timestamp": n, "page": "x"} for n in range(100)]
 
 
-def opened(paths, format="parquet", s3=None, **columns):
-    config = SourceConfig(paths=[str(path) for path in paths], format=format, columns=columns)
-    return open_source("interactions", config, s3 or S3Config(), INTERACTIONS)
+COLUMNS = log_columns(DataConfig())
+COLUMNS["rating"] = replace(COLUMNS["rating"], read=True)
+
+
+def opened(paths, format="parquet", s3=None, settings=None, **columns):
+    config = SourceConfig(paths=[str(path) for path in paths], format=format, columns=columns, **settings or {})
+    return open_source("interactions", config, s3 or S3Config(), COLUMNS)
 
 
 def read(source):
@@ -31,7 +36,7 @@ def write_parquet(path, rows=ROWS, **options):
 
 
 def test_parquet_is_cut_at_row_groups_and_read_back(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_ROWS", 25)
+    monkeypatch.setattr(readers, "ROWS", 25)
     source = opened([write_parquet(tmp_path / "log.parquet", row_group_size=10)])
     assert [(piece.start, piece.stop, piece.rows) for piece in source.pieces] == [
         (0, 2, 20),
@@ -47,7 +52,7 @@ def test_parquet_is_cut_at_row_groups_and_read_back(tmp_path, monkeypatch):
 
 
 def test_json_lines_are_cut_by_bytes_unless_gzipped(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_RANGE", 1000)
+    monkeypatch.setattr(readers, "RANGE", 1000)
     text = "\n".join(json.dumps(row) for row in ROWS)
     (tmp_path / "a.jsonl").write_text(text)
     (tmp_path / "b.json.gz").write_bytes(gzip.compress(text.encode()))
@@ -60,7 +65,8 @@ def test_json_lines_are_cut_by_bytes_unless_gzipped(tmp_path, monkeypatch):
 def test_columns_are_mapped(tmp_path):
     rows = [{"who": "u", "asin": "i", "when": 3, "user_id": "not this one"}]
     source = opened([write_parquet(tmp_path / "log.parquet", rows)], user_id="who", item_id="asin", timestamp="when")
-    assert read(source).to_pylist() == [{"user_id": "u", "item_id": "i", "timestamp": 3, MALFORMED: None}]
+    row = {"user_id": "u", "item_id": "i", "timestamp": 3, MALFORMED: None, NUMBER: 1}
+    assert read(source).to_pylist() == [row]
 
 
 def test_an_optional_column_may_be_missing_in_some_files(tmp_path):
@@ -82,8 +88,72 @@ def test_s3_is_read_like_a_folder(s3, s3_uri, tmp_path):
     open_storage(s3_uri, s3).write("logs/part-0.parquet", data)
     assert read(opened([f"{s3_uri}/logs/"], s3=s3)).num_rows == 100
     assert read(opened([f"{s3_uri}/logs/part-0.parquet"], s3=s3)).num_rows == 100
+    assert read(opened([f"{s3_uri}/l*/part-?.parquet"], s3=s3)).num_rows == 100
+    open_storage(s3_uri, s3).write("csv/day=1/log.csv.gz", gzip.compress(b"user_id,item_id\nu,i\n"))
+    assert read(opened([f"{s3_uri}/csv"], "csv", s3, timestamp="day")).column("timestamp").to_pylist() == ["1"]
     with pytest.raises(ValueError, match="no such path: s3://"):
         opened([f"{s3_uri}/nothing"], s3=s3)
+
+
+CSV = "timestamp,user_id,item_id\n" + "".join(f'{n},u{n},"{n},x"\n' for n in range(100))
+
+
+@pytest.mark.parametrize("name", ["log.csv", "log.csv.gz", "log.csv.zst"])
+def test_csv_is_cut_by_bytes_unless_compressed(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(readers, "RANGE", 300)
+    path = tmp_path / name
+    path.write_bytes({"v": bytes, "z": gzip.compress, "t": pa.Codec("zstd").compress}[name[-1]](CSV.encode()))
+    source = opened([tmp_path], format="csv")
+    assert len(source.pieces) == (1 if name != "log.csv" else -(-len(CSV) // 300))
+    table = read(source)
+    assert table.column("timestamp").to_pylist() == [str(n) for n in range(100)]
+    assert table.column("item_id").to_pylist() == [f"{n},x" for n in range(100)]
+    assert table.column(MALFORMED).null_count == 100
+    assert table.column(NUMBER)[0].as_py() == 2  # after the header
+    assert source.place(source.pieces[-1]) == {"file": str(path), "from_byte": source.pieces[-1].start}
+
+
+def test_headers_may_differ_and_names_may_be_given(tmp_path):
+    (tmp_path / "a.csv").write_text("user_id,item_id,timestamp\nu,i,1\n")
+    (tmp_path / "b.csv").write_text("timestamp,rating,item_id,user_id\n2,4.5,j,v\n")
+    rows = read(opened([tmp_path / "b.csv"], format="csv")).to_pylist()
+    assert [tuple(row.values())[:4] for row in rows] == [("v", "j", "2", "4.5")]
+    rows = read(opened([tmp_path], format="csv")).select(["user_id", "rating"]).to_pylist()
+    assert rows == [{"user_id": "u", "rating": None}, {"user_id": "v", "rating": "4.5"}]
+    (tmp_path / "a.csv").write_text("u::i::1\n")
+    names = {"names": ["who", "item_id", "timestamp"], "delimiter": "::"}
+    table = read(opened([tmp_path / "a.csv"], format="csv", settings=names, user_id="who"))
+    assert table.to_pylist() == [{"user_id": "u", "item_id": "i", "timestamp": "1", MALFORMED: None, NUMBER: 1}]
+
+
+def test_newlines_in_values_make_a_file_one_piece(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "RANGE", 10)
+    (tmp_path / "log.csv").write_text('user_id,item_id,timestamp\n"u\n1",i,1\nv,i,2\n')
+    source = opened([tmp_path], format="csv", settings={"quoted_newlines": True})
+    assert len(source.pieces) == 1
+    assert read(source).column("user_id").to_pylist() == ["u\n1", "v"]
+
+
+def test_literals_are_read_as_objects(tmp_path):
+    (tmp_path / "log.json").write_text("".join(f"{row!r}\n" for row in ROWS))
+    assert read(opened([tmp_path], format="literal")).column("user_id").to_pylist() == [f"u{n}" for n in range(100)]
+
+
+def test_folders_names_hold_columns(tmp_path):
+    for day, event in ("2024-01-01", "view"), ("2024-01-02", "__HIVE_DEFAULT_PARTITION__"):
+        rows = [{"user_id": "u", "item_id": "i"}]
+        write_parquet(tmp_path / f"log/day={day}/kind={event}/part%200.parquet", rows)
+        (tmp_path / f"text/day={day}").mkdir(parents=True)
+        (tmp_path / f"text/day={day}/log.json").write_text(json.dumps({"user_id": "u", "item_id": "i"}))
+    rows = read(opened([tmp_path / "log"], timestamp="day", rating="kind")).to_pylist()
+    assert [(row["timestamp"], row["rating"]) for row in rows] == [("2024-01-01", "view"), ("2024-01-02", None)]
+    rows = read(opened([tmp_path / "text"], format="jsonl", timestamp="day")).to_pylist()
+    assert [row["timestamp"] for row in rows] == ["2024-01-01", "2024-01-02"]
+    rows = read(opened([tmp_path / "text/day=2024-01-02"], format="jsonl", timestamp="day")).to_pylist()
+    assert [row["timestamp"] for row in rows] == ["2024-01-02"]
+    write_parquet(tmp_path / "log/apart.parquet", rows=[{"user_id": "u", "item_id": "i"}])
+    with pytest.raises(ValueError, match=r"'day' is missing in .*apart\.parquet"):
+        opened([tmp_path / "log"], timestamp="day")
 
 
 def test_what_users_get_wrong_is_named_in_one_line(tmp_path):
@@ -102,7 +172,7 @@ def test_what_users_get_wrong_is_named_in_one_line(tmp_path):
     for message, call in {
         "paths is empty": lambda: opened([]),
         f"interactions: no such path: {tmp_path}/absent": lambda: opened([tmp_path / "absent"]),
-        "holds no .json or .jsonl": lambda: opened([tmp_path / "good"], format="jsonl"),
+        "holds no .json or .jsonl or .ndjson": lambda: opened([tmp_path / "good"], format="jsonl"),
         "'asin' is missing in": lambda: opened([good], item_id="asin"),
         "which has user_id, item_id, timestamp, page": lambda: opened([good], item_id="asin"),
         "data.interactions.columns.item_id": lambda: opened([good], item_id="asin"),

@@ -130,6 +130,19 @@ def test_items_keep_their_numbers_and_new_ones_come_after_them(tmp_path):
     assert {31, 32} <= found
 
 
+def test_a_catalogue_that_grows_by_files_gives_the_numbers_of_one_preparation(tmp_path):
+    shop = [SHOP[20:], [{"asin": "a", "title": "A"}, *SHOP[5:20]], SHOP[:5]]
+    config = config_of(tmp_path / "grown", tmp_path / "log", tmp_path / "shop", max_rejected_fraction=0.9)
+    for number, items in enumerate(shop):
+        write_parquet(tmp_path / "shop" / f"{number}.parquet", items)
+        write_parquet(tmp_path / "log" / f"{number}.parquet", day_of(number))
+        storage, _ = prepared(config)
+    scratch = config_of(tmp_path / "scratch", tmp_path / "log", tmp_path / "shop", max_rejected_fraction=0.9)
+    assert digests(storage) == digests(prepared(scratch)[0])
+    ids = read_table(storage.at("items")).column("item_id").to_pylist()
+    assert ids == [item["asin"] for items in shop for item in sorted(items, key=lambda item: item["asin"])]
+
+
 def test_the_forgotten_appear_nowhere(tmp_path, shop_path):
     rows = log()
     write_parquet(tmp_path / "log" / "a.parquet", rows)

@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from allmrec.artifacts import read_manifest, read_table
-from allmrec.data import sources
+from allmrec.data import readers
 from allmrec.data.sequences import Sequences
 from allmrec.hashing import shard_of
 from allmrec.storage import S3Config, open_storage
@@ -95,7 +95,12 @@ def prepared(config):
 
 
 def digests(storage):
-    return {name: read_manifest(storage.at(name)).digest for name in STEP.outputs}
+    """Of all tables but the rejected rows, which say what file they come from."""
+    return {name: read_manifest(storage.at(name)).digest for name in STEP.outputs if name != "rejected"}
+
+
+def rejects(storage):
+    return sorted(map(str, read_table(storage.at("rejected")).select(["source", "reason", "row"]).to_pylist()))
 
 
 def test_a_tiny_log_from_json_lines(tmp_path):
@@ -124,15 +129,15 @@ def test_a_tiny_log_from_json_lines(tmp_path):
     assert sequences["ann"]["item_index"] == [1, 3, 2]
     assert [stamp.timestamp() - 1_500_000_000 for stamp in sequences["ann"]["timestamp"]] == [100, 200, 300]
     assert sequences["bob"]["item_index"] == [3]
-    rejected = read_table(storage.at("rejected")).sort_by([("reason", "ascending"), ("row", "ascending")])
+    rejected = read_table(storage.at("rejected")).sort_by([("reason", "ascending"), ("number", "ascending")])
     duplicate = '{"user_id":"ann","item_id":"c","timestamp":"2017-07-14T02:43:20+00:00"}'
     assert rejected.to_pylist() == [
-        {"source": "interactions", "reason": reason, "row": row}
-        for reason, row in [
-            ("duplicate_event", duplicate),
-            ("malformed", "[]"),
-            ("malformed", '{"user_id": "bo'),
-            ("unknown_item", '{"user_id":"bob","item_id":"x","timestamp":"1500000000"}'),
+        {"source": "interactions", "reason": reason, "row": row, "file": file, "from_byte": start, "number": number}
+        for reason, row, file, start, number in [
+            ("duplicate_event", duplicate, None, None, None),
+            ("malformed", '{"user_id": "bo', str(log_path), 0, 7),
+            ("malformed", "[]", str(log_path), 0, 8),
+            ("unknown_item", '{"user_id":"bob","item_id":"x","timestamp":"1500000000"}', str(log_path), 0, 6),
         ]
     ]
     cases = read_table(storage.at("evaluation_cases")).to_pylist()
@@ -166,11 +171,11 @@ def test_files_rows_and_blocks_may_come_in_any_way(tmp_path, monkeypatch):
     parts = np.array_split(random.permutation(len(rows)), 4)
     for name, part in zip("dacb", parts, strict=True):
         write_parquet(tmp_path / "many" / f"{name}.parquet", [rows[row] for row in part], row_group_size=17)
-    write_parquet(tmp_path / "shop" / "b.parquet", SHOP[:11])
-    write_parquet(tmp_path / "shop" / "a.parquet", SHOP[:10:-1])
-    monkeypatch.setattr(sources, "_ROWS", 40)
+    write_parquet(tmp_path / "shop" / "b.parquet", SHOP[::-1], row_group_size=7)
+    monkeypatch.setattr(readers, "ROWS", 40)
     many, _ = prepared(config_of(tmp_path / "two", tmp_path / "many", tmp_path / "shop"))
     assert digests(many) == digests(whole)
+    assert rejects(many) == rejects(whole)
 
     # And what was written is what it should be.
     shards = read_manifest(whole.at("sequences")).files
@@ -235,9 +240,8 @@ def test_thresholds_and_ratings(tmp_path):
     table = read_table(storage.at("sequences")).to_pylist()
     assert {row["user_id"]: len(row["item_index"]) for row in table} == expected
     assert 0 < len(expected) < 60
-    assert facts["done"]["left out as below_min_rating"] == sum(
-        row["rating"] < 3 for row in [*rows[:600], *rows[:600:10]]
-    )
+    low = sum(row["rating"] < 3 for row in rows[:661])  # also the one of an unknown item
+    assert facts["done"]["left out as below_min_rating"] == low
 
 
 def test_on_s3_from_s3(tmp_path, s3, s3_uri):
@@ -248,6 +252,7 @@ def test_on_s3_from_s3(tmp_path, s3, s3_uri):
     written, _ = prepared(config)
     local, _ = prepared(config_of(tmp_path / "runs", tmp_path / "log.parquet", tmp_path / "shop.parquet"))
     assert digests(written) == digests(local)
+    assert rejects(written) == rejects(local)
     assert not list(written.list("drafts/"))
 
 
