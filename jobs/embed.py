@@ -2,123 +2,144 @@
 
     python -m jobs.embed --config jobs/configs/demo.yaml
 
-Only texts that the previous embeddings do not hold, by this encoder, are encoded; a text that several items share
-is encoded once.
+Actors that hold the encoder embed the texts that its cache does not hold, and keep what they made in the cache, block
+by block: a run that was killed goes on where it was, and a text that did not change costs nothing. Then tasks lay the
+embeddings out by item, in shards; those without a change stay. The driver holds texts and hashes, never an embedding.
 """
 
-import time
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from allmrec.artifacts import read_manifest, read_table, seal, shard_name, unseal, write_shard
+from allmrec.artifacts import MANIFEST, read_manifest, read_table, seal, unseal
 from allmrec.data.catalogue import UNTITLED, Catalogue
-from allmrec.storage import Storage
-from allmrec.text.encoder import TextEncoder, encoder_identity, model_folder, refuse_not_finite, to_lists
+from allmrec.text.blocks import EmbedTexts, LayOut
+from allmrec.text.cache import Index, TextCache
+from allmrec.text.encoder import encoder_identity, model_folder
 from jobs.datasets import tables
 from jobs.step import Context, Facts, Step
 from jobs.workers import start_ray
-from schemas import item_text_embeddings
 
-BATCHES_PER_BLOCK = 8  # the encoder sorts a block's texts by length, so that batches hold little padding
-ROWS_PER_FILE = 1 << 17
+BATCHES_PER_BLOCK = 16  # a block of texts is the unit of resuming
+ITEMS_PER_SHARD = 1 << 15
 
 
 def run(context: Context) -> Facts:
-    table, encoder = read_table(context.artifact("items")), encoder_identity(context.config.text)
-    items = Catalogue.from_table(table)
-    target = context.artifact("item_text_embeddings")
+    table, encoder = read_table(context.artifact("items")), identity(context)
+    items, cache = Catalogue.from_table(table), TextCache.of(context.storage, encoder)
     wanted = pa.table({"item_id": items.item_ids, "text_hash": items.text_hashes, "text": items.texts})[1:]
 
-    known = previous_embeddings(target, encoder)
-    new = wanted.filter(pc.invert(pc.is_in(wanted["text_hash"], known["text_hash"])))
-    started = time.monotonic()
-    encoded = encode(context, _first_of_each_text(new), encoder)
-    seconds = max(time.monotonic() - started, 1e-9)
+    # Embed the texts that no run before this one has.
+    index = cache.index()
+    missing = index.find(wanted["text_hash"])[0] < 0
+    speed: Facts = {"items_per_s": None}
+    if missing.any():
+        speed = embed(context, first_of_each_text(wanted.filter(pa.array(missing))), cache, encoder)
+        index = cache.index()
 
-    # The old embeddings are read by now; should the writing be cut short, all are encoded again.
+    # Lay the embeddings out by item.
+    target = context.artifact("item_text_embeddings")
+    before = read_manifest(target) if target.exists(MANIFEST) else None
     unseal(target)
-    files = write_embeddings(target, wanted, [known, *encoded], encoder)
+    files, unchanged = lay_out(context, wanted, LayOut(target, before, cache, index.files, encoder), index)
+    for entry in list(target.list()):
+        if entry.key not in files:  # of items that are gone
+            target.delete(entry.key)
     facts = {
         "items": len(wanted),
-        "embedded": len(new),
-        "reused": len(wanted) - len(new),
-        "items_per_s": len(new) / seconds,
+        "embedded": int(missing.sum()),
+        "reused": int((~missing).sum()),
+        **speed,
         "untitled": pc.sum(pc.equal(items.titles, UNTITLED)).as_py(),
         "undescribed": table["description"].null_count,
+        "shards": len(files),
+        "shards unchanged": unchanged,
         "encoder": encoder,
     }
     seal(target, "item_text_embeddings", context.made_by, files, context.resolved("text"), facts)
     return facts
 
 
-def previous_embeddings(storage: Storage, encoder: str) -> pa.Table:
-    """Text hashes and embeddings that this encoder made before; without rows if there are none to be had."""
-    try:
-        table = read_table(storage)
-    except ValueError:  # nothing there yet, or damaged: either way they are made anew
-        return item_text_embeddings.schema(0).empty_table().select(["text_hash", "embedding"])
-    return table.filter(pc.equal(table["encoder"], encoder)).select(["text_hash", "embedding"])
+def embed(context: Context, texts: pa.Table, cache: TextCache, encoder: str) -> Facts:
+    """Put the embeddings of item_id, text_hash and text into the cache; returns the speed.
 
-
-def encode(context: Context, texts: pa.Table, encoder: str) -> list[pa.Table]:
-    """Tables of text_hash and embedding, from a table of item_id, text_hash and text."""
-    config, encoded = context.config, []
-    block = BATCHES_PER_BLOCK * config.text.batch_size
-    blocks = [texts.slice(start, block) for start in range(0, len(texts), block)]
-    if not blocks:
-        return []
+    Workers come and go between `text.min_workers` and `workers.num_workers`; a block whose worker dies is done again.
+    """
+    config, workers = context.config, context.config.workers
     model_folder(config.text)  # a wrong name ends here in one line, and not in an actor
+    blocks = list(by_length(texts, BATCHES_PER_BLOCK * config.text.batch_size))
     start_ray(config)
-    workers = config.workers
+    most = min(workers.num_workers, len(blocks))
     dataset = ray.data.from_arrow(blocks).map_batches(
-        TextEncoder,
-        fn_constructor_args=(config.text, "cuda" if workers.gpus_per_worker else "cpu"),
+        EmbedTexts,
+        fn_constructor_args=(config.text, device(context), max(int(workers.cpus_per_worker), 1), cache, encoder),
         batch_format="pyarrow",
         batch_size=None,  # a block
-        compute=ray.data.ActorPoolStrategy(size=min(workers.num_workers, len(blocks))),
+        compute=ray.data.ActorPoolStrategy(min_size=min(config.text.min_workers or most, most), max_size=most),
         num_cpus=workers.cpus_per_worker,
         num_gpus=workers.gpus_per_worker,
     )
+    done: list[dict[str, Any]] = []
     with context.console.progress("embed", len(texts)) as bar:
-        for batch in tables(dataset):
-            refuse_not_finite(batch["item_id"], _matrix(batch["embedding"]), encoder)
-            encoded.append(batch.select(["text_hash", "embedding"]))
-            bar.advance(len(batch))
-    return encoded
+        for table in tables(dataset):
+            done += table.to_pylist()
+            bar.advance(sum(table["texts"].to_pylist()))
+    seconds = max(block["ended"] for block in done) - min(block["started"] for block in done)
+    busy = sum(block["ended"] - block["started"] for block in done)
+    return {"items_per_s": len(texts) / max(seconds, 1e-9), "items/s of a worker": len(texts) / max(busy, 1e-9)}
 
 
-def write_embeddings(storage: Storage, wanted: pa.Table, embedded: list[pa.Table], encoder: str) -> Facts:
-    """Write each item's embedding, in the order of `wanted`; returns the files' entries for `seal`."""
-    embedded = [table for table in embedded if len(table)]
-    rows_ND = np.concatenate([_matrix(table["embedding"]) for table in embedded])
-    hashes = pa.chunked_array([chunk for table in embedded for chunk in table["text_hash"].chunks])
-    rows = pc.index_in(wanted["text_hash"], hashes).to_numpy()
-    files = {}
-    for shard, start in enumerate(range(0, len(wanted), ROWS_PER_FILE)):
-        part = wanted.slice(start, ROWS_PER_FILE).select(["item_id", "text_hash"])
-        part = part.append_column("encoder", pa.array(np.full(len(part), encoder)))
-        part = part.append_column("embedding", to_lists(rows_ND[rows[start : start + ROWS_PER_FILE]]))
-        name, schema = shard_name(shard), item_text_embeddings.schema(rows_ND.shape[1])
-        files[name] = write_shard(storage, schema, name, part)
-    return files
+def lay_out(context: Context, wanted: pa.Table, transform: LayOut, index: Index) -> tuple[dict[str, Any], int]:
+    """Write each item's embedding, in the order of `wanted`; the files' entries for `seal`, and how many stayed."""
+    start_ray(context.config)
+    file, row = index.find(wanted["text_hash"])
+    assert (file >= 0).all(), "every text is in the cache by now"
+    shard = np.arange(len(wanted), dtype=np.int32) // ITEMS_PER_SHARD
+    places = pa.table({**{name: wanted[name] for name in ("item_id", "text_hash")}, "file": file, "row": row})
+    places = places.append_column("shard", pa.array(shard))
+    blocks = [places.slice(start, ITEMS_PER_SHARD) for start in range(0, len(places), ITEMS_PER_SHARD)]
+    laid = ray.data.from_arrow(blocks).map_batches(transform, batch_format="pyarrow", batch_size=None)
+    files, unchanged = {}, 0
+    with context.console.progress("lay out", len(blocks)) as bar:
+        for table in tables(laid):
+            for row_ in table.to_pylist():
+                files[row_["name"]] = row_["entry"]
+                unchanged += row_["unchanged"]
+            bar.advance(len(table))
+    return files, unchanged
 
 
-def plan(context: Context) -> Facts:
-    items = read_manifest(context.artifact("items")).rows
-    return {"items": items, "at most embedded": items, "encoder": encoder_identity(context.config.text)}
-
-
-def _first_of_each_text(table: pa.Table) -> pa.Table:
+def first_of_each_text(table: pa.Table) -> pa.Table:
     _, first = np.unique(table["text_hash"].to_numpy(zero_copy_only=False), return_index=True)
     return table.take(pa.array(np.sort(first)))
 
 
-def _matrix(lists: pa.ChunkedArray) -> np.ndarray:
-    """fixed_size_list<float32>[dim] as (N, dim)."""
-    return np.concatenate([chunk.flatten().to_numpy() for chunk in lists.chunks]).reshape(len(lists), -1)
+def by_length(texts: pa.Table, size: int) -> Iterator[pa.Table]:
+    """Blocks of texts of similar length, so that batches hold little padding; the longest first, so that those that
+    are done last are short. Texts of other shards are not mixed in: a shard is to be found in few files."""
+    for start in range(0, len(texts), ITEMS_PER_SHARD):
+        window = texts.slice(start, ITEMS_PER_SHARD)
+        order = np.argsort(-pc.utf8_length(window["text"]).to_numpy(), kind="stable")
+        for first in range(0, len(window), size):
+            yield window.take(pa.array(order[first : first + size])).combine_chunks()
+
+
+def plan(context: Context) -> Facts:
+    items, encoder = read_table(context.artifact("items")).column("text_hash"), identity(context)
+    missing = TextCache.of(context.storage, encoder).index().find(items)[0] < 0
+    return {"items": len(items), "embedded": int(missing.sum()), "encoder": encoder}
+
+
+def device(context: Context) -> str:
+    return "cuda" if context.config.workers.gpus_per_worker else "cpu"
+
+
+def identity(context: Context) -> str:
+    return encoder_identity(context.config.text, device(context))
 
 
 STEP = Step(
@@ -128,7 +149,7 @@ STEP = Step(
     outputs=("item_text_embeddings",),
     run=run,
     plan=plan,
-    outside=lambda context: encoder_identity(context.config.text),
+    outside=identity,
 )
 
 if __name__ == "__main__":

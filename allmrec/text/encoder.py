@@ -26,7 +26,14 @@ class TextConfig(Section):
     revision: str | None = None  # of a hub name; pin it for reproducible runs
     batch_size: int = Field(64, ge=1)  # texts of one forward pass
     max_chars: int = Field(4000, ge=1)  # texts are cut here; the model cuts again at its own number of tokens
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the encoder's weights; Q_i is always float32
+    # Of the encoder's weights; auto: bfloat16 on GPUs and float32 on CPUs. Q_i is always float32.
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    min_workers: int | None = Field(None, ge=1)  # the pool grows from so many to workers.num_workers; null: is of these
+
+    def dtype_on(self, device: str) -> str:
+        if self.dtype == "auto":
+            return "bfloat16" if device == "cuda" else "float32"
+        return self.dtype
 
 
 def model_folder(config: TextConfig) -> Path:
@@ -60,7 +67,7 @@ def load_encoder(config: TextConfig, device: str = "cpu") -> Any:
     encoder = SentenceTransformer(
         str(folder), device=device, local_files_only=True, model_kwargs={"use_safetensors": True}
     )
-    return encoder.to(getattr(torch, config.dtype)).eval()
+    return encoder.to(getattr(torch, config.dtype_on(device))).eval()
 
 
 class TextEncoder:
@@ -96,9 +103,9 @@ def refuse_not_finite(item_ids: pa.ChunkedArray, embeddings: np.ndarray, encoder
         )
 
 
-def encoder_identity(config: TextConfig) -> str:
+def encoder_identity(config: TextConfig, device: str = "cpu") -> str:
     """What decides an embedding beside the text: the model (a folder by its content) and how texts are read."""
     identity = model_identity(config.model, config.revision)
     if "@" not in identity:
         identity = f"{Path(config.model).name}@{identity[:16]}"
-    return f"{identity} {config.dtype}, {config.max_chars} characters"
+    return f"{identity} {config.dtype_on(device)}, {config.max_chars} characters"

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from allmrec.artifacts import Manifest, read_manifest, read_table, seal, sha256, shard_name, write_shard
 from allmrec.data.catalogue import item_texts
 from allmrec.storage import Storage, open_storage
+from allmrec.text.cache import TextCache
 from allmrec.text.encoder import encoder_identity
 from jobs import embed, standin_encoder
 from jobs.config import Config
@@ -42,7 +43,7 @@ def manifest_of(config: Config) -> Manifest:
     return read_manifest(embeddings_of(config))
 
 
-def write_items(config: Config, titles: list[str | None]) -> None:
+def write_items(config: Config, titles: list[str | None], left_out: tuple[int, ...] = ()) -> None:
     """The `items` artifact: item i4 has the text of i1, i3 has none."""
     titles, descriptions = [*titles, titles[1]], [*DESCRIPTIONS, DESCRIPTIONS[1]]
     texts = item_texts(pa.chunked_array([titles], pa.string()), pa.chunked_array([descriptions], pa.string()))
@@ -58,6 +59,7 @@ def write_items(config: Config, titles: list[str | None]) -> None:
             "text_hash": [sha256(text.encode()) for text in texts.to_pylist()],
         }
     )
+    table = table.take([row for row in range(5) if row not in left_out])
     storage = open_storage(config.run_uri).at("items")
     seal(storage, "items", "test", {shard_name(0): write_shard(storage, items.SCHEMA, shard_name(0), table)})
 
@@ -115,17 +117,56 @@ def test_nan_names_the_item_and_leaves_the_old_embeddings(config, tmp_path):
     spoilt = config_in(tmp_path, tmp_path / "run/models/encoder")
     weights = f"{spoilt.text.model}/model.safetensors"
     save_file({"embedding.weight": torch.full_like(load_file(weights)["embedding.weight"], torch.nan)}, weights)
-    with pytest.raises(ValueError, match=r"NaN or infinity for item 'i0' and 3 more"):
+    with pytest.raises(ValueError, match=r"NaN or infinity for item 'i\d' and 3 more"):
         execute(embed.STEP, spoilt, Console())
     assert manifest_of(config).digest == digest
+    assert len(TextCache.of(open_storage(config.run_uri), encoder_identity(spoilt.text)).index().hashes) == 0
 
 
-def test_only_this_encoders_sound_embeddings_are_reused(config):
-    storage, encoder = embeddings_of(config), encoder_identity(config.text)
-    assert len(embed.previous_embeddings(storage, encoder)) == 5
-    assert len(embed.previous_embeddings(storage, "another")) == 0
+def test_what_is_damaged_is_made_again_or_named(config):
+    storage, table = embeddings_of(config), read_table(embeddings_of(config))
     storage.write(shard_name(0), b"damaged")
-    assert len(embed.previous_embeddings(storage, encoder)) == 0
+    assert execute(embed.STEP, config, Console(), force=True)
+    assert manifest_of(config).facts["embedded"] == 0 and read_table(storage).equals(table)
+
+    cache = TextCache.of(open_storage(config.run_uri), encoder_identity(config.text))
+    (entry,) = cache.storage.list()
+    cache.storage.write(entry.key, cache.storage.read(entry.key)[:-1] + b"?")  # a foot that no Parquet has
+    assert execute(embed.STEP, config, Console(), force=True)
+    assert manifest_of(config).facts["embedded"] == 5 and read_table(storage).equals(table)
+    storage.delete(shard_name(0))
+    data = cache.storage.read(entry.key)
+    at = len(data) // 2  # among the embeddings
+    cache.storage.write(entry.key, data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+    with pytest.raises(ValueError, match=f"{entry.key} is damaged; delete it"):
+        execute(embed.STEP, config, Console(), force=True)
+
+
+def test_items_appear_and_vanish(config, monkeypatch):
+    monkeypatch.setattr(embed, "ITEMS_PER_SHARD", 2)
+    assert execute(embed.STEP, config, Console(), force=True)
+    before, files = read_table(embeddings_of(config)), manifest_of(config).files
+    assert len(files) == 3 and manifest_of(config).facts["embedded"] == 0
+    write_items(config, TITLES, left_out=(3, 4))
+    assert execute(embed.STEP, config, Console())
+    facts = manifest_of(config).facts
+    assert (facts["items"], facts["embedded"], facts["shards unchanged"]) == (3, 0, 1)
+    assert read_table(embeddings_of(config)).equals(before[:3])
+    assert {entry.key for entry in embeddings_of(config).list()} == {"manifest.json", shard_name(0), shard_name(1)}
+    write_items(config, TITLES)
+    assert execute(embed.STEP, config, Console())
+    assert manifest_of(config).facts["embedded"] == 0 and read_table(embeddings_of(config)).equals(before)
+
+
+def test_another_encoder_has_a_cache_of_its_own(config, tmp_path):
+    before, weights = read_table(embeddings_of(config)), tmp_path / "tuned/model.safetensors"
+    shutil.copytree(config.text.model, tmp_path / "tuned")
+    save_file({"embedding.weight": load_file(weights)["embedding.weight"].flip(0).contiguous()}, weights)  # fine-tuned
+    tuned = config_in(tmp_path, tmp_path / "tuned")
+    assert execute(embed.STEP, tuned, Console())
+    assert manifest_of(config).facts["embedded"] == 5 and read_table(embeddings_of(config)) != before
+    assert execute(embed.STEP, config, Console())  # and back
+    assert manifest_of(config).facts["embedded"] == 0 and read_table(embeddings_of(config)).equals(before)
 
 
 def test_a_model_that_is_not_there_is_one_line(config, tmp_path):
@@ -137,7 +178,8 @@ def test_a_model_that_is_not_there_is_one_line(config, tmp_path):
 def test_a_dry_run_counts_and_writes_nothing(config, capsys):
     shutil.rmtree(embeddings_of(config).uri)
     assert not execute(embed.STEP, config, Console(log_json=True), dry_run=True)
-    assert '"items": 5' in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert '"items": 5' in printed and '"embedded": 0' in printed
     assert not Path(embeddings_of(config).uri).exists()
 
 

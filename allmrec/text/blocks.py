@@ -1,0 +1,88 @@
+"""What the workers of `embed` do with a block of rows, for `map_batches`: embed texts, lay embeddings out by item."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from allmrec.artifacts import Manifest, sha256, shard_name, write_shard
+from allmrec.hashing import fingerprint
+from allmrec.storage import Storage
+from allmrec.text.cache import TextCache
+from allmrec.text.encoder import TextConfig, TextEncoder, refuse_not_finite, to_lists
+from schemas import item_text_embeddings
+
+
+class EmbedTexts:
+    """A block of item_id, text_hash and text → a file of the cache; one row that says how many and when.
+
+    Raises:
+        ValueError: an embedding is NaN or inf; names the item, and nothing of the block is kept.
+    """
+
+    def __init__(self, config: TextConfig, device: str, threads: int, cache: TextCache, identity: str):
+        torch.set_num_threads(threads)
+        self.encoder, self.cache, self.identity = TextEncoder(config, device), cache, identity
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        started = time.time()
+        embeddings = self.encoder(block).column("embedding").combine_chunks()
+        rows_ND = embeddings.flatten().to_numpy().reshape(len(embeddings), -1)
+        refuse_not_finite(block.column("item_id"), rows_ND, self.identity)
+        self.cache.write(block.column("text_hash"), embeddings)
+        return pa.table({"texts": [len(block)], "started": [started], "ended": [time.time()]})
+
+
+@dataclass(frozen=True)
+class LayOut:
+    """The items of a shard (item_id, text_hash, and file and row in the cache) → the shard; a row with its entry.
+
+    A shard that holds the same embeddings already, undamaged, stays.
+
+    Raises:
+        ValueError: a file of the cache is damaged.
+    """
+
+    target: Storage
+    before: Manifest | None  # of what is there
+    cache: TextCache
+    files: tuple[str, ...]  # of the cache, by number
+    encoder: str  # its identity
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        (shard,) = pc.unique(block.column("shard")).to_pylist()
+        name, items = shard_name(shard), block.select(["item_id", "text_hash"])
+        made_of = fingerprint([self.encoder, items.to_pydict()])
+        entry = self._stays(name, made_of)
+        unchanged = entry is not None
+        if entry is None:
+            table = items.append_column("encoder", pa.array([self.encoder] * len(items)))
+            table = table.append_column("embedding", to_lists(self._embeddings(block)))
+            schema = item_text_embeddings.schema(table.schema.field("embedding").type.list_size)
+            entry = write_shard(self.target, schema, name, table) | {"made_of": made_of}
+        return pa.table({"name": [name], "entry": [entry], "unchanged": [unchanged]})
+
+    def _stays(self, name: str, made_of: str) -> dict[str, Any] | None:
+        entry = self.before.files.get(name) if self.before else None
+        if entry is None or entry.get("made_of") != made_of:
+            return None
+        try:
+            return entry if sha256(self.target.read(name)) == entry["sha256"] else None
+        except FileNotFoundError:
+            return None
+
+    def _embeddings(self, block: pa.Table) -> np.ndarray:
+        """float32 (N, dim), of the block's items."""
+        file_N, row_N = (block.column(name).to_numpy() for name in ("file", "row"))
+        rows_ND = np.zeros((len(block), 0), np.float32)
+        for number in np.unique(file_N):
+            here = np.flatnonzero(file_N == number)
+            lists = self.cache.read(self.files[number]).column("embedding").combine_chunks()
+            if not rows_ND.shape[1]:
+                rows_ND = np.empty((len(block), lists.type.list_size), np.float32)
+            rows_ND[here] = lists.flatten().to_numpy().reshape(len(lists), -1)[row_N[here]]
+        return rows_ND

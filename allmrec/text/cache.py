@@ -1,0 +1,94 @@
+"""Embeddings by text: what an encoder made of a text is kept, whichever items have it tonight.
+
+A cache holds immutable Parquet files of one encoder, each named by its own sha256 and written whole or not at all, so
+whatever a killed run had finished counts in the next one. Files may be deleted: that costs encoding their texts again.
+Knows hashes of texts and vectors; neither items nor encoders.
+"""
+
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from allmrec.artifacts import sha256, to_parquet
+from allmrec.hashing import fingerprint
+from allmrec.storage import Storage
+
+_READERS = 16  # files whose hashes are read at once
+
+
+@dataclass(frozen=True)
+class Index:
+    """Which texts a cache holds, T of them, and where."""
+
+    files: tuple[str, ...]
+    hashes: pa.ChunkedArray  # string (T,)
+    file: np.ndarray  # int32 (T,): position in `files`
+    row: np.ndarray  # int32 (T,): of that file
+
+    def find(self, hashes: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+        """File and row of each text, int32 (N,) twice; file -1: it is not there."""
+        at = pc.index_in(hashes, value_set=self.hashes).fill_null(-1).to_numpy()
+        # One entry behind the last, which is what -1 reads.
+        return np.append(self.file, np.int32(-1))[at], np.append(self.row, np.int32(-1))[at]
+
+
+@dataclass(frozen=True)
+class TextCache:
+    storage: Storage
+
+    @classmethod
+    def of(cls, root: Storage, encoder: str) -> "TextCache":
+        """The cache of one encoder, by its identity."""
+        return cls(root.at(f"text_cache/{fingerprint(encoder)[:16]}"))
+
+    def write(self, hashes: pa.Array | pa.ChunkedArray, embeddings: pa.Array) -> str:
+        """Keep the embeddings (lists of a fixed size) of texts; returns the file's name."""
+        data = to_parquet(pa.table({"text_hash": hashes, "embedding": embeddings}))
+        name = f"{sha256(data)}.parquet"
+        self.storage.write(name, data)
+        return name
+
+    def read(self, name: str) -> pa.Table:
+        """A file's text_hash and embedding. Raises ValueError if it is damaged."""
+        data = self.storage.read(name)
+        if not _is_sound(name, data):
+            raise ValueError(f"{self.storage.name(name)} is damaged; delete it, and its texts are encoded again")
+        return pq.read_table(io.BytesIO(data))
+
+    def index(self, names: Sequence[str] | None = None) -> Index:
+        """Of the named files, or all; those that are no Parquet any more are left out. Reads no embedding."""
+        if names is None:
+            names = [entry.key for entry in self.storage.list()]
+        with ThreadPoolExecutor(_READERS) as pool:
+            found = [
+                (name, hashes)
+                for name, hashes in zip(names, pool.map(self._hashes, names), strict=True)
+                if hashes is not None
+            ]
+        lengths = [len(hashes) for _, hashes in found]
+        row = [np.arange(length, dtype=np.int32) for length in lengths]
+        return Index(
+            tuple(name for name, _ in found),
+            pa.chunked_array([chunk for _, hashes in found for chunk in hashes.chunks], pa.string()),
+            np.repeat(np.arange(len(found), dtype=np.int32), lengths),
+            np.concatenate([np.zeros(0, np.int32), *row]),
+        )
+
+    def _hashes(self, name: str) -> pa.ChunkedArray | None:
+        filesystem, root = self.storage.arrow()
+        try:
+            return pq.read_table(f"{root}/{name}", columns=["text_hash"], filesystem=filesystem).column("text_hash")
+        except (pa.ArrowException, OSError):
+            if _is_sound(name, self.storage.read(name)):
+                raise
+            return None  # as if it were not there
+
+
+def _is_sound(name: str, data: bytes) -> bool:
+    return name == f"{sha256(data)}.parquet"
