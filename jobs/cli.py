@@ -159,6 +159,19 @@ def sample_data(
         write(**arguments)
 
 
+@app.command("fetch-data")
+def fetch_data(
+    name: Annotated[str, typer.Argument(help="data set, e.g. movielens-1m or amazon-2014/Beauty")],
+    to: Annotated[Path, typer.Option(help="folder for its files")],
+    log_json: LogJson = False,
+) -> None:
+    """Download a public data set from its publisher; run again, it goes on where it was cut off."""
+    from jobs.fetch_data import fetch_data as fetch
+
+    with errors_in_one_line():
+        fetch(name, to, Console(log_json))
+
+
 def run_date(text: str | None) -> datetime.date:
     if text is None:
         return datetime.datetime.now(datetime.UTC).date()

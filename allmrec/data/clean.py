@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,7 +18,7 @@ import pyarrow.compute as pc
 from allmrec.data.config import DataConfig
 from allmrec.data.lines import MALFORMED, NUMBER
 from allmrec.data.sources import Column, Source
-from allmrec.hashing import shard_of
+from allmrec.hashing import hash_strings, shard_of
 from schemas import rejected
 
 # Why rows are left out that the config does not ask for: counted, not rejected.
@@ -74,29 +75,56 @@ def log_columns(data: DataConfig) -> dict[str, Column]:
     """What columns the log must have; those that nothing asks for are not read."""
     return {
         "user_id": Column(True, is_id, "text or an integer"),
-        "item_id": Column(True, is_id, "text or an integer"),
+        "item_id": Column(True, is_id, "text or an integer", repeats=True),
         "timestamp": Column(True, _is_time, "a timestamp, a date, a number or ISO 8601 text"),
         "rating": Column(data.min_rating is not None, _is_rating, "a number", read=data.min_rating is not None),
         "event": Column(data.events is not None, is_id, "text or an integer", read=data.events is not None),
     }
 
 
-@dataclass(frozen=True)
+class ItemLookup:
+    """Item ids → item_index, made once for all batches. By sorted hashes, which are confirmed by the ids."""
+
+    def __init__(self, item_ids: pa.Array):
+        """
+        Args:
+            item_ids: string (n,), the catalogue's by item_index - 1, each once.
+        """
+        hashes = hash_strings(item_ids)
+        self.item_ids, order = item_ids, hashes.argsort()
+        self.order, self.hashes = order.astype(np.int32), hashes[order]
+        assert (self.hashes[1:] != self.hashes[:-1]).all(), "two ids of one hash are not found in this universe"
+
+    def find(self, ids: pa.ChunkedArray) -> pa.ChunkedArray:
+        """The item_index of each id, int32; null where it is none of the catalogue."""
+        return pa.chunked_array([self._find(chunk.dictionary_encode()) for chunk in ids.chunks], pa.int32())
+
+    def _find(self, ids: pa.DictionaryArray) -> pa.Array:
+        values = ids.dictionary.cast(pa.string()).fill_null("")
+        at = np.searchsorted(self.hashes, hash_strings(values)).clip(max=len(self.hashes) - 1)
+        index = pa.array(self.order[at])
+        known = pc.equal(self.item_ids.take(index), values)
+        return pc.if_else(known, pc.add(index, 1), None).cast(pa.int32()).take(ids.indices)
+
+
 class CleanInteractions:
     """A piece of the log → CLEANED rows, for `map_batches` over pieces."""
 
-    source: Source
-    data: DataConfig
-    item_ids: pa.Array  # string (n,): the catalogue's, by item_index - 1
+    def __init__(self, source: Source, data: DataConfig, item_ids: pa.Array):
+        """
+        Args:
+            item_ids: string (n,): the catalogue's, by item_index - 1.
+        """
+        self.source, self.data, self.lookup = source, data, ItemLookup(item_ids)
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
         for number in batch["id"]:
             piece = self.source.pieces[number]
             for table in self.source.read(piece):
-                yield clean_interactions(table, self.data, self.item_ids, self.source.place(piece))
+                yield clean_interactions(table, self.data, self.lookup, self.source.place(piece))
 
 
-def clean_interactions(table: pa.Table, data: DataConfig, item_ids: pa.Array, place: Mapping[str, Any]) -> pa.Table:
+def clean_interactions(table: pa.Table, data: DataConfig, lookup: ItemLookup, place: Mapping[str, Any]) -> pa.Table:
     """Rows of the log under our column names, with MALFORMED and NUMBER → CLEANED rows.
 
     Args:
@@ -106,14 +134,15 @@ def clean_interactions(table: pa.Table, data: DataConfig, item_ids: pa.Array, pl
         the good rows, then one for each that is rejected, then one for each reason to leave rows out.
     """
     source = data.interactions
-    users, items = (table.column(name).cast(pa.string()) for name in ("user_id", "item_id"))
-    times = pl.Series("timestamp", table.column("timestamp"))
+    users, items = table.column("user_id").cast(pa.string()), table.column("item_id")
+    item_index, times = lookup.find(items), pl.Series("timestamp", table.column("timestamp"))
+    no_item = _is_blank(items.cast(pa.string())) if item_index.null_count else item_index.is_null()
     facts = pl.DataFrame(
         {
             MALFORMED: table.column(MALFORMED).is_valid(),
-            "no_id": pc.or_(_is_blank(users), _is_blank(items)),
+            "no_id": pc.or_(_is_blank(users), no_item),
             "timestamp": microseconds(times, source.timestamp_unit, source.timestamp_format),
-            "item_index": pc.add(pc.index_in(items, value_set=item_ids), 1),
+            "item_index": item_index,
             **{name: table.column(name) for name in ("rating", "event") if name in table.column_names},
         }
     )

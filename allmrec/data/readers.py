@@ -74,7 +74,8 @@ class ParquetReader(Reader):
         return columns, pieces
 
     def read(self, filesystem: Any, path: str, piece: Piece, wanted: pa.Schema) -> Iterator[pa.Table]:
-        with pq.ParquetFile(path, filesystem=filesystem) as file:
+        encoded = [field.name for field in wanted if pa.types.is_dictionary(field.type)]
+        with pq.ParquetFile(path, filesystem=filesystem, read_dictionary=encoded) as file:
             columns = [name for name in wanted.names if name in file.schema_arrow.names]
             number = piece.before + 1
             for batch in file.iter_batches(_BATCH, row_groups=range(piece.start, piece.stop), columns=columns):

@@ -26,6 +26,7 @@ class Column:
     accepts: Callable[[pa.DataType], bool]
     types: str  # those, in words
     read: bool = True  # false: only its presence and type are checked
+    repeats: bool = False  # few values in many rows: text comes out dictionary-encoded, where the file has it so
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,11 @@ def open_source(
                 if not column.accepts(columns[theirs]):
                     found = f"is {columns[theirs]} in {file.uri}"
                     raise ValueError(f"{name}: column {theirs!r} {found}; it must be {column.types}")
+                kind = columns[theirs]
+                if column.repeats and config.format == "parquet" and kind in (pa.string(), pa.large_string()):
+                    kind = pa.dictionary(pa.int32(), kind)
                 if column.read:
-                    fields.setdefault(ours, columns[theirs])
+                    fields.setdefault(ours, kind)
             elif column.required or ours in config.columns:
                 has = f"is missing in {file.uri}, which has {', '.join(columns)}"
                 raise ValueError(

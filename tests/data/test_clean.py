@@ -12,6 +12,7 @@ from allmrec.data.clean import (
     CLEANED,
     OTHER_EVENT,
     OUTSIDE_WINDOW,
+    ItemLookup,
     clean_interactions,
     microseconds,
     set_aside,
@@ -44,7 +45,7 @@ def cleaned(rows, schema=SCHEMA, **data):
     """The good rows, the rejected ones, and how many were left out and why."""
     rows = [{**row, NUMBER: number} for number, row in enumerate(rows, 1)]
     table = pa.Table.from_pylist(rows, schema)
-    found = clean_interactions(table, DataConfig(num_shards=4, **data), ITEM_IDS, PLACE)
+    found = clean_interactions(table, DataConfig(num_shards=4, **data), ItemLookup(ITEM_IDS), PLACE)
     assert found.schema == CLEANED
     bad, left_out = set_aside(to_polars(found))
     good = [row for row in found.to_pylist() if row["aside"] is None]
@@ -122,7 +123,7 @@ def test_integer_and_dictionary_ids_are_read_as_text():
             NUMBER: pa.array([1, 2]),
         }
     )
-    rows = clean_interactions(table, DataConfig(), pa.array(["7"]), PLACE).to_pylist()
+    rows = clean_interactions(table, DataConfig(), ItemLookup(pa.array(["7"])), PLACE).to_pylist()
     assert [(row["user_id"], row["item_index"]) for row in rows] == [("u", 1), (None, None)]
     bad = json.loads(rows[1]["aside"])
     assert bad["reason"] == rejected.UNKNOWN_ITEM
@@ -195,3 +196,16 @@ def test_numbers_as_text_beside_other_text():
     us = 17_699 * DAY_US
     assert microseconds(texts, "s").to_list() == [us, us + 1_000_000, us, None, None]
     assert microseconds(texts[:2], "s").to_list() == [us, us + 1_000_000]
+
+
+@given(
+    catalogue=st.sets(st.text(min_size=1, max_size=9), min_size=1, max_size=30),
+    others=st.lists(st.none() | st.text(max_size=9), max_size=9),
+    kind=st.sampled_from([pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())]),
+)
+def test_lookup_agrees_with_a_dictionary(catalogue, others, kind):
+    item_ids = sorted(catalogue)
+    index = {item_id: number for number, item_id in enumerate(item_ids, 1)}
+    wanted = [*item_ids, *others, *item_ids]
+    found = ItemLookup(pa.array(item_ids)).find(pa.chunked_array([pa.array(wanted).cast(kind), pa.array([], kind)]))
+    assert found.to_pylist() == [index.get(item_id) for item_id in wanted]
