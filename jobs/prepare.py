@@ -84,7 +84,7 @@ def run(context: Context) -> Facts:
         **{f"left out as {reason}": count for reason, count in sorted(left_out.items())},
         "rejected items": bad_items.num_rows,
         **sizes,
-        "items with interactions": int(np.count_nonzero(popularity)),
+        "items with training interactions": int(np.count_nonzero(popularity)),
         "interactions per user": interactions / users,
         "evaluation cases": sum(report["evaluation_cases"]["rows"] for report in reports.values()),
         "rows/s": round(rows / (time.monotonic() - started)),

@@ -153,7 +153,7 @@ def test_a_tiny_log_from_json_lines(tmp_path):
         "users": 2,
         "items": 4,
         "interactions": 4,
-        "items with interactions": 2,
+        "items with training interactions": 2,
         "interactions per user": 2.0,
         "evaluation cases": 4,
         "rows/s": 0,
