@@ -21,12 +21,12 @@ import typer
 from pydantic import ValidationError
 
 from allmrec.artifacts import read_manifest, read_table
-from allmrec.cf.retrieval import catalogue_ranks
+from allmrec.cf.retrieval import places_in_catalogue
 from allmrec.cf.teacher import Teacher, TeacherConfig, load_teacher
 from allmrec.cf.training import ValidationCases, validate
 from allmrec.config import one_line
 from allmrec.data.sequences import Sequences
-from allmrec.evaluation.metrics import METRICS, measure, worth
+from allmrec.evaluation.metrics import METRICS, measure, recall, worth
 from allmrec.evaluation.systems import Cases
 from allmrec.storage import open_storage
 from benchmarks.report import ROOT, Benchmark, Row
@@ -141,17 +141,14 @@ def measured(teacher: Teacher, cases: Cases) -> Row:
     x_BD = teacher.represent(cases.histories)
     score_BC = teacher.scores(x_BD, torch.from_numpy(cases.candidates_BC).long())
     sampled_BM = measure(score_BC.numpy(), cases.candidates_BC)
-    target_B = torch.from_numpy(cases.candidates_BC[:, 0]).long()
-    seen = torch.from_numpy(cases.histories.rows()), torch.from_numpy(cases.histories.items).long()
-    better_B, tied_B = (count.numpy() for count in catalogue_ranks(teacher, x_BD, target_B, seen))
+    better_B, tied_B = places_in_catalogue(teacher, x_BD, cases.histories, cases.candidates_BC[:, 0])
     full_BM = worth(better_B, tied_B, len(teacher.item_embeddings))
-    recall_B = ((20 - better_B) / (tied_B + 1)).clip(0, 1)  # the chance that ties leave the target among the first 20
     hit, ndcg = METRICS.index("hit@1"), METRICS.index("ndcg@10")
     return {
         "hit@1": float(sampled_BM[:, hit].mean()),
         "ndcg@10": float(sampled_BM[:, ndcg].mean()),
         "full ndcg@10": float(full_BM[:, ndcg].mean()),
-        "recall@20": float(recall_B.mean()),
+        "recall@20": float(recall(better_B, tied_B, 20).mean()),
     }
 
 

@@ -11,11 +11,13 @@ groups of W items in a tile, P scores found
 from collections.abc import Iterator
 from itertools import pairwise
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch.nn import functional as F
 
 from allmrec.cf.teacher import Teacher
+from allmrec.data.sequences import Sequences
 
 Pairs = tuple[torch.Tensor, torch.Tensor]  # a user's row and an item: int64 (S,) each
 
@@ -77,6 +79,22 @@ def catalogue_ranks(
             better_U[users] += torch.gt(score_BK, own_B1, out=torch.empty_like(score_BK)).sum(1).long()
             tied_U[users] += score_BK.eq_(own_B1).sum(1).long()
     return better_U, tied_U
+
+
+def places_in_catalogue(
+    teacher: Teacher, x_BD: torch.Tensor, histories: Sequences, targets: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """`catalogue_ranks` of held-out items among all that the users' own histories have not.
+
+    Args:
+        targets: item indices (B,).
+    """
+    target_B, row_S, item_S = (
+        torch.from_numpy(index.astype(np.int64)).to(x_BD.device)
+        for index in (targets, histories.rows(), histories.items)
+    )
+    better_B, tied_B = catalogue_ranks(teacher, x_BD, target_B, (row_S, item_S))
+    return better_B.cpu().numpy(), tied_B.cpu().numpy()
 
 
 def refuse_nonfinite(vectors_ND: torch.Tensor, ids: pa.Array, what: str) -> None:

@@ -22,7 +22,7 @@ import torch
 from torch.nn import functional as F
 
 from allmrec.artifacts import read_manifest, read_table
-from allmrec.cf.retrieval import catalogue_ranks
+from allmrec.cf.retrieval import places_in_catalogue
 from allmrec.cf.teacher import SequenceTeacher, Teacher, TeacherConfig, build_teacher
 from allmrec.data.sequences import Sequences, num_shards
 from allmrec.distributed import own, sum_gradients, summed
@@ -105,13 +105,8 @@ def _against_negatives(teacher: Teacher, histories: Sequences, candidates_BC: np
 
 
 def _against_all(teacher: Teacher, histories: Sequences, candidates_BC: np.ndarray) -> np.ndarray:
-    x_BD = teacher.represent(histories)
-    target_B, row_S, item_S = (
-        torch.from_numpy(index).long().to(x_BD.device)
-        for index in (candidates_BC[:, 0], histories.rows(), histories.items)
-    )
-    better_B, tied_B = catalogue_ranks(teacher, x_BD, target_B, (row_S, item_S))
-    return worth(better_B.cpu().numpy(), tied_B.cpu().numpy(), len(teacher.item_embeddings))
+    places = places_in_catalogue(teacher, teacher.represent(histories), histories, candidates_BC[:, 0])
+    return worth(*places, len(teacher.item_embeddings))
 
 
 class TeacherTraining:

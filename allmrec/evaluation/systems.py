@@ -14,9 +14,8 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 
-from allmrec.cf.retrieval import catalogue_ranks, refuse_nonfinite
+from allmrec.cf.retrieval import places_in_catalogue, refuse_nonfinite
 from allmrec.data.sequences import Sequences
 from allmrec.hashing import draws, hash_strings, key64, mix64, permutations
 from allmrec.scorer import Scorer
@@ -159,12 +158,7 @@ class Systems:
         teacher, x_BD = self.scorer.teacher, self.scorer.represent(cases.histories)
         refuse_nonfinite(teacher.item_embeddings, self.scorer.bundle.catalogue.item_ids, "embeds items")
         refuse_nonfinite(x_BD, cases.user_ids, "represents users")
-        target_B, row_S, item_S = (
-            torch.from_numpy(index.astype(np.int64)).to(x_BD.device)
-            for index in (cases.candidates_BC[:, 0], cases.histories.rows(), cases.histories.items)
-        )
-        better_B, tied_B = catalogue_ranks(teacher, x_BD, target_B, (row_S, item_S))
-        return better_B.cpu().numpy(), tied_B.cpu().numpy()
+        return places_in_catalogue(teacher, x_BD, cases.histories, cases.candidates_BC[:, 0])
 
     def llm_only(self, cases: Cases) -> np.ndarray:
         """The same LLM and prompt without soft tokens (paper Figure 6). Identical titles stay tied."""
