@@ -5,7 +5,6 @@ are found where a user's rows meet, in `assemble`. The catalogue's own cleaning 
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from typing import Any
 
