@@ -42,14 +42,13 @@ def hash_strings(strings: pa.Array | pa.ChunkedArray, seed: int = 0) -> np.ndarr
     data = np.frombuffer(data_buffer or b"", dtype=np.uint8)
     starts, lengths = offsets[:-1], np.diff(offsets)
     padded = np.concatenate([data, np.zeros(8, dtype=np.uint8)])
-    words = np.lib.stride_tricks.sliding_window_view(padded, 8)
+    words = np.ndarray(len(data) + 1, dtype="<u8", buffer=padded, strides=(1,))  # the eight bytes from each on
     hashes = mix64(lengths.astype(np.uint64) ^ key64(seed))
     for first in range(0, int(lengths.max(initial=0)), 8):
         rows = np.flatnonzero(lengths > first)
-        word = np.ascontiguousarray(words[starts[rows] + first]).view("<u8").ravel()
         kept = np.minimum(lengths[rows] - first, 8).astype(np.uint64) * np.uint64(8)
-        mask = np.where(kept == 64, np.uint64(2**64 - 1), (np.uint64(1) << (kept % 64)) - np.uint64(1))
-        hashes[rows] = mix64(hashes[rows] ^ (word & mask))
+        mask = np.uint64(2**64 - 1) >> (np.uint64(64) - kept)
+        hashes[rows] = mix64(hashes[rows] ^ (words[starts[rows] + first] & mask))
     return hashes
 
 

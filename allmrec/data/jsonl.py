@@ -60,10 +60,11 @@ def column_types(lines: list[bytes], load: Load) -> dict[str, pa.DataType]:
 
 
 def _json_type(values: list[Any]) -> pa.DataType:
-    """The type that holds all values, nulls aside. Objects are kept as text."""
+    """The type that holds all values, nulls aside. Objects are kept as text, and lists among more other values."""
     kinds = {type(value) for value in values if value is not None}
-    if list in kinds:
-        deeper = [entry for value in values if isinstance(value, list) for entry in value]
+    lists = [value for value in values if isinstance(value, list)]
+    if 2 * len(lists) > len(values) - values.count(None):
+        deeper = [entry for value in lists for entry in value]
         return pa.list_(pa.list_(pa.string()) if any(isinstance(entry, list) for entry in deeper) else pa.string())
     if kinds == {bool}:
         return pa.bool_()

@@ -79,7 +79,7 @@ class ParquetReader(Reader):
             columns = [name for name in wanted.names if name in file.schema_arrow.names]
             number = piece.before + 1
             for batch in file.iter_batches(_BATCH, row_groups=range(piece.start, piece.stop), columns=columns):
-                table = pa.Table.from_batches([batch]).select(columns)
+                table = pa.table({name: _gathered(batch.column(name)) for name in columns})
                 yield well_formed(table, np.arange(number, number + len(batch)))
                 number += len(batch)
 
@@ -139,6 +139,11 @@ READERS: dict[str, type[Reader]] = {
     "jsonl": ObjectReader,
     "literal": ObjectReader,
 }
+
+
+def _gathered(column: pa.Array) -> pa.Array:
+    """Text in the layout that all of Arrow's functions take."""
+    return column.cast(pa.string()) if pa.types.is_string_view(column.type) else column
 
 
 def _ranges(file: InputFile) -> list[Piece]:

@@ -79,6 +79,8 @@ def test_types_are_told_from_the_first_lines():
         "none": text,
     }
     assert column_types([b"junk", *(json.dumps(row).encode() for row in rows)], load_json) == types
+    rare = [b'{"id": "a", "words": ["b", "c"]}', b'{"id": ["a"], "words": "b"}', b'{"id": 1, "words": [[1]]}']
+    assert column_types(rare, load_json) == {"id": text, "words": pa.list_(pa.list_(text))}
     assert column_types([b"junk", *(repr(row).encode() for row in rows)], load_literal) == types
 
 
