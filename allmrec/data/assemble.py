@@ -118,7 +118,7 @@ def in_order(events: pl.DataFrame, item_ids: pa.Array) -> tuple[pa.Table, pl.Dat
 
     Users are ordered by id, a user's events by time and then by the hash of user and item.
     """
-    users = pa.array(events["user_id"].to_arrow()).dictionary_encode()
+    users = events["user_id"].to_arrow().dictionary_encode()
     ascending = pc.array_sort_indices(users.dictionary)
     user_ids = users.dictionary.take(ascending)
     rank = np.empty(len(user_ids), dtype=np.int32)
