@@ -98,21 +98,27 @@ def read_file(storage: Storage, manifest: Manifest, name: str) -> bytes:
     return data
 
 
-def to_parquet(table: pa.Table) -> bytes:
+def to_parquet(table: pa.Table, dictionary: bool = True) -> bytes:
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(table, buffer, compression="zstd", use_dictionary=dictionary)
     return buffer.getvalue()
 
 
 def write_shard(
-    storage: Storage, schema: pa.Schema, name: str, table: pa.Table, before: dict[str, Any] | None = None
+    storage: Storage,
+    schema: pa.Schema,
+    name: str,
+    table: pa.Table,
+    before: dict[str, Any] | None = None,
+    dictionary: bool = True,
 ) -> dict[str, Any]:
     """Write one Parquet file of a table; returns its entry for `seal`. Rewriting it is idempotent.
 
     Args:
         before: the entry of the file that is there; one of the same content is left alone.
+        dictionary: whether values repeat so much that dictionaries of them are worth building.
     """
-    data = to_parquet(check(table, schema))
+    data = to_parquet(check(table, schema), dictionary)
     entry = describe(data, rows=table.num_rows)
     if entry != before:
         storage.write(name, data)

@@ -79,7 +79,7 @@ class Draft:
             "events": events,
             "rejected": rejects,
             "files": {
-                events: write_shard(self.histories, sequences.HISTORY, events, table),
+                events: write_shard(self.histories, sequences.HISTORY, events, table, dictionary=False),
                 rejects: write_shard(self.histories, rejected.SCHEMA, rejects, bad.combine_chunks()),
             },
             "kept": len(table.column("item_index").combine_chunks().flatten()) if table.num_rows else 0,

@@ -73,7 +73,7 @@ class Finish:
             table = table.append_column(sequences.SCHEMA.field("train_length"), pa.array(parts.train, pa.int32()))
             before = None if self.before is None else self.before.files.get(name)
             report = {
-                "sequences": write_shard(self.sequences, sequences.SCHEMA, name, table, before),
+                "sequences": write_shard(self.sequences, sequences.SCHEMA, name, table, before, dictionary=False),
                 "users": len(users),
                 "interactions": len(users.items),
                 "valid": int((parts.valid != NONE).sum()),
