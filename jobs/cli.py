@@ -34,6 +34,10 @@ STEPS = {
     "train-cf": ("jobs.train_cf", "Train the teacher."),
     "train-alignment": ("jobs.train_alignment", "Stage-1: align item and text embeddings."),
     "train-projection": ("jobs.train_projection", "Stage-2: train the projectors into the frozen LLM."),
+    "transfer": (
+        "jobs.transfer",
+        "Take the models of a run of another catalogue for this one's items.",
+    ),
     "bundle": ("jobs.bundle", "Gather what scoring needs into one verified, immutable bundle."),
     "evaluate": ("jobs.evaluate", "Score every system on the same cases; write metrics and a report."),
 }

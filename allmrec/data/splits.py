@@ -33,6 +33,7 @@ class SplitConfig(Section):
     kind: Literal["leave-one-out", "temporal", "cold-users", "few-shot", "cross-domain"] = "leave-one-out"
     valid_from: datetime | None = None  # temporal: events before it train, in UTC
     test_from: datetime | None = None  # temporal: the first event from here on is the test target
+    trained_in: str | None = None  # cross-domain: folder or URI of the run whose models `transfer` takes
     users: int | None = Field(None, ge=1)  # few-shot: K; cold-users: how many are held out, null: all of them
 
     @model_validator(mode="after")
@@ -41,6 +42,8 @@ class SplitConfig(Section):
             raise ValueError("split temporal needs valid_from and test_from")
         if self.kind == "few-shot" and self.users is None:
             raise ValueError("split few-shot needs users, the number of users who train")
+        if self.kind == "cross-domain" and self.trained_in is None:
+            raise ValueError("split cross-domain needs trained_in, the folder or URI of the run whose models are taken")
         if self.valid_from and self.test_from and _micros(self.valid_from) >= _micros(self.test_from):
             raise ValueError(f"valid_from ({self.valid_from}) must come before test_from ({self.test_from})")
         return self

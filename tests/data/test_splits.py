@@ -17,8 +17,11 @@ KINDS = ("leave-one-out", "temporal", "cold-users", "few-shot", "cross-domain")
 
 
 def config_of(kind: str, users: int | None = None) -> SplitConfig:
-    times = {"valid_from": "1970-01-04", "test_from": "1970-01-06"} if kind == "temporal" else {}
-    return SplitConfig(kind=kind, users=users, **times)  # type: ignore[arg-type]
+    more = {
+        "temporal": {"valid_from": "1970-01-04", "test_from": "1970-01-06"},
+        "cross-domain": {"trained_in": "runs/movies"},
+    }
+    return SplitConfig(kind=kind, users=users, **more.get(kind, {}))  # type: ignore[arg-type]
 
 
 def crowd(lengths) -> Sequences:
@@ -113,6 +116,7 @@ def test_times_are_those_of_the_table():
     [
         ({"kind": "temporal", "valid_from": "2020-01-01"}, "needs valid_from and test_from"),
         ({"kind": "few-shot"}, "needs users"),
+        ({"kind": "cross-domain"}, "needs trained_in"),
         ({"kind": "temporal", "valid_from": "2020-01-02", "test_from": datetime(2020, 1, 1)}, "must come before"),
     ],
 )

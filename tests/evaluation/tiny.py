@@ -12,9 +12,10 @@ from allmrec.artifacts import seal, shard_name, write_shard
 from allmrec.cf.teacher import build_teacher, save_teacher
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
-from allmrec.data.splits import Split
+from allmrec.data.splits import NONE, Split
 from allmrec.evaluation.cases import draw_cases
 from allmrec.hashing import shard_of
+from allmrec.llm.loading import model_identity
 from allmrec.projection.projectors import fresh_projectors, save_projectors
 from allmrec.storage import Storage, open_storage
 from jobs.config import Config
@@ -86,7 +87,7 @@ def write_tiny_run(config: Config, llm: Any, tokenizer: Any) -> Storage:
     split = Split(config.evaluation.split, config.seed)
     parts = [split.divide(some, np.zeros_like(some.items)) for some in users]
     cases = [draw_cases(*both, catalogue, config.evaluation, config.seed) for both in zip(users, parts, strict=True)]
-    asked = {"valid": sum(map(len, cases)) // 4, "test": sum(map(len, cases)) // 4}
+    asked = {name: int(sum((getattr(one, name) != NONE).sum() for one in parts)) for name in ("valid", "test")}
     _seal_table(run.at("evaluation_cases"), "evaluation_cases", evaluation_cases.SCHEMA, cases, asked)
 
     torch.manual_seed(1)
@@ -101,7 +102,8 @@ def write_tiny_run(config: Config, llm: Any, tokenizer: Any) -> Storage:
     seal(run.at("alignment"), "alignment", "test", save_alignment(run.at("alignment"), network, e_NJ, q_NJ), settings)
     projectors = fresh_projectors(config.teacher.dim, JOINT, llm.config.hidden_size, seed=0)
     files = save_projectors(run.at("projectors"), projectors.state_dict())
-    seal(run.at("projectors"), "projectors", "test", files, settings, {"loss": 2.5})
+    identity = model_identity(config.llm.name, config.llm.revision)
+    seal(run.at("projectors"), "projectors", "test", files, settings, {"loss": 2.5, "llm": identity})
     return run
 
 

@@ -21,7 +21,7 @@ SPLITS = {
     "temporal": {"valid_from": "2017-07-28", "test_from": "2017-08-06"},
     "cold-users": {},
     "few-shot": {"users": 7},
-    "cross-domain": {},
+    "cross-domain": {"trained_in": "runs/elsewhere"},
 }
 
 

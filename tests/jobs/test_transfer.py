@@ -1,0 +1,86 @@
+"""A run of one catalogue is evaluated with the models of another: prepared apart, joined by `transfer`."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+
+from allmrec.alignment.network import load_joint
+from allmrec.artifacts import read_manifest, read_table, seal, shard_name, write_shard
+from allmrec.cf.teacher import load_teacher
+from allmrec.evaluation.cases import EvaluationConfig
+from allmrec.storage import Storage
+from jobs import bundle, evaluate, transfer
+from jobs.config import Config
+from jobs.console import Console
+from jobs.step import execute
+from schemas import item_text_embeddings
+from tests.evaluation.tiny import NUM_ITEMS, tiny_config, write_tiny_run
+from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
+
+QUIET = Console(log_json=True)
+
+
+def write_texts(run: Storage, encoder: str, seed: int) -> np.ndarray:
+    vectors = np.random.default_rng(seed).normal(size=(NUM_ITEMS, 5)).astype(np.float32)
+    ids = read_table(run.at("items")).column("item_id")
+    columns = [ids, ["-"] * NUM_ITEMS, [encoder] * NUM_ITEMS, vectors.tolist()]
+    schema, storage = item_text_embeddings.schema(5), run.at("item_text_embeddings")
+    table = pa.table(
+        [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema=schema
+    )
+    entry = write_shard(storage, schema, shard_name(0), table)
+    seal(storage, "item_text_embeddings", "test", {shard_name(0): entry}, facts={"encoder": encoder})
+    return vectors
+
+
+@pytest.fixture
+def runs(tmp_path, llm, tokenizer) -> tuple[Storage, Storage, Config]:  # noqa: F811
+    """The trained run, the other one, and its config."""
+    trained = tiny_config(tmp_path / "movies")
+    movies = write_tiny_run(trained, llm, tokenizer)
+    split = {"kind": "cross-domain", "trained_in": trained.run_uri}
+    config = tiny_config(tmp_path / "games", evaluation={"split": split, "systems": ["teacher", "a-llmrec-sbert"]})
+    games = write_tiny_run(config, llm, tokenizer)
+    write_texts(movies, "sbert", 0)
+    write_texts(games, "sbert", 1)
+    for name in transfer.MODELS:
+        for entry in list(games.at(name).list()):
+            games.at(name).delete(entry.key)
+    return movies, games, config
+
+
+def test_models_come_over_and_are_evaluated(runs):
+    movies, games, config = runs
+    assert execute(transfer.STEP, config, QUIET)
+    e_NJ, q_NJ = load_joint(games.at("alignment"))
+    assert e_NJ.equal(q_NJ) and not q_NJ.equal(load_joint(movies.at("alignment"))[1])
+    assert read_manifest(games.at("projectors")).files == read_manifest(movies.at("projectors")).files
+    items_ND = load_teacher(games.at("teacher")).item_embeddings
+    assert items_ND.shape == (NUM_ITEMS + 1, config.teacher.dim) and items_ND[1:].any(dim=1).all()
+    assert not execute(transfer.STEP, config, QUIET)  # nothing has changed
+
+    execute(bundle.STEP, config, QUIET)
+    execute(evaluate.STEP, config, QUIET)
+    ray.shutdown()
+    metrics = json.loads(games.read("metrics.json"))
+    tested = read_manifest(games.at("evaluation_cases")).facts["test"]
+    counts = {row["count"] for row in metrics if (row["subset"], row["protocol"]) == ("all", "random")}
+    assert counts == {tested} and {row["system"] for row in metrics} == {"teacher", "a-llmrec-sbert"}
+
+
+def test_other_models_of_text_and_language_are_refused(runs):
+    _, games, config = runs
+    write_texts(games, "another", 1)
+    with pytest.raises(ValueError, match=r"embedded by another, and in .* by sbert; use the same text.model"):
+        execute(transfer.STEP, config, QUIET)
+    write_texts(games, "sbert", 1)
+    other = config.model_copy(update={"llm": config.llm.model_copy(update={"name": "org/other"})})
+    with pytest.raises(ValueError, match=r"were trained into the LLM .*; point llm.name at that one"):
+        execute(transfer.STEP, other, QUIET)
+    plain = config.model_copy(update={"evaluation": EvaluationConfig()})
+    with pytest.raises(ValueError, match="transfer needs another run"):
+        execute(transfer.STEP, plain, QUIET)
+    assert not games.exists("teacher/manifest.json")
