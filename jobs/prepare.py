@@ -66,9 +66,7 @@ def run(context: Context) -> Facts:
         _clear(drafts)
     users, interactions = _sum(reports, "users"), _sum(reports, "interactions")
     if not users:
-        raise ValueError(
-            "interactions: no user is left; lower data.min_user_interactions or let in more events"
-        )
+        raise ValueError("interactions: no user is left; lower data.min_user_interactions or let in more events")
 
     sizes = {"users": users, "items": len(item_ids), "interactions": interactions}
     _seal(context, sequences, reports, "sequences", sizes)

@@ -148,9 +148,9 @@ def clean_interactions(table: pa.Table, data: DataConfig, lookup: ItemLookup, pl
     faulty = facts.select(pl.any_horizontal(faults.values())).to_series()
     if not faulty.any():
         return _good_rows(users, facts, data.num_shards)
-    good = _good_rows(users.filter(pa.array(~faulty)), facts.filter(~faulty), data.num_shards)
+    good = _good_rows(users.filter((~faulty).to_arrow()), facts.filter(~faulty), data.num_shards)
     reason = pl.coalesce(pl.when(fault).then(pl.lit(name)) for name, fault in faults.items()).alias("reason")
-    bad = to_polars(table.filter(pa.array(faulty))).with_columns(facts.filter(faulty).select(reason))
+    bad = to_polars(table.filter(faulty.to_arrow())).with_columns(facts.filter(faulty).select(reason))
     return pa.concat_tables([good, _asides(bad, data.num_shards, place)])
 
 
