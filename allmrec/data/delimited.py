@@ -35,7 +35,7 @@ def header(lines: Lines, config: SourceConfig) -> list[str]:
 
 
 def parse(lines: Lines, names: Sequence[str], wanted: Sequence[str], config: SourceConfig) -> pa.Table:
-    """Lines as a table of the wanted columns, MALFORMED and NUMBER.
+    """Lines as a table of the wanted columns, MALFORMED and NUMBER, in any order.
 
     Args:
         names: of the file's columns, by position.
@@ -44,7 +44,9 @@ def parse(lines: Lines, names: Sequence[str], wanted: Sequence[str], config: Sou
     schema = pa.schema([(name, pa.string()) for name in wanted])
     fits = _decodable(lines, config.encoding)
     tables = [malformed(lines.filter(~fits), schema, config.encoding)]
-    parts = [lines.filter(fits)]
+    lines = lines.filter(fits)
+    odd = _odd_quotes(lines, config.quote)  # these would draw their neighbours in
+    parts = [lines.filter(~odd), *(lines.slice(line, line + 1) for line in np.flatnonzero(odd).tolist())]
     while parts:
         part = parts.pop()
         found = _rows(part, len(names), config)
@@ -74,6 +76,14 @@ def _decodable(lines: Lines, encoding: str) -> np.ndarray:
     if decodes(lines.text):
         return np.ones(len(lines), dtype=bool)
     return np.array([decodes(line) for line in lines.each()])
+
+
+def _odd_quotes(lines: Lines, quote: str | None) -> np.ndarray:
+    """Which lines hold an odd number of quotes, bool (N,)."""
+    text = np.frombuffer(lines.text if quote else b"", dtype=np.uint8)
+    quotes = np.flatnonzero(text == ord(quote or " "))
+    owners = np.searchsorted(lines.starts, quotes, side="right") - 1
+    return np.bincount(owners, minlength=len(lines)) % 2 == 1
 
 
 def _rows(lines: Lines, width: int, config: SourceConfig) -> tuple[pa.Table, np.ndarray] | None:

@@ -58,7 +58,7 @@ def _list(uri: str, suffixes: tuple[str, ...], s3: S3Config) -> Iterator[InputFi
     wildcard = _WILDCARD.search(uri)
     if wildcard and ("?" in uri or _type(uri, s3) == fs.FileType.NotFound):  # else [1] belongs to a file's name
         root = uri[: wildcard.start()].rpartition("/")[0]
-        glob = uri[len(root) :].removeprefix("/")
+        glob = uri[len(root) :].strip("/")
     folder = f"{root}/" if root or uri.startswith("/") else ""
     filesystem, path = locate(folder or ".", s3)
     if _type(root, s3) == fs.FileType.File:

@@ -45,6 +45,11 @@ class Lines:
     def __len__(self) -> int:
         return len(self.starts)
 
+    @property
+    def stops(self) -> np.ndarray:
+        """Where each ends, before its newline, int64 (N,)."""
+        return np.append(self.starts, len(self.text) + 1)[1:] - 1
+
     def slice(self, start: int, stop: int) -> "Lines":
         begin = self.starts[start] if start < len(self) else len(self.text)
         end = self.starts[stop] - 1 if stop < len(self) else len(self.text)
@@ -54,13 +59,15 @@ class Lines:
         """Those where `keep`, bool (N,), is true."""
         if keep.all():
             return self
-        kept = [line for line, stays in zip(self.each(), keep, strict=True) if stays]
-        starts = np.cumsum([0, *(len(line) + 1 for line in kept)])[: len(kept)]
-        return Lines(b"\n".join(kept), starts, self.numbers[keep])
+        lengths = np.diff(self.starts, append=len(self.text) + 1)  # with the newline
+        text = np.frombuffer(self.text, dtype=np.uint8)[np.repeat(keep, lengths)[:-1]].tobytes()
+        if not keep[-1]:
+            text = text.removesuffix(b"\n")
+        return Lines(text, np.append(0, np.cumsum(lengths[keep]))[: keep.sum()], self.numbers[keep])
 
     def each(self) -> list[bytes]:
-        stops = np.append(self.starts, len(self.text) + 1)[1:] - 1
-        return [self.text[start:stop] for start, stop in zip(self.starts.tolist(), stops.tolist(), strict=True)]
+        bounds = zip(self.starts.tolist(), self.stops.tolist(), strict=True)
+        return [self.text[start:stop] for start, stop in bounds]
 
 
 def line_ends(text: bytes, quote: bytes | None = None) -> np.ndarray:

@@ -6,6 +6,7 @@ or the text of a line that cannot be read, and NUMBER says which row or line it 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,10 @@ import pyarrow as pa
 from allmrec.data.config import SourceConfig
 from allmrec.data.files import InputFile, list_files, locate, partitions
 from allmrec.data.lines import MALFORMED, NUMBER
-from allmrec.data.readers import READERS, Piece
+from allmrec.data.readers import READERS, Columns, Piece
 from allmrec.storage import S3Config
+
+_OPENED_AT_ONCE = 16  # files
 
 
 @dataclass(frozen=True)
@@ -101,38 +104,49 @@ def open_source(
             the format; there is no row.
     """
     names, reader = _names(expected, config), READERS[config.format](config)
-    fields: dict[str, pa.DataType] = {}
-    pieces: list[Piece] = []
-    for file in find_files(name, config, s3):
-        if not file.size:
-            continue
+    files = [file for file in find_files(name, config, s3) if file.size]
+
+    def opened(file: InputFile) -> tuple[Columns, list[Piece]]:
         try:
-            columns, cut = reader.open(*locate(file.uri, s3), file, is_first=not pieces)
+            return reader.open(*locate(file.uri, s3), file, is_first=file is files[0])
         except (OSError, pa.ArrowException) as error:
             raise ValueError(f"{name}: cannot read {file.uri} as {config.format}: {_first_line(error)}") from None
+
+    with ThreadPoolExecutor(_OPENED_AT_ONCE) as pool:  # a store takes its time to answer
+        heads = list(pool.map(opened, files))
+    fields: dict[str, pa.DataType] = {}
+    for file, (columns, _) in zip(files, heads, strict=True):
         if columns:
             columns |= dict.fromkeys(partitions(file.uri), pa.string())
-        for ours, theirs in names.items() if columns else ():
-            column = expected[ours]
-            if theirs in columns:
-                if not column.accepts(columns[theirs]):
-                    found = f"is {columns[theirs]} in {file.uri}"
-                    raise ValueError(f"{name}: column {theirs!r} {found}; it must be {column.types}")
-                kind = columns[theirs]
-                if column.repeats and config.format == "parquet" and kind in (pa.string(), pa.large_string()):
-                    kind = pa.dictionary(pa.int32(), kind)
-                if column.read:
-                    fields.setdefault(ours, kind)
-            elif column.required or ours in config.columns:
-                has = f"is missing in {file.uri}, which has {', '.join(columns)}"
-                raise ValueError(
-                    f"{name}: column {theirs!r} {has}; name the right one in {section or f'data.{name}'}.columns.{ours}"
-                )
-        pieces += cut
-    source = Source(name, config, s3, pa.schema(list(fields.items())), tuple(pieces))
-    if not pieces or source.rows == 0:
+            _check_columns(columns, expected, names, f"{name}: column", file.uri, section or f"data.{name}")
+        for ours, theirs in names.items():
+            if theirs in columns and expected[ours].read:
+                encode = expected[ours].repeats and config.format == "parquet"
+                fields.setdefault(ours, _encoded(columns[theirs]) if encode else columns[theirs])
+    source = Source(
+        name, config, s3, pa.schema(list(fields.items())), tuple(piece for _, cut in heads for piece in cut)
+    )
+    if not source.pieces or source.rows == 0:
         raise ValueError(f"{name}: the table is empty: no row in {', '.join(config.paths)}")
     return source
+
+
+def _check_columns(
+    columns: Columns, expected: Mapping[str, Column], names: Mapping[str, str], what: str, uri: str, section: str
+) -> None:
+    """Raise ValueError if a file's columns are not what is expected under these names."""
+    for ours, theirs in names.items():
+        column = expected[ours]
+        if theirs in columns and not column.accepts(columns[theirs]):
+            raise ValueError(f"{what} {theirs!r} is {columns[theirs]} in {uri}; it must be {column.types}")
+        if theirs not in columns and (column.required or ours != theirs):
+            has = f"is missing in {uri}, which has {', '.join(columns)}"
+            raise ValueError(f"{what} {theirs!r} {has}; name the right one in {section}.columns.{ours}")
+
+
+def _encoded(kind: pa.DataType) -> pa.DataType:
+    """Text as a dictionary; other types as they are."""
+    return pa.dictionary(pa.int32(), kind) if kind in (pa.string(), pa.large_string()) else kind
 
 
 def _names(ours: Iterable[str], config: SourceConfig) -> dict[str, str]:

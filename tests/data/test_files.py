@@ -21,6 +21,7 @@ EXPECTED = {
     "/c/**/i.csv": ["c/h/i.csv"],
     "/**/h": ["c/h/i.csv"],
     "/day=*": ["day=1/j.csv"],
+    "/day=*/": ["day=1/j.csv"],
     "/c/**": ["c/d.csv", "c/e.txt", "c/h/i.csv"],
 }
 
