@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from ray.data import Dataset
 
+import allmrec
 from allmrec.artifacts import MANIFEST, Manifest, read_manifest, read_table, seal
 from allmrec.data.assemble import Draft, NamesItems
 from allmrec.data.clean import CleanInteractions
@@ -37,14 +38,16 @@ class Histories:
         data = context.config.data
         self.files = [vars(file) for file in find_files("interactions", data.interactions, context.config.storage)]
         elsewhere = {*FILTERS, *self.forgotten, "items", "max_rejected_fraction"}
-        self.config = data.model_dump(mode="json", exclude={"interactions": {"paths"}} | dict.fromkeys(elsewhere, True))
+        read_by = data.model_dump(mode="json", exclude={"interactions": {"paths"}} | dict.fromkeys(elsewhere, True))
+        self.config = {"code": allmrec.__version__, **read_by}
 
     @cached_property
     def before(self) -> Manifest | None:
         """The histories that are there, if they are of the same config and of files that are still the same."""
-        if not self.storage.exists(MANIFEST):
+        try:
+            manifest = read_manifest(self.storage)
+        except ValueError:  # there are none, or they are damaged
             return None
-        manifest = read_manifest(self.storage)
         unchanged = manifest.config == self.config and all(file in self.files for file in manifest.facts["log"])
         forgiven = any(set(manifest.facts[name]) - set(ids) for name, ids in self.forgotten.items())
         return manifest if unchanged and not forgiven else None
