@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from allmrec.storage import open_storage
@@ -28,6 +28,7 @@ def test_an_empty_cache_knows_nothing(tmp_path):
     assert found(TextCache.of(open_storage(str(tmp_path)), "sbert"), "a") == [None]
 
 
+@settings(deadline=None, max_examples=30)  # files are flushed to the disk
 @given(blocks=st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=6, unique=True), max_size=5))
 def test_what_is_written_is_found(tmp_path_factory, blocks):
     cache = TextCache.of(open_storage(str(tmp_path_factory.mktemp("cache"))), "sbert")
