@@ -14,11 +14,12 @@ from jobs.nightly import nightly
 from jobs.step import execute
 
 TRAINING = ("prepare", "embed", "train_cf", "train_alignment", "train_projection", "bundle")
+TRANSFER = ("prepare", "embed", "transfer", "bundle")  # the models are another run's
 
 
 def run(config: Config, console: Console, date: datetime.date, dry_run: bool = False, force: bool = False) -> None:
     """Prepare, train, score and publish, evaluate."""
-    for module in TRAINING:
+    for module in TRANSFER if config.evaluation.split.kind == "cross-domain" else TRAINING:
         execute(load_step(f"jobs.{module}"), config, console, dry_run, force)
     nightly(config, console, date, dry_run)
     execute(load_step("jobs.evaluate"), config, console, dry_run, force)

@@ -188,3 +188,15 @@ def test_the_standin_is_the_same_each_time(config):
     digest = read_manifest(storage).digest
     assert execute(standin_encoder.STEP, config, Console(), force=True)
     assert read_manifest(storage).digest == digest
+
+
+def test_blocks_hold_every_text_once_longest_first_within_a_shard(monkeypatch):
+    monkeypatch.setattr(embed, "ITEMS_PER_SHARD", 10)
+    texts = pa.table({"text": ["é" * (number * 7 % 13) for number in range(25)], "at": range(25)})
+    blocks = [block.to_pylist() for block in embed.by_length(texts, 4)]
+    assert [len(block) for block in blocks] == [4, 4, 2, 4, 4, 2, 4, 1]
+    for shard, part in enumerate((blocks[:3], blocks[3:6], blocks[6:])):
+        rows = [row for block in part for row in block]
+        assert sorted(row["at"] for row in rows) == list(range(10 * shard, min(10 * shard + 10, 25)))
+        lengths = [len(row["text"]) for row in rows]
+        assert lengths == sorted(lengths, reverse=True)

@@ -39,6 +39,13 @@ def test_halves_come_back_as_float32(folder):
     assert encoded.schema.field("embedding").type == pa.list_(pa.float32(), 64)
 
 
+def test_weights_are_halves_on_gpus_unless_said_otherwise(folder):
+    auto, whole = TextConfig(model=str(folder)), TextConfig(model=str(folder), dtype="float32")
+    assert (auto.dtype_on("cuda"), auto.dtype_on("cpu"), whole.dtype_on("cuda")) == ("bfloat16", "float32", "float32")
+    assert encoder_identity(auto) == encoder_identity(whole) != encoder_identity(auto, "cuda")
+    assert next(load_encoder(auto).parameters()).dtype == torch.float32
+
+
 def test_identity_is_the_content_of_a_folder(folder, tmp_path):
     before = encoder_identity(TextConfig(model=str(folder)))
     folder.rename(tmp_path / "moved")
