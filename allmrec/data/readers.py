@@ -157,7 +157,7 @@ def _well_encoded(table: pa.Table, numbers: np.ndarray) -> pa.Table:
     except pa.ArrowInvalid:
         plain = pa.table({name: _decoded(table.column(name)) for name in table.column_names})
         bad = np.zeros(len(table), dtype=bool)
-        bad[_badly_encoded(plain, 0)] = True
+        bad[_badly_encoded(plain, np.arange(len(table)))] = True
         rows = plain.filter(bad).cast(pa.schema([field.with_type(_bytes(field.type)) for field in plain.schema]))
         texts = [json.dumps(row, default=_shown, ensure_ascii=False) for row in rows.to_pylist()]
         nulls = [pa.nulls(len(texts), field.type) for field in plain.schema]
@@ -166,16 +166,14 @@ def _well_encoded(table: pa.Table, numbers: np.ndarray) -> pa.Table:
     return well_formed(table, numbers)
 
 
-def _badly_encoded(table: pa.Table, first: int) -> list[int]:
-    """The rows that do not validate, counted from `first`: found by halves."""
+def _badly_encoded(table: pa.Table, rows: np.ndarray) -> list[int]:
+    """Which of these rows do not validate: found by halves."""
     try:
-        table.validate(full=True)
+        table.take(rows).validate(full=True)  # a copy: of a slice, the lists' values would be looked at outside it too
         return []
     except pa.ArrowInvalid:
-        half = len(table) // 2
-        if not half:
-            return [first]
-        return _badly_encoded(table.slice(0, half), first) + _badly_encoded(table.slice(half), first + half)
+        half = len(rows) // 2
+        return [*_badly_encoded(table, rows[:half]), *_badly_encoded(table, rows[half:])] if half else rows.tolist()
 
 
 def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
