@@ -71,7 +71,7 @@ def _list(uri: str, suffixes: tuple[str, ...], s3: S3Config) -> Iterator[InputFi
 
 
 def _match(filesystem: Any, folder: str, parts: list[str]) -> Iterator[tuple[Any, str | None]]:
-    """What a glob means below a folder, and what the glob leaves open of its path. Lists no folder that it rules out."""
+    """What a glob means below a folder, and what it leaves open of the path. Lists no folder that it rules out."""
     deep = "**" in parts[0]
     pattern = re.compile(_regex("/".join(parts) if deep else parts[0]) + "(?P<inside>/.*)?")
     for info in filesystem.get_file_info(fs.FileSelector(folder, recursive=deep, allow_not_found=True)):
