@@ -3,7 +3,7 @@
 import pyarrow as pa
 
 # The closed list of reasons.
-MALFORMED = "malformed"  # the line cannot be parsed
+MALFORMED = "malformed"  # cannot be parsed, or is text of another encoding
 NULL_ID = "null_id"  # user_id or item_id is null or empty
 BAD_TIMESTAMP = "bad_timestamp"  # missing or unparsable
 ABSURD_TIMESTAMP = "absurd_timestamp"  # before data.earliest or after data.latest

@@ -74,7 +74,7 @@ def fetch(
             failures = failures + 1 if _size(part) <= before else 1
             if failures >= attempts:
                 raise ValueError(
-                    f"{remote.url}: {str(error).splitlines()[0]}; {part} keeps what has come, run again to go on"
+                    f"{remote.url}: {str(error).splitlines()[0]}; run again to go on after {_size(part):,} bytes"
                 ) from None
             time.sleep(pause_s * 2 ** (failures - 1))
     try:

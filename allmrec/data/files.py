@@ -65,12 +65,24 @@ def _list(uri: str, suffixes: tuple[str, ...], s3: S3Config) -> Iterator[InputFi
         info = filesystem.get_file_info(path)
         yield InputFile(root, info.size, info.mtime_ns or 0)
         return
-    pattern = re.compile(f"{_regex(glob)}(?P<inside>/.*)?" if glob else "(?P<inside>.*)")
-    for file in filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True)):
-        key = file.path[len(path) :].lstrip("/")
-        match = pattern.fullmatch(key) if file.type == fs.FileType.File else None
-        if match and _is_data(match["inside"], suffixes):
-            yield InputFile(f"{folder}{key}", file.size, file.mtime_ns or 0)
+    for file, inside in _match(filesystem, path, glob.split("/") if glob else ["**"]):
+        if file.type == fs.FileType.File and _is_data(inside if glob else file.path[len(path) :], suffixes):
+            yield InputFile(folder + file.path[len(path) :].lstrip("/"), file.size, file.mtime_ns or 0)
+
+
+def _match(filesystem: Any, folder: str, parts: list[str]) -> Iterator[tuple[Any, str | None]]:
+    """What a glob means below a folder, and what it leaves open of the path. Lists no folder that it rules out."""
+    deep = "**" in parts[0]
+    pattern = re.compile(_regex("/".join(parts) if deep else parts[0]) + "(?P<inside>/.*)?")
+    for info in filesystem.get_file_info(fs.FileSelector(folder, recursive=deep, allow_not_found=True)):
+        match = pattern.fullmatch(info.path[len(folder) :].lstrip("/"))
+        is_folder = info.type == fs.FileType.Directory
+        if match and (deep or (len(parts) == 1 and not is_folder)):
+            yield info, match["inside"]
+        elif match and is_folder and len(parts) > 1:
+            yield from _match(filesystem, info.path, parts[1:])
+        elif match and is_folder:
+            yield from ((file, file.path[len(info.path) :]) for file, _ in _match(filesystem, info.path, ["**"]))
 
 
 def _type(uri: str, s3: S3Config) -> Any:

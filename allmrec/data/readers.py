@@ -3,6 +3,7 @@
 One reader a format, all with the same two methods. Columns keep the source's names; `sources` gives them ours.
 """
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 from allmrec.data import delimited, jsonl
 from allmrec.data.config import SourceConfig
 from allmrec.data.files import InputFile
-from allmrec.data.lines import Lines, compressed, is_compressed, read_lines, well_formed
+from allmrec.data.lines import MALFORMED, NUMBER, Lines, compressed, is_compressed, read_lines, well_formed
 
 RANGE = 64 << 20  # bytes of a plain text file in one piece
 ROWS = 1 << 20  # rows of a Parquet piece, whole row groups
@@ -79,8 +80,8 @@ class ParquetReader(Reader):
             columns = [name for name in wanted.names if name in file.schema_arrow.names]
             number = piece.before + 1
             for batch in file.iter_batches(_BATCH, row_groups=range(piece.start, piece.stop), columns=columns):
-                table = pa.table({name: _gathered(batch.column(name)) for name in columns})
-                yield well_formed(table, np.arange(number, number + len(batch)))
+                table = pa.table({name: _as_text(batch.column(name)) for name in columns})
+                yield _well_encoded(table, np.arange(number, number + len(batch)))
                 number += len(batch)
 
 
@@ -141,9 +142,53 @@ READERS: dict[str, type[Reader]] = {
 }
 
 
-def _gathered(column: pa.Array) -> pa.Array:
-    """Text in the layout that all of Arrow's functions take."""
-    return column.cast(pa.string()) if pa.types.is_string_view(column.type) else column
+def _as_text(column: pa.Array) -> pa.Array:
+    """Text in a layout that all functions take; bytes that are not said to be text are."""
+    if pa.types.is_string_view(column.type):
+        return column.cast(pa.string())
+    texts = {pa.binary(): pa.string(), pa.large_binary(): pa.large_string()}
+    return column.view(texts[column.type]) if column.type in texts else column
+
+
+def _well_encoded(table: pa.Table, numbers: np.ndarray) -> pa.Table:
+    """Rows of Parquet with MALFORMED and NUMBER; malformed are those with text that is no UTF-8, for nobody checked."""
+    try:
+        table.validate(full=True)
+    except pa.ArrowInvalid:
+        plain = pa.table({name: _decoded(table.column(name)) for name in table.column_names})
+        bad = np.zeros(len(table), dtype=bool)
+        bad[_badly_encoded(plain, np.arange(len(table)))] = True
+        rows = plain.filter(bad).cast(pa.schema([field.with_type(_bytes(field.type)) for field in plain.schema]))
+        texts = [json.dumps(row, default=_shown, ensure_ascii=False) for row in rows.to_pylist()]
+        nulls = [pa.nulls(len(texts), field.type) for field in plain.schema]
+        ending = pa.table([*nulls, texts, numbers[bad]], names=[*plain.column_names, MALFORMED, NUMBER])
+        return pa.concat_tables([well_formed(plain.filter(~bad), numbers[~bad]), ending])
+    return well_formed(table, numbers)
+
+
+def _badly_encoded(table: pa.Table, rows: np.ndarray) -> list[int]:
+    """Which of these rows do not validate: found by halves."""
+    try:
+        table.take(rows).validate(full=True)  # a copy: of a slice, the lists' values would be looked at outside it too
+        return []
+    except pa.ArrowInvalid:
+        half = len(rows) // 2
+        return [*_badly_encoded(table, rows[:half]), *_badly_encoded(table, rows[half:])] if half else rows.tolist()
+
+
+def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
+def _bytes(kind: pa.DataType) -> pa.DataType:
+    """The type with bytes where it has text."""
+    if pa.types.is_list(kind):
+        return pa.list_(_bytes(kind.value_type))
+    return {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}.get(kind, kind)
+
+
+def _shown(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def _ranges(file: InputFile) -> list[Piece]:

@@ -8,6 +8,7 @@ or the text of a line that cannot be read, and NUMBER says which row or line it 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import Any
 
 import pyarrow as pa
@@ -140,7 +141,7 @@ def _check_columns(
         if theirs in columns and not column.accepts(columns[theirs]):
             raise ValueError(f"{what} {theirs!r} is {columns[theirs]} in {uri}; it must be {column.types}")
         if theirs not in columns and (column.required or ours != theirs):
-            has = f"is missing in {uri}, which has {', '.join(columns)}"
+            has = f"is missing in {uri}, which has {shorten(', '.join(columns), 500, placeholder=' …')}"
             raise ValueError(f"{what} {theirs!r} {has}; name the right one in {section}.columns.{ours}")
 
 

@@ -4,7 +4,7 @@ import json
 import polars as pl
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from allmrec.data.clean import (
@@ -130,6 +130,7 @@ def test_integer_and_dictionary_ids_are_read_as_text():
     assert json.loads(bad["row"])["user_id"] == "v"
 
 
+@settings(deadline=None)
 @given(order=st.permutations(range(len(ROWS))), cut=st.integers(0, len(ROWS)))
 def test_a_row_fares_the_same_in_any_batch(order, cut):
     def told(*batches):
@@ -198,6 +199,7 @@ def test_numbers_as_text_beside_other_text():
     assert microseconds(texts[:2], "s").to_list() == [us, us + 1_000_000]
 
 
+@settings(deadline=None)
 @given(
     catalogue=st.sets(st.text(min_size=1, max_size=9), min_size=1, max_size=30),
     others=st.lists(st.none() | st.text(max_size=9), max_size=9),

@@ -4,7 +4,7 @@ import itertools
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow.fs import LocalFileSystem
 
@@ -26,6 +26,7 @@ def numbered(data):
 text = st.lists(st.binary(max_size=12).map(lambda line: line.translate(None, b"\r\n\xef")), max_size=8).map(b"\n".join)
 
 
+@settings(deadline=None)
 @given(data=text, cuts=st.lists(st.integers(0, 120), max_size=5), chunk=st.integers(15, 99))
 def test_byte_ranges_deal_every_line_to_exactly_one_piece(tmp_path_factory, data, cuts, chunk):
     path = tmp_path_factory.mktemp("lines") / "log.json"
@@ -38,6 +39,7 @@ def test_byte_ranges_deal_every_line_to_exactly_one_piece(tmp_path_factory, data
         assert not data or each(path) == numbered(data)
 
 
+@settings(deadline=None)
 @given(data=text, start=st.integers(0, 9), length=st.integers(0, 9), seed=st.integers(0, 99))
 def test_slices_and_filters_keep_lines_and_numbers(data, start, length, seed):
     lines = Lines.of(data)

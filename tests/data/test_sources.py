@@ -9,6 +9,7 @@ import pytest
 from allmrec.data import readers
 from allmrec.data.clean import log_columns
 from allmrec.data.config import DataConfig, SourceConfig
+from allmrec.data.items import ITEMS
 from allmrec.data.lines import MALFORMED, NUMBER
 from allmrec.data.sources import find_files, open_source
 from allmrec.storage import S3Config, open_storage
@@ -27,6 +28,11 @@ def opened(paths, format="parquet", s3=None, settings=None, **columns):
 
 def read(source):
     return pa.concat_tables([table for piece in source.pieces for table in source.read(piece)])
+
+
+def rows_of(source):
+    rows = [row for piece in source.pieces for table in source.read(piece) for row in table.to_pylist()]
+    return sorted(rows, key=lambda row: row[NUMBER])
 
 
 def write_parquet(path, rows=ROWS, **options):
@@ -93,6 +99,24 @@ def test_s3_is_read_like_a_folder(s3, s3_uri, tmp_path):
     assert read(opened([f"{s3_uri}/csv"], "csv", s3, timestamp="day")).column("timestamp").to_pylist() == ["1"]
     with pytest.raises(ValueError, match="no such path: s3://"):
         opened([f"{s3_uri}/nothing"], s3=s3)
+
+
+def test_parquet_may_hold_bytes_and_bytes_that_are_no_text(tmp_path):
+    ids = [b"ok", b"no\xff", None, b"\xc3\xa9"]
+    for kind in pa.string(), pa.large_string(), pa.binary(), pa.large_binary():
+        large = pa.types.is_large_string(kind) or pa.types.is_large_binary(kind)
+        texts = pa.array(ids, pa.large_binary() if large else pa.binary()).view(kind)
+        lists = pa.ListArray.from_arrays([0, 1, 1, 1, 1], pa.array([b"\xff"]).view(pa.string()))
+        table = pa.table({"user_id": texts, "item_id": texts, "timestamp": range(4), "words": lists})
+        pq.write_table(table, tmp_path / "log.parquet", row_group_size=2)
+        rows = rows_of(opened([tmp_path]))
+        assert [row["user_id"] for row in rows] == ["ok", None, None, "é"]
+        assert rows[1][MALFORMED] == '{"user_id": "no\ufffd", "item_id": "no\ufffd", "timestamp": 1}'
+        assert [row[NUMBER] for row in rows if row[MALFORMED] is None] == [1, 3, 4]
+    config = SourceConfig(paths=[str(tmp_path)], columns={"item_id": "timestamp", "title": "words"})
+    rows = rows_of(open_source("items", config, S3Config(), ITEMS))
+    assert rows[0][MALFORMED] == '{"timestamp": 0, "words": ["\ufffd"]}'
+    assert [row["item_id"] for row in rows] == [None, 1, 2, 3]
 
 
 CSV = "timestamp,user_id,item_id\n" + "".join(f'{n},u{n},"{n},x"\n' for n in range(100))
