@@ -74,7 +74,7 @@ def run(context: Context) -> Facts:
     clear(cases)
     evaluation = config.evaluation
     fractions = {part: (evaluation.max_users or np.inf) / max(_sum(reports, part), 1) for part in SPLITS}
-    draw = DrawCases(sequences, items, cases, evaluation, split, config.seed, fractions)
+    draw = DrawCases(sequences, popularity, cases, evaluation, split, config.seed, fractions)
     reports, _ = shard_reports(context, "draw evaluation cases", over(data.num_shards, draw))
     _seal(context, cases, reports, "evaluation_cases", {part: _sum(reports, part) for part in SPLITS})
 

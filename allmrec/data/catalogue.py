@@ -47,17 +47,19 @@ class Catalogue:
             available=_padded(available, False).to_numpy(zero_copy_only=False),
         )
 
-    def warm_and_cold(self, fraction: float = 0.35) -> tuple[np.ndarray, np.ndarray]:
-        """bool (n + 1,) twice: the top and the bottom 35 % of items by interactions (paper section 5.2.2).
 
-        The shares are of the items that have interactions; those that have none are cold besides.
-        """
-        rank = np.empty(self.num_items, dtype=np.int64)
-        rank[np.argsort(-self.popularity[1:], kind="stable")] = np.arange(self.num_items)
-        known = np.count_nonzero(self.popularity[1:])
-        edge = round(fraction * known)
-        pad = np.zeros(1, dtype=bool)
-        return np.concatenate([pad, rank < edge]), np.concatenate([pad, rank >= known - edge])
+def warm_and_cold(popularity_I: np.ndarray, fraction: float = 0.35) -> tuple[np.ndarray, np.ndarray]:
+    """bool (n + 1,) twice: the top and the bottom 35 % of items by interactions (paper section 5.2.2).
+
+    The shares are of the items that have interactions; those that have none are cold besides.
+    """
+    num_items = len(popularity_I) - 1
+    rank = np.empty(num_items, dtype=np.int64)
+    rank[np.argsort(-popularity_I[1:], kind="stable")] = np.arange(num_items)
+    known = np.count_nonzero(popularity_I[1:])
+    edge = round(fraction * known)
+    pad = np.zeros(1, dtype=bool)
+    return np.concatenate([pad, rank < edge]), np.concatenate([pad, rank >= known - edge])
 
 
 def display_titles(titles: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -17,7 +17,7 @@ from pydantic import Field
 from allmrec.artifacts import read_table, shard_name, write_shard
 from allmrec.config import Section
 from allmrec.data.assemble import report_row
-from allmrec.data.catalogue import Catalogue
+from allmrec.data.catalogue import warm_and_cold
 from allmrec.data.sequences import Sequences
 from allmrec.data.splits import NONE, Parts, Split, SplitConfig, times_of
 from allmrec.hashing import key64, uniforms
@@ -45,7 +45,7 @@ class DrawCases:
     """Shard numbers → shards of `evaluation_cases`; reports how many cases there are."""
 
     sequences: Storage
-    items: Storage
+    popularity_I: np.ndarray  # int64 (n + 1,): training interactions by item index
     cases: Storage
     config: EvaluationConfig
     split: Split
@@ -53,12 +53,11 @@ class DrawCases:
     fractions: dict[str, float]
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
-        catalogue = Catalogue.read(self.items)
         for shard in batch["id"]:
             stored = read_table(self.sequences, [shard])
             users = Sequences.from_table(stored)
             parts = self.split.divide(users, times_of(stored))
-            table = draw_cases(users, parts, catalogue, self.config, self.seed, self.fractions)
+            table = draw_cases(users, parts, self.popularity_I, self.config, self.seed, self.fractions)
             entry = write_shard(self.cases, evaluation_cases.SCHEMA, shard_name(shard), table)
             yield report_row(shard, {"evaluation_cases": entry, **_users_of(table)}, np.zeros(0))
 
@@ -66,7 +65,7 @@ class DrawCases:
 def draw_cases(
     users: Sequences,
     parts: Parts,
-    catalogue: Catalogue,
+    popularity_I: np.ndarray,
     config: EvaluationConfig,
     seed: int,
     fractions: dict[str, float] | None = None,
@@ -74,7 +73,7 @@ def draw_cases(
     """Cases of both protocols for every item that is held out for validation or test.
 
     Args:
-        users: in any number; a user's cases depend on that user, the catalogue and the seed alone.
+        users: in any number; a user's cases depend on that user, the items' popularity and the seed alone.
         parts: of the users' histories.
         fractions: of each split's users: those whose hash falls below it; everyone by default.
 
@@ -91,27 +90,27 @@ def draw_cases(
     for first in range(0, len(asked), _BLOCK):
         block = asked[first : first + _BLOCK]
         at = {split: place[block] for split, place in places.items()}
-        tables.append(_cases_of(users.take(block), at, catalogue, config, seed))
+        tables.append(_cases_of(users.take(block), at, popularity_I, config, seed))
     return pa.concat_tables(tables).combine_chunks()
 
 
 def _cases_of(
-    users: Sequences, places: dict[str, np.ndarray], catalogue: Catalogue, config: EvaluationConfig, seed: int
+    users: Sequences, places: dict[str, np.ndarray], popularity_I: np.ndarray, config: EvaluationConfig, seed: int
 ) -> pa.Table:
     """`places[split]` says where a user's target stands in the history, or NONE."""
-    warm, cold = catalogue.warm_and_cold()
+    warm, cold = warm_and_cold(popularity_I)
     kinds = [(split, protocol) for split in SPLITS for protocol in PROTOCOLS]
     parts = []
     for number, (split, protocol) in enumerate(kinds):
         rows = np.flatnonzero(places[split] != NONE)
         asked, length = users.take(rows), places[split][rows]
         target = asked.items[asked.offsets[:-1] + length]
-        pool = popularity_pools(target, catalogue.popularity, config.matched_window) if protocol == "matched" else None
+        pool = popularity_pools(target, popularity_I, config.matched_window) if protocol == "matched" else None
         negatives = draw_negatives(
             asked.hashes(),
             asked.rows(),
             asked.items,
-            catalogue.num_items,
+            len(popularity_I) - 1,
             config.num_negatives,
             seed=int(key64(seed, _NEGATIVES)),
             epoch=number,

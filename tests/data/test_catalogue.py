@@ -1,6 +1,7 @@
+import numpy as np
 import pyarrow as pa
 
-from allmrec.data.catalogue import UNTITLED, Catalogue, display_titles
+from allmrec.data.catalogue import UNTITLED, Catalogue, display_titles, warm_and_cold
 from schemas import items
 
 
@@ -29,9 +30,9 @@ def test_titles_are_one_line():
 
 
 def test_warm_and_cold_are_shares_of_the_items_with_interactions():
-    warm, cold = catalogue([5, 9, 1, 7, 3, 8, 2, 6, 4, 10]).warm_and_cold()
+    warm, cold = warm_and_cold(np.array([0, 5, 9, 1, 7, 3, 8, 2, 6, 4, 10]))
     assert [index for index in range(11) if warm[index]] == [2, 4, 6, 10]  # round(0.35 * 10) = 4 of them
     assert [index for index in range(11) if cold[index]] == [3, 5, 7, 9]
-    warm, cold = catalogue([5, 0, 4, 0, 0, 0, 0, 0, 0, 0]).warm_and_cold()
+    warm, cold = warm_and_cold(np.array([0, 5, 0, 4, 0, 0, 0, 0, 0, 0, 0]))
     assert [index for index in range(11) if warm[index]] == [1]
     assert [index for index in range(11) if cold[index]] == [2, 3, 4, 5, 6, 7, 8, 9, 10]

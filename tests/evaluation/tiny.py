@@ -86,7 +86,10 @@ def write_tiny_run(config: Config, llm: Any, tokenizer: Any) -> Storage:
     users = [Sequences.from_table(part) for part in shards]
     split = Split(config.evaluation.split, config.seed)
     parts = [split.divide(some, np.zeros_like(some.items)) for some in users]
-    cases = [draw_cases(*both, catalogue, config.evaluation, config.seed) for both in zip(users, parts, strict=True)]
+    cases = [
+        draw_cases(*both, catalogue.popularity, config.evaluation, config.seed)
+        for both in zip(users, parts, strict=True)
+    ]
     asked = {name: int(sum((getattr(one, name) != NONE).sum() for one in parts)) for name in ("valid", "test")}
     _seal_table(run.at("evaluation_cases"), "evaluation_cases", evaluation_cases.SCHEMA, cases, asked)
 
