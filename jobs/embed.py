@@ -7,6 +7,7 @@ by block: a run that was killed goes on where it was, and a text that did not ch
 embeddings out by item, in shards; those without a change stay. The driver holds texts and hashes, never an embedding.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,7 +25,8 @@ from jobs.datasets import tables
 from jobs.step import Context, Facts, Step
 from jobs.workers import start_ray
 
-BATCHES_PER_BLOCK = 16  # a block of texts is the unit of resuming
+BLOCKS_PER_WORKER = 16  # at least, so that workers end together
+MOST_BATCHES = 16  # of a block, which is the unit of resuming
 ITEMS_PER_SHARD = 1 << 15
 
 
@@ -71,7 +73,8 @@ def embed(context: Context, texts: pa.Table, cache: TextCache, encoder: str) -> 
     """
     config, workers = context.config, context.config.workers
     model_folder(config.text)  # a wrong name ends here in one line, and not in an actor
-    blocks = list(by_length(texts, BATCHES_PER_BLOCK * config.text.batch_size))
+    batches = math.ceil(len(texts) / config.text.batch_size / (BLOCKS_PER_WORKER * workers.num_workers))
+    blocks = list(by_length(texts, min(batches, MOST_BATCHES) * config.text.batch_size))
     start_ray(config)
     most = min(workers.num_workers, len(blocks))
     dataset = ray.data.from_arrow(blocks).map_batches(
@@ -79,7 +82,11 @@ def embed(context: Context, texts: pa.Table, cache: TextCache, encoder: str) -> 
         fn_constructor_args=(config.text, device(context), max(int(workers.cpus_per_worker), 1), cache, encoder),
         batch_format="pyarrow",
         batch_size=None,  # a block
-        compute=ray.data.ActorPoolStrategy(min_size=min(config.text.min_workers or most, most), max_size=most),
+        compute=ray.data.ActorPoolStrategy(
+            min_size=min(config.text.min_workers or most, most),
+            max_size=most,
+            max_tasks_in_flight_per_actor=2,  # one to work on and one to come; more would wait where others idle
+        ),
         num_cpus=workers.cpus_per_worker,
         num_gpus=workers.gpus_per_worker,
     )
