@@ -15,7 +15,7 @@ import pyarrow as pa
 from ray.data import Dataset
 
 import allmrec
-from allmrec.artifacts import MANIFEST, Manifest, read_manifest, read_table, seal
+from allmrec.artifacts import MANIFEST, Manifest, describe, read_manifest, read_part, seal, to_parquet
 from allmrec.data.assemble import Draft, NamesItems
 from allmrec.data.clean import CleanInteractions
 from allmrec.data.config import FILTERS
@@ -33,11 +33,13 @@ class Histories:
 
     def __init__(self, context: Context, log: Source, forgotten_users: list[str], forgotten_items: list[str]):
         self.context, self.log = context, log
-        self.forgotten = {"forgotten_users": forgotten_users, "forgotten_items": forgotten_items}
+        self.forgotten = forgotten_users, forgotten_items
+        # The manifest must not name them either.
+        self.forgotten_hashes = sorted(fingerprint([kind, id]) for kind, ids in enumerate(self.forgotten) for id in ids)
         self.storage = context.artifact("histories")
         data = context.config.data
         self.files = [vars(file) for file in find_files("interactions", data.interactions, context.config.storage)]
-        elsewhere = {*FILTERS, *self.forgotten, "items", "max_rejected_fraction"}
+        elsewhere = {*FILTERS, "forgotten_users", "forgotten_items", "items", "max_rejected_fraction"}
         read_by = data.model_dump(mode="json", exclude={"interactions": {"paths"}} | dict.fromkeys(elsewhere, True))
         self.config = {"code": allmrec.__version__, **read_by}
 
@@ -49,16 +51,15 @@ class Histories:
         except ValueError:  # there are none, or they are damaged
             return None
         unchanged = manifest.config == self.config and all(file in self.files for file in manifest.facts["log"])
-        forgiven = any(set(manifest.facts[name]) - set(ids) for name, ids in self.forgotten.items())
+        forgiven = set(manifest.facts["forgotten"]) - set(self.forgotten_hashes)
         return manifest if unchanged and not forgiven else None
 
     def known_items(self) -> list[str]:
         """Ids of the items that have their numbers, by index from 1."""
-        items = self.context.artifact("items")
-        if self.before is None or not items.exists(MANIFEST):
+        if self.before is None:
             return []
-        ids: list[str] = read_table(items).sort_by("item_index").column("item_id").to_pylist()
-        return ids[: self.before.facts["num_items"]]
+        ids: list[str] = read_part(self.storage, self.before, self.before.facts["items"]).column("item_id").to_pylist()
+        return ids
 
     def update(self, item_ids: pa.Array) -> Manifest:
         """Bring them up to date.
@@ -66,9 +67,9 @@ class Histories:
         Args:
             item_ids: string (n,), by item index from 1; begins with `known_items`.
         """
-        forgotten = Forgotten.of(self.forgotten["forgotten_users"], self.forgotten["forgotten_items"], item_ids)
-        made_of = {"log": self.files, "num_items": len(item_ids), "items": _identity(item_ids), **self.forgotten}
-        identity = fingerprint({"config": self.config, **made_of})
+        forgotten = Forgotten.of(*self.forgotten, item_ids)
+        made_of = {"log": self.files, "forgotten": self.forgotten_hashes}
+        identity = fingerprint({"config": self.config, "items": item_ids.to_pylist(), **made_of})
         if self.before is not None and self.before.made_by == identity:
             return self.before
         before = self.before if self._goes_on(item_ids) else None
@@ -81,7 +82,7 @@ class Histories:
                 histories=self.storage,
                 before=before,
                 forgotten=forgotten,
-                forgets=before is not None and any(before.facts[name] != ids for name, ids in self.forgotten.items()),
+                forgets=before is not None and before.facts["forgotten"] != self.forgotten_hashes,
                 item_ids=item_ids,
                 made_by=identity,
             )
@@ -90,8 +91,11 @@ class Histories:
         finally:
             clear(exchange)
         files = {name: entry for report in reports.values() for name, entry in report.pop("files").items()}
-        shards = [reports[shard] for shard in range(num_shards)]
-        facts = {**made_of, "shards": shards}
+        items = f"items-{identity[:12]}.parquet"
+        data = to_parquet(pa.table({"item_id": item_ids}))
+        self.storage.write(items, data)
+        files[items] = describe(data, rows=len(item_ids))
+        facts = {**made_of, "items": items, "shards": [reports[shard] for shard in range(num_shards)]}
         manifest = seal(self.storage, "histories", identity, files, self.config, facts)
         for entry in list(self.storage.list()):
             if entry.key not in {MANIFEST, *files}:
@@ -99,17 +103,15 @@ class Histories:
         return manifest
 
     def _goes_on(self, item_ids: pa.Array) -> bool:
-        """Whether items have kept their numbers, and no rejected row names one that has come."""
+        """Whether no rejected row names an item that has come since."""
         if self.before is None:
             return False
-        facts, storage = self.before.facts, self.storage
-        if facts["items"] != _identity(item_ids[: facts["num_items"]]):
-            return False
-        new = item_ids[facts["num_items"] :]
+        new = item_ids[len(self.known_items()) :]
         if not len(new):
             return True
-        names = NamesItems(storage, self.before, new)
-        return not any(table.column("names")[0].as_py() for table in tables(over(len(facts["shards"]), names)))
+        names = NamesItems(self.storage, self.before, new)
+        shards = len(self.before.facts["shards"])
+        return not any(table.column("names")[0].as_py() for table in tables(over(shards, names)))
 
     def _deal(self, before: Manifest | None, exchange: Storage, forgotten: Forgotten, item_ids: pa.Array) -> int:
         """Read the files that are new into the exchange: how many pieces."""
@@ -147,7 +149,3 @@ def clear(storage: Storage) -> None:
     storage.delete(MANIFEST)
     for entry in list(storage.list()):
         storage.delete(entry.key)
-
-
-def _identity(ids: pa.Array) -> str:
-    return fingerprint(ids.to_pylist())

@@ -56,7 +56,8 @@ def test_days_one_by_one_give_what_one_preparation_of_all_gives(tmp_path, shop_p
     whole, _ = prepared(config_of(tmp_path / "whole", tmp_path / "log", shop_path, **filters))
     assert digests(storage) == digests(whole)
     assert not list(storage.list("drafts/"))
-    kept = {*files, *(shard["rejected"] for shard in read_manifest(storage.at("histories")).facts["shards"])}
+    facts = read_manifest(storage.at("histories")).facts
+    kept = {*files, *(shard["rejected"] for shard in facts["shards"]), facts["items"]}
     assert {entry.key for entry in storage.at("histories").list()} == {"manifest.json", *kept}
 
 
@@ -169,6 +170,7 @@ FORMS = ("'u7'", '"u7"')  # of a user's id in a column, and in the JSON of a rej
 
 
 def storage_text(storage):
-    """All tables of a run as text."""
-    names = [entry.key for entry in storage.list() if entry.key.endswith(".parquet")]
-    return " ".join(str(pq.read_table(storage.root / name).to_pylist()) for name in names)
+    """All tables and manifests of a run as text."""
+    names = [entry.key for entry in storage.list()]
+    tables = [str(pq.read_table(storage.root / name).to_pylist()) for name in names if name.endswith(".parquet")]
+    return " ".join([*tables, *(storage.read(name).decode() for name in names if name.endswith(".json"))])
