@@ -27,6 +27,7 @@ class WorkersConfig(Section):
     cpus_per_worker: float = Field(1, gt=0)
     gpus_per_worker: float = Field(0, ge=0)
     max_failures: int = Field(3, ge=0)  # of workers, before a training verb gives up
+    object_store_mb: int | None = Field(None, ge=80)  # shared memory of a Ray started here; null: as Ray sees fit
 
 
 class Config(Section):

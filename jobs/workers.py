@@ -56,15 +56,17 @@ def start_ray(config: Config) -> None:
     checksums = checksum_environment(config.storage)
     for name, value in (_ENVIRONMENT | checksums).items():
         os.environ.setdefault(name, value)
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(runtime_env={"env_vars": checksums}, **quiet)
+        ray.init(runtime_env={"env_vars": checksums}, **options)
         return
     # Nobody takes this machine away, and the watcher for that is a process more to start.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # Ray's CPUs are slots: a machine with fewer cores than workers runs them all, slower.
     needed = math.ceil(config.workers.num_workers * config.workers.cpus_per_worker)
-    ray.init(num_cpus=max(os.cpu_count() or 1, needed), include_dashboard=False, **quiet)
+    if config.workers.object_store_mb is not None:
+        options["object_store_memory"] = config.workers.object_store_mb * 2**20
+    ray.init(num_cpus=max(os.cpu_count() or 1, needed), include_dashboard=False, **options)
 
 
 def fit(context: Context, verb: str, loop: Loop, loop_config: dict[str, Any], total: int) -> Facts:

@@ -18,7 +18,7 @@ FILTERS = {"min_item_interactions": 3, "min_user_interactions": 2, "core": "iter
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
-    start_ray(Config(name="test"))
+    start_ray(Config(name="test", workers={"object_store_mb": 100}))
     yield
     ray.shutdown()
 
@@ -59,6 +59,10 @@ def test_days_one_by_one_give_what_one_preparation_of_all_gives(tmp_path, shop_p
     facts = read_manifest(storage.at("histories")).facts
     kept = {*files, *(shard["rejected"] for shard in facts["shards"]), facts["items"]}
     assert {entry.key for entry in storage.at("histories").list()} == {"manifest.json", *kept}
+
+
+def test_the_object_store_is_capped_by_config():
+    assert ray.cluster_resources()["object_store_memory"] == 100 * 2**20
 
 
 def test_a_day_of_one_user_writes_one_shard(tmp_path, shop_path):
