@@ -98,6 +98,14 @@ def read_file(storage: Storage, manifest: Manifest, name: str) -> bytes:
     return data
 
 
+def holds(storage: Storage, name: str, entry: dict[str, Any]) -> bool:
+    """Whether a file is there with the content that its entry says."""
+    try:
+        return sha256(storage.read(name)) == entry["sha256"]
+    except FileNotFoundError:
+        return False
+
+
 def to_parquet(table: pa.Table, dictionary: bool = True) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", use_dictionary=dictionary)
@@ -115,12 +123,12 @@ def write_shard(
     """Write one Parquet file of a table; returns its entry for `seal`. Rewriting it is idempotent.
 
     Args:
-        before: the entry of the file that is there; one of the same content is left alone.
+        before: the entry of the file that is there; one of the same content, undamaged, is left alone.
         dictionary: whether values repeat so much that dictionaries of them are worth building.
     """
     data = to_parquet(check(table, schema), dictionary)
     entry = describe(data, rows=table.num_rows)
-    if entry != before:
+    if entry != before or not holds(storage, name, entry):
         storage.write(name, data)
     return entry
 

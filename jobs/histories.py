@@ -21,7 +21,7 @@ from allmrec.data.clean import CleanInteractions
 from allmrec.data.config import FILTERS
 from allmrec.data.exchange import Deal
 from allmrec.data.forget import Forgotten
-from allmrec.data.sources import Source, find_files
+from allmrec.data.sources import Source
 from allmrec.hashing import fingerprint
 from allmrec.storage import Storage
 from jobs.datasets import over, tables
@@ -38,7 +38,7 @@ class Histories:
         self.forgotten_hashes = sorted(fingerprint([kind, id]) for kind, ids in enumerate(self.forgotten) for id in ids)
         self.storage = context.artifact("histories")
         data = context.config.data
-        self.files = [vars(file) for file in find_files("interactions", data.interactions, context.config.storage)]
+        self.files = [vars(file) for file in log.files]
         elsewhere = {*FILTERS, "forgotten_users", "forgotten_items", "items", "max_rejected_fraction"}
         read_by = data.model_dump(mode="json", exclude={"interactions": {"paths"}} | dict.fromkeys(elsewhere, True))
         self.config = {"code": allmrec.__version__, **read_by}

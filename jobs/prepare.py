@@ -36,7 +36,7 @@ def run(context: Context) -> Facts:
     items, sequences, rejected, cases = (context.artifact(name) for name in STEP.outputs)
     log, catalogue = open_sources(context)
     start_ray(config)
-    forgotten = _forgotten(context, "user_id"), _forgotten(context, "item_id")
+    forgotten = _forgotten(context, "forgotten_users", "user_id"), _forgotten(context, "forgotten_items", "item_id")
     histories = Histories(context, log, *forgotten)
 
     # The catalogue is one table; the order of its ids gives the item indices, new ones after those that are known.
@@ -95,9 +95,8 @@ def plan(context: Context) -> Facts:
     log, catalogue = open_sources(context)
     facts: Facts = {}
     for source in (log, catalogue):
-        files = find_files(source.name, source.config, context.config.storage)
-        facts[f"{source.name} files"] = len(files)
-        facts[f"{source.name} MB"] = sum(file.size for file in files) / 1e6
+        facts[f"{source.name} files"] = len(source.files)
+        facts[f"{source.name} MB"] = sum(file.size for file in source.files) / 1e6
         facts[f"{source.name} rows"] = "unknown until read" if source.rows is None else source.rows
     return {**facts, "pieces": len(log.pieces), "shards": context.config.data.num_shards}
 
@@ -114,13 +113,9 @@ def open_sources(context: Context) -> tuple[Source, Source]:
 def input_files(context: Context) -> Any:
     """What the step's identity takes from outside the run: path, size and time of change of every input file."""
     data, s3 = context.config.data, context.config.storage
-    tables = ("interactions", "items", "forgotten_users", "forgotten_items")
-    sources = {name: getattr(data, name) for name in tables}
-    return {
-        name: [vars(file) for file in find_files(name, source, s3)]
-        for name, source in sources.items()
-        if source.paths or name in ("interactions", "items")
-    }
+    lists = [name for name in ("forgotten_users", "forgotten_items") if getattr(data, name).paths]
+    names = ("interactions", "items", *lists)
+    return {name: [vars(file) for file in find_files(name, getattr(data, name), s3)] for name in names}
 
 
 STEP = Step(
@@ -134,9 +129,8 @@ STEP = Step(
 )
 
 
-def _forgotten(context: Context, column: str) -> list[str]:
-    """The ids of `data.forgotten_users` or `data.forgotten_items`, sorted."""
-    name = {"user_id": "forgotten_users", "item_id": "forgotten_items"}[column]
+def _forgotten(context: Context, name: str, column: str) -> list[str]:
+    """The ids of a table of users or items, sorted; none where it is not configured."""
     config = getattr(context.config.data, name)
     if not config.paths:
         return []

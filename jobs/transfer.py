@@ -9,8 +9,8 @@ the other run, and writes them here for the items that are here.
 
 from typing import Any
 
-from allmrec.alignment.network import save_alignment
-from allmrec.alignment.transfer import decoded_items, load_network, with_items
+from allmrec.alignment.network import load_network, save_alignment
+from allmrec.alignment.transfer import decoded_items, with_items
 from allmrec.artifacts import Manifest, read_file, read_manifest, seal, unseal
 from allmrec.cf.teacher import TeacherConfig, load_teacher, save_teacher
 from allmrec.storage import Storage, open_storage

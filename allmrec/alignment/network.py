@@ -77,6 +77,15 @@ class AlignmentNetwork(nn.Module):
         return e_NJ, q_NJ
 
 
+def load_network(storage: Storage) -> AlignmentNetwork:
+    """The network of the `alignment` artifact, frozen. Raises ValueError when it is missing or damaged."""
+    weights = read_tensors(storage, WEIGHTS)
+    joint_dim, item_dim = weights["item_encoder.0.weight"].shape
+    network = AlignmentNetwork(item_dim, weights["text_encoder.0.weight"].shape[1], joint_dim)
+    network.load_state_dict(weights)
+    return network.eval().requires_grad_(False)
+
+
 def load_joint(storage: Storage) -> tuple[torch.Tensor, torch.Tensor]:
     """(e_NJ, q_NJ) from the `alignment` artifact. Raises ValueError when it is missing or damaged."""
     joint = read_tensors(storage, JOINT)

@@ -8,21 +8,9 @@ Dimensions: N = n + 1 items of the new catalogue (0 is padding), D = teacher.dim
 """
 
 import torch
-from torch import nn
 
-from allmrec.alignment.network import WEIGHTS, AlignmentNetwork
-from allmrec.artifacts import read_tensors
+from allmrec.alignment.network import AlignmentNetwork
 from allmrec.cf.teacher import SequenceTeacher, Teacher, TeacherConfig, build_teacher
-from allmrec.storage import Storage
-
-
-def load_network(storage: Storage) -> AlignmentNetwork:
-    """The network of the `alignment` artifact, frozen. Raises ValueError when it is missing or damaged."""
-    weights = read_tensors(storage, WEIGHTS)
-    joint_dim, item_dim = weights["item_encoder.0.weight"].shape
-    network = AlignmentNetwork(item_dim, weights["text_encoder.0.weight"].shape[1], joint_dim)
-    network.load_state_dict(weights)
-    return network.eval().requires_grad_(False)
 
 
 @torch.no_grad()
@@ -40,8 +28,7 @@ def with_items(teacher: Teacher, config: TeacherConfig, items_ND: torch.Tensor) 
     Raises:
         ValueError: the teacher knows its items by more than E_i.
     """
-    tables = [m for m in teacher.modules() if isinstance(m, nn.Embedding) and m.padding_idx == 0]
-    if not isinstance(teacher, SequenceTeacher) or len(tables) != 1:
+    if not isinstance(teacher, SequenceTeacher) or len(teacher.item_tables()) != 1:
         raise ValueError(
             f"a teacher of model {config.model!r} cannot be given other items: it knows them by more than E_i; train "
             "the other run with sasrec, gru4rec or nextitnet"

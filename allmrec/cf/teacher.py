@@ -140,6 +140,10 @@ class SequenceTeacher(Teacher):
     def item_embeddings(self) -> torch.Tensor:
         return self.items.weight
 
+    def item_tables(self) -> list[nn.Embedding]:
+        """All tables with a row an item: what the model knows items by."""
+        return [part for part in self.modules() if isinstance(part, nn.Embedding) and part.padding_idx == 0]
+
     @abstractmethod
     def forward(self, history_BT: torch.Tensor) -> torch.Tensor:
         """Representations (B, T, D) of left-padded histories (int64, 0 is padding, the newest item last).

@@ -132,8 +132,7 @@ class TeacherTraining:
         self._held = -1  # which part is in memory
         torch.manual_seed(seed)
         self.teacher: SequenceTeacher = build_teacher(config, num_items).to(self.device)
-        modules = [module for module in self.teacher.modules() if isinstance(module, torch.nn.Embedding)]
-        self.tables = [module.weight for module in modules if module.padding_idx == 0]  # a row an item
+        self.tables = [table.weight for table in self.teacher.item_tables()]
         self.others = [w for w in self.teacher.parameters() if all(w is not table for table in self.tables)]
         self.optimiser = torch.optim.Adam(
             self.teacher.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), fused=True

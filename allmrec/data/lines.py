@@ -1,6 +1,6 @@
 """The lines of a text file, plain or compressed, by byte ranges, numbered.
 
-Knows bytes and where lines end. What a line holds is `jsonl`'s, `literals`' and `delimited`'s business.
+Knows bytes and where lines end. What a line holds is `jsonl`'s and `delimited`'s business.
 """
 
 from collections.abc import Iterator

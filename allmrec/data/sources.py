@@ -41,6 +41,7 @@ class Source:
     config: SourceConfig
     s3: S3Config
     fields: pa.Schema
+    files: tuple[InputFile, ...]  # that the pieces are of; one that comes later is none of them
     pieces: tuple[Piece, ...]
 
     @property
@@ -105,7 +106,8 @@ def open_source(
             the format; there is no row.
     """
     names, reader = _names(expected, config), READERS[config.format](config)
-    files = [file for file in find_files(name, config, s3) if file.size]
+    found = find_files(name, config, s3)
+    files = [file for file in found if file.size]
 
     def opened(file: InputFile) -> tuple[Columns, list[Piece]]:
         try:
@@ -124,9 +126,8 @@ def open_source(
             if theirs in columns and expected[ours].read:
                 encode = expected[ours].repeats and config.format == "parquet"
                 fields.setdefault(ours, _encoded(columns[theirs]) if encode else columns[theirs])
-    source = Source(
-        name, config, s3, pa.schema(list(fields.items())), tuple(piece for _, cut in heads for piece in cut)
-    )
+    pieces = tuple(piece for _, cut in heads for piece in cut)
+    source = Source(name, config, s3, pa.schema(list(fields.items())), tuple(found), pieces)
     if not source.pieces or source.rows == 0:
         raise ValueError(f"{name}: the table is empty: no row in {', '.join(config.paths)}")
     return source

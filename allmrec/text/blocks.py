@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from allmrec.artifacts import Manifest, sha256, shard_name, write_shard
+from allmrec.artifacts import Manifest, holds, shard_name, write_shard
 from allmrec.hashing import fingerprint
 from allmrec.storage import Storage
 from allmrec.text.cache import TextCache
@@ -68,12 +68,8 @@ class LayOut:
 
     def _stays(self, name: str, made_of: str) -> dict[str, Any] | None:
         entry = self.before.files.get(name) if self.before else None
-        if entry is None or entry.get("made_of") != made_of:
-            return None
-        try:
-            return entry if sha256(self.target.read(name)) == entry["sha256"] else None
-        except FileNotFoundError:
-            return None
+        same = entry is not None and entry.get("made_of") == made_of and holds(self.target, name, entry)
+        return entry if same else None
 
     def _embeddings(self, block: pa.Table) -> np.ndarray:
         """float32 (N, dim), of the block's items."""

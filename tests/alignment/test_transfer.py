@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from allmrec.alignment.network import AlignmentNetwork, save_alignment
-from allmrec.alignment.transfer import decoded_items, load_network, with_items
+from allmrec.alignment.network import AlignmentNetwork, load_network, save_alignment
+from allmrec.alignment.transfer import decoded_items, with_items
 from allmrec.artifacts import seal
 from allmrec.cf.teacher import TeacherConfig, build_teacher
 from allmrec.storage import open_storage

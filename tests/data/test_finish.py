@@ -48,11 +48,20 @@ def test_shards_are_finished(shop):
 
 def test_a_file_that_would_not_change_is_left_alone(shop):
     entries = {shard_name(shard): json.loads(row["report"])["sequences"] for shard, row in enumerate(shop.finish())}
-    written = shop.storage.at("sequences")
-    for shard in (0, 1):
-        written.delete(shard_name(shard))
+    paths = [shop.storage.root / "sequences" / shard_name(shard) for shard in (0, 1)]
+    before = [path.stat().st_ino for path in paths]  # a write puts another file in its place
     shop.finish(before=Manifest("sequences", "", entries), min_user_interactions=2)
-    assert [entry.key for entry in written.list()] == [shard_name(1)], "the shard whose user went"
+    assert [path.stat().st_ino != inode for path, inode in zip(paths, before, strict=True)] == [False, True]
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"not what it was")])
+def test_a_damaged_file_is_written_again(shop, damage):
+    entries = {shard_name(shard): json.loads(row["report"])["sequences"] for shard, row in enumerate(shop.finish())}
+    path = shop.storage.root / "sequences" / shard_name(0)
+    whole = path.read_bytes()
+    damage(path)
+    shop.finish(before=Manifest("sequences", "", entries))
+    assert path.read_bytes() == whole
 
 
 def test_an_empty_shard(tmp_path):

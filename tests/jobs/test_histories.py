@@ -7,6 +7,7 @@ import ray
 
 from allmrec.artifacts import read_manifest, read_table
 from allmrec.hashing import shard_of
+from jobs import prepare
 from jobs.config import Config
 from jobs.workers import start_ray
 from tests.jobs.test_prepare import SHOP, config_of, digests, log, prepared, write_parquet
@@ -84,6 +85,23 @@ def test_a_day_of_one_user_writes_one_shard(tmp_path, shop_path):
         if storage.root.joinpath(f"sequences/part-{shard:05d}.parquet").stat().st_mtime_ns != stamp
     ]
     assert touched == [mine]
+
+
+def test_a_file_that_comes_while_others_are_read_is_read_by_the_next_run(tmp_path, shop_path, monkeypatch):
+    write_parquet(tmp_path / "log" / "a.parquet", log())
+    config = config_of(tmp_path / "runs", tmp_path / "log", shop_path)
+
+    def open_sources_and_wait(context):
+        sources = open_sources(context)
+        write_parquet(tmp_path / "log" / "b.parquet", log(seed=1))
+        return sources
+
+    open_sources = prepare.open_sources
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "open_sources", open_sources_and_wait)
+        prepared(config)
+    storage, _ = prepared(config)
+    assert digests(storage) == digests(prepared(config_of(tmp_path / "whole", tmp_path / "log", shop_path))[0])
 
 
 def test_other_filters_do_not_read_the_log_again(tmp_path, shop_path):
