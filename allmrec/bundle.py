@@ -29,8 +29,9 @@ from allmrec.cf.teacher import Teacher, load_teacher
 from allmrec.config import Section
 from allmrec.data.catalogue import Catalogue
 from allmrec.hashing import fingerprint
-from allmrec.llm.loading import LLMConfig, model_identity
+from allmrec.llm.loading import LLMConfig
 from allmrec.llm.prompt import PromptConfig
+from allmrec.models import model_identity
 from allmrec.projection.projectors import Projectors, load_projectors
 from allmrec.storage import Storage
 

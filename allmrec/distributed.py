@@ -29,6 +29,21 @@ def summed(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def least(number: int) -> int:
+    """The least of the workers' numbers."""
+    return -most(-number)
+
+
+def most(number: int) -> int:
+    """The greatest of the workers' numbers."""
+    if not dist.is_initialized():
+        return number
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    found = torch.tensor(number, dtype=torch.int64, device=device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(found)
+
+
 def sum_gradients(
     parameters: Iterable[torch.Tensor],
     tables: Iterable[torch.Tensor] = (),

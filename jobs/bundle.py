@@ -7,7 +7,7 @@ import json
 
 from allmrec.artifacts import describe, read_manifest, seal, unseal
 from allmrec.bundle import DESCRIPTION, PARTS, POINTER, build_bundle
-from allmrec.llm.loading import model_identity
+from allmrec.models import model_identity
 from jobs.cli import main
 from jobs.step import Context, Facts, Step
 

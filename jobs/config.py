@@ -1,5 +1,6 @@
 """The whole config: one YAML file a deployment, sections defined next to what they configure."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from allmrec.llm.prompt import PromptConfig
 from allmrec.llm.standin import StandinLLMConfig
 from allmrec.nightly.config import NightlyConfig
 from allmrec.projection.projectors import ProjectionConfig
+from allmrec.s3 import store_environment
 from allmrec.storage import S3Config
 from allmrec.text.encoder import TextConfig
 
@@ -64,6 +66,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except FileNotFoundError:
         raise ValueError(f"no config at {path}; the shipped ones lie in jobs/configs/") from None
     try:
-        return Config(**read_settings(text, overrides))
+        config = Config(**read_settings(text, overrides))
     except ValidationError as error:
         raise ValueError(f"{path}: {one_line(error)}") from None
+    os.environ.update(store_environment(config.storage))  # for what opens s3:// by its URI alone
+    return config

@@ -20,7 +20,7 @@ from allmrec.artifacts import MANIFEST, read_manifest, read_table, seal, unseal
 from allmrec.data.catalogue import UNTITLED, Catalogue
 from allmrec.text.blocks import EmbedTexts, LayOut
 from allmrec.text.cache import Index, TextCache
-from allmrec.text.encoder import encoder_identity, model_folder
+from allmrec.text.encoder import encoder_folder, encoder_identity
 from jobs.datasets import tables
 from jobs.step import Context, Facts, Step
 from jobs.workers import start_ray
@@ -72,7 +72,7 @@ def embed(context: Context, texts: pa.Table, cache: TextCache, encoder: str) -> 
     Workers come and go between `text.min_workers` and `workers.num_workers`; a block whose worker dies is done again.
     """
     config, workers = context.config, context.config.workers
-    model_folder(config.text)  # a wrong name ends here in one line, and not in an actor
+    encoder_folder(config.text)  # a wrong name ends here in one line, and not in an actor
     batches = math.ceil(len(texts) / config.text.batch_size / (BLOCKS_PER_WORKER * workers.num_workers))
     blocks = list(by_length(texts, min(batches, MOST_BATCHES) * config.text.batch_size))
     start_ray(config)

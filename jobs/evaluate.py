@@ -21,7 +21,7 @@ from allmrec.evaluation.metrics import summarise
 from allmrec.evaluation.report import FIGURES, Report, distinct, figure, full_figures, render
 from allmrec.evaluation.shards import FULL, EvaluateShards
 from allmrec.evaluation.systems import IN_CATALOGUE
-from allmrec.llm.loading import model_identity
+from allmrec.models import model_identity
 from jobs.cli import main
 from jobs.console import Console
 from jobs.datasets import pooled, tables

@@ -2,28 +2,39 @@
 
     python -m jobs.train_projection --config jobs/configs/demo.yaml
 
-Reads `teacher`, `alignment`, `sequences` and `items`, and the LLM; writes `projectors`. The LLM is cut over the
-workers of Ray Train by DeepSpeed ZeRO-3, or replicated (`llm.placement`); a worker holds all training sequences as
-flat arrays (4 bytes an interaction).
+Reads `teacher`, `alignment`, `sequences`, `items` and the validation part of `evaluation_cases`, and the LLM; writes
+`projectors`. Each worker of Ray Train holds the LLM, or DeepSpeed ZeRO-3 cuts it over them (`llm.placement`); a
+worker holds all training sequences as flat arrays (4 bytes an interaction).
 """
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from allmrec.alignment.network import load_joint
 from allmrec.artifacts import read_manifest, seal, shard_name, unseal
 from allmrec.cf.teacher import load_teacher
+from allmrec.cf.training import ValidationCases
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
 from allmrec.distributed import place
-from allmrec.llm.loading import load_tokenizer, max_positions, model_identity
+from allmrec.llm.loading import LLMConfig, Placement, load_tokenizer, max_positions
 from allmrec.llm.prompt import PromptBuilder, Titles
+from allmrec.models import model_identity
 from allmrec.projection.engine import checksum, load_placed_llm
-from allmrec.projection.estimate import llm_outline, tokens_per_prompt
+from allmrec.projection.estimate import tokens_per_prompt
 from allmrec.projection.examples import Examples
-from allmrec.projection.projectors import save_projectors
-from allmrec.projection.training import ProjectionTraining
+from allmrec.projection.placement import (
+    Outline,
+    activation_bytes,
+    choose_placement,
+    free_bytes,
+    gathered_bytes,
+    llm_outline,
+    worker_bytes,
+)
+from allmrec.projection.projectors import ProjectionConfig, save_projectors
+from allmrec.projection.training import ProjectionTraining, item_inputs
 from jobs.cli import main
 from jobs.step import Context, Facts, Step
 from jobs.workers import device, fit, report, resume
@@ -41,32 +52,39 @@ def run(context: Context) -> Facts:
         {
             **{name: getattr(config, name) for name in SECTIONS},
             "seed": config.seed,
-            **{name: context.artifact(name) for name in ("teacher", "alignment", "sequences", "items", "projectors")},
+            **{name: context.artifact(name) for name in (*STEP.inputs, "projectors")},
         },
         total=100,  # per cent
     )
-    facts |= {"llm": identity(context), "placement": config.llm.placement}
+    facts |= {"llm": identity(context)}
     files = facts.pop("files")
     seal(storage, "projectors", context.made_by, files, config=context.resolved(*SECTIONS), facts=facts)
     return facts
 
 
 def loop(settings: dict[str, Any]) -> Facts:
-    """On every worker: train; rank 0 writes the projectors."""
-    prompt, llm_config = settings["prompt"], settings["llm"]
-    llm, tokenizer = load_placed_llm(llm_config), load_tokenizer(llm_config)
+    """On every worker: train, keep the best epoch; rank 0 writes its projectors."""
+    projection, prompt, llm_config, seed = (settings[name] for name in (*SECTIONS, "seed"))
+    outline = llm_outline(llm_config)
+    placement = placed(llm_config, projection, outline)
+    llm, tokenizer = load_placed_llm(llm_config, placement, outline.largest_weight), load_tokenizer(llm_config)
     titles = Titles.tokenise(Catalogue.read(settings["items"]).titles, tokenizer, prompt.max_title_tokens)
     # Prompt and answer (a title and the end token) share the LLM's positions.
     room = max_positions(llm) - prompt.max_title_tokens - 1
     builder = PromptBuilder(prompt, tokenizer, titles, soft=True, max_tokens=room)
-    sequences = Sequences.read_train(settings["sequences"])
+    sequences, cases = settings["sequences"], None
+    if projection.validation_users:
+        cases = ValidationCases.read(settings["evaluation_cases"], sequences, projection.validation_users, seed)
+    teacher, (e_NJ, _) = load_teacher(settings["teacher"]), load_joint(settings["alignment"])
     training = ProjectionTraining(
-        settings["projection"],
-        llm_config.placement,
+        projection,
+        llm_config,
+        placement,
         llm,
-        load_teacher(settings["teacher"]),
-        load_joint(settings["alignment"])[0],
-        Examples(sequences, builder, settings["projection"].num_candidates, settings["seed"]),
+        teacher,
+        item_inputs(projection, e_NJ, teacher.item_embeddings.detach(), seed),
+        Examples(Sequences.read_train(sequences), builder, projection.num_candidates, seed, targets=projection.targets),
+        cases,
         device(),
         resume(),
     )
@@ -74,43 +92,58 @@ def loop(settings: dict[str, Any]) -> Facts:
     for numbers in training.rounds():
         rounds.append(numbers)
         report(100 * training.step // training.total_steps, training.state_dict(), step=training.step, **numbers)
-    weights, frozen_checksum = training.weights(), checksum(llm)
+    weights, frozen_checksum = training.best_weights(), checksum(llm)
     assert frozen_checksum == training.frozen_checksum, "training must not touch the LLM"
     if place()[0] != 0:
         return {}
     speeds = ("prompts_per_s", "tokens_per_s", "padding %")
     return {
         "files": save_projectors(settings["projectors"], weights),
+        "placement": placement,
         "prompts": len(training.examples),
         "steps": training.step,
         "losses": [round(loss, 5) for loss in training.epoch_losses()],
+        **{f"best_{name}": value for name, value in training.best.items() if name in ("epoch", "hit@1", "ndcg@10")},
         **{name: round(float(np.mean([numbers[name] for numbers in rounds])), 2) for name in speeds if rounds},
         "frozen_checksum": frozen_checksum,
     }
 
 
+def placed(llm: LLMConfig, projection: ProjectionConfig, outline: Outline) -> Placement:
+    """On a worker: where the weights go; `auto` asks for the workers' free memory."""
+    if llm.placement != "auto":
+        return llm.placement
+    activations = activation_bytes(outline, projection.tokens_per_pass, projection.activation_checkpointing)
+    return choose_placement(outline, place()[1], activations, free_bytes())
+
+
 def plan(context: Context) -> Facts:
     config = context.config
-    outline = llm_outline(config.llm)
+    outline, projection, world = llm_outline(config.llm), config.projection, config.workers.num_workers
     table = context.artifact("sequences")
     sample, manifest = Sequences.read_train(table, [0]), read_manifest(table)
-    prompts = round(manifest.rows * int((sample.lengths >= 2).sum()) / max(manifest.files[shard_name(0)]["rows"], 1))
+    sampled = sample.lengths[sample.lengths >= 2]
+    share = manifest.files[shard_name(0)]["rows"] / max(manifest.rows, 1)
+    prompts = round((len(sampled) if projection.targets == "last" else int((sampled - 1).sum())) / max(share, 1e-9))
     titles = Catalogue.read(context.artifact("items")).titles
-    length = tokens_per_prompt(config.llm, config.prompt, config.projection, outline["positions"], sample, titles)
+    length = tokens_per_prompt(config.llm, config.prompt, projection, outline.positions, sample, titles)
     tokens = round(prompts * length)
-    shares = config.workers.num_workers if config.llm.placement == "sharded" else 1
+    kept = activation_bytes(outline, projection.tokens_per_pass, projection.activation_checkpointing)
+    placements = get_args(Placement) if config.llm.placement == "auto" else (config.llm.placement,)
     # Forward and backward to the inputs, two operations a weight each; no weight of the LLM has a gradient.
-    operations = 4 * outline["parameters"] * tokens * config.projection.epochs
+    operations = 4 * outline.parameters * tokens * projection.epochs
     return {
         "llm": config.llm.name,
-        "llm_parameters": outline["parameters"],
-        "placement": config.llm.placement,
-        "llm_mb_per_worker": round(outline["bytes"] / shares / 2**20),
+        "llm_parameters": outline.parameters,
+        "weights_mb": round(outline.weight_bytes / 2**20),
+        "activations_mb_per_worker": round(kept / 2**20),
+        **{f"{name}_mb_per_worker": round(worker_bytes(outline, name, world, kept) / 2**20) for name in placements},
+        **{f"{name}_gathers_mb_per_pass": round(gathered_bytes(outline, name, world) / 2**20) for name in placements},
         "prompts": prompts,
         "tokens_per_prompt": round(length),
         "tokens_per_epoch": tokens,
-        "steps": config.projection.epochs * -(-prompts // config.projection.batch_size),
-        "workers": config.workers.num_workers,
+        "steps": projection.epochs * -(-prompts // projection.batch_size),
+        "workers": world,
         "gpu_hours_at_100_tflops": round(operations / 1e14 / 3600, 4),
     }
 
@@ -122,7 +155,7 @@ def identity(context: Context) -> str:
 STEP = Step(
     "train-projection",
     sections=SECTIONS,
-    inputs=("teacher", "alignment", "sequences", "items"),
+    inputs=("teacher", "alignment", "sequences", "items", "evaluation_cases"),
     outputs=("projectors",),
     run=run,
     plan=plan,

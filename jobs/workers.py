@@ -28,7 +28,7 @@ from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAM
 from ray.util.queue import Queue
 
 from allmrec.checkpoints import load_state, save_state
-from allmrec.s3 import checksum_environment
+from allmrec.s3 import store_environment
 from allmrec.storage import Storage
 from jobs.config import Config, WorkersConfig
 from jobs.step import Context, Facts
@@ -53,12 +53,12 @@ def start_ray(config: Config) -> None:
     """
     if ray.is_initialized():
         return
-    checksums = checksum_environment(config.storage)
-    for name, value in (_ENVIRONMENT | checksums).items():
+    store = store_environment(config.storage)
+    for name, value in (_ENVIRONMENT | store).items():
         os.environ.setdefault(name, value)
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(runtime_env={"env_vars": checksums}, **options)
+        ray.init(runtime_env={"env_vars": store}, **options)
         return
     # Nobody takes this machine away, and the watcher for that is a process more to start.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")

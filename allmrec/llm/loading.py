@@ -1,58 +1,60 @@
 """The frozen LLM and its tokenizer: any causal LM of transformers that takes `inputs_embeds`.
 
-Loads from a hub name or a local folder, safetensors only, and never runs code that comes with a model.
+Loads safetensors only, and never runs code that comes with a model.
 """
 
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 
-from allmrec.artifacts import sha256
 from allmrec.config import Section
-from allmrec.hashing import fingerprint
+from allmrec.models import model_folder
 
 # B prompts, T tokens, K branching nodes, H token dimension, V vocabulary
+
+Placement = Literal["replicated", "sharded", "offloaded"]
 
 
 class LLMConfig(Section):
     """Which LLM, and how it is held."""
 
-    name: str = "facebook/opt-6.7b"  # hub name or local folder
+    name: str = "facebook/opt-6.7b"  # hub name, local folder, or s3:// prefix (downloaded once a node)
     revision: str | None = None  # of a hub name; pin it for reproducible runs
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on GPUs, float32 on CPUs
-    # In training. sharded: DeepSpeed ZeRO-3 cuts the weights over the workers; replicated: each holds them all.
-    placement: Literal["replicated", "sharded"] = "sharded"
     tokens_per_batch: int = 16_384  # padded tokens of one forward pass when ranking
+    # In training. replicated: each worker holds all weights; sharded: DeepSpeed ZeRO-3 cuts them over the workers;
+    # offloaded: cut, and kept where `offload_to` says; auto: the first of the three that fits.
+    placement: Literal["auto", "replicated", "sharded", "offloaded"] = "auto"
+    offload_to: str = "cpu"  # or a folder on an NVMe disk of each node
+    # ZeRO++: besides, keep the weights whole within groups of so many workers (those of a node), so that the backward
+    # pass gathers them there and not across nodes; 1: no.
+    hpz_group: int = Field(1, ge=1)
+    deepspeed: dict[str, Any] = Field({})  # laid over the generated DeepSpeed config, key by key
+
+
+def llm_folder(config: LLMConfig, weights: bool = True) -> Path:
+    """Where the LLM's files lie; see `model_folder`. Raises ValueError when there is no such model."""
+    return model_folder(config.name, config.revision, "llm.name", weights)
 
 
 def load_tokenizer(config: LLMConfig) -> Any:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(config.name, revision=config.revision)
+    tokenizer = AutoTokenizer.from_pretrained(llm_folder(config, weights=False))
     if tokenizer.pad_token_id is None:  # a placeholder under slots and behind short prompts; never attended to
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
 def load_llm(config: LLMConfig) -> nn.Module:
-    """The LLM, frozen, in eval mode, on the CPU.
-
-    Raises:
-        ValueError: no such model.
-    """
+    """The LLM, frozen, in eval mode, on the CPU. Raises ValueError when there is no such model."""
     from transformers import AutoModelForCausalLM
 
-    try:
-        llm = AutoModelForCausalLM.from_pretrained(
-            config.name, revision=config.revision, dtype=torch_dtype(config), use_safetensors=True
-        )
-    except OSError as error:
-        raise ValueError(
-            f"llm.name {config.name!r} cannot be loaded ({str(error).splitlines()[0]}); "
-            "give a hub name or a folder in the Hugging Face layout, e.g. one that `allmrec standin llm` wrote"
-        ) from None
+    folder = llm_folder(config)
+    llm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch_dtype(config), use_safetensors=True)
     return llm.requires_grad_(False).eval()
 
 
@@ -86,12 +88,3 @@ def hidden_states(
 def vocabulary_logits(llm: Any, hidden_KH: torch.Tensor) -> torch.Tensor:
     """Logits (K, V) in float32 at the given positions only."""
     return llm.get_output_embeddings()(hidden_KH).float()
-
-
-def model_identity(name: str, revision: str | None) -> str:
-    """What a model is: a fingerprint of a local folder's files, or name@revision of a hub model."""
-    folder = Path(name)
-    if not folder.is_dir():
-        return f"{name}@{revision or 'main'}"
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return fingerprint({path.relative_to(folder).as_posix(): sha256(path.read_bytes()) for path in files})

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from allmrec.config import Section
 from allmrec.data.sequences import Sequences, offsets_of, ranges
@@ -27,8 +27,19 @@ class PromptConfig(Section):
     verb_past: str = "bought"  # "This user has bought ..."
     verb: str = "buy"  # "... for this user to buy next"
     noun: str = "item"  # "... set of item titles"
+    user_slot: bool = True  # x_u at the front; without: paper Table 9
+    item_slots: bool = True  # an item's embedding behind its title; without: paper Table 9
     max_history: int = Field(10, ge=0)  # newest items shown
     max_title_tokens: int = Field(24, ge=1)  # longer titles are cut
+
+    @model_validator(mode="after")
+    def _some_slot(self) -> "PromptConfig":
+        if not (self.user_slot or self.item_slots):
+            raise ValueError(
+                "a prompt without user_slot and item_slots is LLM-Only's, which needs no training: the system llm-only "
+                "is evaluated beside the others anyway; leave one of them on"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -91,19 +102,20 @@ class PromptBuilder:
     """Builds prompts of one template over one catalogue.
 
     Args:
-        soft: with slots for x_u and the items; without, the text-only prompt of LLM-Only (paper Figure 6).
+        soft: with the config's slots for x_u and the items; without, the text-only prompt of LLM-Only (paper Figure 6).
         max_tokens: longest prompt, so that prompt and answer fit into the LLM's positions.
     """
 
     def __init__(self, config: PromptConfig, tokenizer: Any, titles: Titles, soft: bool, max_tokens: int):
         self.config, self.titles, self.soft, self.max_tokens = config, titles, soft, max_tokens
+        self.user_slot, self.item_slots = soft and config.user_slot, soft and config.item_slots
         self.end = tokenizer.eos_token_id
         c = config
         segments = {
             "empty": [],
             "bos": [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else [],
             "slot": [tokenizer.pad_token_id],  # a placeholder: its embedding is replaced
-            "intro": _ids(tokenizer, " is a user representation." * soft + f" This user has {c.verb_past}"),
+            "intro": _ids(tokenizer, " is a user representation." * self.user_slot + f" This user has {c.verb_past}"),
             "nothing": _ids(tokenizer, " nothing"),
             "comma": _ids(tokenizer, ","),
             "middle": _ids(
@@ -128,7 +140,7 @@ class PromptBuilder:
             candidates: int32 (B, C), in the order shown; zeros (no item) are left out.
         """
         recent = history.last(self.config.max_history)
-        piece, soft = self._piece, self.soft
+        piece = self._piece
         shown = candidates > 0
         candidate_rows, candidate_items = np.nonzero(shown)[0], candidates[shown]
         recent, caps = self._fitted(recent, candidates)
@@ -140,7 +152,7 @@ class PromptBuilder:
         items = np.full(base[-1], -1, dtype=np.int64)  # the item of a slot
         head, middle = base[:-1], base[:-1] + 4 + 3 * num_history
         pieces[head] = piece["bos"]
-        if soft:
+        if self.user_slot:
             pieces[head + 1], items[head + 1] = piece["slot"], USER_SLOT
         pieces[head + 2] = piece["intro"]
         pieces[head + 3] = np.where(num_history == 0, piece["nothing"], piece["empty"])
@@ -155,7 +167,7 @@ class PromptBuilder:
             at = first[rows] + 3 * place
             pieces[at] = np.where(place == 0, piece["empty"], piece["comma"])
             pieces[at + 1], cap[at + 1] = self._first_title + listed, caps[rows]
-            if soft:
+            if self.item_slots:
                 pieces[at + 2], items[at + 2] = piece["slot"], listed
         lengths = np.minimum(self._lengths[pieces], cap)
         starts = offsets_of(lengths)
@@ -180,7 +192,7 @@ class PromptBuilder:
 
     def _fitted(self, recent: Sequences, candidates: np.ndarray) -> tuple[Sequences, np.ndarray]:
         """History with the oldest items dropped until prompts fit, and how long a title may be, int64 (B,)."""
-        around = 1 + self.soft  # a comma and a slot
+        around = 1 + self.item_slots  # a comma and a slot
         fixed = sum(self._lengths[self._piece[name]] for name in ("bos", "intro", "nothing", "middle", "end")) + 1
         lengths = np.where(candidates > 0, self.titles.lengths[candidates] + around, 0)
         room = self.max_tokens - fixed - lengths.sum(axis=1)

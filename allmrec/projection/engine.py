@@ -6,45 +6,93 @@ only the projectors have gradients, moments and checkpoints; the LLM's weights a
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import distributed as dist
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from allmrec.distributed import place, summed
-from allmrec.llm.loading import LLMConfig, load_llm, torch_dtype
-from allmrec.projection.deepspeed_config import Placement, deepspeed_config, loading_config
-from allmrec.projection.projectors import ProjectionConfig
+from allmrec.distributed import place
+from allmrec.llm.loading import LLMConfig, Placement, llm_folder, load_llm, torch_dtype
+from allmrec.projection.deepspeed_config import loading_config
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names of Adam's moments
 
 
-def load_placed_llm(config: LLMConfig) -> nn.Module:
-    """The frozen LLM, on the CPU (replicated) or cut over the workers of the process group (sharded)."""
-    if config.placement == "replicated":
+def load_placed_llm(config: LLMConfig, placement: Placement, largest_weight: int) -> nn.Module:
+    """The frozen LLM: whole on the CPU (replicated), or cut over the workers of the process group.
+
+    Where it is cut, no worker ever holds more than its share and one whole weight.
+
+    Raises:
+        ValueError: no such model, or its files lack a weight.
+    """
+    if placement == "replicated":
         return load_llm(config)
-    _deepspeed()
-    settings = _loading_in_shards(loading_config(torch_dtype(config)))  # noqa: F841  transformers looks for it
-    return load_llm(config)
+    deepspeed = _deepspeed()
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    folder = llm_folder(config)
+    outline = AutoConfig.from_pretrained(folder)
+    settings = loading_config(config, placement, torch_dtype(config), largest_weight)
+    with no_init_weights(), deepspeed.zero.Init(config_dict_or_path=settings):
+        llm = AutoModelForCausalLM.from_config(outline, dtype=torch_dtype(config))
+    llm.tie_weights()
+    _read_weights(llm, folder)
+    return llm.requires_grad_(False).eval()
+
+
+def _read_weights(llm: nn.Module, folder: Path) -> None:
+    """Weight by weight from the folder's safetensors: rank 0 reads, and each worker keeps its part."""
+    from deepspeed import zero
+
+    parameters = dict(llm.named_parameters())
+    prefix = f"{llm.base_model_prefix}."
+    missing = {id(parameter) for parameter in parameters.values()}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  it is no dictionary
+                # The model may have been saved without its head.
+                parameter = parameters.get(name, parameters.get(prefix + name))
+                if parameter is None or id(parameter) not in missing:  # buffers, and the second name of a tied weight
+                    continue
+                with zero.GatheredParameters([parameter], modifier_rank=0):
+                    if place()[0] == 0:
+                        parameter.data.copy_(tensors.get_tensor(name))
+                missing.remove(id(parameter))
+    if missing:
+        names = [name for name, parameter in parameters.items() if id(parameter) in missing]
+        raise ValueError(f"{folder} lacks {len(names)} weights of the model that its config describes: {names[:3]} …")
 
 
 def start_engine(
-    model: nn.Module, trained: nn.Module, config: ProjectionConfig, placement: Placement, passes: int, token_dim: int
+    model: nn.Module,
+    trained: nn.Module,
+    learning_rate: float,
+    settings: dict[str, Any],
 ) -> Any:
     """A DeepSpeed engine over `model` whose Adam trains the weights of its part `trained`.
 
-    Its gradients are averages over workers and passes. Weights that are cut are cut here.
+    Its gradients are averages over workers. Weights that are cut are cut here.
+
+    Args:
+        settings: of `deepspeed_config`.
     """
     parameters = list(trained.parameters())
     engine, *_ = _deepspeed().initialize(
         model=model,
         model_parameters=parameters,
-        optimizer=torch.optim.Adam(parameters, lr=config.learning_rate),
-        config=deepspeed_config(config, placement, passes, token_dim),
+        optimizer=torch.optim.Adam(parameters, lr=learning_rate),
+        config=settings,
     )
     return engine
 
@@ -96,37 +144,41 @@ def set_moments(engine: Any, module: nn.Module, found: dict[str, dict[str, torch
         state["step"].fill_(step)
 
 
+def checkpoint_activations(llm: nn.Module) -> None:
+    """From now on the LLM's layers keep nothing but their input for the backward pass, and run again in it.
+
+    By reentrant checkpoints: the others compare the weights' shapes, which ZeRO-3 changes in between. Not by the
+    model's own switch, which needs training mode and so turns dropout on.
+    """
+    for layer in llm.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.forward = partial(_checkpointed, layer.forward)
+
+
+def _checkpointed(forward: Callable[..., Any], hidden_BTH: torch.Tensor, **others: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(hidden_BTH, **others)
+    return checkpoint(partial(forward, **others), hidden_BTH, use_reentrant=True)
+
+
+def full_size(parameter: nn.Parameter) -> int:
+    """Elements of the whole weight, wherever its parts lie."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
 def checksum(module: nn.Module) -> int:
-    """The sum of the bits of all weights, modulo 2^64: the same for one worker and for many. A collective."""
-    parameters = list(module.parameters())
-    total = torch.zeros((), dtype=torch.int64, device=_local(parameters[0]).device)
-    for parameter in parameters:
-        part = _local(parameter).detach().contiguous()
-        bits = part.view({2: torch.int16, 4: torch.int32}[part.element_size()]).sum(dtype=torch.int64)
-        total += bits
-    return int(summed(total)) if hasattr(parameters[0], "ds_id") else int(total)
+    """The sum of the bits of all weights, modulo 2^64: the same wherever they lie. A collective."""
+    total = 0
+    for parameter in module.parameters():
+        with whole([parameter]):
+            bits = parameter.detach().contiguous().view({2: torch.int16, 4: torch.int32}[parameter.element_size()])
+            total += int(bits.sum(dtype=torch.int64))
+    return total % 2**64
 
 
 def _local(parameter: nn.Parameter) -> torch.Tensor:
     """What of the weight lies on this worker: its part, or all of it."""
     return getattr(parameter, "ds_tensor", parameter)
-
-
-def _loading_in_shards(config: dict[str, Any]) -> Any:
-    """While the returned object lives, `from_pretrained` cuts weights over the workers as it reads them."""
-    from transformers.integrations.deepspeed import HfDeepSpeedConfig, set_hf_deepspeed_config
-
-    class LoadingInShards(HfDeepSpeedConfig):
-        """HfDeepSpeedConfig wants `accelerate` to parse the dictionary; the two questions asked need no parsing."""
-
-        def __init__(self) -> None:
-            set_hf_deepspeed_config(self)
-            self.config = config
-
-        def is_zero3(self) -> bool:
-            return True
-
-    return LoadingInShards()
 
 
 def _deepspeed() -> Any:

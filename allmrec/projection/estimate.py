@@ -1,37 +1,17 @@
-"""What Stage-2 will cost, from the LLM's config and a sample of users: for a plan, before anything is loaded."""
+"""How long Stage-2's prompts are, from a sample of users: for a plan, before anything is loaded."""
 
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from allmrec.data.sequences import Sequences
-from allmrec.llm.loading import LLMConfig, load_tokenizer, torch_dtype
+from allmrec.llm.loading import LLMConfig, load_tokenizer
 from allmrec.llm.prompt import PromptBuilder, PromptConfig, Titles
 from allmrec.projection.examples import Examples
 from allmrec.projection.projectors import ProjectionConfig
 
 _USERS, _TITLES = 256, 2000  # of the sample
-
-
-def llm_outline(config: LLMConfig) -> dict[str, int]:
-    """Parameters, positions and bytes of the weights, from the model's config alone.
-
-    Raises:
-        ValueError: no such model.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        outline = AutoConfig.from_pretrained(config.name, revision=config.revision)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"llm.name {config.name!r} cannot be read: {str(error).splitlines()[0]}") from None
-    with torch.device("meta"):
-        llm = AutoModelForCausalLM.from_config(outline)
-    parameters = sum(parameter.numel() for parameter in llm.parameters())
-    positions = int(outline.max_position_embeddings)
-    return {"parameters": parameters, "positions": positions, "bytes": parameters * torch_dtype(config).itemsize}
 
 
 def tokens_per_prompt(
@@ -54,7 +34,7 @@ def tokens_per_prompt(
     builder = PromptBuilder(prompt, tokenizer, sample, soft=True, max_tokens=positions - prompt.max_title_tokens - 1)
     users = sequences.take(np.flatnonzero(sequences.lengths >= 2)[:_USERS])
     stand_ins = Sequences(users.user_ids, users.offsets, (users.items % len(chosen) + 1).astype(np.int32))
-    examples = Examples(stand_ins, builder, projection.num_candidates, seed=0)
+    examples = Examples(stand_ins, builder, projection.num_candidates, seed=0, targets=projection.targets)
     everyone = np.arange(len(examples))
     tokens = examples.prompts(everyone, epoch=0).lengths.sum() + examples.target_tokens(everyone) - len(examples)
     return float(tokens) / len(examples)

@@ -1,29 +1,35 @@
-"""What Stage-2 trains on: one prompt a user, whose answer is the title of the user's last training item.
+"""What Stage-2 trains on: prompts whose answer is the title of an item that its user came to.
 
-A batch is a function of (seed, epoch, step) alone, whatever the number of workers: the epoch's order, the negatives
-and the order of candidates are drawn by counter. Arrays all the way; knows no LLM beyond its token ids.
+By default a user's last training item (paper section 4.2), or every item behind the first (A-LLMRec_all, section
+5.4.2). A step's global batch is a function of (seed, epoch, step) alone, whatever the number of workers: the epoch's
+order, the negatives and the order of candidates are drawn by counter. Prompts of a batch are of similar length.
+Arrays all the way; knows no LLM beyond its token ids.
 
-Dimensions: U users, B prompts of a batch, T tokens, S slots, I items in slots, K target tokens, C candidates
+Dimensions: E examples, B prompts of a batch, T tokens, S slots, I items in slots, K target tokens, C candidates
 """
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 
 from allmrec.data.sequences import Sequences, offsets_of, ranges
-from allmrec.hashing import draws, key64, permutations
-from allmrec.llm.batches import take
+from allmrec.hashing import draws, key64, mix64, permutations
+from allmrec.llm.batches import distinct_items, take
 from allmrec.llm.prompt import PromptBuilder, Prompts
 from allmrec.negatives import draw_negatives
 
-_ORDER, _PLACES = 0x4F52, 0x504C  # purposes of random draws
+Targets = Literal["last", "all"]
+_ORDER, _PLACES, _BATCHES, _EARLIER = 0x4F52, 0x504C, 0x4253, 0x4541  # purposes of random draws
+_WINDOW = 64  # batches among which prompts are sorted by length: padding against randomness
 
 
 @dataclass(frozen=True)
 class Batch:
     """B prompts with the tokens of their answers behind them (all but the last one, which nothing follows)."""
 
-    users: np.ndarray  # int64 (B,)
+    examples: np.ndarray  # int64 (B,)
     prompts: Prompts  # slot_items are positions in `items`
     items: np.ndarray  # int32 (I,): the distinct items in slots; items[0] is USER_SLOT
     target_rows: np.ndarray  # int64 (K,)
@@ -31,7 +37,7 @@ class Batch:
     labels: np.ndarray  # int64 (K,): the answers' tokens, y^u_k
 
     def __len__(self) -> int:
-        return len(self.users)
+        return len(self.examples)
 
     def unlabelled(self) -> "Batch":
         return replace(
@@ -40,48 +46,82 @@ class Batch:
 
 
 class Examples:
-    """The prompts of U users, drawn anew in every epoch.
+    """E prompts, drawn anew in every epoch.
 
     Args:
         sequences: the training part of everyone's history (`Sequences.read_train`).
         num_candidates: titles that a prompt offers.
+        targets: which items are answers.
     """
 
-    def __init__(self, sequences: Sequences, builder: PromptBuilder, num_candidates: int, seed: int):
+    def __init__(
+        self, sequences: Sequences, builder: PromptBuilder, num_candidates: int, seed: int, targets: Targets = "last"
+    ):
         learnable = np.flatnonzero(sequences.lengths >= 2)  # one item is a target without a history
         if not len(learnable):
             raise ValueError("no user has two training interactions, so there is nothing to learn; add data")
         self.sequences = sequences.take(learnable)
-        self.histories = self.sequences.shortened(self.sequences.lengths - 1)
-        self.targets = self.sequences.items[self.sequences.offsets[1:] - 1]
-        self.hashes = self.sequences.hashes()
         self.builder, self.num_candidates, self.seed = builder, num_candidates, seed
         self.num_items = len(builder.titles.lengths) - 1
+        lengths = self.sequences.lengths
+        hashes = self.sequences.hashes()
+        if targets == "last":
+            self.rows, self.places, self.hashes = np.arange(len(lengths)), lengths - 1, hashes
+        else:
+            self.rows = np.repeat(np.arange(len(lengths)), lengths - 1)
+            self.places = ranges(np.ones_like(lengths), lengths - 1)
+            self.hashes = mix64(hashes[self.rows] ^ key64(_EARLIER) ^ self.places.astype(np.uint64))
+        self.targets = self.sequences.items[self.sequences.offsets[self.rows] + self.places]
+        self._window = lru_cache(maxsize=1)(self._sorted_window)
 
     def __len__(self) -> int:
         return len(self.targets)
 
+    def histories(self, examples: np.ndarray) -> Sequences:
+        """What came before the targets."""
+        return self.sequences.take(self.rows[examples]).shortened(self.places[examples])
+
     def order(self, epoch: int) -> np.ndarray:
-        """The epoch's permutation of the users, int64 (U,)."""
+        """The epoch's permutation of the examples, int64 (E,), before they are sorted into batches."""
         return draws(self.hashes, key64(self.seed, epoch, _ORDER), 1)[:, 0].argsort(kind="stable")
 
-    def candidates(self, users: np.ndarray, epoch: int) -> np.ndarray:
+    def candidates(self, examples: np.ndarray, epoch: int) -> np.ndarray:
         """int32 (B, C): the target and negatives that the user has not seen, the target at any place alike."""
-        seen = self.sequences.take(users)
+        seen = self.sequences.take(self.rows[examples])
         negatives = draw_negatives(
-            self.hashes[users], seen.rows(), seen.items, self.num_items, self.num_candidates - 1, self.seed, epoch
+            self.hashes[examples], seen.rows(), seen.items, self.num_items, self.num_candidates - 1, self.seed, epoch
         )
-        listed = np.concatenate([self.targets[users, None], negatives], axis=1)
-        order = permutations(self.hashes[users], key64(self.seed, epoch, _PLACES), listed.shape[1])
+        listed = np.concatenate([self.targets[examples, None], negatives], axis=1)
+        order = permutations(self.hashes[examples], key64(self.seed, epoch, _PLACES), listed.shape[1])
         return np.take_along_axis(listed, order, axis=1)
 
-    def prompts(self, users: np.ndarray, epoch: int) -> Prompts:
-        return self.builder.build(self.histories.take(users), self.candidates(users, epoch))
+    def prompts(self, examples: np.ndarray, epoch: int) -> Prompts:
+        return self.builder.build(self.histories(examples), self.candidates(examples, epoch))
 
-    def batch(self, users: np.ndarray, prompts: Prompts) -> Batch:
-        """The users' prompts and answers as a model reads them."""
-        answers, answer_lengths = self.builder.answers(self.targets[users])
-        rows = np.repeat(np.arange(len(users)), answer_lengths)
+    def global_batch(self, epoch: int, step: int, batch_size: int) -> tuple[np.ndarray, Prompts]:
+        """The examples of a step, longest prompt first, and their prompts.
+
+        The epoch's order is cut into windows of 64 batches; within each the prompts are sorted by length, cut into
+        batches, and the batches shuffled.
+        """
+        window, place = divmod(step, _WINDOW)
+        examples, prompts, batches = self._window(epoch, window, batch_size)
+        rows = batches[place]
+        return examples[rows], take(prompts, rows)
+
+    def _sorted_window(self, epoch: int, window: int, batch_size: int) -> tuple[np.ndarray, Prompts, list[np.ndarray]]:
+        examples = self.order(epoch)[window * _WINDOW * batch_size : (window + 1) * _WINDOW * batch_size]
+        prompts = self.prompts(examples, epoch)
+        by_length = np.argsort(-prompts.lengths, kind="stable")
+        batches = [by_length[first : first + batch_size] for first in range(0, len(by_length), batch_size)]
+        numbers = np.arange(len(batches), dtype=np.uint64)
+        order = draws(numbers, key64(self.seed, epoch, window, _BATCHES), 1)[:, 0].argsort(kind="stable")
+        return examples, prompts, [batches[number] for number in order]
+
+    def batch(self, examples: np.ndarray, prompts: Prompts) -> Batch:
+        """The prompts and their answers as a model reads them."""
+        answers, answer_lengths = self.builder.answers(self.targets[examples])
+        rows = np.repeat(np.arange(len(examples)), answer_lengths)
         within = np.arange(len(answers)) - offsets_of(answer_lengths)[rows]
         lengths = prompts.lengths + answer_lengths - 1
         offsets = offsets_of(lengths)
@@ -90,31 +130,39 @@ class Examples:
         read = within < answer_lengths[rows] - 1
         tokens[ranges(offsets[:-1] + prompts.lengths, answer_lengths - 1)] = answers[read]
         shift = (offsets - prompts.offsets)[prompts.slot_rows()]
-        items, slot_items = np.unique(prompts.slot_items, return_inverse=True)
+        items, whole = distinct_items(Prompts(tokens, offsets, prompts.slot_positions + shift, prompts.slot_items))
         return Batch(
-            users,
-            Prompts(tokens, offsets, prompts.slot_positions + shift, slot_items.astype(np.int32)),
+            examples,
+            whole,
             items,
             rows,
             prompts.lengths[rows] - 1 + within,
             answers.astype(np.int64),
         )
 
-    def target_tokens(self, users: np.ndarray) -> int:
+    def target_tokens(self, examples: np.ndarray) -> int:
         """The number of labels, sum of |y^u|."""
-        return int((self.builder.titles.lengths[self.targets[users]] + 1).sum())
+        return int((self.builder.titles.lengths[self.targets[examples]] + 1).sum())
 
-    def passes(self, users: np.ndarray, epoch: int, rank: int, world: int, count: int) -> list[Batch]:
-        """One worker's share of a global batch, in `count` passes of prompts of similar length.
+    def passes(self, examples: np.ndarray, prompts: Prompts, rank: int, world: int, max_tokens: int) -> list[Batch]:
+        """One worker's share of a global batch, in passes of at most `max_tokens` padded tokens (one prompt at least).
 
-        All workers' passes together hold every label once. A pass for which no prompt is left repeats the shortest
-        one without labels, for workers must run the same passes.
+        All workers' passes together hold every label once. Workers must run the same number of passes: all cut their
+        shares where the first one, whose prompts are the longest, has to. A pass for which no prompt is left repeats
+        the shortest one without labels.
+
+        Args:
+            examples, prompts: from `global_batch`.
         """
-        prompts = self.prompts(users, epoch)
-        by_length = np.argsort(-prompts.lengths, kind="stable")
-        batches = []
-        for part in np.array_split(by_length[rank::world], count):
+        lengths = prompts.lengths + self.builder.titles.lengths[self.targets[examples]]
+        by_length = np.argsort(-lengths, kind="stable")
+        share, first, batches = by_length[rank::world], 0, []
+        longest = lengths[by_length[::world]]
+        while first < len(longest):
+            last = first + max(1, max_tokens // int(longest[first]))
+            part = share[first:last]
             rows = part if len(part) else by_length[-1:]
-            batch = self.batch(users[rows], take(prompts, rows))
+            batch = self.batch(examples[rows], take(prompts, rows))
             batches.append(batch if len(part) else batch.unlabelled())
+            first = last
         return batches

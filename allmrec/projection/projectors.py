@@ -5,7 +5,7 @@ Knows the two networks, their start and their file; how they are trained is `tra
 Dimensions: B users, I items, D = teacher's dim, J = joint dim, H = token dim of the LLM, K pairs of hidden units
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -13,6 +13,7 @@ from torch import nn
 
 from allmrec.artifacts import read_tensors, write_tensors
 from allmrec.config import Section
+from allmrec.projection.examples import Targets
 from allmrec.storage import Storage
 
 WEIGHTS = "projectors.safetensors"
@@ -20,14 +21,21 @@ WEIGHTS = "projectors.safetensors"
 
 class ProjectionConfig(Section):
     learning_rate: float = Field(1e-4, gt=0)  # of Adam, Table 3
-    epochs: int = Field(5, ge=1)  # paper section 5.1
+    epochs: int = Field(5, ge=1)  # at most; paper section 5.1
     batch_size: int = Field(4, ge=1)  # prompts in a step, over all workers together; paper section 5.1
-    max_prompts_per_pass: int = Field(8, ge=1)  # of one worker; a larger share is accumulated over several passes
+    tokens_per_pass: int = Field(8192, ge=1)  # padded ones, of one worker; a larger share is accumulated over passes
+    activation_checkpointing: bool = False  # keep no activations within the LLM's layers: less memory, a third slower
     num_candidates: int = Field(20, ge=2)  # titles that a prompt offers: the target and negatives
+    targets: Targets = "last"  # a user's last training item, or all behind the first (A-LLMRec_all, section 5.4.2)
+    # What F_I projects: joint embeddings, or (paper Table 9) the teacher's item embeddings (MLP-LLM) or random vectors.
+    item_input: Literal["joint", "teacher", "random"] = "joint"
     # Norm of the soft tokens at the start, as a multiple of the LLM's mean token embedding norm.
     soft_token_scale: float = Field(1.0, gt=0)
     max_gradient_norm: float = Field(1.0, ge=0)  # longer gradients are shortened to it; 0 never
     checkpoint_every_steps: int = Field(50, ge=1)  # and after every epoch
+    # After every epoch Hit@1 of about so many validation cases is measured, and the best epoch kept; 0: the last one.
+    validation_users: int = Field(1000, ge=0)
+    patience: int | None = Field(None, ge=1)  # epochs without a better Hit@1 before training stops; default: never
 
 
 class Projectors(nn.Module):

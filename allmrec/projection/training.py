@@ -2,7 +2,7 @@
 
 Runs in a process group, under DeepSpeed; knows nothing of Ray, artifacts or checkpoint files. The batch of a step
 is global and its loss is a mean over all its tokens, so the number of workers changes nothing but the order of
-floating point additions.
+floating point additions. After an epoch the validation cases are ranked, and the best epoch's weights are kept.
 
 Dimensions: B prompts of a pass, T tokens, I items in slots, K target tokens, D = teacher's dim, J = joint dim,
 H = token dim, V = vocabulary
@@ -19,13 +19,28 @@ from torch import nn
 from torch.nn import functional as F
 
 from allmrec.cf.teacher import Teacher
-from allmrec.distributed import place, summed
-from allmrec.llm.batches import SoftTokens, fill_slots, padded_tokens
-from allmrec.llm.loading import hidden_states, vocabulary_logits
-from allmrec.projection.deepspeed_config import Placement
-from allmrec.projection.engine import checksum, moments, set_moments, start_engine, weights, whole
+from allmrec.cf.training import ValidationCases
+from allmrec.data.sequences import Sequences
+from allmrec.distributed import most, place, summed
+from allmrec.evaluation.metrics import METRICS, measure
+from allmrec.llm.batches import SoftTokens, fill_slots, padded_tokens, token_budget_batches
+from allmrec.llm.loading import LLMConfig, Placement, hidden_states, vocabulary_logits
+from allmrec.llm.prompt import Prompts
+from allmrec.llm.ranking import rank
+from allmrec.projection.deepspeed_config import deepspeed_config
+from allmrec.projection.engine import (
+    checkpoint_activations,
+    checksum,
+    full_size,
+    moments,
+    set_moments,
+    start_engine,
+    weights,
+    whole,
+)
 from allmrec.projection.examples import Batch, Examples
 from allmrec.projection.projectors import ProjectionConfig, Projectors, fresh_projectors
+from allmrec.projection.validation import Choices
 
 _CALIBRATION = 4096  # users and items that the projectors' start is fitted to
 
@@ -37,16 +52,21 @@ class Stage2Model(nn.Module):
         super().__init__()
         self.llm, self.projectors, self.padding = llm, projectors, padding
 
-    def forward(self, batch: Batch, x_BD: torch.Tensor, e_IJ: torch.Tensor) -> torch.Tensor:
-        """The summed negative log likelihood of the batch's answers, float32 ().
+    def forward(self, work: Batch | Choices, x_BD: torch.Tensor, e_IJ: torch.Tensor) -> torch.Tensor:
+        """Of a `Batch` the summed negative log likelihood of its answers, (); of `Choices` what `rank` gives, (B, C).
 
         Args:
             x_BD: the users' representations.
-            e_IJ: joint embeddings of `batch.items`.
+            e_IJ: what F_I projects, of `work.items`.
         """
-        device, prompts = x_BD.device, batch.prompts
-        tokens_BT = padded_tokens(prompts, int(prompts.lengths.max()), self.padding).to(device)
         soft = SoftTokens(self.projectors.user(x_BD), self.projectors.item(e_IJ))  # O_u and O_i, equation 7
+        if isinstance(work, Choices):
+            return torch.from_numpy(rank(self.llm, work.prompts, work.tries, soft, self.padding))
+        return self._loss(work, soft)
+
+    def _loss(self, batch: Batch, soft: SoftTokens) -> torch.Tensor:
+        device, prompts = soft.user_BH.device, batch.prompts
+        tokens_BT = padded_tokens(prompts, int(prompts.lengths.max()), self.padding).to(device)
         embeds_BTH = fill_slots(self.llm.get_input_embeddings()(tokens_BT), prompts, soft)
         positions_BT = torch.arange(tokens_BT.shape[1], device=device).expand_as(tokens_BT)
         # Padding stands on the right, where causality alone hides it: no mask, and so the fastest attention.
@@ -66,57 +86,79 @@ class ProjectionTraining:
     def __init__(
         self,
         config: ProjectionConfig,
+        llm_config: LLMConfig,
         placement: Placement,
         llm: Any,
         teacher: Teacher,
         e_NJ: torch.Tensor,
         examples: Examples,
+        cases: ValidationCases | None = None,
         device: torch.device | str = "cpu",
         state: dict[str, Any] | None = None,
     ):
         """
         Args:
+            placement: where the LLM lies.
             llm: from `load_placed_llm`, with the same placement.
-            e_NJ: joint embeddings by item index; row 0 is zeros.
+            e_NJ: what F_I projects, by item index (`item_inputs`).
+            cases: this worker's share of those that choose the best epoch; without any the last one is kept.
             state: where to go on from.
         """
         self.config, self.examples, self.device = config, examples, torch.device(device)
         self.teacher, self.e_NJ = teacher.to(self.device), e_NJ.to(self.device)
         self.rank, self.world = place()
-        self.num_passes = math.ceil(math.ceil(config.batch_size / self.world) / config.max_prompts_per_pass)
         self.steps_per_epoch = math.ceil(len(examples) / config.batch_size)
         self.total_steps = config.epochs * self.steps_per_epoch
         embedding = llm.get_input_embeddings()
         with whole(embedding.parameters()):
             token_norm, token_dim = embedding.weight.float().norm(dim=1).mean().item(), embedding.weight.shape[1]
-        x_UD = self.teacher.represent(examples.histories.take(examples.order(0)[:_CALIBRATION]))
+        some = examples.order(0)[:_CALIBRATION]
+        x_UD = self.teacher.represent(examples.histories(some))
         self.projectors = fresh_projectors(x_UD.shape[1], e_NJ.shape[1], token_dim, examples.seed)
         if state is None:
-            some = slice(1, 1 + _CALIBRATION)
-            items_ND = self.teacher.item_embeddings.detach()[some].cpu()
-            self.projectors.calibrate(x_UD.cpu(), e_NJ[some].cpu(), items_ND, config.soft_token_scale * token_norm)
+            some_items = slice(1, 1 + _CALIBRATION)
+            items_ND = self.teacher.item_embeddings.detach()[some_items].cpu()
+            norm = config.soft_token_scale * token_norm
+            self.projectors.calibrate(x_UD.cpu(), e_NJ[some_items].cpu(), items_ND, norm)
         else:
             self.projectors.load_state_dict(state["projectors"])
-        model = Stage2Model(llm, self.projectors, examples.builder.end)
-        self.engine = start_engine(model, self.projectors, config, placement, self.num_passes, token_dim)
+        if config.activation_checkpointing:
+            checkpoint_activations(llm)
+        largest = max(full_size(parameter) for parameter in llm.parameters())
+        self.engine = start_engine(
+            Stage2Model(llm, self.projectors, examples.builder.end),
+            self.projectors,
+            config.learning_rate,
+            deepspeed_config(config, llm_config, placement, token_dim, largest),
+        )
         self.frozen_checksum = checksum(llm)
+        self.validation = [] if cases is None else self._choices(cases, llm_config.tokens_per_batch)
         self.read = self.padded = 0  # tokens of this worker's passes, without and with padding
         self.step, self.losses = 0, [0.0]  # steps done; summed loss of each epoch, the running one last
+        self.best: dict[str, Any] = {"epoch": 0, "hit@1": -1.0}
         if state is not None:
             self._go_on(state)
 
     def state_dict(self) -> dict[str, Any]:
         """After a step at least. Every worker must call it."""
         return {
-            "projectors": self.weights(),
+            "projectors": weights(self.projectors),
             "moments": moments(self.projectors),
             "step": self.step,
             "losses": list(self.losses),
+            "best": self.best,
         }
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        """The projectors' whole weights. Every worker must call it."""
-        return weights(self.projectors)
+    def best_weights(self) -> dict[str, torch.Tensor]:
+        """The projectors' whole weights after the best epoch. Every worker must call it."""
+        return self.best.get("projectors") or weights(self.projectors)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done, or none of the last `patience` epochs was better than the best."""
+        patience, epochs = self.config.patience, len(self.losses) - 1
+        stalled = bool(self.validation) and patience is not None and epochs - self.best["epoch"] >= patience
+        return self.step >= self.total_steps or stalled
 
     def rounds(self) -> Iterator[dict[str, float]]:
         """Train to the end, and yield the numbers of every `checkpoint_every_steps` steps and of an epoch's rest.
@@ -124,16 +166,16 @@ class ProjectionTraining:
         Raises:
             ValueError: the loss is NaN or inf; names the steps.
         """
-        config, examples = self.config, self.examples
-        while self.step < self.total_steps:
+        config = self.config
+        while not self.finished:
             epoch, first = divmod(self.step, self.steps_per_epoch)
             last = min(first + config.checkpoint_every_steps, self.steps_per_epoch)
-            order = examples.order(epoch)
             started, loss = time.monotonic(), torch.zeros((), dtype=torch.float64, device=self.device)
-            self.read, self.padded = 0, 0
+            self.read, self.padded, tokens, prompts = 0, 0, 0, 0
             for step in range(first, last):
-                loss += self.train_step(order[step * config.batch_size : (step + 1) * config.batch_size], epoch)
-            users = order[first * config.batch_size : last * config.batch_size]
+                examples, built = self.examples.global_batch(epoch, step, config.batch_size)
+                loss += self.train_step(examples, built)
+                tokens, prompts = tokens + self.examples.target_tokens(examples), prompts + len(examples)
             counts = loss.new_tensor([self.read, self.padded])
             total, read, padded = summed(torch.cat([loss[None], counts])).tolist()
             seconds = time.monotonic() - started
@@ -144,43 +186,100 @@ class ProjectionTraining:
                 )
             self.step += last - first
             self.losses[-1] += total
-            if last == self.steps_per_epoch:
-                self.losses.append(0.0)
-            yield {
-                "loss": total / examples.target_tokens(users),
-                "prompts_per_s": round(len(users) / seconds, 1),
+            numbers = {
+                "loss": total / tokens,
+                "prompts_per_s": round(prompts / seconds, 1),
                 "tokens_per_s": round(read / seconds),
                 "padding %": round(100 * (1 - read / padded), 2),
             }
+            if last == self.steps_per_epoch:
+                self.losses.append(0.0)
+                numbers |= self._choose()
+            yield numbers
 
     def epoch_losses(self) -> list[float]:
         """The mean loss of a target token in each finished epoch."""
         tokens = self.examples.target_tokens(np.arange(len(self.examples)))
         return [total / tokens for total in self.losses[:-1]]
 
-    def train_step(self, users: np.ndarray, epoch: int) -> torch.Tensor:
+    def train_step(self, examples: np.ndarray, prompts: Prompts) -> torch.Tensor:
         """One step on a global batch. Returns the summed loss of this worker's share, float32 ()."""
-        tokens = self.examples.target_tokens(users)
+        tokens = self.examples.target_tokens(examples)
         total = torch.zeros((), device=self.device)
-        for batch in self.examples.passes(users, epoch, self.rank, self.world, self.num_passes):
-            loss = self._loss(batch)
-            # The engine averages gradients over workers and passes; they are to be summed, over the batch's tokens.
-            self.engine.backward(loss * (self.world * self.num_passes / tokens))
-            self.engine.step()
+        passes = self.examples.passes(examples, prompts, self.rank, self.world, self.config.tokens_per_pass)
+        for number, batch in enumerate(passes, start=1):
+            self.engine.set_gradient_accumulation_boundary(number == len(passes))
+            loss = self.engine(batch, *self._inputs(self.examples.histories(batch.examples), batch.items))
+            # The engine averages gradients over workers; they are to be summed, over the batch's tokens.
+            self.engine.backward(loss * (self.world / tokens))
             total += loss.detach()
             self.read += len(batch.prompts.tokens)
             self.padded += len(batch) * int(batch.prompts.lengths.max())
+        self.engine.step()
         return total
 
-    def _loss(self, batch: Batch) -> torch.Tensor:
-        x_BD = self.teacher.represent(self.examples.histories.take(batch.users))
-        e_IJ = self.e_NJ[torch.from_numpy(batch.items).to(self.device)]
-        return self.engine(batch, x_BD.clone(), e_IJ)  # a clone, for autograd takes no inference tensor
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Hit@1 and NDCG@10 of all workers' validation cases by trie ranking. Every worker must call it.
+
+        Workers must run the same passes: one that has none left repeats its last.
+        """
+        total_M = torch.zeros(len(METRICS) + 1, dtype=torch.float64, device=self.device)
+        for number in range(most(len(self.validation))):
+            choices = self.validation[min(number, len(self.validation) - 1)]
+            log_p = self.engine(choices, *self._inputs(choices.histories, choices.items))
+            if number < len(self.validation) and choices.counts:
+                values_BM = measure(np.take_along_axis(log_p.numpy(), choices.unshuffled, 1), choices.candidates)
+                total_M += torch.from_numpy(np.append(values_BM.sum(axis=0), len(values_BM))).to(self.device)
+        *sums_M, count = summed(total_M).tolist()
+        return {name: sums_M[METRICS.index(name)] / count for name in ("hit@1", "ndcg@10")} if count else {}
+
+    def _choose(self) -> dict[str, float]:
+        """Validate an epoch that has just ended, and keep its weights if it is the best."""
+        metrics = self.validate()
+        if metrics and metrics["hit@1"] > self.best["hit@1"]:
+            self.best = {"epoch": len(self.losses) - 1, **metrics, "projectors": weights(self.projectors)}
+        return {f"valid_{name}": value for name, value in metrics.items()}
+
+    def _choices(self, cases: ValidationCases, tokens_per_batch: int) -> list[Choices]:
+        """This worker's validation cases in batches; where it has none, one that does not count."""
+        builder = self.examples.builder
+        if not len(cases):
+            one = np.zeros(1, dtype=np.int64)
+            histories, candidates = self.examples.histories(one), self.examples.candidates(one, 0)
+            return [Choices.of(builder, histories, candidates, self.examples.seed, counts=False)]
+        lengths = builder.build(cases.histories, cases.candidates).lengths
+        return [
+            Choices.of(builder, cases.histories.take(rows), cases.candidates[rows], self.examples.seed)
+            for rows in token_budget_batches(lengths, tokens_per_batch)
+        ]
+
+    def _inputs(self, histories: Sequences, items: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """x^u of the histories' users, and what F_I projects of the items."""
+        x_BD = self.teacher.represent(histories).clone()  # a clone, for autograd takes no inference tensor
+        return x_BD, self.e_NJ[torch.from_numpy(items).to(self.device)]
 
     def _go_on(self, state: dict[str, Any]) -> None:
         """Take up Adam's moments, the counts and the losses; the projectors' weights are there already."""
-        for batch in self.examples.passes(np.arange(1), 0, self.rank, self.world, self.num_passes):
-            self.engine.backward(self._loss(batch) * 0)  # a step without gradient moves nothing, but makes moments
-            self.engine.step()
+        examples, prompts = self.examples.global_batch(0, 0, 1)
+        batch = self.examples.passes(examples, prompts, self.rank, self.world, self.config.tokens_per_pass)[0]
+        loss = self.engine(batch, *self._inputs(self.examples.histories(batch.examples), batch.items))
+        self.engine.backward(loss * 0)  # a step without gradient moves nothing, but makes moments
+        self.engine.step()
         set_moments(self.engine, self.projectors, state["moments"], state["step"])
-        self.step, self.losses = state["step"], list(state["losses"])
+        self.step, self.losses, self.best = state["step"], list(state["losses"]), state["best"]
+
+
+def item_inputs(config: ProjectionConfig, e_NJ: torch.Tensor, items_ND: torch.Tensor, seed: int) -> torch.Tensor:
+    """What F_I projects, by item index: `config.item_input`.
+
+    Args:
+        e_NJ: joint embeddings.
+        items_ND: the teacher's item embeddings.
+    """
+    if config.item_input == "teacher":
+        return items_ND
+    if config.item_input == "random":
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(e_NJ.shape, generator=generator) * (torch.arange(len(e_NJ)) > 0)[:, None]
+    return e_NJ

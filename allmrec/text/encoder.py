@@ -14,9 +14,7 @@ import torch
 from pydantic import Field
 
 from allmrec.config import Section
-from allmrec.llm.loading import model_identity
-
-DATA_FILES = ["*.safetensors", "*.json", "*.txt", "*.model"]  # weights, configs and vocabularies
+from allmrec.models import model_folder, model_identity
 
 
 class TextConfig(Section):
@@ -36,34 +34,16 @@ class TextConfig(Section):
         return self.dtype
 
 
-def model_folder(config: TextConfig) -> Path:
-    """Where the model's files lie. Of a hub model only data is fetched: no code, and nothing that is pickled.
-
-    Raises:
-        ValueError: no such model, or weights that are not safetensors.
-    """
-    from huggingface_hub import snapshot_download
-
-    folder = Path(config.model)
-    try:
-        if not folder.is_dir():
-            folder = Path(snapshot_download(config.model, revision=config.revision, allow_patterns=DATA_FILES))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"text.model {config.model!r} cannot be loaded ({str(error).splitlines()[0]}); give a hub name or a folder "
-            "in the SentenceTransformers layout, e.g. one that `allmrec standin encoder` wrote"
-        ) from None
-    for pickled in folder.rglob("pytorch_model.bin"):
-        if not pickled.with_name("model.safetensors").exists():
-            raise ValueError(f"text.model {config.model!r}: {pickled} is pickled; save the model as safetensors")
-    return folder
+def encoder_folder(config: TextConfig) -> Path:
+    """Where the encoder's files lie. Raises ValueError when there is no such model."""
+    return model_folder(config.model, config.revision, "text.model")
 
 
 def load_encoder(config: TextConfig, device: str = "cpu") -> Any:
     """The SentenceTransformer, in eval mode; its parameters can be trained. Raises ValueError as `model_folder`."""
     from sentence_transformers import SentenceTransformer
 
-    folder = model_folder(config)
+    folder = encoder_folder(config)
     encoder = SentenceTransformer(
         str(folder), device=device, local_files_only=True, model_kwargs={"use_safetensors": True}
     )

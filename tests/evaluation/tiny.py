@@ -15,7 +15,7 @@ from allmrec.data.sequences import Sequences
 from allmrec.data.splits import NONE, Split
 from allmrec.evaluation.cases import draw_cases
 from allmrec.hashing import shard_of
-from allmrec.llm.loading import model_identity
+from allmrec.models import model_identity
 from allmrec.projection.projectors import fresh_projectors, save_projectors
 from allmrec.storage import Storage, open_storage
 from jobs.config import Config

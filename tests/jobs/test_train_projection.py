@@ -13,6 +13,7 @@ from allmrec.alignment.network import AlignmentNetwork, save_alignment
 from allmrec.artifacts import read_manifest, seal
 from allmrec.cf.teacher import build_teacher, save_teacher
 from allmrec.llm.loading import LLMConfig, load_llm
+from allmrec.models import model_identity
 from allmrec.projection.engine import whole
 from allmrec.projection.projectors import load_projectors
 from allmrec.projection.training import ProjectionTraining
@@ -56,8 +57,8 @@ def observed(settings: dict) -> dict:
         ProjectionTraining.train_step,
     )
 
-    def loading(config: LLMConfig):
-        notes["llm"] = load(config)
+    def loading(*arguments):
+        notes["llm"] = load(*arguments)
         notes["before"] = digest(notes["llm"])
         return notes["llm"]
 
@@ -67,11 +68,11 @@ def observed(settings: dict) -> dict:
             notes["losses"].append(numbers["loss"])
             yield numbers
 
-    def noting_step(self: ProjectionTraining, users, epoch):
+    def noting_step(self: ProjectionTraining, *arguments):
         if self.step == DIES_AT and (folder / "dies").exists() and torch.distributed.get_rank() == 1:
             (folder / "dies").unlink()
             os._exit(1)
-        total = train_step(self, users, epoch)
+        total = train_step(self, *arguments)
         model = self.engine.module
         notes["trained"] = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         notes["gradients of the LLM"] = sum(parameter.grad is not None for parameter in model.llm.parameters())
@@ -102,11 +103,11 @@ def models(llm, tokenizer, tmp_path_factory) -> Path:
 def prepared(root: Path, models: Path, num_workers: int) -> tuple[Config, Storage]:
     config = training_run.config(
         root,
-        llm={"name": str(models)},
+        llm={"name": str(models), "placement": "sharded"},
         prompt={"max_history": 4},
         projection={
             "batch_size": 35,
-            "max_prompts_per_pass": 10,
+            "tokens_per_pass": 800,
             "epochs": 1,
             "num_candidates": 4,
             "learning_rate": 0.003,
@@ -149,7 +150,7 @@ def test_the_frozen_llm_is_bit_identical_afterwards(calm, models):
     storage, notes = calm
     assert notes["before"] == notes["after"] == digest(load_llm(LLMConfig(name=str(models))))
     facts = read_manifest(storage.at("projectors")).facts
-    assert facts["llm"] == train_projection.model_identity(str(models), None), "nor is its folder touched"
+    assert facts["llm"] == model_identity(str(models), None), "nor is its folder touched"
 
 
 def test_only_the_projectors_carry_gradients_and_the_llm_is_cut_in_two(calm):

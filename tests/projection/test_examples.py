@@ -21,7 +21,7 @@ def test_the_target_is_the_last_item_and_the_history_what_came_before(examples, 
         row = sequences.user_ids.to_pylist().index(name)
         items = sequences.items[sequences.offsets[row] : sequences.offsets[row + 1]]
         assert examples.targets[user] == items[-1]
-        assert examples.histories.take(np.array([user])).items.tolist() == items[:-1].tolist()
+        assert examples.histories(np.array([user])).items.tolist() == items[:-1].tolist()
 
 
 def test_labels_are_exactly_the_answers_tokens_and_stand_behind_their_prompts(examples, builder, tokenizer):
@@ -82,21 +82,50 @@ def test_an_epoch_is_a_permutation_and_each_its_own(examples):
     assert (orders[0] != orders[1]).any()
 
 
+def test_an_epochs_batches_hold_every_example_once_and_of_similar_length(examples):
+    batches = [examples.global_batch(0, step, 4) for step in range(8)]
+    assert sorted(np.concatenate([users for users, _ in batches]).tolist()) == list(range(NUM_USERS))
+    lengths = [prompts.lengths for _, prompts in batches]
+    assert sorted(len(of_batch) for of_batch in lengths) == [2, 4, 4, 4, 4, 4, 4, 4]
+    together = np.concatenate(lengths)
+    assert sum(len(of_batch) * of_batch.max() for of_batch in lengths) < 1.05 * together.sum()
+    longest = [of_batch.max() for of_batch in lengths]
+    assert longest != sorted(longest) and longest != sorted(longest, reverse=True), "but in random order"
+    for users, prompts in batches:
+        assert prompts.tokens.tolist() == examples.prompts(users, 0).tokens.tolist()
+
+
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
-def test_all_workers_passes_together_hold_every_label_once(examples, world):
-    users = examples.order(0)[:7]
-    whole = examples.batch(users, examples.prompts(users, 0))
-    passes = [examples.passes(users, 0, rank, world, count=2) for rank in range(world)]
-    assert {len(of_worker) for of_worker in passes} == {2}
+@pytest.mark.parametrize("budget", [1, 200, 10_000])
+def test_all_workers_passes_together_hold_every_label_once(examples, world, budget):
+    users, prompts = examples.global_batch(0, 0, 7)
+    whole = examples.batch(users, prompts)
+    passes = [examples.passes(users, prompts, rank, world, budget) for rank in range(world)]
+    assert len({len(of_worker) for of_worker in passes}) == 1
     batches = [batch for of_worker in passes for batch in of_worker]
+    assert all(len(batch) == 1 or len(batch) * batch.prompts.lengths.max() <= budget for batch in batches)
     labelled = [batch for batch in batches if len(batch.labels)]
-    assert sorted(np.concatenate([batch.users for batch in labelled]).tolist()) == sorted(users.tolist())
+    assert sorted(np.concatenate([batch.examples for batch in labelled]).tolist()) == sorted(users.tolist())
     tokens = np.concatenate([batch.labels for batch in batches])
     assert sorted(tokens.tolist()) == sorted(whole.labels.tolist())
     for batch in labelled:  # and each as in the whole batch
-        for row, user in enumerate(batch.users):
+        for row, user in enumerate(batch.examples):
             there = int(np.flatnonzero(users == user)[0])
             assert _tokens(batch, row) == _tokens(whole, there)
+
+
+def test_all_items_as_targets(sequences, builder):
+    examples = Examples(sequences, builder, 5, seed=7, targets="all")
+    assert len(examples) == (sequences.lengths[2:] - 1).sum(), "all but everyone's first"
+    first = examples.rows == 0
+    items = examples.sequences.items[: examples.sequences.offsets[1]]
+    assert examples.targets[first].tolist() == items[1:].tolist()
+    for place, example in enumerate(np.flatnonzero(first), start=1):
+        assert examples.histories(np.array([example])).items.tolist() == items[:place].tolist()
+    candidates = examples.candidates(np.flatnonzero(first), 0)
+    for row, target in zip(candidates, examples.targets[first], strict=True):
+        assert set(row[row > 0].tolist()) & set(items.tolist()) == {target}, "later items are no negatives"
+    assert len({tuple(sorted(set(row.tolist()) - set(items.tolist()))) for row in candidates}) > 1
 
 
 def test_a_prompt_depends_on_the_user_and_not_on_the_company(examples):

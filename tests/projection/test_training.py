@@ -3,17 +3,23 @@
 import numpy as np
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file, save_file
 
+from allmrec.cf.training import ValidationCases
+from allmrec.evaluation.metrics import METRICS, measure
 from allmrec.llm.batches import SoftTokens, fill_slots, take
 from allmrec.llm.loading import LLMConfig
+from allmrec.llm.ranking import Ranker
 from allmrec.projection.deepspeed_config import deepspeed_config
 from allmrec.projection.engine import checksum, load_placed_llm, weights
 from allmrec.projection.examples import Examples
+from allmrec.projection.placement import llm_outline
 from allmrec.projection.projectors import ProjectionConfig, fresh_projectors
-from allmrec.projection.training import ProjectionTraining, Stage2Model
+from allmrec.projection.training import ProjectionTraining, Stage2Model, item_inputs
 
 CONFIG = ProjectionConfig(
-    batch_size=7, max_prompts_per_pass=4, epochs=2, num_candidates=4, learning_rate=1e-2, checkpoint_every_steps=3
+    batch_size=7, tokens_per_pass=400, epochs=2, num_candidates=4, learning_rate=1e-2, checkpoint_every_steps=3
 )
 
 
@@ -28,7 +34,7 @@ def plain_loss(llm, projectors, teacher, e_NJ, examples, users, epoch):
     for user in users:
         one = np.array([user])
         prompts = examples.prompts(one, epoch)
-        x_BD = teacher.represent(examples.histories.take(one)).clone()
+        x_BD = teacher.represent(examples.histories(one)).clone()
         soft = SoftTokens(projectors.user(x_BD), projectors.item(e_NJ))
         embed = llm.get_input_embeddings()
         prompt = fill_slots(embed(torch.from_numpy(prompts.tokens.astype(np.int64))[None]), prompts, soft)
@@ -43,7 +49,7 @@ def test_the_loss_is_the_answers_likelihood_and_only_projectors_get_gradients(ll
     users = np.arange(9)
     projectors = fresh_projectors(8, 6, 32, seed=0)
     batch = examples.batch(users, examples.prompts(users, 0))
-    x_BD = teacher.represent(examples.histories.take(users)).clone()
+    x_BD = teacher.represent(examples.histories(users)).clone()
     loss = Stage2Model(llm, projectors, examples.builder.end)(batch, x_BD, joint[torch.from_numpy(batch.items)])
     expected = plain_loss(llm, projectors, teacher, joint, examples, users, 0)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
@@ -60,7 +66,7 @@ def test_padding_changes_nothing(llm, teacher, joint, examples):
 
     def loss(rows):
         batch = examples.batch(users[rows], take(prompts, rows))
-        x_BD = teacher.represent(examples.histories.take(batch.users)).clone()
+        x_BD = teacher.represent(examples.histories(batch.examples)).clone()
         return model(batch, x_BD, joint[torch.from_numpy(batch.items)]).detach()
 
     apart = sum(loss(np.array([row])) for row in range(6))
@@ -71,15 +77,25 @@ def test_without_labels_nothing_is_learnt(llm, teacher, joint, examples):
     users = np.arange(2)
     projectors = fresh_projectors(8, 6, 32, seed=0)
     batch = examples.batch(users, examples.prompts(users, 0)).unlabelled()
-    x_BD = teacher.represent(examples.histories.take(users)).clone()
+    x_BD = teacher.represent(examples.histories(users)).clone()
     loss = Stage2Model(llm, projectors, examples.builder.end)(batch, x_BD, joint[torch.from_numpy(batch.items)])
     loss.backward()
     assert loss.item() == 0 and all(parameter.grad.abs().sum() == 0 for parameter in projectors.parameters())
 
 
-def training(llm_folder, placement, teacher, joint, examples, config=CONFIG, state=None, dtype="float32"):
-    llm = load_placed_llm(LLMConfig(name=str(llm_folder), placement=placement, dtype=dtype))
-    return ProjectionTraining(config, placement, llm, teacher, joint, examples, state=state)
+def training(llm_folder, placement, teacher, joint, examples, config=CONFIG, cases=None, state=None, **llm_settings):
+    llm_config = LLMConfig(name=str(llm_folder), **{"dtype": "float32"} | llm_settings)
+    llm = load_placed_llm(llm_config, placement, llm_outline(llm_config).largest_weight)
+    return ProjectionTraining(config, llm_config, placement, llm, teacher, joint, examples, cases, state=state)
+
+
+@pytest.fixture(scope="module")
+def cases(examples) -> ValidationCases:
+    users = np.arange(12)
+    candidates = examples.candidates(users, epoch=9)
+    where = np.argmax(candidates == examples.targets[users, None], axis=1)
+    candidates[users, where], candidates[:, 0] = candidates[:, 0], examples.targets[users]
+    return ValidationCases(examples.histories(users), candidates)
 
 
 @pytest.mark.parametrize("placement", ["replicated", "sharded"])
@@ -91,7 +107,7 @@ def test_steps_are_those_of_plain_torch_and_training_resumes(
     assert hasattr(model.llm.lm_head.weight, "ds_id") == (placement == "sharded")
     assert model.llm.lm_head.weight is model.llm.get_input_embeddings().weight, "tied"
     projectors = fresh_projectors(8, 6, 32, seed=0)
-    projectors.load_state_dict(run.weights())
+    projectors.load_state_dict(weights(run.projectors))
     norm = llm.get_input_embeddings().weight.norm(dim=1).mean()
     tokens_BH = projectors.item(joint[1:])
     torch.testing.assert_close(tokens_BH.square().sum(1).mean().sqrt(), norm, rtol=1e-4, atol=0)
@@ -108,17 +124,17 @@ def test_steps_are_those_of_plain_torch_and_training_resumes(
     losses = []
     for step in range(10):
         epoch, place = divmod(step, 5)
-        users = examples.order(epoch)[7 * place : 7 * place + 7]
+        users, _ = examples.global_batch(epoch, place, 7)
         loss = plain_loss(llm, projectors, teacher, joint, examples, users, epoch) / examples.target_tokens(users)
         losses.append(loss.item())
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(projectors.parameters(), CONFIG.max_gradient_norm)
         optimiser.step()
-    found = run.weights()
+    found = weights(run.projectors)
     for name, expected in projectors.state_dict().items():
         torch.testing.assert_close(found[name], expected, rtol=1e-3, atol=1e-4)
-    sizes = [examples.target_tokens(examples.order(0)[7 * place : 7 * place + 7]) for place in range(5)]
+    sizes = [examples.target_tokens(examples.global_batch(0, place, 7)[0]) for place in range(5)]
     assert numbers[0]["loss"] == pytest.approx(np.average(losses[:3], weights=sizes[:3]), rel=1e-5)
     assert run.epoch_losses()[0] == pytest.approx(np.average(losses[:5], weights=sizes), rel=1e-5)
 
@@ -126,7 +142,7 @@ def test_steps_are_those_of_plain_torch_and_training_resumes(
     assert again.step == 3
     list(again.rounds())
     for name, expected in found.items():
-        assert torch.equal(again.weights()[name], expected), name
+        assert torch.equal(weights(again.projectors)[name], expected), name
     assert again.epoch_losses() == run.epoch_losses()
 
 
@@ -141,7 +157,7 @@ def test_the_loss_goes_down(alone, llm_folder, teacher, joint, examples):
 def test_a_bfloat16_llm_trains_float32_projectors(alone, llm_folder, teacher, joint, examples):
     run = training(llm_folder, "sharded", teacher, joint, examples, dtype="bfloat16")
     assert {parameter.dtype for parameter in run.engine.module.llm.parameters()} == {torch.bfloat16}
-    before, numbers = run.weights(), next(run.rounds())
+    before, numbers = weights(run.projectors), next(run.rounds())
     after = weights(run.projectors)
     assert all(weight.dtype == torch.float32 for weight in after.values())
     assert np.isfinite(numbers["loss"]) and any(not torch.equal(after[name], before[name]) for name in before)
@@ -152,7 +168,7 @@ def test_nan_ends_the_training_and_names_the_steps(alone, llm_folder, teacher, j
     with pytest.raises(ValueError, match="joint embeddings hold NaN"):
         training(llm_folder, "replicated", teacher, torch.full_like(joint, torch.nan), examples)
     run = training(llm_folder, "replicated", teacher, joint, examples)
-    run.e_NJ.fill_(torch.nan)
+    run.e_NJ = torch.full_like(joint, torch.nan)
     with pytest.raises(ValueError, match="epoch 1, steps 1 to 3"):
         next(run.rounds())
     assert run.step == 0
@@ -168,9 +184,133 @@ def test_the_checksum_sees_one_bit(llm):
     assert changed != before == checksum(llm)
 
 
+@pytest.mark.parametrize("activation_checkpointing", [False, True])
+@pytest.mark.parametrize("where", ["sharded", "cpu", "nvme"])
+def test_wherever_the_weights_lie_the_losses_are_the_same(
+    alone, where, activation_checkpointing, llm_folder, teacher, joint, examples, tmp_path
+):
+    def losses(placement, config, **settings):
+        run = training(llm_folder, placement, teacher, joint, examples, config, **settings)
+        return [numbers["loss"] for numbers in run.rounds()]
+
+    config = CONFIG.model_copy(update={"checkpoint_every_steps": 1, "epochs": 1})
+    expected = losses("replicated", config)
+    config = config.model_copy(update={"activation_checkpointing": activation_checkpointing})
+    placement = "sharded" if where == "sharded" else "offloaded"
+    if where == "nvme":
+        pytest.importorskip("deepspeed.ops.aio")
+    found = losses(placement, config, offload_to="cpu" if where != "nvme" else str(tmp_path))
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_best_epoch_is_kept_and_a_standstill_ends_the_training(
+    alone, llm_folder, teacher, joint, examples, cases, monkeypatch
+):
+    hits = iter([0.2, 0.5, 0.4, 0.5, 0.9])
+    config = CONFIG.model_copy(update={"epochs": 5, "patience": 2})
+    run = training(llm_folder, "sharded", teacher, joint, examples, config, cases)
+    kept = []
+
+    def validate():
+        kept.append(weights(run.projectors))
+        return {"hit@1": next(hits), "ndcg@10": 0.0}
+
+    monkeypatch.setattr(run, "validate", validate)
+    list(run.rounds())
+    assert run.step == 4 * run.steps_per_epoch and run.best["epoch"] == 2
+    for name, weight in run.best_weights().items():
+        assert torch.equal(weight, kept[1][name])
+
+
+@pytest.mark.parametrize("placement", ["replicated", "sharded"])
+def test_validation_is_the_rankers_hit(alone, placement, llm, llm_folder, teacher, joint, examples, cases):
+    run = training(llm_folder, placement, teacher, joint, examples, cases=cases, tokens_per_batch=400)
+    assert len(run.validation) > 1
+    before = next(run.rounds())["loss"]
+    x_BD, projectors = teacher.represent(cases.histories).clone(), fresh_projectors(8, 6, 32, seed=0)
+    projectors.load_state_dict(weights(run.projectors))
+    with torch.no_grad():
+        soft = SoftTokens(projectors.user(x_BD), projectors.item(joint))
+        # The order in a prompt is the validation's own: put the candidates there as it does.
+        order_of = {
+            user: order
+            for choices in run.validation
+            for user, order in zip(choices.histories.user_ids.to_pylist(), choices.unshuffled, strict=True)
+        }
+        order = np.stack([order_of[user] for user in cases.histories.user_ids.to_pylist()])
+        candidates = np.empty_like(cases.candidates)
+        np.put_along_axis(candidates, order, cases.candidates, axis=1)
+        log_p = Ranker(llm, examples.builder, 400).log_probabilities(cases.histories, candidates, soft)
+    values = measure(np.take_along_axis(log_p, order, axis=1), cases.candidates)
+    metrics = run.validate()
+    assert metrics["hit@1"] == pytest.approx(values[:, METRICS.index("hit@1")].mean())
+    assert metrics["ndcg@10"] == pytest.approx(values[:, METRICS.index("ndcg@10")].mean())
+    assert next(run.rounds())["loss"] != before, "and training goes on behind it"
+
+
+@pytest.mark.parametrize("architecture", ["LlamaConfig", "Qwen2Config", "MistralConfig"])
+def test_any_causal_lm_trains_the_same_replicated_and_sharded(
+    alone, architecture, tokenizer, teacher, joint, examples, tmp_path
+):
+    torch.manual_seed(0)
+    outline = getattr(transformers, architecture)(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+    )
+    transformers.AutoModelForCausalLM.from_config(outline).save_pretrained(tmp_path)
+    config = CONFIG.model_copy(update={"epochs": 1, "checkpoint_every_steps": 1})
+    found = []
+    for placement in ("replicated", "sharded"):
+        run = training(tmp_path, placement, teacher, joint, examples, config)
+        found.append([run.frozen_checksum, *(numbers["loss"] for numbers in run.rounds())])
+    assert found[0][0] == found[1][0], "every weight was read"
+    assert found[0][1:] == pytest.approx(found[1][1:], abs=1e-5)
+    users, _ = examples.global_batch(0, 0, 7)
+    llm = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    start = training(tmp_path, "replicated", teacher, joint, examples, config)
+    loss = plain_loss(llm, start.projectors, teacher, joint, examples, users, 0) / examples.target_tokens(users)
+    assert found[0][1] == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_a_model_that_lacks_a_weight_is_refused(alone, llm, tmp_path):
+    llm.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    lost = next(name for name in tensors if "fc1.weight" in name)
+    save_file({name: tensor for name, tensor in tensors.items() if name != lost}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=f"lacks 1 weights .*{lost}"):
+        load_placed_llm(LLMConfig(name=str(tmp_path)), "sharded", 1)
+
+
+def test_what_f_i_projects(teacher, joint):
+    items_ND = teacher.item_embeddings.detach()
+    by_kind = {
+        kind: item_inputs(CONFIG.model_copy(update={"item_input": kind}), joint, items_ND, seed=3)
+        for kind in ("joint", "teacher", "random")
+    }
+    assert by_kind["joint"] is joint and by_kind["teacher"] is items_ND
+    assert by_kind["random"].shape == joint.shape and not by_kind["random"][0].any()
+    assert abs(torch.corrcoef(torch.stack([by_kind["random"].flatten(), joint.flatten()]))[0, 1]) < 0.5
+
+
 def test_deepspeeds_config_follows_the_placement():
-    sharded, replicated = (deepspeed_config(CONFIG, placement, 3, 32) for placement in ("sharded", "replicated"))
+    def settings(placement, **llm):
+        return deepspeed_config(CONFIG, LLMConfig(**llm), placement, token_dim=32, largest_weight=4096)
+
+    sharded, replicated = settings("sharded", hpz_group=8), settings("replicated")
     assert sharded["zero_optimization"]["stage"] == 3 and replicated["zero_optimization"]["stage"] == 1
-    assert sharded["gradient_accumulation_steps"] == 3
+    assert sharded["zero_optimization"]["zero_hpz_partition_size"] == 8
     assert sharded["zero_optimization"]["stage3_param_persistence_threshold"] < 32 * 32, "matrices are cut"
     assert "bf16" not in sharded, "it would train the projectors in bfloat16"
+    offloads = [settings("offloaded", offload_to=to)["zero_optimization"]["offload_param"] for to in ("cpu", "/nvme")]
+    assert offloads[0]["device"] == "cpu"
+    assert offloads[1]["nvme_path"] == "/nvme" and offloads[1]["buffer_size"] == 4096
+    extended = settings("sharded", deepspeed={"zero_optimization": {"sub_group_size": 5}, "wall_clock_breakdown": True})
+    assert extended == sharded | {"wall_clock_breakdown": True} | {
+        "zero_optimization": sharded["zero_optimization"] | {"sub_group_size": 5, "zero_hpz_partition_size": 1}
+    }

@@ -1,0 +1,96 @@
+"""Where a pretrained model's files lie, and what makes it the same model: hub names, folders and s3:// prefixes.
+
+Knows nothing of what is in the files.
+"""
+
+import fcntl
+import shutil
+from pathlib import Path
+
+from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, copy_files
+
+from allmrec.artifacts import sha256
+from allmrec.hashing import fingerprint
+from allmrec.storage import open_storage
+
+_CACHE = Path("~/.cache/allmrec/models")
+_WEIGHTS, _OTHER_DATA = "*.safetensors", ["*.json", "*.txt", "*.model"]  # configs and vocabularies
+
+
+def model_folder(name: str, revision: str | None, key: str, weights: bool = True) -> Path:
+    """The folder of a pretrained model's files. Only data is fetched: no code, and nothing that is pickled.
+
+    An s3:// prefix is copied once a node, however many workers ask. The store is reached as the environment says
+    (AWS_ENDPOINT_URL and so on).
+
+    Args:
+        name: hub name, folder, or s3:// prefix.
+        key: of the config, for messages.
+        weights: or else its config and vocabulary alone.
+
+    Raises:
+        ValueError: no such model, or weights that are not safetensors.
+    """
+    from huggingface_hub import snapshot_download
+
+    wanted = [_WEIGHTS, *_OTHER_DATA] if weights else _OTHER_DATA
+    folder = _copied(name, wanted) if name.startswith("s3://") else Path(name)
+    try:
+        if not folder.is_dir():
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{key} {name!r} cannot be loaded ({str(error).splitlines()[0]}); give a hub name, a folder or an s3:// "
+            "prefix with the model's files, e.g. a folder that `allmrec standin` wrote"
+        ) from None
+    if weights and not any(folder.rglob(_WEIGHTS)):
+        raise ValueError(
+            f"{key} {name!r} has no weights as safetensors, and nothing pickled is read; name a revision that has them "
+            "(on the hub often refs/pr/<n>), or save the model as safetensors"
+        )
+    return folder
+
+
+def _copied(name: str, wanted: list[str]) -> Path:
+    folder = _CACHE.expanduser() / fingerprint([model_identity(name), wanted])
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            draft = folder.with_suffix(".draft")
+            shutil.rmtree(draft, ignore_errors=True)
+            filesystem, root, files = _files(name)
+            for file in files:
+                target = draft / file.path.removeprefix(root).lstrip("/")
+                if any(target.match(pattern) for pattern in wanted):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    copy_files(file.path, str(target), source_filesystem=filesystem)
+            draft.rename(folder)
+    return folder
+
+
+def model_identity(name: str, revision: str | None = None) -> str:
+    """What a model is: a fingerprint of a folder's files, name@revision of a hub model; of an s3:// prefix a
+    fingerprint of its files' names, sizes and times.
+
+    Raises:
+        ValueError: nothing lies under the prefix.
+    """
+    if name.startswith("s3://"):
+        _, root, files = _files(name)
+        return fingerprint(sorted([file.path.removeprefix(root), file.size, file.mtime_ns] for file in files))
+    folder = Path(name)
+    if not folder.is_dir():
+        return f"{name}@{revision or 'main'}"
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return fingerprint({path.relative_to(folder).as_posix(): sha256(path.read_bytes()) for path in files})
+
+
+def _files(name: str) -> tuple[FileSystem, str, list[FileInfo]]:
+    """Of an s3:// prefix: the file system, the prefix in it, and its files. Raises ValueError if there are none."""
+    filesystem, root = open_storage(name).arrow()
+    found = filesystem.get_file_info(FileSelector(root, recursive=True, allow_not_found=True))
+    files = [info for info in found if info.type == FileType.File]
+    if not files:
+        raise ValueError(f"{name} holds no model: no object lies under that prefix")
+    return filesystem, root, files

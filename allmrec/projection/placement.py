@@ -1,0 +1,90 @@
+"""Where the LLM's weights lie while the projectors train, and what that takes: `llm.placement`.
+
+Estimates from the model's config alone, for a plan before anything is loaded, and for `auto`.
+"""
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from allmrec.distributed import least
+from allmrec.llm.loading import LLMConfig, Placement, llm_folder, torch_dtype
+
+_HEADROOM = 0.9  # of the free memory: buffers and fragmentation take the rest
+# Numbers of H elements that one layer keeps for the backward pass to its inputs, per token: the inputs of two norms,
+# queries, keys, values, attention's output, and four of the feed-forward part. No weight has a gradient, so no input
+# of a matrix is kept.
+_KEPT = 10
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What an LLM is made of, without its weights."""
+
+    parameters: int
+    weight_bytes: int
+    largest_weight: int  # elements
+    layer_bytes: int
+    layers: int
+    token_dim: int
+    itemsize: int  # bytes of an element
+    positions: int  # tokens at most
+
+
+def llm_outline(config: LLMConfig) -> Outline:
+    """Raises ValueError when there is no such model."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    outline = AutoConfig.from_pretrained(llm_folder(config, weights=False))
+    with torch.device("meta"):
+        llm = AutoModelForCausalLM.from_config(outline)
+    sizes = [parameter.numel() for parameter in llm.parameters()]
+    embedding = llm.get_input_embeddings().weight
+    layers, itemsize = int(outline.num_hidden_layers), torch_dtype(config).itemsize
+    return Outline(
+        parameters=sum(sizes),
+        weight_bytes=sum(sizes) * itemsize,
+        largest_weight=max(sizes),
+        layer_bytes=(sum(sizes) - embedding.numel()) * itemsize // layers,
+        layers=layers,
+        token_dim=int(embedding.shape[1]),
+        itemsize=itemsize,
+        positions=int(outline.max_position_embeddings),
+    )
+
+
+def activation_bytes(outline: Outline, tokens: int, checkpointing: bool) -> int:
+    """What a pass over `tokens` tokens keeps for its backward pass; with checkpointing every layer's input."""
+    kept = outline.layers + _KEPT if checkpointing else _KEPT * outline.layers
+    return tokens * kept * outline.token_dim * outline.itemsize
+
+
+def worker_bytes(outline: Outline, placement: Placement, world: int, activations: int) -> int:
+    """Device memory of one of `world` workers. Where weights are cut, one layer is whole and the next on its way."""
+    weights = outline.weight_bytes
+    gathered = 2 * max(outline.layer_bytes, outline.largest_weight * outline.itemsize)
+    here = {"replicated": weights, "sharded": weights // world + gathered, "offloaded": gathered}
+    return here[placement] + activations
+
+
+def gathered_bytes(outline: Outline, placement: Placement, world: int) -> int:
+    """What one worker receives in one pass: every weight that it does not hold, forwards and backwards."""
+    return 0 if placement == "replicated" else 2 * outline.weight_bytes * (world - 1) // world
+
+
+def choose_placement(outline: Outline, world: int, activations: int, free: int) -> Placement:
+    """The first of replicated, sharded and offloaded that fits into `free` bytes of a worker."""
+    candidates: tuple[Placement, ...] = ("replicated", "sharded") if world > 1 else ("replicated",)
+    for placement in candidates:
+        if worker_bytes(outline, placement, world, activations) <= _HEADROOM * free:
+            return placement
+    return "offloaded"
+
+
+def free_bytes() -> int:
+    """Free memory of this worker's device; of CPUs its share of the node's. The least of all workers'. A collective."""
+    if torch.cuda.is_available():
+        return least(torch.cuda.mem_get_info()[0])
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return least(available // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
