@@ -32,7 +32,7 @@ from allmrec.hashing import fingerprint
 from allmrec.llm.loading import LLMConfig
 from allmrec.llm.prompt import PromptConfig
 from allmrec.models import model_identity
-from allmrec.projection.projectors import Projectors, load_projectors
+from allmrec.projection.projectors import ProjectionConfig, Projectors, item_inputs, load_projectors
 from allmrec.storage import Storage
 
 PARTS = ("teacher", "alignment", "projectors", "items")
@@ -73,8 +73,24 @@ class Bundle:
     def llm(self) -> LLMConfig:
         return LLMConfig(**self.config["llm"])
 
+    def item_inputs(self, text: bool = False) -> torch.Tensor:
+        """What F_I projects, by item index: as when it was trained.
+
+        Raises:
+            ValueError: `text`, and the projectors know no text forms.
+        """
+        projection = ProjectionConfig(**self.config["projection"])
+        if projection.item_input == "joint":
+            return self.joint(text)
+        if text:
+            raise ValueError(
+                f"bundle {self.version} projects the items by {projection.item_input!r} embeddings, which have no text "
+                "form; leave a-llmrec-sbert out of evaluation.systems"
+            )
+        return item_inputs(projection, self.e_NJ, self.teacher.item_embeddings.detach(), self.config["seed"])
+
     def joint(self, text: bool = False) -> torch.Tensor:
-        """What the items' slots are projected from, (N, J).
+        """Joint embeddings, (N, J).
 
         e_i, and q_i for items that the teacher hardly saw (`bundle.text_form_below`) or never; with `text`, q_i for all
         (A-LLMRec (SBERT), paper Table 4).

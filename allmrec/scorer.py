@@ -65,7 +65,7 @@ class Scorer:
     def item_tokens(self, text: bool = False) -> torch.Tensor:
         """O_i = F_I(e_i) of the whole catalogue, (N, H) (paper equation 7); of q_i with `text`."""
         if text not in self._item_tokens:
-            self._item_tokens[text] = self.projectors.item(self.bundle.joint(text).to(self.device))
+            self._item_tokens[text] = self.projectors.item(self.bundle.item_inputs(text).to(self.device))
         return self._item_tokens[text]
 
     def represent(self, histories: Sequences) -> torch.Tensor:

@@ -33,8 +33,8 @@ from allmrec.projection.placement import (
     llm_outline,
     worker_bytes,
 )
-from allmrec.projection.projectors import ProjectionConfig, save_projectors
-from allmrec.projection.training import ProjectionTraining, item_inputs
+from allmrec.projection.projectors import ProjectionConfig, item_inputs, save_projectors
+from allmrec.projection.training import ProjectionTraining
 from jobs.cli import main
 from jobs.step import Context, Facts, Step
 from jobs.workers import device, fit, report, resume

@@ -82,6 +82,21 @@ class Projectors(nn.Module):
             _standardise(last, activation(first(inputs)), norm)
 
 
+def item_inputs(config: ProjectionConfig, e_NJ: torch.Tensor, items_ND: torch.Tensor, seed: int) -> torch.Tensor:
+    """What F_I projects, by item index: `config.item_input`.
+
+    Args:
+        e_NJ: joint embeddings.
+        items_ND: the teacher's item embeddings.
+    """
+    if config.item_input == "teacher":
+        return items_ND
+    if config.item_input == "random":
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(e_NJ.shape, generator=generator) * (torch.arange(len(e_NJ)) > 0)[:, None]
+    return e_NJ
+
+
 def fresh_projectors(user_dim: int, joint_dim: int, token_dim: int, seed: int) -> Projectors:
     """Weights drawn from `seed` alone; torch's global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):

@@ -209,7 +209,7 @@ class ProjectionTraining:
         passes = self.examples.passes(examples, prompts, self.rank, self.world, self.config.tokens_per_pass)
         for number, batch in enumerate(passes, start=1):
             self.engine.set_gradient_accumulation_boundary(number == len(passes))
-            loss = self.engine(batch, *self._inputs(self.examples.histories(batch.examples), batch.items))
+            loss = self._forward(batch)
             # The engine averages gradients over workers; they are to be summed, over the batch's tokens.
             self.engine.backward(loss * (self.world / tokens))
             total += loss.detach()
@@ -217,6 +217,13 @@ class ProjectionTraining:
             self.padded += len(batch) * int(batch.prompts.lengths.max())
         self.engine.step()
         return total
+
+    @torch.no_grad()
+    def loss(self, examples: np.ndarray, prompts: Prompts) -> float:
+        """The mean loss of a global batch's target tokens, without a step. Every worker must call it."""
+        passes = self.examples.passes(examples, prompts, self.rank, self.world, self.config.tokens_per_pass)
+        total = torch.stack([self._forward(batch) for batch in passes]).sum()
+        return float(summed(total)) / self.examples.target_tokens(examples)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -254,6 +261,9 @@ class ProjectionTraining:
             for rows in token_budget_batches(lengths, tokens_per_batch)
         ]
 
+    def _forward(self, batch: Batch) -> torch.Tensor:
+        return self.engine(batch, *self._inputs(self.examples.histories(batch.examples), batch.items))
+
     def _inputs(self, histories: Sequences, items: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """x^u of the histories' users, and what F_I projects of the items."""
         x_BD = self.teacher.represent(histories).clone()  # a clone, for autograd takes no inference tensor
@@ -263,23 +273,8 @@ class ProjectionTraining:
         """Take up Adam's moments, the counts and the losses; the projectors' weights are there already."""
         examples, prompts = self.examples.global_batch(0, 0, 1)
         batch = self.examples.passes(examples, prompts, self.rank, self.world, self.config.tokens_per_pass)[0]
-        loss = self.engine(batch, *self._inputs(self.examples.histories(batch.examples), batch.items))
+        loss = self._forward(batch)
         self.engine.backward(loss * 0)  # a step without gradient moves nothing, but makes moments
         self.engine.step()
         set_moments(self.engine, self.projectors, state["moments"], state["step"])
         self.step, self.losses, self.best = state["step"], list(state["losses"]), state["best"]
-
-
-def item_inputs(config: ProjectionConfig, e_NJ: torch.Tensor, items_ND: torch.Tensor, seed: int) -> torch.Tensor:
-    """What F_I projects, by item index: `config.item_input`.
-
-    Args:
-        e_NJ: joint embeddings.
-        items_ND: the teacher's item embeddings.
-    """
-    if config.item_input == "teacher":
-        return items_ND
-    if config.item_input == "random":
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randn(e_NJ.shape, generator=generator) * (torch.arange(len(e_NJ)) > 0)[:, None]
-    return e_NJ

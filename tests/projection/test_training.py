@@ -15,8 +15,8 @@ from allmrec.projection.deepspeed_config import deepspeed_config
 from allmrec.projection.engine import checksum, load_placed_llm, weights
 from allmrec.projection.examples import Examples
 from allmrec.projection.placement import llm_outline
-from allmrec.projection.projectors import ProjectionConfig, fresh_projectors
-from allmrec.projection.training import ProjectionTraining, Stage2Model, item_inputs
+from allmrec.projection.projectors import ProjectionConfig, fresh_projectors, item_inputs
+from allmrec.projection.training import ProjectionTraining, Stage2Model
 
 CONFIG = ProjectionConfig(
     batch_size=7, tokens_per_pass=400, epochs=2, num_candidates=4, learning_rate=1e-2, checkpoint_every_steps=3

@@ -1,0 +1,196 @@
+"""How fast Stage-2 trains, beside a straight implementation of the paper with the same LLM and batches.
+
+    python -m benchmarks.projection --run runs/beauty --llm runs/demo/models/llm
+    python -m benchmarks.projection --run runs/beauty --shape opt-125m
+
+Both sides train on the same users and candidates, from the same projectors, one after the other step by step; their
+first losses are shown to be equal. The straight side takes the users as they come, ours as `global_batch` deals them.
+With `--shape` the LLM has the shape of a published OPT and random weights, which cost the same as trained ones; on a
+GPU the rate is also given as a share of what matrix products reach there (MFU).
+"""
+
+import copy
+import os
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import distributed as dist
+
+from allmrec.cf.teacher import TeacherConfig, build_teacher
+from allmrec.data.catalogue import Catalogue
+from allmrec.data.sequences import Sequences
+from allmrec.llm.loading import LLMConfig, load_llm, load_tokenizer, max_positions
+from allmrec.llm.prompt import PromptBuilder, PromptConfig, Titles
+from allmrec.llm.standin import train_tokenizer
+from allmrec.projection.examples import Examples
+from allmrec.projection.projectors import ProjectionConfig
+from allmrec.projection.training import ProjectionTraining
+from allmrec.storage import open_storage
+from benchmarks.projection_reference import StraightStage2
+from benchmarks.report import ROOT, Benchmark, Row
+from benchmarks.teachers import sample_store
+from jobs.cli import errors_in_one_line
+from jobs.console import Console
+
+NAME = "projection"
+# Hidden size, layers, heads and feed-forward size of published models; all read 50,272 tokens.
+SHAPES = {
+    "tiny": (64, 2, 2, 256),
+    "opt-125m": (768, 12, 12, 3072),
+    "opt-1.3b": (2048, 24, 32, 8192),
+    "opt-6.7b": (4096, 32, 32, 16384),
+}
+_VOCABULARY = 50_272
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+_DIM = 50  # of the teacher and of joint embeddings
+
+
+def shaped_llm(shape: str, titles: Any, prompt: PromptConfig, folder: Path) -> str:
+    """An OPT of a published shape with random weights, and a tokenizer of these titles, in a folder."""
+    from transformers import OPTConfig, OPTForCausalLM
+
+    hidden, layers, heads, feed_forward = SHAPES[shape]
+    tokenizer = train_tokenizer(titles, prompt, 4096)
+    config = OPTConfig(
+        vocab_size=_VOCABULARY,
+        hidden_size=hidden,
+        word_embed_proj_dim=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        ffn_dim=feed_forward,
+    )
+    torch.manual_seed(0)
+    llm = OPTForCausalLM(config)
+    llm.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def matmul_ceiling(size: int = 8192, products: int = 50) -> float:
+    """Operations a second that large matrix products in bfloat16 reach on the GPU."""
+    a = torch.randn(size, size, device=DEVICE, dtype=torch.bfloat16)
+    for _ in range(3):
+        a @ a
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    for _ in range(products):
+        a @ a
+    torch.cuda.synchronize()
+    return products * 2 * size**3 / (time.perf_counter() - started)
+
+
+class Sides:
+    """Both implementations over one prepared run and one LLM, and what each has done."""
+
+    def __init__(self, run: Path, llm: LLMConfig, prompt: PromptConfig, projection: ProjectionConfig):
+        storage = open_storage(str(run))
+        catalogue, sequences = Catalogue.read(storage.at("items")), Sequences.read_train(storage.at("sequences"))
+        model, tokenizer = load_llm(llm).to(DEVICE), load_tokenizer(llm)
+        titles = Titles.tokenise(catalogue.titles, tokenizer, prompt.max_title_tokens)
+        room = max_positions(model) - prompt.max_title_tokens - 1
+        builder = PromptBuilder(prompt, tokenizer, titles, soft=True, max_tokens=room)
+        self.batch_size = projection.batch_size
+        self.examples = Examples(sequences, builder, projection.num_candidates, seed=0)
+        self.order = self.examples.order(0)
+        torch.manual_seed(0)
+        teacher = build_teacher(TeacherConfig(dim=_DIM), catalogue.num_items).eval().requires_grad_(False)
+        e_NJ = torch.randn(catalogue.num_items + 1, _DIM)
+        self.ours = ProjectionTraining(
+            projection, llm, "replicated", model, teacher, e_NJ, self.examples, device=DEVICE
+        )
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        projectors = copy.deepcopy(self.ours.projectors)
+        self.straight = StraightStage2(
+            model,
+            tokenizer,
+            projectors,
+            teacher,
+            e_NJ.to(DEVICE),
+            self.examples,
+            catalogue.titles.to_pylist(),
+            prompt,
+            projection.learning_rate,
+        )
+
+    def first_losses(self) -> tuple[float, float]:
+        """Of one batch, before any step: ours and the straight one's."""
+        examples, prompts = self.examples.global_batch(0, 0, self.batch_size)
+        return self.ours.loss(examples, prompts), self.straight.loss(examples, 0).item()
+
+    def step(self, side: str, number: int) -> None:
+        if side == "ours":
+            self.ours.train_step(*self.examples.global_batch(0, number, self.batch_size))
+        else:
+            self.straight.step(self.order[number * self.batch_size : (number + 1) * self.batch_size], 0)
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+
+    def forget(self) -> None:
+        """Count from here."""
+        for side in (self.ours, self.straight):
+            side.read = side.padded = 0
+
+
+def compare(benchmark: Benchmark, sides: Sides, steps: int, ceiling: float | None) -> None:
+    """Steps of both sides in turn, and their rates."""
+    ours, straight = sides.first_losses()
+    benchmark.at_most("difference of the first losses", abs(ours - straight), 1e-4)
+    seconds = {"ours": 0.0, "straight": 0.0}
+    for side in seconds:
+        sides.step(side, steps)  # warm
+    sides.forget()
+    with benchmark.console.progress(NAME, steps) as bar:
+        for number in range(steps):
+            for side in seconds:
+                started = time.perf_counter()
+                sides.step(side, number)
+                seconds[side] += time.perf_counter() - started
+            bar.advance(1)
+    for side, counts in (("ours", sides.ours), ("straight", sides.straight)):
+        numbers: Row = {
+            "prompts/s": steps * sides.batch_size / seconds[side],
+            "tokens/s": counts.read / seconds[side],
+            "padding %": 100 * (1 - counts.read / counts.padded),
+        }
+        if ceiling:  # forward, and backward to the inputs: two operations a weight and token each
+            numbers["MFU"] = 4 * sides.parameters * counts.read / seconds[side] / ceiling
+        benchmark.measured({"side": side, "batch": sides.batch_size}, numbers)
+    benchmark.at_least("speed over the straight implementation", seconds["straight"] / seconds["ours"], 3.0)
+    benchmark.at_most("padding of ours, %", 100 * (1 - sides.ours.read / sides.ours.padded), 5.0)
+
+
+def main(
+    run: Annotated[Path | None, typer.Option(help="a prepared run; a generated shop by default")] = None,
+    llm: Annotated[str | None, typer.Option(help="folder or hub name; by default a random one of --shape")] = None,
+    shape: Annotated[str, typer.Option(help=f"of the random LLM: {', '.join(SHAPES)}")] = "opt-125m",
+    batch_size: Annotated[int, typer.Option(help="prompts in a step; the paper's is 4")] = 4,
+    steps: int = 50,
+    quick: Annotated[bool, typer.Option(help="in under a minute, at a small size")] = False,
+    root: Annotated[Path, typer.Option(help="where results and generated inputs go")] = ROOT,
+    log_json: bool = False,
+) -> None:
+    """Measure Stage-2 beside a straight implementation of the paper."""
+    console, settings = Console(log_json), dict(locals())
+    if quick:
+        shape, steps = "tiny", 5
+    with errors_in_one_line(), TemporaryDirectory() as folder:
+        run = run or sample_store(*((600, 150) if quick else (20_000, 4_000)), root, console)
+        prompt = PromptConfig()
+        titles = Catalogue.read(open_storage(str(run)).at("items")).titles
+        name = llm or shaped_llm(shape, titles, prompt, Path(folder))
+        os.environ.setdefault("LOCAL_RANK", "0")
+        dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=0, world_size=1)
+        config = ProjectionConfig(batch_size=batch_size)
+        sides = Sides(run, LLMConfig(name=name), prompt, config)
+        benchmark = Benchmark(NAME, console, settings, root, quick)
+        compare(benchmark, sides, steps, matmul_ceiling() if DEVICE.type == "cuda" else None)
+        dist.destroy_process_group()
+        benchmark.finish()
+
+
+if __name__ == "__main__":
+    typer.run(main)
