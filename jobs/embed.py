@@ -18,9 +18,11 @@ import ray.data
 
 from allmrec.artifacts import MANIFEST, read_manifest, read_table, seal, unseal
 from allmrec.data.catalogue import UNTITLED, Catalogue
+from allmrec.storage import Storage
 from allmrec.text.blocks import EmbedTexts, LayOut
 from allmrec.text.cache import Index, TextCache
 from allmrec.text.encoder import encoder_identity, model_folder
+from allmrec.text.stored import at_hand
 from jobs.datasets import tables
 from jobs.step import Context, Facts, Step
 from jobs.workers import start_ray
@@ -31,7 +33,12 @@ ITEMS_PER_SHARD = 1 << 15
 
 
 def run(context: Context) -> Facts:
-    table, encoder = read_table(context.artifact("items")), identity(context)
+    return embed_catalogue(context, "item_text_embeddings")
+
+
+def embed_catalogue(context: Context, artifact: str, stored: Storage | None = None) -> Facts:
+    """Write the items' embeddings by `text.model`, or by a fine-tuned encoder of the artifact `stored`."""
+    table, encoder = read_table(context.artifact("items")), identity(context, stored)
     items, cache = Catalogue.from_table(table), TextCache.of(context.storage, encoder)
     wanted = pa.table({"item_id": items.item_ids, "text_hash": items.text_hashes, "text": items.texts})[1:]
 
@@ -40,11 +47,11 @@ def run(context: Context) -> Facts:
     missing = index.find(wanted["text_hash"])[0] < 0
     speed: Facts = {"items_per_s": None}
     if missing.any():
-        speed = embed(context, first_of_each_text(wanted.filter(pa.array(missing))), cache, encoder)
+        speed = embed(context, first_of_each_text(wanted.filter(pa.array(missing))), cache, encoder, stored)
         index = cache.index()
 
     # Lay the embeddings out by item.
-    target = context.artifact("item_text_embeddings")
+    target = context.artifact(artifact)
     before = read_manifest(target) if target.exists(MANIFEST) else None
     unseal(target)
     files, unchanged = lay_out(context, wanted, LayOut(target, before, cache, index.files, encoder), index)
@@ -62,24 +69,32 @@ def run(context: Context) -> Facts:
         "shards unchanged": unchanged,
         "encoder": encoder,
     }
-    seal(target, "item_text_embeddings", context.made_by, files, context.resolved("text"), facts)
+    seal(target, artifact, context.made_by, files, context.resolved("text"), facts)
     return facts
 
 
-def embed(context: Context, texts: pa.Table, cache: TextCache, encoder: str) -> Facts:
+def embed(context: Context, texts: pa.Table, cache: TextCache, encoder: str, stored: Storage | None = None) -> Facts:
     """Put the embeddings of item_id, text_hash and text into the cache; returns the speed.
 
     Workers come and go between `text.min_workers` and `workers.num_workers`; a block whose worker dies is done again.
     """
     config, workers = context.config, context.config.workers
-    model_folder(config.text)  # a wrong name ends here in one line, and not in an actor
+    if stored is None:
+        model_folder(config.text)  # a wrong name ends here in one line, and not in an actor
     batches = math.ceil(len(texts) / config.text.batch_size / (BLOCKS_PER_WORKER * workers.num_workers))
     blocks = list(by_length(texts, min(batches, MOST_BATCHES) * config.text.batch_size))
     start_ray(config)
     most = min(workers.num_workers, len(blocks))
     dataset = ray.data.from_arrow(blocks).map_batches(
         EmbedTexts,
-        fn_constructor_args=(config.text, device(context), max(int(workers.cpus_per_worker), 1), cache, encoder),
+        fn_constructor_args=(
+            config.text,
+            device(context),
+            max(int(workers.cpus_per_worker), 1),
+            cache,
+            encoder,
+            stored,
+        ),
         batch_format="pyarrow",
         batch_size=None,  # a block
         compute=ray.data.ActorPoolStrategy(
@@ -145,8 +160,9 @@ def device(context: Context) -> str:
     return "cuda" if context.config.workers.gpus_per_worker else "cpu"
 
 
-def identity(context: Context) -> str:
-    return encoder_identity(context.config.text, device(context))
+def identity(context: Context, stored: Storage | None = None) -> str:
+    with at_hand(context.config.text, stored) as text:
+        return encoder_identity(text, device(context))
 
 
 STEP = Step(
