@@ -27,6 +27,8 @@ _BLOCK = 1024  # texts tokenised at once
 class FrozenTexts(nn.Module):
     """Q of the catalogue; nothing of it is trained, nor part of a checkpoint."""
 
+    texts_NS: torch.Tensor
+
     def __init__(self, texts_NS: torch.Tensor):
         super().__init__()
         self.register_buffer("texts_NS", texts_NS, persistent=False)
