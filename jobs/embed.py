@@ -9,6 +9,7 @@ embeddings out by item, in shards; those without a change stay. The driver holds
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,9 @@ import ray.data
 
 from allmrec.artifacts import MANIFEST, read_manifest, read_table, seal, unseal
 from allmrec.data.catalogue import UNTITLED, Catalogue
-from allmrec.storage import Storage
 from allmrec.text.blocks import EmbedTexts, LayOut
 from allmrec.text.cache import Index, TextCache
 from allmrec.text.encoder import encoder_identity, model_folder
-from allmrec.text.stored import at_hand
 from jobs.datasets import tables
 from jobs.step import Context, Facts, Step
 from jobs.workers import start_ray
@@ -33,12 +32,18 @@ ITEMS_PER_SHARD = 1 << 15
 
 
 def run(context: Context) -> Facts:
-    return embed_catalogue(context, "item_text_embeddings")
+    return embed_into(context, "item_text_embeddings")
 
 
-def embed_catalogue(context: Context, artifact: str, stored: Storage | None = None) -> Facts:
-    """Write the items' embeddings by `text.model`, or by a fine-tuned encoder of the artifact `stored`."""
-    table, encoder = read_table(context.artifact("items")), identity(context, stored)
+def embed_by(context: Context, model: str, artifact: str) -> Facts:
+    """Embed the items by another encoder than `text.model`, into an artifact of its own."""
+    text = context.config.text.model_copy(update={"model": model, "revision": None})
+    return embed_into(replace(context, config=context.config.model_copy(update={"text": text})), artifact)
+
+
+def embed_into(context: Context, artifact: str) -> Facts:
+    """Write the artifact: the items' embeddings by `text.model`."""
+    table, encoder = read_table(context.artifact("items")), identity(context)
     items, cache = Catalogue.from_table(table), TextCache.of(context.storage, encoder)
     wanted = pa.table({"item_id": items.item_ids, "text_hash": items.text_hashes, "text": items.texts})[1:]
 
@@ -47,7 +52,7 @@ def embed_catalogue(context: Context, artifact: str, stored: Storage | None = No
     missing = index.find(wanted["text_hash"])[0] < 0
     speed: Facts = {"items_per_s": None}
     if missing.any():
-        speed = embed(context, first_of_each_text(wanted.filter(pa.array(missing))), cache, encoder, stored)
+        speed = embed(context, first_of_each_text(wanted.filter(pa.array(missing))), cache, encoder)
         index = cache.index()
 
     # Lay the embeddings out by item.
@@ -73,28 +78,20 @@ def embed_catalogue(context: Context, artifact: str, stored: Storage | None = No
     return facts
 
 
-def embed(context: Context, texts: pa.Table, cache: TextCache, encoder: str, stored: Storage | None = None) -> Facts:
+def embed(context: Context, texts: pa.Table, cache: TextCache, encoder: str) -> Facts:
     """Put the embeddings of item_id, text_hash and text into the cache; returns the speed.
 
     Workers come and go between `text.min_workers` and `workers.num_workers`; a block whose worker dies is done again.
     """
     config, workers = context.config, context.config.workers
-    if stored is None:
-        model_folder(config.text)  # a wrong name ends here in one line, and not in an actor
+    model_folder(config.text)  # a wrong name ends here in one line, and not in an actor
     batches = math.ceil(len(texts) / config.text.batch_size / (BLOCKS_PER_WORKER * workers.num_workers))
     blocks = list(by_length(texts, min(batches, MOST_BATCHES) * config.text.batch_size))
     start_ray(config)
     most = min(workers.num_workers, len(blocks))
     dataset = ray.data.from_arrow(blocks).map_batches(
         EmbedTexts,
-        fn_constructor_args=(
-            config.text,
-            device(context),
-            max(int(workers.cpus_per_worker), 1),
-            cache,
-            encoder,
-            stored,
-        ),
+        fn_constructor_args=(config.text, device(context), max(int(workers.cpus_per_worker), 1), cache, encoder),
         batch_format="pyarrow",
         batch_size=None,  # a block
         compute=ray.data.ActorPoolStrategy(
@@ -160,9 +157,8 @@ def device(context: Context) -> str:
     return "cuda" if context.config.workers.gpus_per_worker else "cpu"
 
 
-def identity(context: Context, stored: Storage | None = None) -> str:
-    with at_hand(context.config.text, stored) as text:
-        return encoder_identity(text, device(context))
+def identity(context: Context) -> str:
+    return encoder_identity(context.config.text, device(context))
 
 
 STEP = Step(

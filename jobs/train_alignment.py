@@ -24,13 +24,13 @@ from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
 from allmrec.distributed import place
 from allmrec.storage import Storage
-from allmrec.text.encoder import load_encoder
-from allmrec.text.stored import save_encoder
+from allmrec.text.encoder import load_encoder, save_encoder
 from jobs.cli import main
-from jobs.embed import embed_catalogue
+from jobs.embed import embed_by
 from jobs.step import Context, Facts, Step
 from jobs.workers import device, fit, report, resume
 
+ENCODER = "encoder"  # the folder of SBERT in `fine_tuned`
 ARTIFACTS = ("teacher", "item_text_embeddings", "sequences", "items", "alignment", "fine_tuned")
 
 
@@ -58,7 +58,7 @@ def fine_tune(context: Context) -> Facts:
         unseal(tuned)
         facts = train(context)
         seal(tuned, "fine_tuned", context.made_by, facts.pop("files"), context.resolved("alignment", "text"), facts)
-    embedded = embed_catalogue(context, "fine_tuned_text_embeddings", tuned)
+    embedded = embed_by(context, tuned.name(ENCODER), "fine_tuned_text_embeddings")
     exported = export(
         context.artifact("alignment"),
         load_network(tuned),
@@ -102,7 +102,9 @@ def loop(settings: dict[str, Any]) -> Facts:
     facts: Facts = {"users": len(training.examples), "targets": len(training.examples.targets), **training.numbers}
     if trained_texts is not None:
         tuned = settings["fine_tuned"]
-        return facts | {"files": save_network(tuned, training.network) | save_encoder(tuned, trained_texts.encoder)}
+        return facts | {
+            "files": save_network(tuned, training.network) | save_encoder(tuned, ENCODER, trained_texts.encoder)
+        }
     held_out_N = held_out_items(config, len(texts_NS), seed)
     return facts | export(settings["alignment"], training.network, training.items_ND, texts_NS, held_out_N)
 

@@ -14,7 +14,6 @@ from allmrec.hashing import fingerprint
 from allmrec.storage import Storage
 from allmrec.text.cache import TextCache
 from allmrec.text.encoder import TextConfig, TextEncoder, refuse_not_finite, to_lists
-from allmrec.text.stored import at_hand
 from schemas import item_text_embeddings
 
 
@@ -25,23 +24,9 @@ class EmbedTexts:
         ValueError: an embedding is NaN or inf; names the item, and nothing of the block is kept.
     """
 
-    def __init__(
-        self,
-        config: TextConfig,
-        device: str,
-        threads: int,
-        cache: TextCache,
-        identity: str,
-        stored: Storage | None = None,
-    ):
-        """
-        Args:
-            stored: the artifact of a fine-tuned encoder, in the place of `config.model`.
-        """
+    def __init__(self, config: TextConfig, device: str, threads: int, cache: TextCache, identity: str):
         torch.set_num_threads(threads)
-        self.cache, self.identity = cache, identity
-        with at_hand(config, stored) as here:
-            self.encoder = TextEncoder(here, device)
+        self.encoder, self.cache, self.identity = TextEncoder(config, device), cache, identity
 
     def __call__(self, block: pa.Table) -> pa.Table:
         started = time.time()

@@ -22,8 +22,7 @@ from allmrec.cf.teacher import build_teacher, load_teacher, save_teacher
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
 from allmrec.storage import Storage
-from allmrec.text.encoder import TextEncoder, load_encoder
-from allmrec.text.stored import at_hand
+from allmrec.text.encoder import TextConfig, TextEncoder, encoder_identity, load_encoder
 from jobs import embed, train_alignment
 from jobs.config import Config
 from jobs.console import Console
@@ -138,11 +137,10 @@ def test_sbert_is_tuned_through_the_deaths_of_the_driver_and_of_a_worker(tmp_pat
     assert int(storage.read("alignment/died")) > 1, "it went on from a checkpoint"
     check(storage, alone(config, storage))
 
-    facts, tuned = read_manifest(storage.at("alignment")).facts, storage.at("fine_tuned")
-    assert facts["encoder"].startswith("fine-tuned@") and facts["tokens_per_s"] > 0
-    with at_hand(config.text, tuned) as text:
-        texts = Catalogue.read(storage.at("items")).texts
-        expected = np.array(TextEncoder(text)(pa.table({"text": texts}))["embedding"].to_pylist())
+    facts, tuned = read_manifest(storage.at("alignment")).facts, TextConfig(model=storage.name("fine_tuned/encoder"))
+    assert facts["encoder"] == encoder_identity(tuned) != encoder_identity(config.text) and facts["tokens_per_s"] > 0
+    texts = Catalogue.read(storage.at("items")).texts
+    expected = np.array(TextEncoder(tuned)(pa.table({"text": texts}))["embedding"].to_pylist())
     found_NS = train_alignment.read_texts(storage.at("fine_tuned_text_embeddings")).numpy()
     before_NS = train_alignment.read_texts(storage.at("item_text_embeddings")).numpy()
     assert found_NS.shape == (training_run.NUM_ITEMS + 1, DIM)
