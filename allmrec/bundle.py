@@ -97,9 +97,22 @@ class Bundle:
         """
         if text:
             return self.q_NJ
-        unseen_N = torch.from_numpy(self.catalogue.popularity < self.config["bundle"]["text_form_below"])
-        unknown_N = ~self.teacher.item_embeddings.cpu().any(1)
-        return torch.where((unseen_N | unknown_N)[:, None], self.q_NJ, self.e_NJ)
+        few_N, unknown_N = self._text_forms()
+        return torch.where((few_N | unknown_N)[:, None], self.q_NJ, self.e_NJ)
+
+    def forms(self) -> dict[str, int]:
+        """How many items are shown by e_i, and how many by q_i and why."""
+        few_N, unknown_N = (mask_N[1:] for mask_N in self._text_forms())
+        return {
+            "items by e_i": int((~few_N & ~unknown_N).sum()),
+            "items by q_i, too few interactions": int((few_N & ~unknown_N).sum()),
+            "items by q_i, no E_i": int(unknown_N.sum()),
+        }
+
+    def _text_forms(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """bool (N,) twice: which items have too few interactions, and which no E_i."""
+        few_N = torch.from_numpy(self.catalogue.popularity < self.config["bundle"]["text_form_below"])
+        return few_N, ~self.teacher.item_embeddings.cpu().any(1)
 
 
 def build_bundle(run: Storage, config: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ python -m jobs.bundle --config jobs/configs/demo.yaml
 import json
 
 from allmrec.artifacts import describe, read_manifest, seal, unseal
-from allmrec.bundle import DESCRIPTION, PARTS, POINTER, build_bundle
+from allmrec.bundle import DESCRIPTION, PARTS, POINTER, build_bundle, load_bundle
 from allmrec.models import model_identity
 from jobs.cli import main
 from jobs.step import Context, Facts, Step
@@ -17,12 +17,13 @@ SECTIONS = ("data", "text", "teacher", "alignment", "llm", "prompt", "projection
 def run(context: Context) -> Facts:
     config = context.resolved(*SECTIONS)
     version = build_bundle(context.storage, config)
+    forms = load_bundle(context.storage, version).forms()
     pointer = context.artifact(POINTER)
     unseal(pointer)
     data = json.dumps({"version": version}).encode()
     pointer.write(DESCRIPTION, data)
-    seal(pointer, POINTER, context.made_by, {DESCRIPTION: describe(data)}, config, {"version": version})
-    return {"version": version, "where": context.storage.name(f"bundles/{version}")}
+    seal(pointer, POINTER, context.made_by, {DESCRIPTION: describe(data)}, config, {"version": version, **forms})
+    return {"version": version, **forms, "where": context.storage.name(f"bundles/{version}")}
 
 
 def plan(context: Context) -> Facts:

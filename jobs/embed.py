@@ -9,6 +9,7 @@ embeddings out by item, in shards; those without a change stay. The driver holds
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,17 @@ ITEMS_PER_SHARD = 1 << 15
 
 
 def run(context: Context) -> Facts:
+    return embed_into(context, "item_text_embeddings")
+
+
+def embed_by(context: Context, model: str, artifact: str) -> Facts:
+    """Embed the items by another encoder than `text.model`, into an artifact of its own."""
+    text = context.config.text.model_copy(update={"model": model, "revision": None})
+    return embed_into(replace(context, config=context.config.model_copy(update={"text": text})), artifact)
+
+
+def embed_into(context: Context, artifact: str) -> Facts:
+    """Write the artifact: the items' embeddings by `text.model`."""
     table, encoder = read_table(context.artifact("items")), identity(context)
     items, cache = Catalogue.from_table(table), TextCache.of(context.storage, encoder)
     wanted = pa.table({"item_id": items.item_ids, "text_hash": items.text_hashes, "text": items.texts})[1:]
@@ -44,7 +56,7 @@ def run(context: Context) -> Facts:
         index = cache.index()
 
     # Lay the embeddings out by item.
-    target = context.artifact("item_text_embeddings")
+    target = context.artifact(artifact)
     before = read_manifest(target) if target.exists(MANIFEST) else None
     unseal(target)
     files, unchanged = lay_out(context, wanted, LayOut(target, before, cache, index.files, encoder), index)
@@ -62,7 +74,7 @@ def run(context: Context) -> Facts:
         "shards unchanged": unchanged,
         "encoder": encoder,
     }
-    seal(target, "item_text_embeddings", context.made_by, files, context.resolved("text"), facts)
+    seal(target, artifact, context.made_by, files, context.resolved("text"), facts)
     return facts
 
 

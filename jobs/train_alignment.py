@@ -4,6 +4,9 @@
 
 Reads `teacher`, `item_text_embeddings`, `sequences` and `items`; writes `alignment`: the network, and the joint
 embeddings e and q of every item. The workers of Ray Train share every batch.
+
+With `alignment.text_encoder: fine-tuned` SBERT is trained along and kept in `fine_tuned`; the catalogue is then
+embedded again by what it has become, as `embed` does it, in `fine_tuned_text_embeddings`.
 """
 
 from typing import Any
@@ -11,65 +14,114 @@ from typing import Any
 import numpy as np
 import torch
 
-from allmrec.alignment.network import save_alignment
+from allmrec.alignment.examples import held_out_items
+from allmrec.alignment.network import AlignmentNetwork, load_network, save_alignment, save_network
+from allmrec.alignment.texts import TrainedTexts
 from allmrec.alignment.training import AlignmentTraining, alignment_quality
-from allmrec.artifacts import read_manifest, read_table, seal, unseal
+from allmrec.artifacts import MANIFEST, read_manifest, read_table, seal, unseal
 from allmrec.cf.teacher import load_teacher
+from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
 from allmrec.distributed import place
 from allmrec.storage import Storage
+from allmrec.text.encoder import load_encoder, save_encoder
 from jobs.cli import main
+from jobs.embed import embed_by
 from jobs.step import Context, Facts, Step
 from jobs.workers import device, fit, report, resume
 
+ENCODER = "encoder"  # the folder of SBERT in `fine_tuned`
+ARTIFACTS = ("teacher", "item_text_embeddings", "sequences", "items", "alignment", "fine_tuned")
+
 
 def run(context: Context) -> Facts:
-    config, storage = context.config, context.artifact("alignment")
+    storage = context.artifact("alignment")
     unseal(storage)
-    facts = fit(
-        context,
-        "train-alignment",
-        loop,
-        {
-            "config": config.alignment,
-            "seed": config.seed,
-            "teacher": context.artifact("teacher"),
-            "texts": context.artifact("item_text_embeddings"),
-            "sequences": context.artifact("sequences"),
-            "alignment": storage,
-        },
-        total=config.alignment.epochs,
-    )
+    facts = fine_tune(context) if context.config.alignment.text_encoder == "fine-tuned" else train(context)
     files = facts.pop("files")
     seal(storage, "alignment", context.made_by, files, config=context.resolved("alignment"), facts=facts)
     return facts
 
 
+def train(context: Context) -> Facts:
+    """Run `loop` on the workers."""
+    config = context.config
+    settings = {"config": config.alignment, "text": config.text, "seed": config.seed}
+    settings |= {name: context.artifact(name) for name in ARTIFACTS}
+    return fit(context, "train-alignment", loop, settings, total=config.alignment.epochs)
+
+
+def fine_tune(context: Context) -> Facts:
+    """Train with SBERT, embed the catalogue by it, and write the joint embeddings. A finished training is kept."""
+    config, tuned = context.config, context.artifact("fine_tuned")
+    if not (tuned.exists(MANIFEST) and read_manifest(tuned).made_by == context.made_by):
+        unseal(tuned)
+        facts = train(context)
+        seal(tuned, "fine_tuned", context.made_by, facts.pop("files"), context.resolved("alignment", "text"), facts)
+    embedded = embed_by(context, tuned.name(ENCODER), "fine_tuned_text_embeddings")
+    exported = export(
+        context.artifact("alignment"),
+        load_network(tuned),
+        load_teacher(context.artifact("teacher")).item_embeddings,
+        read_texts(context.artifact("fine_tuned_text_embeddings")),
+        held_out_items(config.alignment, embedded["items"] + 1, config.seed),
+    )
+    return read_manifest(tuned).facts | exported | {"encoder": embedded["encoder"]}
+
+
 def loop(settings: dict[str, Any]) -> Facts:
-    """On every worker: train; rank 0 measures the held-out items and writes the network and the joint embeddings."""
+    """On every worker: train; rank 0 writes the network, and SBERT or the joint embeddings."""
+    config, seed = settings["config"], settings["seed"]
+    texts_NS = read_texts(settings["item_text_embeddings"])
+    trained_texts = None
+    if config.text_encoder == "fine-tuned":
+        text = settings["text"]
+        trained_texts = TrainedTexts(
+            load_encoder(text.model_copy(update={"dtype": "float32"}), str(device())),
+            Catalogue.read(settings["items"]).texts,
+            text.max_chars,
+            config.texts_per_pass,
+            config.gradient_checkpointing,
+        )
     training = AlignmentTraining(
-        settings["config"],
+        config,
         load_teacher(settings["teacher"]),
         Sequences.read_train(settings["sequences"]),
-        read_texts(settings["texts"]),
-        settings["seed"],
+        texts_NS,
+        seed,
         device(),
+        trained_texts,
     )
     state = resume()
     if state is not None:
         training.load_state_dict(state)
-    numbers: dict[str, float] = {}
     for numbers in training.rounds():
         report(training.epoch, training.state_dict(), **numbers)
     if place()[0] != 0:
         return {}
-    e_NJ, q_NJ = training.joint()
-    held_out = torch.from_numpy(np.flatnonzero(training.held_out)).to(e_NJ.device)
+    facts: Facts = {"users": len(training.examples), "targets": len(training.examples.targets), **training.numbers}
+    if trained_texts is not None:
+        tuned = settings["fine_tuned"]
+        return facts | {
+            "files": save_network(tuned, training.network) | save_encoder(tuned, ENCODER, trained_texts.encoder)
+        }
+    held_out_N = held_out_items(config, len(texts_NS), seed)
+    return facts | export(settings["alignment"], training.network, training.items_ND, texts_NS, held_out_N)
+
+
+def export(
+    storage: Storage,
+    network: AlignmentNetwork,
+    items_ND: torch.Tensor,
+    texts_NS: torch.Tensor,
+    held_out_N: np.ndarray,
+) -> Facts:
+    """Write e_i and q_i of every item, and measure how well q_i stands in for e_i on items that were held out."""
+    e_NJ, q_NJ = network.joint(items_ND, texts_NS.to(items_ND.device))
+    held_out = torch.from_numpy(np.flatnonzero(held_out_N)).to(e_NJ.device)
     quality = alignment_quality(e_NJ, q_NJ, held_out)
     return {
-        "files": save_alignment(settings["alignment"], training.network, e_NJ, q_NJ),
-        "users": len(training.sequences),
-        **numbers,
+        "files": save_alignment(storage, network, e_NJ, q_NJ),
         "held_out_items": len(held_out),
         **{f"held_out_{name}": value for name, value in quality.items()},
     }
@@ -84,7 +136,9 @@ def read_texts(storage: Storage) -> torch.Tensor:
 
 def plan(context: Context) -> Facts:
     config = context.config
-    users = read_manifest(context.artifact("sequences")).rows
+    sequences = read_manifest(context.artifact("sequences"))
+    users = sequences.rows
+    targets = users if config.alignment.targets == "last" else sequences.facts["interactions"]
     num_items = read_manifest(context.artifact("items")).rows
     return {
         "users": users,
@@ -92,8 +146,9 @@ def plan(context: Context) -> Facts:
         "epochs": config.alignment.epochs,
         "steps": config.alignment.epochs * -(-users // config.alignment.batch_size),
         "workers": config.workers.num_workers,
-        # E, and x^u of every user.
-        "memory_mb_per_worker": round(4 * config.teacher.dim * (num_items + users) / 2**20),
+        "text_encoder": config.alignment.text_encoder,
+        # E, and x^u before every target.
+        "memory_mb_per_worker": round(4 * config.teacher.dim * (num_items + targets) / 2**20),
     }
 
 

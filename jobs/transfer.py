@@ -9,14 +9,17 @@ the other run, and writes them here for the items that are here.
 
 from typing import Any
 
+import torch
+
 from allmrec.alignment.network import load_network, save_alignment
 from allmrec.alignment.transfer import decoded_items, with_items
 from allmrec.artifacts import Manifest, read_file, read_manifest, seal, unseal
 from allmrec.cf.teacher import TeacherConfig, load_teacher, save_teacher
 from allmrec.storage import Storage, open_storage
 from jobs.cli import main
+from jobs.embed import embed_by
 from jobs.step import Context, Facts, Step
-from jobs.train_alignment import read_texts
+from jobs.train_alignment import ENCODER, read_texts
 from jobs.train_projection import identity
 
 MODELS = ("teacher", "alignment", "projectors")
@@ -26,7 +29,7 @@ def run(context: Context) -> Facts:
     other, manifests = trained(context)
     check(context, other, manifests)
     config = TeacherConfig(**manifests["teacher"].config["teacher"])
-    texts_NS, network = read_texts(context.artifact("item_text_embeddings")), load_network(other.at("alignment"))
+    texts_NS, network = texts(context, other, manifests), load_network(other.at("alignment"))
     items_ND, q_NJ = decoded_items(network, texts_NS)
     teacher = with_items(load_teacher(other.at("teacher")), config, items_ND)
 
@@ -44,6 +47,20 @@ def run(context: Context) -> Facts:
     for name, manifest in manifests.items():
         seal(targets[name], name, context.made_by, files[name], manifest.config, manifest.facts | facts)
     return facts
+
+
+def texts(context: Context, other: Storage, manifests: dict[str, Manifest]) -> torch.Tensor:
+    """Q_NS of this run's items, by the encoder that the other run's Stage-1 ended with.
+
+    Raises:
+        ValueError: that one was fine-tuned, and is another training's by now.
+    """
+    if manifests["alignment"].config["alignment"]["text_encoder"] == "frozen":
+        return read_texts(context.artifact("item_text_embeddings"))
+    if read_manifest(other.at("fine_tuned")).made_by != manifests["alignment"].made_by:
+        raise ValueError(f"{other.uri}: train-alignment was begun again and not finished; run it there first")
+    embed_by(context, other.name(f"fine_tuned/{ENCODER}"), "fine_tuned_text_embeddings")
+    return read_texts(context.artifact("fine_tuned_text_embeddings"))
 
 
 def trained(context: Context) -> tuple[Storage, dict[str, Manifest]]:

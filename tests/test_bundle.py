@@ -54,6 +54,8 @@ def test_items_that_were_hardly_seen_take_the_text_form(config, run):
     assert torch.equal(joint[rare], bundle.q_NJ[rare]) and torch.equal(joint[~rare], bundle.e_NJ[~rare])
     assert not torch.equal(bundle.e_NJ, bundle.q_NJ)
     assert torch.equal(bundle.joint(text=True), bundle.q_NJ)
+    bundle.teacher.item_embeddings[[5, 40]] = 0  # the last item has few interactions besides
+    assert list(bundle.forms().values()) == [37, 1, 2]
 
 
 def test_the_same_content_makes_the_same_version_and_leaves_it_as_it_is(config, run, version):

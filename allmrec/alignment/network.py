@@ -1,15 +1,17 @@
 """Stage-1: the alignment network (paper section 4.1), and the joint embeddings that it leaves behind.
 
-Two autoencoders share their latent space: f_I for the teacher's item embeddings, f_T for the text embeddings. The
-text embeddings come from a frozen SBERT, computed beforehand; fine-tuning it along, as the paper does, needs its
-weights in this loop and is not done here.
+Two autoencoders share their latent space: f_I for the teacher's item embeddings, f_T for the text embeddings. Where
+those come from, a table or SBERT itself, is the business of `texts`.
 
 E and Q arrive in scales of their own (an SBERT vector has unit length over hundreds of dimensions), in which the
 mean squared errors of equations 2 to 4 would vanish beside equation 5. So both are centred and divided by one number
-each, the root mean square over the catalogue; one number keeps the geometry. Losses 3 and 4 are in these units.
+each, the root mean square over the catalogue; one number keeps the geometry. Losses 3 and 4 are in these units. They
+are those of the text encoder as it is before Stage-1, and stay where it is fine-tuned.
 
 Dimensions: N = n + 1 items (0 is padding), R rows, D = teacher.dim, S = dimensions of the text encoder, J = d'
 """
+
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -20,12 +22,18 @@ from allmrec.config import Section
 from allmrec.storage import Storage
 
 WEIGHTS, JOINT = "alignment.safetensors", "joint.safetensors"
+LossName = Literal["matching", "item_recon", "text_recon", "rec"]  # equations 2 to 5
 
 
 class AlignmentConfig(Section):
     joint_dim: int = Field(128, ge=1)  # d', Table 3
     alpha: float = Field(0.5, ge=0)  # weight of the items' reconstruction, eq. 6
     beta: float = Field(0.5, ge=0)  # weight of the texts' reconstruction, eq. 6
+    losses: tuple[LossName, ...] = Field(("matching", "item_recon", "text_recon", "rec"), min_length=1)  # in the sum
+    targets: Literal["last", "all"] = "last"  # items of a sequence that are learnt from; all: A-LLMRec_all
+    text_encoder: Literal["frozen", "fine-tuned"] = "frozen"  # SBERT; the paper fine-tunes it
+    texts_per_pass: int = Field(16, ge=1)  # that SBERT reads at once when it is fine-tuned; more pad more
+    gradient_checkpointing: bool = False  # of SBERT: less memory, a forward pass more
     learning_rate: float = Field(0.0001, gt=0)  # Table 3
     batch_size: int = Field(32, ge=1)  # users in a step, over all workers together
     epochs: int = Field(10, ge=1)
@@ -92,14 +100,16 @@ def load_joint(storage: Storage) -> tuple[torch.Tensor, torch.Tensor]:
     return joint["e"], joint["q"]
 
 
+def save_network(storage: Storage, network: AlignmentNetwork) -> dict[str, dict]:
+    """Write the network; returns the file's entry for `seal`."""
+    return {WEIGHTS: write_tensors(storage, WEIGHTS, network.state_dict())}
+
+
 def save_alignment(
     storage: Storage, network: AlignmentNetwork, e_NJ: torch.Tensor, q_NJ: torch.Tensor
 ) -> dict[str, dict]:
     """Write the network and the joint embeddings; returns the files' entries for `seal`."""
-    return {
-        WEIGHTS: write_tensors(storage, WEIGHTS, network.state_dict()),
-        JOINT: write_tensors(storage, JOINT, {"e": e_NJ, "q": q_NJ}),
-    }
+    return save_network(storage, network) | {JOINT: write_tensors(storage, JOINT, {"e": e_NJ, "q": q_NJ})}
 
 
 def _moments(rows_ND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,29 +1,30 @@
-"""Training of Stage-1: each user's last training item and one negative, over frozen embeddings.
+"""Training of Stage-1: the alignment network, and SBERT along with it where the texts are trained.
 
-Plain torch, in one process or in a process group; knows nothing of Ray, artifacts or checkpoint files. User
-representations are computed once: the teacher is frozen. Batches and negatives are drawn by counter.
+Plain torch, in one process or in a process group; knows nothing of Ray, artifacts or checkpoint files. A step's batch
+is global: its rows are dealt to the workers, each one's losses are divided by the users of the whole batch, and
+gradients are summed.
 
-Dimensions: U users, B users of a batch, R = 2 B rows, N = n + 1 items, D, S, J as in `network`
+Dimensions: R rows of a batch, N = n + 1 items, D, S, J as in `network`
 """
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 
+from allmrec.alignment.examples import Examples, Rows
 from allmrec.alignment.losses import Losses, stage1_losses
 from allmrec.alignment.network import AlignmentConfig, AlignmentNetwork
+from allmrec.alignment.texts import FrozenTexts, TrainedTexts
 from allmrec.cf.teacher import Teacher
 from allmrec.data.sequences import Sequences
-from allmrec.distributed import own, sum_gradients, summed
-from allmrec.hashing import draws, key64, uniforms
-from allmrec.negatives import draw_negatives
+from allmrec.distributed import sum_gradients, summed
 
-_BATCHES, _HELD_OUT = 0x4142, 0x4148  # purposes of random draws
+_NAMES = [field.name for field in fields(Losses)]
 
 
 class AlignmentTraining:
@@ -37,96 +38,96 @@ class AlignmentTraining:
         texts_NS: torch.Tensor,
         seed: int,
         device: torch.device | str = "cpu",
+        trained_texts: TrainedTexts | None = None,
     ):
         """
         Args:
             teacher: frozen.
             sequences: the training part of everyone's history (`Sequences.read_train`).
-            texts_NS: Q of the catalogue; row 0 is padding.
+            texts_NS: Q of the catalogue, before any fine-tuning; row 0 is padding.
+            trained_texts: SBERT, where it is fine-tuned along, on the device.
         """
-        self.config, self.seed, self.device = config, seed, torch.device(device)
+        self.config, self.device = config, torch.device(device)
         teacher = teacher.to(self.device)
-        self.items_ND = teacher.item_embeddings.detach()
-        self.texts_NS = texts_NS.to(self.device)
-        assert len(self.items_ND) == len(self.texts_NS), "teacher and texts are of one catalogue"
-        learnable = np.flatnonzero(sequences.lengths >= 2)  # a last item and a history before it
-        if not len(learnable):
-            raise ValueError("no user has two training interactions, so there is nothing to align; add data")
-        self.sequences = sequences.take(learnable)
-        self.hashes = self.sequences.hashes()
-        self.targets = self.sequences.items[self.sequences.offsets[1:] - 1]
-        self.x_UD = teacher.represent(self.sequences.shortened(self.sequences.lengths - 1)).clone()
-        numbers = np.arange(len(self.items_ND), dtype=np.uint64)
-        # Neither padding nor items without an E_i: the one point that they share would draw their q_i together.
-        self.known = self.items_ND.any(1).cpu().numpy()
-        self.held_out = uniforms(numbers, key64(seed, _HELD_OUT), 1)[:, 0] < config.held_out
+        self.items_ND, texts_NS = teacher.item_embeddings.detach(), texts_NS.to(self.device)
+        assert len(self.items_ND) == len(texts_NS), "teacher and texts are of one catalogue"
+        self.examples = Examples(config, teacher, sequences, seed)
         torch.manual_seed(seed)
-        self.network = AlignmentNetwork(self.items_ND.shape[1], self.texts_NS.shape[1], config.joint_dim)
-        self.network.to(self.device).standardise(self.items_ND, self.texts_NS)
-        self.optimiser = torch.optim.Adam(self.network.parameters(), lr=config.learning_rate)
+        self.network = AlignmentNetwork(self.items_ND.shape[1], texts_NS.shape[1], config.joint_dim)
+        self.network.to(self.device).standardise(self.items_ND, texts_NS)
+        self.texts = trained_texts or FrozenTexts(texts_NS)
+        self.parameters = [*self.network.parameters(), *self.texts.parameters()]
+        self.optimiser = torch.optim.Adam(self.parameters, lr=config.learning_rate, fused=True)
         self.epoch = 0  # epochs done
+        self.numbers: dict[str, float] = {}  # of the last one
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "network": self.network.state_dict(),
+            "texts": self.texts.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "epoch": self.epoch,
+            "numbers": self.numbers,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
+        self.texts.load_state_dict(state["texts"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.epoch = state["epoch"]
+        self.epoch, self.numbers = state["epoch"], state["numbers"]
 
     def rounds(self) -> Iterator[dict[str, float]]:
-        """Train what is left of the epochs, and yield the mean losses of each."""
+        """Train what is left of the epochs, and yield the mean losses and the speed of each."""
         while self.epoch < self.config.epochs:
             started = time.monotonic()
             losses = self.train_epoch()
-            yield losses | {"users_per_s": round(len(self.sequences) / (time.monotonic() - started))}
+            seconds = time.monotonic() - started
+            self.numbers = losses | {"users_per_s": round(len(self.examples) / seconds)} | self._reading(seconds)
+            yield self.numbers
 
     def train_epoch(self) -> dict[str, float]:
-        """One pass over the users. Returns the mean of each loss over the rows."""
-        negatives = draw_negatives(
-            self.hashes,
-            self.sequences.rows(),
-            self.sequences.items,
-            len(self.items_ND) - 1,
-            1,
-            self.seed,
-            self.epoch,
-        )[:, 0]
-        items = np.stack([self.targets, negatives], axis=1)  # (U, 2)
-        usable = self.known[items] & ~self.held_out[items]
-        key = key64(self.seed, self.epoch, _BATCHES)
-        order = draws(self.hashes, key, 1)[:, 0].argsort(kind="stable")
-        order = order[usable[order].any(1)]
-        size = self.config.batch_size
-        names = [field.name for field in fields(Losses)]
-        sums = torch.zeros(len(names), dtype=torch.float64, device=self.device)
-        for first in range(0, len(order), size):
-            users = order[first : first + size]
-            losses = self._losses(own(users), items, usable)
-            self.optimiser.zero_grad()
-            (losses.total(self.config.alpha, self.config.beta) / int(usable[users].sum())).backward()
-            sum_gradients(self.network.parameters())
-            self.optimiser.step()
-            sums += torch.stack([getattr(losses, name) for name in names]).detach()
+        """One pass over the users. Returns the mean of each loss over them.
+
+        Raises:
+            ValueError: a loss is NaN or inf.
+        """
+        sums, users = torch.zeros(len(_NAMES), dtype=torch.float64, device=self.device), 0.0
+        for rows in self.examples.batches(self.epoch):
+            losses = self.train_step(rows)
+            sums += torch.stack([getattr(losses, name) for name in _NAMES]).detach()
+            users += float(rows.weight_R.sum())
+        means = dict(zip(_NAMES, (summed(sums) / max(users, 1.0)).tolist(), strict=True))
+        if not all(math.isfinite(value) for value in means.values()):
+            raise ValueError(f"the losses are {means} in epoch {self.epoch + 1}; lower alignment.learning_rate")
         self.epoch += 1
-        means = summed(sums) / int(usable[order].sum())
-        return dict(zip(names, means.tolist(), strict=True))
+        return means
 
-    def _losses(self, users: np.ndarray, items: np.ndarray, usable: np.ndarray) -> Losses:
-        """The summed losses of this worker's users."""
-        at_user, at_column = usable[users].nonzero()
-        user_R = torch.from_numpy(users[at_user]).to(self.device)
-        item_R = torch.from_numpy(items[users[at_user], at_column]).long().to(self.device)
-        positive_R = torch.from_numpy(at_column == 0).to(self.device)
-        return stage1_losses(self.network, self.items_ND[item_R], self.texts_NS[item_R], self.x_UD[user_R], positive_R)
+    def train_step(self, rows: Rows) -> Losses:
+        """One step on a global batch. Returns the losses of this worker's rows."""
+        losses = self.losses(rows.take(self.texts.own(rows.item_R)))
+        self.optimiser.zero_grad()
+        (losses.total(self.config) / float(rows.weight_R.sum())).backward()
+        sum_gradients(self.parameters)
+        self.optimiser.step()
+        return losses
 
-    def joint(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(e_NJ, q_NJ) of the catalogue."""
-        return self.network.joint(self.items_ND, self.texts_NS)
+    def losses(self, rows: Rows) -> Losses:
+        """Of the given rows, weighted and summed."""
+        item_R, target_R, positive_R, weight_R = (
+            torch.from_numpy(column).to(self.device)
+            for column in (rows.item_R.astype("int64"), rows.target_R, rows.positive_R, rows.weight_R)
+        )
+        x_RD, texts_RS = self.examples.x_PD[target_R], self.texts(rows.item_R)
+        return stage1_losses(self.network, self.items_ND[item_R], texts_RS, x_RD, positive_R, weight_R)
+
+    def _reading(self, seconds: float) -> dict[str, float]:
+        """How SBERT read since the last time, on all workers together."""
+        if not isinstance(self.texts, TrainedTexts):
+            return {}
+        counts = torch.tensor([self.texts.read, self.texts.padded], dtype=torch.float64, device=self.device)
+        self.texts.read = self.texts.padded = 0
+        read, padded = summed(counts).tolist()
+        return {"tokens_per_s": round(read / seconds), "padding %": round(100 * (1 - read / max(padded, 1)), 2)}
 
 
 @torch.inference_mode()

@@ -5,6 +5,7 @@ with a model. Knows texts and vectors; which items they belong to is its callers
 """
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -13,8 +14,10 @@ import pyarrow.compute as pc
 import torch
 from pydantic import Field
 
+from allmrec.artifacts import describe
 from allmrec.config import Section
 from allmrec.models import model_folder, model_identity
+from allmrec.storage import Storage
 
 
 class TextConfig(Section):
@@ -48,6 +51,18 @@ def load_encoder(config: TextConfig, device: str = "cpu") -> Any:
         str(folder), device=device, local_files_only=True, model_kwargs={"use_safetensors": True}
     )
     return encoder.to(getattr(torch, config.dtype_on(device))).eval()
+
+
+def save_encoder(storage: Storage, folder: str, encoder: Any) -> dict[str, dict[str, Any]]:
+    """Write a SentenceTransformer in its own layout below `folder`; returns the files' entries for `seal`."""
+    files = {}
+    with TemporaryDirectory() as draft:
+        encoder.save_pretrained(draft, create_model_card=False, safe_serialization=True)
+        for path in sorted(path for path in Path(draft).rglob("*") if path.is_file()):
+            name, data = f"{folder}/{path.relative_to(draft).as_posix()}", path.read_bytes()
+            storage.write(name, data)
+            files[name] = describe(data)
+    return files
 
 
 class TextEncoder:

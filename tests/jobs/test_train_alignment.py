@@ -1,23 +1,37 @@
-"""The verb `train-alignment`: two workers, one of which dies, end where one undisturbed process does."""
+"""The verb `train-alignment`: whoever is killed, and however many workers there are, it ends where one process does."""
 
 import os
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import ray
 import torch
+import yaml
 
-from allmrec.alignment.network import load_joint
+from allmrec.alignment.network import load_joint, load_network
+from allmrec.alignment.texts import TrainedTexts
 from allmrec.alignment.training import AlignmentTraining
 from allmrec.artifacts import read_manifest, seal
 from allmrec.cf.teacher import build_teacher, load_teacher, save_teacher
+from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
-from jobs import train_alignment
+from allmrec.storage import Storage
+from allmrec.text.encoder import TextConfig, TextEncoder, encoder_identity, load_encoder
+from jobs import embed, train_alignment
+from jobs.config import Config
 from jobs.console import Console
 from jobs.step import execute, resolved
 from tests.jobs import training_run
+from tests.text.tiny import DIM, build_tiny_sbert
 
 undisturbed = train_alignment.loop
+CONSOLE = Console(log_json=True)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -27,47 +41,118 @@ def _ray():
 
 
 def dying(settings: dict) -> dict:
-    """The loop, but the last worker dies once before the last epoch."""
-    train_epoch, storage = AlignmentTraining.train_epoch, settings["alignment"]
+    """The loop, but the last worker is killed once, in the second epoch after it started or went on."""
+    train_epoch, storage, done = AlignmentTraining.train_epoch, settings["alignment"], []
 
     def train_or_die(self: AlignmentTraining):
-        if self.epoch == 3 and torch.distributed.get_rank() == 1 and not storage.exists("died"):
-            storage.write("died", b"")
+        done.append(self.epoch)
+        last = torch.distributed.get_rank() == torch.distributed.get_world_size() - 1
+        if len(done) == 2 and last and not storage.exists("died"):
+            storage.write("died", str(self.epoch).encode())
             time.sleep(2)  # long enough for Ray to take the checkpoint in
-            os._exit(1)
+            os.kill(os.getpid(), signal.SIGKILL)
         return train_epoch(self)
 
     AlignmentTraining.train_epoch = train_or_die
     return undisturbed(settings)
 
 
-def test_two_workers_with_a_death_train_what_one_process_trains(tmp_path, monkeypatch):
-    config = training_run.config(tmp_path)
+def prepared(root: Path, **alignment) -> tuple[Config, Storage]:
+    """A run with a teacher, and with the texts' embeddings where SBERT is to be fine-tuned."""
+    sections = {"alignment": {"joint_dim": 8, "epochs": 4, "learning_rate": 0.001, "texts_per_pass": 5} | alignment}
+    config = training_run.config(root, text={"model": str(root / "sbert")}, **sections)
     storage = training_run.prepare(config)
     torch.manual_seed(0)
     teacher = build_teacher(config.teacher, training_run.NUM_ITEMS)
     files, facts = save_teacher(storage.at("teacher"), teacher), {"num_items": training_run.NUM_ITEMS}
-    sealed = seal(storage.at("teacher"), "teacher", "by hand", files, resolved(config, ("teacher",)), facts)
-    monkeypatch.setattr(train_alignment, "loop", dying)
-    assert execute(train_alignment.STEP, config, Console(log_json=True))
-    assert storage.exists("alignment/died")
+    seal(storage.at("teacher"), "teacher", "by hand", files, resolved(config, ("teacher",)), facts)
+    if config.alignment.text_encoder == "fine-tuned":
+        build_tiny_sbert(Catalogue.read(storage.at("items")).texts[1:].to_pylist(), root / "sbert")
+        assert execute(embed.STEP, config, CONSOLE)
+    return config, storage
 
-    alone = AlignmentTraining(
+
+def alone(config: Config, storage: Storage) -> AlignmentTraining:
+    """The same training in this process."""
+    texts = None
+    if config.alignment.text_encoder == "fine-tuned":
+        texts = TrainedTexts(load_encoder(config.text), Catalogue.read(storage.at("items")).texts, 4000, 99, False)
+    training = AlignmentTraining(
         config.alignment,
         load_teacher(storage.at("teacher")),
         Sequences.read_train(storage.at("sequences")),
         train_alignment.read_texts(storage.at("item_text_embeddings")),
         config.seed,
+        trained_texts=texts,
     )
-    numbers = list(alone.rounds())
-    for found, expected in zip(load_joint(storage.at("alignment")), alone.joint(), strict=True):
-        assert found.shape == (training_run.NUM_ITEMS + 1, 8)
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
-    facts = read_manifest(storage.at("alignment")).facts
+    list(training.rounds())
+    return training
+
+
+def check(storage: Storage, expected: AlignmentTraining) -> None:
+    """The artifact is what the training in one process comes to."""
+    network, facts = load_network(storage.at("alignment")), read_manifest(storage.at("alignment")).facts
+    for name, weight in network.state_dict().items():
+        torch.testing.assert_close(weight, expected.network.state_dict()[name], atol=1e-5, rtol=1e-4)
+    e_NJ, q_NJ = load_joint(storage.at("alignment"))
+    items = np.arange(1, training_run.NUM_ITEMS + 1)
+    torch.testing.assert_close(e_NJ[1:], network.encode_items(expected.items_ND)[1:])
+    with torch.no_grad():
+        torch.testing.assert_close(q_NJ[1:], network.encode_texts(expected.texts(items)), atol=1e-4, rtol=1e-3)
     for name in ("matching", "item_recon", "text_recon", "rec"):
-        assert facts[name] == pytest.approx(numbers[-1][name], rel=1e-4), name
-    assert read_manifest(storage.at("teacher")).digest == sealed.digest
+        assert facts[name] == pytest.approx(expected.numbers[name], rel=1e-4), name
     assert not list(storage.at("checkpoints/train-alignment").root.iterdir())
+
+
+def test_two_workers_with_a_death_train_what_one_process_trains(tmp_path, monkeypatch):
+    config, storage = prepared(tmp_path, targets="all")
+    teacher = read_manifest(storage.at("teacher")).digest
+    monkeypatch.setattr(train_alignment, "loop", dying)
+    assert execute(train_alignment.STEP, config, CONSOLE)
+    assert storage.exists("alignment/died")
+    check(storage, alone(config, storage))
+    facts = read_manifest(storage.at("alignment")).facts
+    assert facts["users"] == training_run.NUM_USERS and facts["targets"] == training_run.NUM_USERS * 5
+    assert read_manifest(storage.at("teacher")).digest == teacher
+
+
+@pytest.mark.e2e
+def test_sbert_is_tuned_through_the_deaths_of_the_driver_and_of_a_worker(tmp_path, monkeypatch):
+    """Two workers until the driver is killed; then one, which is killed and replaced."""
+    config, storage = prepared(tmp_path, text_encoder="fine-tuned", epochs=20, gradient_checkpointing=True)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    command = [sys.executable, "-m", "jobs.train_alignment", "--config", str(tmp_path / "config.yaml")]
+    driver = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)  # a group with its Ray
+    checkpoints = Path(storage.uri, "checkpoints/train-alignment")
+    while len(list(checkpoints.glob("*/checkpoint_*/state.json"))) < 2:
+        assert driver.poll() is None, "it ended too early"
+        time.sleep(0.02)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    assert not storage.exists("fine_tuned/manifest.json")
+
+    one = config.model_copy(update={"workers": config.workers.model_copy(update={"num_workers": 1})})
+    monkeypatch.setattr(train_alignment, "loop", dying)
+    assert execute(train_alignment.STEP, one, CONSOLE)
+    assert int(storage.read("alignment/died")) > 1, "it went on from a checkpoint"
+    check(storage, alone(config, storage))
+
+    facts, tuned = read_manifest(storage.at("alignment")).facts, TextConfig(model=storage.name("fine_tuned/encoder"))
+    assert facts["encoder"] == encoder_identity(tuned) != encoder_identity(config.text) and facts["tokens_per_s"] > 0
+    texts = Catalogue.read(storage.at("items")).texts
+    expected = np.array(TextEncoder(tuned)(pa.table({"text": texts}))["embedding"].to_pylist())
+    found_NS = train_alignment.read_texts(storage.at("fine_tuned_text_embeddings")).numpy()
+    before_NS = train_alignment.read_texts(storage.at("item_text_embeddings")).numpy()
+    assert found_NS.shape == (training_run.NUM_ITEMS + 1, DIM)
+    np.testing.assert_allclose(found_NS[1:], expected[1:], atol=1e-6)
+    assert np.abs(found_NS - before_NS).max() > 1e-3
+
+    assert not execute(train_alignment.STEP, config, CONSOLE), "nothing has changed"
+    joint = load_joint(storage.at("alignment"))
+    storage.delete("alignment/manifest.json")  # as if it had been killed while it embedded
+    monkeypatch.setattr(train_alignment, "fit", None)
+    assert execute(train_alignment.STEP, config, CONSOLE)
+    assert all(torch.equal(*pair) for pair in zip(joint, load_joint(storage.at("alignment")), strict=True))
 
 
 def test_texts_are_read_in_order_behind_a_row_of_padding(tmp_path):

@@ -9,6 +9,7 @@ import torch
 
 from allmrec.text.encoder import TextConfig, TextEncoder, encoder_identity, load_encoder, refuse_not_finite
 from allmrec.text.standin import build_encoder
+from tests.text.tiny import build_tiny_sbert
 
 TEXTS = ["Title: Moonfall Saga, Description: a dragon", "Title: Ironcrest, Description: a coach", "Title: Moonfall II"]
 
@@ -72,21 +73,8 @@ def test_pickled_weights_are_refused(folder):
 
 
 @pytest.fixture
-def transformer(folder, tmp_path) -> Path:
-    """A SentenceTransformer as most are: a BERT (here a tiny one) and mean pooling."""
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-
-    vocabulary = str(folder / "tokenizer.json")
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=vocabulary, unk_token="[UNK]", pad_token="[UNK]")
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    bert = BertModel(BertConfig(vocab_size=len(tokenizer), **sizes))
-    bert.save_pretrained(tmp_path / "bert")
-    tokenizer.save_pretrained(tmp_path / "bert")
-    modules = [Transformer(str(tmp_path / "bert")), Pooling(16)]
-    SentenceTransformer(modules=modules).save_pretrained(str(tmp_path / "sbert"), create_model_card=False)
+def transformer(tmp_path) -> Path:
+    build_tiny_sbert(TEXTS, tmp_path / "sbert")
     return tmp_path / "sbert"
 
 

@@ -1,0 +1,114 @@
+"""What Stage-1 learns from: rows of an item, the user's own or one unseen, and x^u of the history before.
+
+A user's targets are the last training item (paper section 4.1.3) or, with `alignment.targets: all`, every item that has
+a history before it (A-LLMRec_all, section 5.4.2); each comes with one unseen item. Rows whose item has no E_i, or is
+held out to measure the alignment on, are left out. x^u is computed once, for the teacher is frozen; batches and unseen
+items are drawn by counter.
+
+Dimensions: U users, P targets of all users, R rows, N = n + 1 items (0 is padding), D = teacher.dim
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from allmrec.alignment.network import AlignmentConfig
+from allmrec.cf.teacher import Teacher
+from allmrec.data.sequences import Sequences, offsets_of, ranges
+from allmrec.hashing import draws, key64, uniforms
+from allmrec.negatives import draw_negatives
+
+_BATCHES, _HELD_OUT = 0x4142, 0x4148  # purposes of random draws
+_WINDOW = 128  # batches whose rows are made at once
+_BLOCK = 4096  # targets whose users are represented at once
+
+
+@dataclass(frozen=True)
+class Rows:
+    """R rows of users in the order of their batch."""
+
+    user_R: np.ndarray  # int64, the user's position among those asked for
+    target_R: np.ndarray  # int64, into `Examples.x_PD`
+    item_R: np.ndarray  # int32
+    positive_R: np.ndarray  # bool, whether the item is the user's own
+    weight_R: np.ndarray  # float32, a user's sum to 1: the expectation over the items of S^u in equations 2 to 4
+
+    def __len__(self) -> int:
+        return len(self.item_R)
+
+    def take(self, rows: np.ndarray | slice) -> "Rows":
+        return Rows(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+
+def held_out_items(config: AlignmentConfig, num_rows: int, seed: int) -> np.ndarray:
+    """bool (N,): items that no row has, so that the alignment can be measured on them."""
+    return uniforms(np.arange(num_rows, dtype=np.uint64), key64(seed, _HELD_OUT), 1)[:, 0] < config.held_out
+
+
+class Examples:
+    def __init__(self, config: AlignmentConfig, teacher: Teacher, sequences: Sequences, seed: int):
+        """
+        Args:
+            teacher: frozen, on the device that `x_PD` is to lie on.
+            sequences: the training part of everyone's history (`Sequences.read_train`).
+
+        Raises:
+            ValueError: no user has an item with a history before it.
+        """
+        learnable = np.flatnonzero(sequences.lengths >= 2)  # an item and a history before it
+        if not len(learnable):
+            raise ValueError("no user has two training interactions, so there is nothing to align; add data")
+        self.sequences, self.seed, self.batch_size = sequences.take(learnable), seed, config.batch_size
+        self.hashes, lengths = self.sequences.hashes(), self.sequences.lengths
+        first = lengths - 1 if config.targets == "last" else np.ones_like(lengths)
+        self.counts = lengths - first
+        self.offsets = offsets_of(self.counts)
+        self.targets = self.sequences.items[ranges(self.sequences.offsets[:-1] + first, self.counts)]
+        self.x_PD = self._represent(teacher, ranges(first, self.counts))
+        # Neither padding nor items without an E_i: the one point that they share would draw their q_i together.
+        known = teacher.item_embeddings.any(1).cpu().numpy()
+        self.usable = known & ~held_out_items(config, len(known), seed)
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def batches(self, epoch: int) -> Iterator[Rows]:
+        """The global batches of an epoch, of `batch_size` users; those without any row are left out."""
+        order = draws(self.hashes, key64(self.seed, epoch, _BATCHES), 1)[:, 0].argsort(kind="stable")
+        for first in range(0, len(order), self.batch_size * _WINDOW):
+            users = order[first : first + self.batch_size * _WINDOW]
+            rows = self.rows(users, epoch)
+            edges = np.searchsorted(rows.user_R, np.arange(0, len(users) + self.batch_size, self.batch_size))
+            for start, end in pairwise(edges):
+                if start < end:
+                    yield rows.take(slice(start, end))
+
+    def rows(self, users: np.ndarray, epoch: int) -> Rows:
+        """Of the given users (positions), with the unseen items of an epoch."""
+        histories, counts = self.sequences.take(users), self.counts[users]
+        unseen_UC = draw_negatives(
+            self.hashes[users],
+            histories.rows(),
+            histories.items,
+            len(self.usable) - 1,
+            int(counts.max()),
+            self.seed,
+            epoch,
+        )
+        user, target = np.repeat(np.arange(len(users)), counts), ranges(self.offsets[users], counts)
+        items = np.stack([self.targets[target], unseen_UC[user, ranges(np.zeros_like(counts), counts)]], axis=1)
+        at, column = self.usable[items].nonzero()
+        weights = 1 / np.bincount(user[at], minlength=len(users)).clip(min=1)
+        return Rows(user[at], target[at], items[at, column], column == 0, weights[user[at]].astype(np.float32))
+
+    def _represent(self, teacher: Teacher, lengths_P: np.ndarray) -> torch.Tensor:
+        """x^u after the first `lengths_P` items of each target's user: (P, D)."""
+        user_P = np.repeat(np.arange(len(self)), self.counts)
+        blocks = [
+            teacher.represent(self.sequences.take(user_P[at : at + _BLOCK]).shortened(lengths_P[at : at + _BLOCK]))
+            for at in range(0, len(user_P), _BLOCK)
+        ]
+        return torch.cat(blocks).clone()  # a clone, for autograd takes no inference tensor

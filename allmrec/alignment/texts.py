@@ -1,0 +1,121 @@
+"""Where Stage-1 takes the text embeddings Q_i of a batch's rows from.
+
+`FrozenTexts` looks them up: they were computed beforehand. `TrainedTexts` is SBERT itself, fine-tuned along (paper
+section 4.1). The catalogue is tokenised once. Each text of a batch is encoded once, whichever items and rows have it,
+together with texts of similar length so that little is padding; and by one worker only, which takes all rows of the
+text. SBERT runs without dropout: the equations take Q_i as a function of the text, and masks would differ with the
+number of workers.
+
+Dimensions: N = n + 1 items (0 is padding), R rows, L texts of a batch, S = dimensions of the text encoder
+"""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from allmrec.data.sequences import offsets_of, ranges
+from allmrec.distributed import own, place
+
+_BLOCK = 1024  # texts tokenised at once
+
+
+class FrozenTexts(nn.Module):
+    """Q of the catalogue; nothing of it is trained, nor part of a checkpoint."""
+
+    texts_NS: torch.Tensor
+
+    def __init__(self, texts_NS: torch.Tensor):
+        super().__init__()
+        self.register_buffer("texts_NS", texts_NS, persistent=False)
+
+    def own(self, items_R: np.ndarray) -> np.ndarray:
+        """Positions of this worker's rows among those of the global batch."""
+        return own(np.arange(len(items_R)))
+
+    def forward(self, items_R: np.ndarray) -> torch.Tensor:
+        return self.texts_NS[torch.from_numpy(items_R).long().to(self.texts_NS.device)]
+
+
+class TrainedTexts(nn.Module):
+    """SBERT, and the catalogue's texts as its tokens."""
+
+    def __init__(self, encoder: Any, texts_N: pa.Array, max_chars: int, texts_per_pass: int, checkpointing: bool):
+        """
+        Args:
+            encoder: a SentenceTransformer (`load_encoder`), in float32.
+            texts_N: of the items; entry 0 is padding's.
+            max_chars: texts are cut there, as `TextEncoder` does.
+            texts_per_pass: texts of similar length that are padded together.
+            checkpointing: compute passes again in the backward pass instead of keeping their activations.
+        """
+        super().__init__()
+        self.encoder, self.texts_per_pass, self.checkpointing = encoder.eval(), texts_per_pass, checkpointing
+        cut = pc.utf8_slice_codeunits(texts_N, 0, max_chars).dictionary_encode()
+        self.text_N = cut.indices.to_numpy()
+        self.tokens, self.lengths, self.pads = _tokenised(encoder, cut.dictionary.to_pylist())
+        self.offsets = offsets_of(self.lengths)
+        self.read = self.padded = 0  # tokens that this worker has encoded, without and with padding
+
+    def own(self, items_R: np.ndarray) -> np.ndarray:
+        """Positions of this worker's rows among those of the global batch: those of its share of the texts."""
+        texts = np.unique(self.text_N[items_R])
+        rank, world = place()
+        # Longest first, dealt to and fro, so that workers get equally much to read.
+        turn = np.arange(len(texts)) % (2 * world)
+        mine = texts[np.argsort(-self.lengths[texts], kind="stable")[np.minimum(turn, 2 * world - 1 - turn) == rank]]
+        return np.flatnonzero(np.isin(self.text_N[items_R], mine))
+
+    def forward(self, items_R: np.ndarray) -> torch.Tensor:
+        """Q of the rows' items, float32 (R, S), with the graph back to SBERT's weights."""
+        texts_L, text_R = np.unique(self.text_N[items_R], return_inverse=True)
+        order = np.argsort(self.lengths[texts_L], kind="stable")
+        place_R = np.argsort(order)[text_R]
+        passes = [texts_L[order[at : at + self.texts_per_pass]] for at in range(0, len(order), self.texts_per_pass)]
+        if not passes:
+            return torch.zeros(0, self.encoder.get_embedding_dimension(), device=self.encoder.device)
+        embedded_LS = torch.cat([self._encode(texts) for texts in passes])
+        return embedded_LS[torch.from_numpy(place_R).to(embedded_LS.device)]
+
+    def _encode(self, texts: np.ndarray) -> torch.Tensor:
+        features = self._features(texts)
+        self.read += int(self.lengths[texts].sum())
+        self.padded += features["input_ids"].numel()
+        if self.checkpointing:
+            return checkpoint(self._embedding, features, use_reentrant=False)
+        return self._embedding(features)
+
+    def _features(self, texts: np.ndarray) -> dict[str, torch.Tensor]:
+        """What the encoder's first module reads: padded tokens, or tokens one text behind the other."""
+        tokens, lengths = self.tokens[ranges(self.offsets[texts], self.lengths[texts])], self.lengths[texts]
+        if not self.pads:
+            return {"input_ids": torch.from_numpy(tokens), "offsets": torch.from_numpy(offsets_of(lengths)[:-1])}
+        ids = [text.tolist() for text in np.split(tokens, np.cumsum(lengths)[:-1])]
+        padded = self.encoder.tokenizer.pad({"input_ids": ids}, return_tensors="pt")
+        return {name: padded[name] for name in ("input_ids", "attention_mask")}
+
+    def _embedding(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
+        device = self.encoder.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            features = {name: tensor.to(device) for name, tensor in features.items()}
+            return self.encoder(features)["sentence_embedding"].float()
+
+
+def _tokenised(encoder: Any, texts: list[str]) -> tuple[np.ndarray, np.ndarray, bool]:
+    """The texts' tokens one text behind the other, how many each has, and whether the encoder wants them padded."""
+    tokens, lengths, pads = [], [], False
+    for first in range(0, len(texts), _BLOCK):
+        features = encoder.preprocess(texts[first : first + _BLOCK])
+        ids, pads = features["input_ids"].numpy(), "attention_mask" in features
+        if pads:
+            real = features["attention_mask"].numpy().astype(bool)
+            tokens.append(ids[real])
+            lengths.append(real.sum(axis=1))
+        else:
+            tokens.append(ids)
+            lengths.append(np.diff(features["offsets"].numpy(), append=len(ids)))
+    return np.concatenate(tokens), np.concatenate(lengths), pads

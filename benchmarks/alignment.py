@@ -1,0 +1,233 @@
+"""How fast Stage-1 trains, with SBERT fine-tuned along and with it frozen, beside a straight implementation.
+
+    python -m benchmarks.alignment --run runs/beauty --model sentence-transformers/all-MiniLM-L6-v2
+
+The same encoder, the same batches of 32 users with one negative each, a process for every contender, which train in
+turns; their losses must be equal at every step. The straight one runs a frozen SBERT in every step
+too; ours reads what `embed` computed once, whose time does not count. The teacher has fresh weights: speed does not
+depend on them.
+"""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+import typer
+
+from allmrec.alignment.examples import Examples, Rows
+from allmrec.alignment.network import AlignmentConfig
+from allmrec.alignment.texts import TrainedTexts
+from allmrec.alignment.training import AlignmentTraining
+from allmrec.cf.teacher import Teacher, TeacherConfig, build_teacher
+from allmrec.data.catalogue import Catalogue
+from allmrec.data.sequences import Sequences
+from allmrec.storage import open_storage
+from allmrec.text.encoder import TextConfig, TextEncoder, load_encoder
+from allmrec.text.standin import build_encoder
+from benchmarks.alignment_reference import NAMES, ReferenceTraining
+from benchmarks.report import ROOT, Benchmark, Row
+from benchmarks.teachers import sample_store
+from jobs.cli import errors_in_one_line
+from jobs.console import Console
+
+NAME = "alignment"
+TOLERANCE = 1e-3  # between two losses after a few steps, relative
+
+
+@dataclass(frozen=True)
+class Case:
+    """What every contender trains on: `steps` batches of a prepared run."""
+
+    run: str
+    model: str
+    steps: int
+    threads: int
+    texts_NS: np.ndarray | None = None  # Q of the items in the batches, zeros elsewhere
+
+    @cached_property
+    def text(self) -> TextConfig:
+        return TextConfig(model=self.model)
+
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        return Catalogue.read(open_storage(self.run).at("items"))
+
+    def config(self, text_encoder: str) -> AlignmentConfig:
+        return AlignmentConfig(text_encoder=text_encoder, held_out=0)
+
+    def teacher(self) -> Teacher:
+        torch.manual_seed(0)
+        return build_teacher(TeacherConfig(preset="paper"), self.catalogue.num_items).eval().requires_grad_(False)
+
+    def sequences(self) -> Sequences:
+        return Sequences.read_train(open_storage(self.run).at("sequences"))
+
+    def batches(self, examples: Examples) -> list[Rows]:
+        return list(islice(examples.batches(0), self.steps))
+
+
+class Ours:
+    """`AlignmentTraining` on given batches."""
+
+    def __init__(self, case: Case, text_encoder: str):
+        config = case.config(text_encoder)
+        self.trained = None
+        if text_encoder == "fine-tuned":
+            self.trained = TrainedTexts(
+                load_encoder(case.text), case.catalogue.texts, case.text.max_chars, config.texts_per_pass, False
+            )
+        texts_NS = torch.from_numpy(case.texts_NS)
+        self.training = AlignmentTraining(
+            config, case.teacher(), case.sequences(), texts_NS, 0, trained_texts=self.trained
+        )
+        self.batches = case.batches(self.training.examples)
+
+    def steps(self) -> Iterator[dict[str, float]]:
+        for rows in self.batches:
+            losses = self.training.train_step(rows)
+            yield {name: getattr(losses, name).item() / float(rows.weight_R.sum()) for name in NAMES}
+
+    def tokens(self) -> tuple[int, int]:
+        return (self.trained.read, self.trained.padded) if self.trained else (0, 0)
+
+
+class Straight:
+    """`ReferenceTraining` on the same batches, from the same weights."""
+
+    def __init__(self, case: Case, text_encoder: str):
+        config = case.config(text_encoder)
+        texts_NS = torch.from_numpy(case.texts_NS)
+        start = AlignmentTraining(case.config("frozen"), case.teacher(), case.sequences(), texts_NS, 0)
+        self.batches, self.x_PD = case.batches(start.examples), start.examples.x_PD
+        self.training = ReferenceTraining(
+            load_encoder(case.text),
+            pc.utf8_slice_codeunits(case.catalogue.texts, 0, case.text.max_chars).to_pylist(),
+            start.items_ND,
+            start.network.state_dict(),
+            config.learning_rate,
+            config.alpha,
+            config.beta,
+            tuned=text_encoder == "fine-tuned",
+        )
+
+    def steps(self) -> Iterator[dict[str, float]]:
+        for rows in self.batches:
+            own = rows.positive_R
+            x_BD = self.x_PD[torch.from_numpy(rows.target_R[own])]
+            yield self.training.step(x_BD, rows.item_R[own].tolist(), rows.item_R[~own].tolist())
+
+    def tokens(self) -> tuple[int, int]:
+        return self.training.read, self.training.padded
+
+
+CONTENDERS: dict[str, Any] = {"ours": Ours, "straight": Straight}
+_here: dict[str, Any] = {}  # the contender of this process
+
+
+def prepare(case: Case, implementation: str, text_encoder: str) -> None:
+    torch.set_num_threads(case.threads)
+    _here["contender"] = CONTENDERS[implementation](case, text_encoder)
+
+
+def trial() -> tuple[list[dict[str, float]], Row]:
+    """Train on all batches: the losses of every step, and the numbers."""
+    contender = _here["contender"]
+    Path("/proc/self/clear_refs").write_text("5")  # the peak of memory from here on
+    read, padded = contender.tokens()
+    started = time.perf_counter()
+    losses = list(contender.steps())
+    seconds = time.perf_counter() - started
+    read, padded = contender.tokens()[0] - read, contender.tokens()[1] - padded
+    users = sum(float(rows.weight_R.sum()) for rows in contender.batches)
+    return losses, {
+        "samples/s": users / seconds,
+        "tokens/s": read / seconds,
+        "padding %": 100 * (1 - read / padded) if padded else 0.0,
+        "peak MB": peak_mb(),
+    }
+
+
+def peak_mb() -> float:
+    """The most memory that this process has held since its peak was cleared."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
+def with_texts(case: Case) -> Case:
+    """The case with Q of its batches' items."""
+    num_rows = case.catalogue.num_items + 1
+    examples = Examples(case.config("frozen"), case.teacher(), case.sequences(), 0)
+    items = np.unique(np.concatenate([rows.item_R for rows in case.batches(examples)]))
+    embedded = TextEncoder(case.text)(pa.table({"text": case.catalogue.texts.take(pa.array(items))}))["embedding"]
+    rows_LS = embedded.combine_chunks().flatten().to_numpy().reshape(len(items), -1)
+    texts_NS = np.zeros((num_rows, rows_LS.shape[1]), np.float32)
+    texts_NS[items] = rows_LS
+    return replace(case, texts_NS=texts_NS)
+
+
+def refuse_difference(mine: list[dict[str, float]], theirs: list[dict[str, float]]) -> None:
+    """Raises ValueError unless all losses of all steps are the same."""
+    for step, (ours, straight) in enumerate(zip(mine, theirs, strict=True), start=1):
+        for name in NAMES:
+            if abs(ours[name] - straight[name]) > TOLERANCE * max(abs(straight[name]), TOLERANCE):
+                raise ValueError(f"{name} of step {step} is {ours[name]:.6g}, and {straight[name]:.6g} straight")
+
+
+def main(
+    run: Annotated[Path | None, typer.Option(help="prepared run; default: a generated store")] = None,
+    model: Annotated[str | None, typer.Option(help="hub name or folder; default: MiniLM; quick: the stand-in")] = None,
+    steps: Annotated[int | None, typer.Option(help="of 32 users, in a trial; default: 8; quick: 4")] = None,
+    trials: Annotated[int, typer.Option(help="of every contender, in turns; the first only warms up")] = 3,
+    threads: Annotated[int, typer.Option(help="of a contender")] = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="sizes for a minute; bars are not judged")] = False,
+    root: Annotated[Path, typer.Option(help="folder that holds what benchmarks write")] = ROOT,
+    log_json: Annotated[bool, typer.Option("--log-json", help="JSON lines instead of progress bars")] = False,
+) -> None:
+    """Train both ways, in turns; compare losses, then speed and memory."""
+    steps = steps or (4 if quick else 8)
+    console, work = Console(log_json), root / NAME
+    settings = {"run": run, "model": model, "steps": steps, "trials": trials, "threads": threads}
+    benchmark = Benchmark(NAME, console, settings, root, quick, repeat="trial")
+    with errors_in_one_line():
+        store = str(run or sample_store(*((600, 150) if quick else (20_000, 4_000)), work, console))
+        if quick and model is None:
+            model = str(work / "encoder")
+            build_encoder(Catalogue.read(open_storage(store).at("items")).texts[1:], model)
+        case = with_texts(Case(store, model or "sentence-transformers/all-MiniLM-L6-v2", steps, threads))
+        for text_encoder, bar in (("fine-tuned", 1.5), ("frozen", 20)):
+            compare(benchmark, case, text_encoder, trials)
+            speeds = [benchmark.mean("samples/s", SBERT=text_encoder, implementation=name) for name in CONTENDERS]
+            benchmark.at_least(f"{text_encoder}, samples/s: ours / straight", speeds[0] / speeds[1], bar)
+    benchmark.finish()
+
+
+def compare(benchmark: Benchmark, case: Case, text_encoder: str, trials: int) -> None:
+    """All trials of both contenders, in turns."""
+    with ExitStack() as stack:
+        processes = {
+            name: stack.enter_context(
+                ProcessPoolExecutor(1, get_context("spawn"), initializer=prepare, initargs=(case, name, text_encoder))
+            )
+            for name in CONTENDERS
+        }
+        for number in range(trials):
+            done = {name: process.submit(trial).result() for name, process in processes.items()}
+            refuse_difference(*(losses for losses, _ in done.values()))
+            for name, (_, numbers) in done.items():
+                if number or trials == 1:
+                    benchmark.measured({"SBERT": text_encoder, "implementation": name, "trial": number}, numbers)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,80 @@
+"""SBERT in training: it embeds as `embed` does, each text once, on one worker."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from allmrec.alignment import texts as module
+from allmrec.alignment.texts import TrainedTexts
+from allmrec.text.encoder import TextConfig, TextEncoder, load_encoder
+from allmrec.text.standin import build_encoder
+from tests.text.tiny import build_tiny_sbert
+
+WORDS = np.array(["Moonfall", "Saga", "Ironcrest", "Derby", "dragon", "coach", "the", "last", "epic", "film"])
+LENGTHS = np.random.default_rng(0).integers(1, 25, 40)
+TEXTS = [" ".join(np.random.default_rng(row).choice(WORDS, length)) for row, length in enumerate(LENGTHS)]
+TEXTS[7] = TEXTS[3]  # two items of one text
+CATALOGUE = pa.array(["", *TEXTS])
+ITEMS = np.array([5, 4, 8, 40, 1, 5, 22, 13, 4, 31], np.int32)  # 4 and 8 are those two
+
+
+@pytest.fixture(scope="module", params=["static", "transformer"])
+def folder(request, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("encoder") / "model"
+    build_encoder(pa.array(TEXTS), folder) if request.param == "static" else build_tiny_sbert(TEXTS, folder)
+    return folder
+
+
+def trained(folder: Path, max_chars: int = 4000, texts_per_pass: int = 3, checkpointing: bool = False) -> TrainedTexts:
+    encoder = load_encoder(TextConfig(model=str(folder)))
+    return TrainedTexts(encoder, CATALOGUE, max_chars, texts_per_pass, checkpointing)
+
+
+@pytest.mark.parametrize("max_chars", [4000, 30])
+def test_rows_get_what_embed_makes_of_their_texts(folder, max_chars):
+    encoder = TextEncoder(TextConfig(model=str(folder), max_chars=max_chars))
+    expected_NS = np.array(encoder(pa.table({"text": CATALOGUE}))["embedding"].to_pylist(), np.float32)
+    found_RS = trained(folder, max_chars)(ITEMS).detach().numpy()
+    np.testing.assert_allclose(found_RS, expected_NS[ITEMS], atol=1e-6)
+
+
+def test_a_text_is_read_once_and_little_is_padded(folder):
+    texts = trained(folder)
+    texts(ITEMS)
+    once = np.unique(texts.text_N[ITEMS])
+    assert len(once) == 7 and texts.read == texts.lengths[once].sum()
+    at_once = trained(folder, texts_per_pass=7)
+    at_once(ITEMS)
+    assert texts.read == texts.padded or texts.padded - texts.read < 0.5 * (at_once.padded - at_once.read)
+
+
+def test_gradients_are_the_same_with_checkpointing(folder):
+    gradients = []
+    for checkpointing in (False, True):
+        texts = trained(folder, checkpointing=checkpointing)
+        texts(ITEMS).square().sum(1).pow(2).sum().backward()
+        gradients.append([weight.grad for weight in texts.parameters() if weight.grad is not None])
+    assert gradients[0]
+    for plain, again in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, again)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_workers_share_the_rows_by_texts_and_tokens(folder, world, monkeypatch):
+    texts, items, shares = trained(folder), np.arange(1, 41, dtype=np.int32).repeat(2), []
+    for rank in range(world):
+        monkeypatch.setattr(module, "place", lambda rank=rank: (rank, world))
+        shares.append(texts.own(items))
+    assert sorted(np.concatenate(shares)) == list(range(80))
+    read = [np.unique(texts.text_N[items[share]]) for share in shares]
+    assert sum(len(mine) for mine in read) == len(set(TEXTS))
+    tokens = [texts.lengths[mine].sum() for mine in read]
+    assert max(tokens) - min(tokens) <= texts.lengths.max()
+
+
+def test_a_worker_without_rows_has_none(folder):
+    texts = trained(folder)
+    assert texts(ITEMS[:0]).shape == (0, texts(ITEMS).shape[1])
