@@ -23,7 +23,7 @@ def manifest_key(run_date: date | str) -> str:
 
 
 def symlinks_key(run_date: date | str) -> str:
-    """The same as lines of URIs, under the name that Delta Lake gave it; Hive, Athena and Spark read such lists."""
+    """The same as lines of URIs, under the name that Delta Lake gave it; Athena, Trino and Spark read such lists."""
     return f"_symlink_format_manifest/run_date={run_date}/manifest"
 
 
