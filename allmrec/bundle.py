@@ -5,6 +5,7 @@
     bundles/<version>/alignment/                     loads here by the function that loads it from a run
     bundles/<version>/projectors/
     bundles/<version>/items/
+    bundles/_log/00000003.json                       the version that is promoted from then on (`allmrec.journal`)
 
 The version is a hash of the content: equal parts, models and config make the same version anywhere. Weights are
 safetensors; nothing is unpickled. Knows where things lie; leaves what they compute to their owners.
@@ -17,6 +18,7 @@ import json
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -29,6 +31,7 @@ from allmrec.cf.teacher import Teacher, load_teacher
 from allmrec.config import Section
 from allmrec.data.catalogue import Catalogue
 from allmrec.hashing import fingerprint
+from allmrec.journal import Entry, append_next, newest_entry
 from allmrec.llm.loading import LLMConfig
 from allmrec.llm.prompt import PromptConfig
 from allmrec.models import model_identity
@@ -37,7 +40,7 @@ from allmrec.storage import Storage
 
 PARTS = ("teacher", "alignment", "projectors", "items")
 DESCRIPTION = "bundle.json"
-POINTER = "bundle"  # the artifact that names the run's newest bundle
+POINTER = "bundle"  # the artifact that names the bundle that was built last
 DEPENDENCIES = ("torch", "transformers", "sentence-transformers", "tokenizers", "safetensors", "ray", "deepspeed")
 _FORMAT = 1
 
@@ -166,16 +169,7 @@ def build_bundle(run: Storage, config: Mapping[str, Any]) -> str:
 def load_bundle(run: Storage, version: str) -> Bundle:
     """Load and verify. Raises ValueError naming what is missing or damaged."""
     root = run.at(f"bundles/{version}")
-    description = read_description(run, version)
-    for name, entry in description["files"].items():
-        try:
-            data = root.read(name)
-        except FileNotFoundError:
-            raise ValueError(
-                f"{root.name(name)} is missing; restore the bundle from a copy or build it again"
-            ) from None
-        if sha256(data) != entry["sha256"]:
-            raise ValueError(f"{root.name(name)} is damaged: its sha256 is not the bundle's; restore it from a copy")
+    description = verify_bundle(run, version)
     e_NJ, q_NJ = load_joint(root.at("alignment"))
     return Bundle(
         version=version,
@@ -188,6 +182,22 @@ def load_bundle(run: Storage, version: str) -> Bundle:
     )
 
 
+def verify_bundle(run: Storage, version: str) -> dict[str, Any]:
+    """Compare every file with `bundle.json`, and return that. Raises ValueError naming what is missing or damaged."""
+    root = run.at(f"bundles/{version}")
+    description = read_description(run, version)
+    for name, entry in description["files"].items():
+        try:
+            data = root.read(name)
+        except FileNotFoundError:
+            raise ValueError(
+                f"{root.name(name)} is missing; restore the bundle from a copy or build it again"
+            ) from None
+        if sha256(data) != entry["sha256"]:
+            raise ValueError(f"{root.name(name)} is damaged: its sha256 is not the bundle's; restore it from a copy")
+    return description
+
+
 def read_description(run: Storage, version: str) -> dict[str, Any]:
     """`bundle.json`, verified: what a bundle is, without loading it."""
     root = run.at(f"bundles/{version}")
@@ -195,7 +205,7 @@ def read_description(run: Storage, version: str) -> dict[str, Any]:
         description = json.loads(root.read(DESCRIPTION))
         digest = description.pop("digest")
     except FileNotFoundError:
-        raise ValueError(f"{root.uri}: no such bundle; `allmrec bundle` builds one") from None
+        raise ValueError(f"{root.uri}: no such bundle; `allmrec bundle list` shows what there is") from None
     except (ValueError, KeyError, AttributeError):
         raise ValueError(f"{root.name(DESCRIPTION)} is damaged; restore it from a copy") from None
     if description.get("format") != _FORMAT:
@@ -224,10 +234,29 @@ def check_items(description: Mapping[str, Any], items: Storage) -> None:
         )
 
 
+def promote(run: Storage, version: str) -> Entry | None:
+    """Make a bundle the one that nightly runs and evaluations use; None when it is already.
+
+    Raises:
+        ValueError: there is no such bundle, or it is damaged.
+    """
+    verify_bundle(run, version)
+    entry = {"version": version, "promoted_at": datetime.now(UTC).isoformat(timespec="seconds")}
+    return append_next(run.at("bundles"), entry, lambda newest: newest is not None and newest["version"] == version)
+
+
 def latest_bundle(run: Storage) -> str:
-    """The version that the run's `bundle` artifact points to."""
-    pointer = run.at(POINTER)
-    return json.loads(read_file(pointer, read_manifest(pointer), DESCRIPTION))["version"]
+    """The version that was promoted last. Raises ValueError when none was."""
+    newest = newest_entry(run.at("bundles"))
+    if newest is None:
+        raise ValueError(f"{run.uri}: no bundle is promoted; `allmrec bundle build` builds one and promotes it")
+    return newest["version"]
+
+
+def bundle_versions(run: Storage) -> list[str]:
+    """The versions that are there."""
+    keys = (entry.key.split("/") for entry in run.list("bundles/"))
+    return [key[1] for key in keys if len(key) == 3 and key[2] == DESCRIPTION]
 
 
 def _identity(name: str, revision: str | None) -> dict[str, str]:

@@ -1,14 +1,32 @@
-"""Gather what scoring needs into one verified, immutable bundle and make it the run's newest.
+"""Gather what scoring needs into one verified, immutable bundle, and say which bundle is in use.
 
-python -m jobs.bundle --config jobs/configs/demo.yaml
+    allmrec bundle build --config jobs/configs/demo.yaml
+    allmrec bundle promote --config jobs/configs/demo.yaml 5f0c1d2e3a4b
+
+Building promotes what it built. Promoting an older version goes back to it, until another one is built.
 """
 
 import json
 
 from allmrec.artifacts import describe, read_manifest, seal, unseal
-from allmrec.bundle import DESCRIPTION, PARTS, POINTER, build_bundle, load_bundle
+from allmrec.bundle import (
+    DESCRIPTION,
+    PARTS,
+    POINTER,
+    build_bundle,
+    bundle_versions,
+    latest_bundle,
+    load_bundle,
+    promote,
+    read_description,
+    verify_bundle,
+)
+from allmrec.journal import entries_after
 from allmrec.models import model_identity
+from allmrec.storage import open_storage
 from jobs.cli import main
+from jobs.config import Config
+from jobs.console import Console
 from jobs.step import Context, Facts, Step
 
 SECTIONS = ("data", "text", "teacher", "alignment", "llm", "prompt", "projection", "bundle")
@@ -18,6 +36,7 @@ def run(context: Context) -> Facts:
     config = context.resolved(*SECTIONS)
     version = build_bundle(context.storage, config)
     forms = load_bundle(context.storage, version).forms()
+    promote(context.storage, version)
     pointer = context.artifact(POINTER)
     unseal(pointer)
     data = json.dumps({"version": version}).encode()
@@ -36,6 +55,45 @@ def models(context: Context) -> list[str]:
     """The LLM and SBERT are no artifacts of the run, and the bundle names them."""
     llm, text = context.config.llm, context.config.text
     return [model_identity(llm.name, llm.revision), model_identity(text.model, text.revision)]
+
+
+def show(config: Config, console: Console, version: str | None) -> None:
+    """What a bundle is: the promoted one by default."""
+    run = open_storage(config.run_uri, config.storage)
+    description = read_description(run, version or latest_bundle(run))
+    rows = [[key, description[key]] for key in ("version", "code")]
+    rows += [[f"{name} model", model["name"]] for name, model in description["models"].items()]
+    rows += [[table, digest] for table, digest in description["data"].items()]
+    for part, facts in description["facts"].items():
+        rows += [[f"{part}: {name}", value] for name, value in facts.items()]
+    console.table(f"bundle {description['version']}", ["what", "value"], rows)
+
+
+def list_bundles(config: Config, console: Console) -> None:
+    run = open_storage(config.run_uri, config.storage)
+    promotions = list(entries_after(run.at("bundles"), 0))
+    last = {entry["version"]: entry for entry in promotions}
+    rows = []
+    for version in bundle_versions(run):
+        description, entry = read_description(run, version), last.get(version, {})
+        megabytes = round(sum(file["size"] for file in description["files"].values()) / 1e6, 1)
+        in_use = bool(entry) and entry == promotions[-1]
+        rows.append([version, description["models"]["llm"]["name"], megabytes, entry.get("promoted_at", ""), in_use])
+    console.table("bundles", ["version", "llm", "megabytes", "promoted_at", "in use"], rows)
+
+
+def verify(config: Config, console: Console, version: str | None) -> None:
+    run = open_storage(config.run_uri, config.storage)
+    description = verify_bundle(run, version or latest_bundle(run))
+    console.event("verified", version=description["version"], files=len(description["files"]))
+
+
+def promote_version(config: Config, console: Console, version: str) -> None:
+    entry = promote(open_storage(config.run_uri, config.storage), version)
+    if entry is None:
+        console.skip("promote", f"bundle {version} is in use already")
+    else:
+        console.event("promoted", version=version, log_entry=entry["n"])
 
 
 STEP = Step(

@@ -26,6 +26,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="check config and inputs
 LogJson = Annotated[bool, typer.Option("--log-json", help="JSON lines instead of progress bars")]
 Force = Annotated[bool, typer.Option("--force", help="run even if nothing has changed")]
 RunDate = Annotated[str | None, typer.Option("--date", help="date of the run, YYYY-MM-DD; default: today (UTC)")]
+PublishedDate = Annotated[str | None, typer.Option("--date", help="date of the run, YYYY-MM-DD; default: the current")]
 
 # Verb → module and what `--help` says. Modules are imported when called, so that the console starts at once.
 STEPS = {
@@ -38,9 +39,9 @@ STEPS = {
         "jobs.transfer",
         "Take the models of a run of another catalogue for this one's items.",
     ),
-    "bundle": ("jobs.bundle", "Gather what scoring needs into one verified, immutable bundle."),
     "evaluate": ("jobs.evaluate", "Score every system on the same cases; write metrics and a report."),
 }
+BUNDLE = {"build": ("jobs.bundle", "Gather what scoring needs into one verified, immutable bundle, and promote it.")}
 STANDINS = {
     "encoder": ("jobs.standin_encoder", "Build a small SentenceTransformer from the catalogue's texts."),
     "llm": ("jobs.standin_llm", "Build a tiny OPT that can copy titles and be steered by soft tokens."),
@@ -48,6 +49,8 @@ STANDINS = {
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 standin = typer.Typer(no_args_is_help=True, help="Build stand-in models for machines without the real ones.")
+bundle = typer.Typer(no_args_is_help=True, help="Build bundles, look at them, and say which one is in use.")
+recommendations = typer.Typer(no_args_is_help=True, help="Look after what the nightly runs published.")
 
 
 @contextmanager
@@ -96,7 +99,10 @@ def _mount(target: typer.Typer, steps: dict[str, tuple[str, str]]) -> None:
 
 
 _mount(app, STEPS)
+_mount(bundle, BUNDLE)
 _mount(standin, STANDINS)
+app.add_typer(bundle, name="bundle")
+app.add_typer(recommendations, name="recommendations")
 app.add_typer(standin, name="standin")
 
 
@@ -174,6 +180,126 @@ def fetch_data(
 
     with errors_in_one_line():
         fetch(name, to, Console(log_json))
+
+
+def _call(
+    module: str, function: str, config: Path, overrides: list[str], log_json: bool, *arguments: Any, **dates: str | None
+) -> None:
+    """`function(config, console, *arguments, **dates)` of a module of `jobs/`, which is imported now."""
+    from jobs.config import load_config
+
+    with errors_in_one_line():
+        parsed = {name: run_date(text) if text else None for name, text in dates.items()}
+        called = getattr(importlib.import_module(module), function)
+        called(load_config(config, overrides), Console(log_json), *arguments, **parsed)
+
+
+@bundle.command("show")
+def bundle_show(
+    config: ConfigFile,
+    version: Annotated[str | None, typer.Argument(help="default: the one in use")] = None,
+    overrides: Overrides = [],  # noqa: B006
+    log_json: LogJson = False,
+) -> None:
+    """What a bundle was made of and by."""
+    _call("jobs.bundle", "show", config, overrides, log_json, version)
+
+
+@bundle.command("verify")
+def bundle_verify(
+    config: ConfigFile,
+    version: Annotated[str | None, typer.Argument(help="default: the one in use")] = None,
+    overrides: Overrides = [],  # noqa: B006
+    log_json: LogJson = False,
+) -> None:
+    """Compare every file of a bundle with its hash."""
+    _call("jobs.bundle", "verify", config, overrides, log_json, version)
+
+
+@bundle.command("promote")
+def bundle_promote(
+    config: ConfigFile,
+    version: Annotated[str, typer.Argument(help="`allmrec bundle list` has them")],
+    overrides: Overrides = [],  # noqa: B006
+    log_json: LogJson = False,
+) -> None:
+    """Let nightly runs and evaluations use this bundle, an older one too; the next day's run takes it."""
+    _call("jobs.bundle", "promote_version", config, overrides, log_json, version)
+
+
+@bundle.command("list")
+def bundle_list(config: ConfigFile, overrides: Overrides = [], log_json: LogJson = False) -> None:  # noqa: B006
+    """The bundles that are there, and which one is in use."""
+    _call("jobs.bundle", "list_bundles", config, overrides, log_json)
+
+
+@recommendations.command("show")
+def recommendations_show(
+    config: ConfigFile,
+    user: Annotated[str, typer.Option(help="id of the user")],
+    overrides: Overrides = [],  # noqa: B006
+    date: PublishedDate = None,
+    log_json: LogJson = False,
+) -> None:
+    """A user's recommendations."""
+    _call("jobs.recommendations", "show", config, overrides, log_json, user, run_date=date)
+
+
+@recommendations.command("list")
+def recommendations_list(
+    config: ConfigFile,
+    overrides: Overrides = [],  # noqa: B006
+    log_json: LogJson = False,
+) -> None:
+    """The dates that have a run, and which one is current."""
+    _call("jobs.recommendations", "list_runs", config, overrides, log_json)
+
+
+@recommendations.command("verify")
+def recommendations_verify(
+    config: ConfigFile,
+    overrides: Overrides = [],  # noqa: B006
+    date: PublishedDate = None,
+    log_json: LogJson = False,
+) -> None:
+    """Compare every file of a run with its hash."""
+    _call("jobs.recommendations", "verify", config, overrides, log_json, run_date=date)
+
+
+@recommendations.command("rollback")
+def recommendations_rollback(
+    config: ConfigFile,
+    date: Annotated[str, typer.Option(help="date of the run that shall be current, YYYY-MM-DD")],
+    overrides: Overrides = [],  # noqa: B006
+    log_json: LogJson = False,
+) -> None:
+    """Make the run of an earlier date the current one again."""
+    _call("jobs.recommendations", "rollback", config, overrides, log_json, run_date=date)
+
+
+@recommendations.command("expire")
+def recommendations_expire(
+    config: ConfigFile,
+    keep: Annotated[int, typer.Option(min=1, help="how many of the newest dates stay")],
+    overrides: Overrides = [],  # noqa: B006
+    dry_run: DryRun = False,
+    log_json: LogJson = False,
+) -> None:
+    """Delete old dates; never the current run, or one that is newer."""
+    _call("jobs.recommendations", "expire", config, overrides, log_json, keep, dry_run)
+
+
+@recommendations.command("suppress")
+def recommendations_suppress(
+    config: ConfigFile,
+    users: Annotated[Path | None, typer.Option(help="file of user ids, one a line")] = None,
+    items: Annotated[Path | None, typer.Option(help="file of item ids, one a line")] = None,
+    overrides: Overrides = [],  # noqa: B006
+    date: Annotated[str | None, typer.Option("--date", help="date of the run, YYYY-MM-DD; default: all")] = None,
+    log_json: LogJson = False,
+) -> None:
+    """Take users and items out of published runs: those of two files, or the config's forgotten ones."""
+    _call("jobs.recommendations", "suppress", config, overrides, log_json, users, items, run_date=date)
 
 
 def run_date(text: str | None) -> datetime.date:

@@ -158,6 +158,7 @@ STEP = Step(
     outside=lambda context: [
         model_identity(context.config.llm.name, context.config.llm.revision),
         context.config.nightly.num_candidates,  # N of Recall@N
+        latest_bundle(context.storage),
     ],
 )
 

@@ -16,13 +16,15 @@ import pyarrow as pa
 
 from allmrec.artifacts import MANIFEST, Manifest, read_manifest, seal, shard_name, unseal, write_shard
 from allmrec.data.clean import is_id, log_columns
+from allmrec.data.config import SourceConfig
 from allmrec.data.finish import CountItems, DrawUsers, Finish
 from allmrec.data.items import ITEMS, CleanItems, index_items, with_popularity
 from allmrec.data.sources import Column, Source, find_files, open_source
 from allmrec.data.splits import Split
 from allmrec.evaluation.cases import SPLITS, DrawCases
-from allmrec.storage import Storage
+from allmrec.storage import S3Config, Storage
 from jobs.cli import main
+from jobs.config import Config
 from jobs.datasets import over, tables
 from jobs.histories import Histories, clear, shard_reports
 from jobs.step import Context, Facts, Step
@@ -36,7 +38,7 @@ def run(context: Context) -> Facts:
     items, sequences, rejected, cases = (context.artifact(name) for name in STEP.outputs)
     log, catalogue = open_sources(context)
     start_ray(config)
-    forgotten = _forgotten(context, "forgotten_users", "user_id"), _forgotten(context, "forgotten_items", "item_id")
+    forgotten = forgotten_ids(context.config)
     histories = Histories(context, log, *forgotten)
 
     # The catalogue is one table; the order of its ids gives the item indices, new ones after those that are known.
@@ -129,12 +131,16 @@ STEP = Step(
 )
 
 
-def _forgotten(context: Context, name: str, column: str) -> list[str]:
-    """The ids of a table of users or items, sorted; none where it is not configured."""
-    config = getattr(context.config.data, name)
-    if not config.paths:
-        return []
-    source = open_source(name, config, context.config.storage, {column: Column(True, is_id, "text or an integer")})
+def forgotten_ids(config: Config) -> tuple[list[str], list[str]]:
+    """Ids of the users and of the items that must not appear, sorted; none where no table of them is configured."""
+    data = config.data
+    tables = ("forgotten_users", data.forgotten_users, "user_id"), ("forgotten_items", data.forgotten_items, "item_id")
+    users, items = (_ids(*table, config.storage) if table[1].paths else [] for table in tables)
+    return users, items
+
+
+def _ids(name: str, config: SourceConfig, column: str, s3: S3Config) -> list[str]:
+    source = open_source(name, config, s3, {column: Column(True, is_id, "text or an integer")})
     ids = [table.column(column) for piece in source.pieces for table in source.read(piece)]
     return sorted(set(pa.chunked_array(ids).cast(pa.string()).drop_null().to_pylist()))
 

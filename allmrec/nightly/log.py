@@ -1,16 +1,17 @@
 """The publish log: which run is the current one, and which were before it.
 
-    _log/00000007.json    put-if-absent, so one writer wins each number: the run that is current from then on
-    latest.json           a copy of the newest entry, for readers who want a fixed name
+    _log/00000007.json                                   the run that is current from then on, and its files
+    latest.json                                          a copy of the newest entry, for readers who want a fixed name
+    _symlink_format_manifest/run_date=D/manifest         the URIs of a date's files, for engines that read such lists
 
-A rollback is one more entry. Knows nothing of how a run's files came about.
+A journal (`allmrec.journal`), so a rollback is one more entry. Knows nothing of how a run's files came about.
 """
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from typing import Any
 
+from allmrec.journal import Entry, append, append_next, entry_key, find_json, last_number
 from allmrec.storage import Storage
 
 LATEST = "latest.json"
@@ -21,32 +22,34 @@ def manifest_key(run_date: date | str) -> str:
     return f"run_date={run_date}/_SUCCESS"
 
 
-def last_number(storage: Storage) -> int:
-    """The newest entry's number; 0 when nothing was published yet."""
-    return max((int(entry.key[-13:-5]) for entry in storage.list("_log/")), default=0)
+def symlinks_key(run_date: date | str) -> str:
+    """The same as lines of URIs, under the name that Delta Lake gave it; Athena, Trino and Spark read such lists."""
+    return f"_symlink_format_manifest/run_date={run_date}/manifest"
 
 
-def entries_after(storage: Storage, number: int) -> Iterator[dict[str, Any]]:
-    """The entries behind number `number`, oldest first."""
-    for n in range(number + 1, last_number(storage) + 1):
-        yield load_json(storage, _key(n))
+def published_dates(storage: Storage) -> list[date]:
+    """The dates that have a run, oldest first."""
+    keys = (entry.key for entry in storage.list("run_date="))
+    return sorted(date.fromisoformat(key[9:19]) for key in keys if key == manifest_key(key[9:19]))
 
 
-def publish_entry(storage: Storage, manifest: Mapping[str, Any], number: int) -> dict[str, Any] | None:
+def publish_entry(storage: Storage, manifest: Mapping[str, Any], number: int) -> Entry | None:
     """Make a run the current one by entry `number`; None when another writer has that number."""
-    entry = {
-        "n": number,
-        "run_date": manifest["run_date"],
-        "run_id": manifest["run_id"],
-        "manifest": manifest_key(manifest["run_date"]),
-        "rows": manifest["rows"],
-        "files": manifest["files"],
-        "published_at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    return entry if storage.create(_key(number), dump_json(entry)) else None
+    return append(storage, _entry(manifest), number)
 
 
-def roll_back(storage: Storage, run_date: date) -> dict[str, Any]:
+def republish(storage: Storage, manifest: Mapping[str, Any]) -> Entry | None:
+    """If the run of this date is the current one, one more entry, unless the newest names these very files."""
+
+    def holds(newest: Entry | None) -> bool:
+        return newest is None or newest["run_id"] != manifest["run_id"] or newest["files"] == manifest["files"]
+
+    entry = append_next(storage, _entry(manifest), holds)
+    refresh_latest(storage)
+    return entry
+
+
+def roll_back(storage: Storage, run_date: date) -> Entry:
     """Make the run of an earlier date the current one again; returns its new entry.
 
     Raises:
@@ -55,11 +58,16 @@ def roll_back(storage: Storage, run_date: date) -> dict[str, Any]:
     manifest = find_json(storage, manifest_key(run_date))
     if manifest is None:
         raise ValueError(f"{storage.uri}: nothing was published for {run_date}; choose a date that was")
-    entry = None
-    while entry is None:
-        entry = publish_entry(storage, manifest, last_number(storage) + 1)
+    entry = append_next(storage, _entry(manifest))
+    assert entry is not None
     refresh_latest(storage)
     return entry
+
+
+def write_symlinks(storage: Storage, manifest: Mapping[str, Any]) -> None:
+    """Put the list of a published date's files. Comes behind `_SUCCESS`."""
+    lines = [storage.name(file["key"]) for file in manifest["files"]]
+    storage.write(symlinks_key(manifest["run_date"]), "".join(f"{line}\n" for line in lines).encode())
 
 
 def refresh_latest(storage: Storage) -> None:
@@ -67,29 +75,16 @@ def refresh_latest(storage: Storage) -> None:
     copied, newest = 0, last_number(storage)
     while copied < newest:
         copied = newest
-        storage.write(LATEST, storage.read(_key(copied)))
+        storage.write(LATEST, storage.read(entry_key(copied)))
         newest = last_number(storage)
 
 
-def dump_json(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, indent=1).encode()
-
-
-def load_json(storage: Storage, key: str) -> dict[str, Any]:
-    """Raises FileNotFoundError, or ValueError naming a file that is not JSON."""
-    try:
-        return json.loads(storage.read(key))
-    except json.JSONDecodeError:
-        raise ValueError(f"{storage.name(key)} is damaged: it is not JSON") from None
-
-
-def find_json(storage: Storage, key: str) -> dict[str, Any] | None:
-    """As `load_json`, or None when there is no such file."""
-    try:
-        return load_json(storage, key)
-    except FileNotFoundError:
-        return None
-
-
-def _key(number: int) -> str:
-    return f"_log/{number:08d}.json"
+def _entry(manifest: Mapping[str, Any]) -> Entry:
+    return {
+        "run_date": manifest["run_date"],
+        "run_id": manifest["run_id"],
+        "manifest": manifest_key(manifest["run_date"]),
+        "rows": manifest["rows"],
+        "files": manifest["files"],
+        "published_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

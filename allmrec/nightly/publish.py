@@ -6,11 +6,11 @@
     run_date=D/part-00003.parquet                        copies of the winners, once all have passed the audit
     run_date=D/_SUCCESS                                  put-if-absent: the manifest of these files
 
-and then an entry of the publish log. Only put-if-absent decides anything, so the result is right however often the
-run is at work at once, and a run killed between any two operations resumes. Readers that follow the log,
-`latest.json` or `_SUCCESS` see whole runs only. Nothing reads `_runs/` after publishing: a lifecycle rule of the
-store may expire it. Leaves who works on a run to `allmrec.nightly.lease`, and a shard's rules to
-`allmrec.nightly.audit`.
+and then a list of them for engines that read such lists, and an entry of the publish log. Only put-if-absent decides
+anything, so the result is right however often the run is at work at once, and a run killed between any two operations
+resumes. Readers that follow the log, `latest.json` or `_SUCCESS` see whole runs only. Nothing reads `_runs/` after
+publishing: a lifecycle rule of the store may expire it. Leaves who works on a run to `allmrec.nightly.lease`, a shard's
+rules to `allmrec.nightly.audit`, and what becomes of a published run later to `allmrec.nightly.upkeep`.
 """
 
 import io
@@ -31,18 +31,10 @@ from allmrec.artifacts import describe, sha256, shard_name, to_parquet
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
 from allmrec.hashing import fingerprint
+from allmrec.journal import dump_json, entries_after, find_json, last_number, load_json
 from allmrec.nightly.audit import audit_shard
 from allmrec.nightly.lease import Lease
-from allmrec.nightly.log import (
-    dump_json,
-    entries_after,
-    find_json,
-    last_number,
-    load_json,
-    manifest_key,
-    publish_entry,
-    refresh_latest,
-)
+from allmrec.nightly.log import manifest_key, publish_entry, refresh_latest, write_symlinks
 from allmrec.storage import Storage
 from schemas import check
 from schemas.recommendations import SCHEMA
@@ -161,6 +153,7 @@ class Run:
             if not self.storage.create(manifest_key(self.run_date), dump_json(manifest)):
                 manifest = self._published_manifest()
                 assert manifest is not None
+        write_symlinks(self.storage, manifest)
         entry = None
         while entry is None:  # nobody can append between the last number that was read and the one that is tried
             number = last_number(self.storage)

@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from allmrec.artifacts import sha256
+from allmrec.journal import last_number, load_json
 from allmrec.nightly.lease import RunHeld, hold_lease
-from allmrec.nightly.log import LATEST, last_number, load_json, publish_entry, roll_back
+from allmrec.nightly.log import LATEST, publish_entry, roll_back
 from allmrec.nightly.publish import Run
 from allmrec.storage import Entry, LocalStorage, Storage
 from tests.nightly.conftest import DAY, Shop
@@ -47,14 +48,14 @@ def audit(run: Run, shop: Shop) -> dict[int, str]:
 
 
 def visible(storage: Storage) -> dict[str, Any]:
-    """Everything that readers may look at, but for the times of publishing."""
+    """Everything that readers may look at, but for the times of publishing and the place."""
     objects: dict[str, Any] = {}
     for entry in storage.list():
         data = storage.read(entry.key)
         if entry.key.endswith(".json"):
             objects[entry.key] = json.loads(data) | {"published_at": None}
         else:
-            objects[entry.key] = data
+            objects[entry.key] = data.replace(storage.uri.encode(), b"")
     return {key: value for key, value in objects.items() if not key.startswith(("_runs/", "_probe/"))}
 
 

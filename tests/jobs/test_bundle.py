@@ -1,0 +1,45 @@
+"""Building promotes; going back is one more entry, and holds until another bundle is built."""
+
+import json
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from allmrec.bundle import build_bundle, latest_bundle
+from allmrec.journal import entries_after
+from jobs import bundle
+from jobs.cli import app
+from jobs.console import Console
+from jobs.step import execute, resolved
+from tests.evaluation.tiny import tiny_config, write_tiny_run
+from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
+
+
+def test_build_promote_show_verify_and_list(tmp_path, llm, tokenizer):  # noqa: F811
+    config = tiny_config(tmp_path)
+    run = write_tiny_run(config, llm, tokenizer)
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+
+    def call(*arguments: str):
+        result = CliRunner().invoke(app, ["bundle", *arguments, "--config", str(path), "--log-json"])
+        return json.loads(result.stdout.splitlines()[-1]) if result.exit_code == 0 else result.stderr
+
+    with pytest.raises(ValueError, match="no bundle is promoted"):
+        latest_bundle(run)
+    old = build_bundle(run, resolved(config, bundle.SECTIONS) | {"seed": 7})
+    built = call("build")["version"]
+    assert latest_bundle(run) == built != old and call("build")["event"] == "skip"
+    assert call("promote", old)["log_entry"] == 2 and latest_bundle(run) == old
+    assert call("promote", old)["event"] == "skip"
+    assert not execute(bundle.STEP, config, Console(log_json=True)) and latest_bundle(run) == old
+    listed = call("list")["rows"]
+    assert {row["version"]: row["in use"] for row in listed} == {old: True, built: False}
+    assert call("show")["title"] == f"bundle {old}" and call("show", built)["title"] == f"bundle {built}"
+    assert call("verify", built)["files"] == 9
+    run.write(f"bundles/{built}/projectors/projectors.safetensors", b"damage")
+    for verb in ("verify", "promote"):
+        assert "projectors.safetensors is damaged" in call(verb, built)
+    assert "no such bundle" in call("promote", "nothing")
+    assert [entry["version"] for entry in entries_after(run.at("bundles"), 0)] == [built, old]

@@ -1,0 +1,88 @@
+"""The verbs that look after published runs, as a user types them."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from allmrec.nightly.log import published_dates
+from allmrec.recommendations import read_recommendations
+from allmrec.storage import LocalStorage
+from jobs.cli import app
+from tests.nightly.conftest import DAY, Shop
+from tests.nightly.test_publish import NEXT_DAY, nightly
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A deployment that has published two days."""
+    for day in (DAY, NEXT_DAY):
+        nightly(LocalStorage(tmp_path / "out"), Shop(), day)
+    path = tmp_path / "config.yaml"
+    settings = {"name": "shop", "root": str(tmp_path), "nightly": {"output": str(tmp_path / "out"), "lease_s": 0.2}}
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def call(verb: str, config: Path, *arguments: str) -> Result:
+    command = ["recommendations", verb, "--config", str(config), "--log-json", *arguments]
+    return CliRunner().invoke(app, command, catch_exceptions=False)
+
+
+def event(result: Result) -> dict:
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def refusal(result: Result) -> str:
+    assert result.exit_code == 2 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    return result.stderr
+
+
+def test_show_reads_only_the_users_shard(config: Path) -> None:
+    output = LocalStorage(config.parent / "out")
+    row = read_recommendations(output.uri).to_pylist()[0]
+    for entry in list(output.list(f"run_date={NEXT_DAY}/part-")):
+        users = pq.read_table(output.root / entry.key).column("user_id").to_pylist()
+        if row["user_id"] not in users:
+            output.write(entry.key, b"damage")
+    shown = event(call("show", config, "--user", row["user_id"]))
+    assert shown["rows"] == row["items"] and str(NEXT_DAY) in shown["title"]
+    assert str(DAY) in event(call("show", config, "--user", row["user_id"], "--date", str(DAY)))["title"]
+    assert "has no user 'stranger'" in refusal(call("show", config, "--user", "stranger", "--date", str(DAY)))
+    assert "nothing is published for 2026-01-01" in refusal(
+        call("show", config, "--user", "u1", "--date", "2026-01-01")
+    )
+    assert "write it as YYYY-MM-DD" in refusal(call("show", config, "--user", "u1", "--date", "yesterday"))
+    assert "part-0000" in refusal(call("verify", config)) and event(call("verify", config, "--date", str(DAY)))["rows"]
+
+
+def test_list_rollback_and_expire(config: Path) -> None:
+    rows = event(call("list", config))["rows"]
+    assert [(row["run_date"], row["current"]) for row in rows] == [(str(NEXT_DAY), True), (str(DAY), False)]
+    assert rows[0]["rows"] == Shop.num_users and rows[0]["bundle"] == "v1"
+    assert event(call("rollback", config, "--date", str(DAY)))["log_entry"] == 3
+    assert [row["current"] for row in event(call("list", config))["rows"]] == [False, True]
+    assert event(call("expire", config, "--keep", "1"))["dates"] == 0, "the current run is the older one"
+    call("rollback", config, "--date", str(NEXT_DAY))
+    assert event(call("expire", config, "--keep", "1", "--dry-run"))["which"] == str(DAY)
+    assert event(call("expire", config, "--keep", "1"))["dates"] == 1
+    assert published_dates(LocalStorage(config.parent / "out")) == [NEXT_DAY]
+    assert "nothing was published for 2026-03-01" in refusal(call("rollback", config, "--date", str(DAY)))
+
+
+def test_suppress_takes_a_file_or_the_configs_lists(config: Path) -> None:
+    assert "nobody to suppress" in refusal(call("suppress", config))
+    assert "no such file" in refusal(call("suppress", config, "--users", str(config.parent / "nowhere")))
+    (config.parent / "users.txt").write_text("u3\nu4\n")
+    found = event(call("suppress", config, "--users", str(config.parent / "users.txt"), "--date", str(DAY)))
+    assert found["users"] == 2 and found["run_date"] == str(DAY)
+    assert "has no user 'u3'" in refusal(call("show", config, "--user", "u3", "--date", str(DAY)))
+    pq.write_table(pa.table({"user_id": ["u3"]}), config.parent / "forgotten.parquet")
+    forgotten = f"data.forgotten_users.paths=[{config.parent}/forgotten.parquet]"
+    assert event(call("suppress", config, "--set", forgotten))["users"] == 1, "of the other day"
+    assert "has no user 'u3'" in refusal(call("show", config, "--user", "u3"))

@@ -1,0 +1,131 @@
+"""The lines of docs/publishing.md, as they stand there: before a run is published they see nothing of it, then all."""
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pandas as pd
+import pytest
+from fsspec.implementations.arrow import ArrowFSWrapper
+
+import allmrec
+from allmrec.recommendations import read_recommendations
+from allmrec.storage import LocalStorage, S3Config, Storage, open_storage
+from tests.nightly.conftest import DAY, Shop
+from tests.nightly.test_publish import NEXT_DAY, Killed, Watched, nightly
+
+LINES = (Path(__file__).parent.parent / "docs" / "publishing.md").read_text()
+Reader = Callable[[str, str], pd.DataFrame]  # (root, name of the manifest) → rows
+
+
+def documented(words: str) -> str:
+    """The code block of the documentation that has these words in it."""
+    (block,) = (block for block in re.findall(r"```(?:sql|python)\n(.*?)```", LINES, re.S) if words in block)
+    return block
+
+
+def with_python(words: str, root: str, manifest: str, **names: Any) -> Any:
+    code = re.sub(r"s3a?://bucket/recommendations", root, documented(words)).replace("latest.json", manifest)
+    exec(code.replace("run_date=2026-11-21", manifest.partition("/")[0]), names)
+    return names["frame"]
+
+
+def with_duckdb(connection: duckdb.DuckDBPyConnection, root: str, manifest: str) -> pd.DataFrame:
+    code = documented("read_parquet").replace("s3://bucket/recommendations", root).replace("latest.json", manifest)
+    return connection.sql(code).df()
+
+
+def unpublished(storage: Storage) -> None:
+    """The files of DAY are all there; the run was killed before it wrote `_SUCCESS`."""
+
+    def around(key: str, is_write: bool, operation: Callable[[], Any]) -> Any:
+        if is_write and key == f"run_date={DAY}/_SUCCESS":
+            raise Killed
+        return operation()
+
+    with pytest.raises(Killed):
+        nightly(Watched(storage, around), Shop(), DAY, lease_s=0.2)
+    assert len(list(storage.list(f"run_date={DAY}/part-"))) == Shop.num_shards
+
+
+def rows_of(frame: pd.DataFrame) -> list[tuple]:
+    """(user, item, rank, score), in order; lists or one row an item."""
+    if "items" in frame:
+        frame = frame.explode("items").reset_index(drop=True)
+        frame = frame.join(pd.DataFrame(frame["items"].tolist()))
+    return sorted(frame[["user_id", "item_id", "rank", "score"]].itertuples(index=False, name=None))
+
+
+def test_our_reader_is_at_the_top() -> None:
+    assert allmrec.read_recommendations is read_recommendations
+
+
+@pytest.mark.s3
+def test_duckdb_pandas_and_ours_agree_on_s3(s3: S3Config, s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", str(s3.endpoint_url))
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    storage = open_storage(s3_uri, s3)
+
+    class S3(ArrowFSWrapper):
+        """What the extension httpfs does, which pip does not bring."""
+
+        protocol = "s3"
+
+        @classmethod
+        def _strip_protocol(cls, path: str) -> str:
+            return path.removeprefix("s3://")
+
+    connection = duckdb.connect()
+    connection.register_filesystem(S3(storage.arrow()[0]))
+    readers: list[Reader] = [
+        partial(with_duckdb, connection),
+        partial(with_python, "pyarrow.fs"),
+        lambda root, manifest: read_recommendations(root, manifest[9:19] if "/" in manifest else None).to_pandas(),
+    ]
+    latest, date = "latest.json", f"run_date={DAY}/_SUCCESS"
+    unpublished(storage)
+    for read in readers:
+        for manifest in (latest, date):
+            with pytest.raises(
+                (ValueError, OSError, duckdb.Error), match=r"(?i)not found|no files|does not exist|nothing is"
+            ):
+                read(s3_uri, manifest)
+    nightly(storage, Shop(), NEXT_DAY)
+    for read in readers:
+        assert set(read(s3_uri, latest)["user_id"]) == {f"u{n}" for n in range(Shop.num_users)}, "one day, and not two"
+    nightly(storage, Shop(), DAY, lease_s=0.2)
+    for manifest in (latest, date):
+        ours, *others = (rows_of(read(s3_uri, manifest)) for read in reversed(readers))
+        assert len(ours) > 3 * Shop.num_users and all(rows == ours for rows in others)
+
+
+def test_spark_reads_the_same_from_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not from S3: pip does not bring the jar that Spark needs for it."""
+    sql = pytest.importorskip("pyspark.sql", reason="pyspark is not installed: pip install 'allmrec[spark]'")
+    if not (shutil.which("java") or os.environ.get("JAVA_HOME")):
+        pytest.skip("Spark needs Java: apt-get install default-jre-headless")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SPARK_HOME", raising=False)
+    settings = {"spark.ui.enabled": "false", "spark.driver.host": "127.0.0.1", "spark.log.level": "OFF"}
+    spark = sql.SparkSession.builder.master("local[1]").config(map=settings).getOrCreate()
+    storage = LocalStorage(tmp_path / "out")
+    nightly(storage, Shop(), NEXT_DAY)
+    unpublished(storage)
+    try:
+        by_date = partial(with_python, "spark.read.text", storage.uri, f"run_date={DAY}/_SUCCESS", spark=spark)
+        with pytest.raises(Exception, match="PATH_NOT_FOUND"):
+            by_date()
+        nightly(storage, Shop(), DAY, lease_s=0.2)
+        ours = rows_of(read_recommendations(storage.uri).to_pandas())
+        latest = with_python("spark.read.json", storage.uri, "latest.json", spark=spark)
+        for frame in (latest, by_date(), spark.createDataFrame(read_recommendations(storage.uri))):
+            items = frame.selectExpr("user_id", "inline(items)")
+            assert rows_of(items.toArrow().to_pandas()) == ours
+    finally:
+        spark.stop()
