@@ -32,6 +32,7 @@ from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
 from allmrec.hashing import fingerprint
 from allmrec.nightly.audit import audit_shard
+from allmrec.nightly.filters import ItemFilter
 from allmrec.nightly.lease import Lease
 from allmrec.nightly.log import (
     dump_json,
@@ -111,6 +112,10 @@ class Run:
             raise self._unusable(shard, entry, "is damaged")
         return pq.read_table(io.BytesIO(data)), entry["sha256"]
 
+    def shard_facts(self, shard: int) -> dict[str, float]:
+        """What the attempt that won said of itself."""
+        return load_json(self.storage, self._entry_key(shard))["facts"]
+
     def audit(
         self,
         shard: int,
@@ -118,6 +123,7 @@ class Run:
         seen: Sequences,
         catalogue: Catalogue,
         top_k: int,
+        filter: ItemFilter | None = None,
     ) -> str:
         """Audit a finished shard as it lies in the store (`audit_shard` has the rules and raises ValueError).
 
@@ -129,7 +135,7 @@ class Run:
         for column, value in (("run_date", self.run_date), ("run_id", self.run_id)):
             if not pc.all(pc.equal(table.column(column), value)).as_py():
                 raise ValueError(f"{name}: {column} is not {value} everywhere")
-        audit_shard(table, expected_user_ids, seen, catalogue, top_k, name)
+        audit_shard(table, expected_user_ids, seen, catalogue, top_k, name, filter)
         return digest
 
     def published(self) -> dict[str, Any] | None:
