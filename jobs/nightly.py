@@ -13,35 +13,27 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-import allmrec
-from allmrec.artifacts import MANIFEST, read_manifest, read_table
-from allmrec.bundle import check_items, check_llm, latest_bundle, read_description
-from allmrec.cf.approximate import load_faiss
+from allmrec.artifacts import MANIFEST, read_manifest
+from allmrec.bundle import latest_bundle, read_description
 from allmrec.data.catalogue import Catalogue
-from allmrec.data.clean import is_id
 from allmrec.data.sequences import num_shards
-from allmrec.data.sources import Column, open_source
 from allmrec.llm.prompt import PromptConfig
 from allmrec.nightly.carry_over import LastRun
-from allmrec.nightly.config import ItemsConfig
 from allmrec.nightly.estimate import cost_of, tokens_of_a_prompt
-from allmrec.nightly.filters import ItemFilter, build_filter
 from allmrec.nightly.inspection import InspectShards, add_up
 from allmrec.nightly.lease import hold_lease
 from allmrec.nightly.log import find_json
 from allmrec.nightly.progress import diagnosis
-from allmrec.nightly.publish import Run
 from allmrec.nightly.report import FOLDER, alarms, refuse_alarms, render, summarise
 from allmrec.nightly.score import Night, ScoreShards
-from allmrec.nightly.users import NightlyUsers
 from allmrec.storage import Storage, open_storage
 from jobs import deal, fit_blend
 from jobs.config import Config
 from jobs.console import Console
 from jobs.datasets import over, pooled, tables, watched
 from jobs.metrics import NightlyMetrics
+from jobs.nightly_inputs import item_filter, open_night, read_users, run_identity
 from jobs.step import Facts, execute
 from jobs.workers import start_ray
 
@@ -82,24 +74,18 @@ def nightly(
     if waiting and dry_run:
         console.plan("nightly", {"waits for": ", ".join(waiting)})
         return
-    filter = item_filter(config, storage)
-    identity = run_identity(config, storage, filter, limit)
     output = open_storage(config.nightly.output or f"{config.run_uri}/recommendations", config.storage)
     output = output if limit is None else output.at(TRIAL)
-    users = read_users(config, storage, run_date, limit)
-    last = LastRun.before(output, run_date, num_shards(storage.at("sequences")))
     if dry_run:
-        console.plan("nightly", {"run date": run_date, **plan(config, storage, users, last), "output": output.uri})
+        console.plan("nightly", {"run date": run_date, **plan(config, storage, output, run_date, limit)})
         return
 
     # Score, look at the result, publish.
-    run = Run.open(output, run_date, identity)
+    night = open_night(config, storage, output, run_date, full, limit)
+    run = night.run
     if run.published():
         console.skip("nightly", f"{run_date} is published already, as run {run.run_id} in {output.uri}")
         return
-    given = storage.at("candidates") if config.nightly.candidates else None
-    rest = (identity["weight"], given, last, not full)
-    night = Night(run, storage, config.nightly, config.llm, config.seed, users, filter, *rest)
     with (
         console.phase("nightly") as phase,
         hold_lease(output, run_date, config.nightly.lease_s, lambda message: console.event(message)) as lease,
@@ -108,70 +94,13 @@ def nightly(
         metrics = NightlyMetrics(run_date)
         facts = score(config, console, night, metrics)
         lease.check()
-        digests, report = inspect(config, console, night)
+        digests, sums, counted = inspect(console, night)
+        report = report_of(config, night, sums, counted)
         metrics.reported(report["alarms"])
         where = write_report(output, report)
         refuse_alarms(report["alarms"], where)
         entry = run.publish(len(digests), digests, lease)
         phase.facts({**facts, "run": run.run_id, "log_entry": entry["n"], "published_at": output.uri, "report": where})
-
-
-def run_identity(config: Config, storage: Storage, filter: ItemFilter, limit: int | None) -> Facts:
-    """What the result depends on: two runs of a date that agree on it are the same run."""
-    bundle = latest_bundle(storage)
-    description = read_description(storage, bundle)
-    check_llm(description, config.llm)
-    check_items(description, storage.at("items"))
-    above = config.nightly.approximate_above
-    if above is not None and read_manifest(storage.at("items")).rows > above:
-        load_faiss()  # before any worker starts
-    fixed = {"llm": 1.0, "teacher": 0.0}
-    ranker = config.nightly.ranker
-    return {
-        "bundle": bundle,
-        "llm": description["models"]["llm"]["identity"],
-        **{name: read_manifest(storage.at(name)).digest for name in ("sequences", "items")},
-        **{
-            table.artifact: read_manifest(storage.at(table.artifact)).digest
-            for table in deal.TABLES
-            if getattr(config.nightly, table.key)
-        },
-        "filter": filter.digest,
-        "nightly": config.nightly.ranking(),
-        "weight": fixed[ranker] if ranker in fixed else fit_blend.fitted_weight(storage),
-        "limit": limit,
-        "seed": config.seed,
-        "code": allmrec.__version__,
-    }
-
-
-def item_filter(config: Config, storage: Storage) -> ItemFilter:
-    """What may be recommended tonight."""
-    items, nightly = read_table(storage.at("items")).sort_by("item_index"), config.nightly
-    return build_filter(
-        Catalogue.from_table(items),
-        items.column("categories"),
-        nightly.allowed_categories,
-        read_ids(config, "blocked_items", nightly.blocked_items),
-        read_ids(config, "suppressed_items", nightly.suppressed_items),
-    )
-
-
-def read_ids(config: Config, key: str, listed: ItemsConfig) -> list[str]:
-    """A list of items: the ids of the config and those of its table."""
-    if not listed.paths:
-        return listed.ids
-    columns = {"item_id": Column(True, is_id, "text or an integer")}
-    source = open_source(key, listed, config.storage, columns, f"nightly.{key}")
-    ids = [table.column("item_id") for piece in source.pieces for table in source.read(piece)]
-    return listed.ids + pa.chunked_array(ids).cast(pa.string()).drop_null().to_pylist()
-
-
-def read_users(config: Config, storage: Storage, run_date: datetime.date, limit: int | None) -> NightlyUsers:
-    asked, suppressed = (
-        storage.at(table.artifact) if getattr(config.nightly, table.key) else None for table in deal.TABLES[1:]
-    )
-    return NightlyUsers(storage.at("sequences"), run_date, asked, suppressed, limit)
 
 
 def score(config: Config, console: Console, night: Night, metrics: NightlyMetrics) -> Facts:
@@ -214,8 +143,8 @@ def speed(totals: Counter[str]) -> Facts:
     return facts
 
 
-def inspect(config: Config, console: Console, night: Night) -> tuple[dict[int, str], dict[str, Any]]:
-    """Every shard's sha256, once it has passed the audit; and the run's report."""
+def inspect(console: Console, night: Night) -> tuple[dict[int, str], dict[str, np.ndarray], Counter[str]]:
+    """Every shard's sha256, once it has passed the audit; statistics and facts of all shards together."""
     shards, digests = num_shards(night.users.sequences), dict[int, str]()
     sums: dict[str, np.ndarray] = {}
     facts: Counter[str] = Counter()
@@ -226,19 +155,23 @@ def inspect(config: Config, console: Console, night: Night) -> tuple[dict[int, s
                 facts.update(json.loads(text))
             add_up(table, sums)
             bar.advance(table.num_rows)
-    catalogue = Catalogue.read(night.storage.at("items"))
+    return digests, sums, facts
+
+
+def report_of(config: Config, night: Night, sums: dict[str, np.ndarray], facts: Counter[str]) -> dict[str, Any]:
+    """report.json: what the run was made of, its figures and its alarms."""
     last = night.last.entry if night.last else None
     figures = summarise(
         sums,
         facts,
-        catalogue,
+        Catalogue.read(night.storage.at("items")),
         night.filter,
         last["rows"] if last else None,
         config.workers.gpus_per_worker,
         config.nightly.price_per_gpu_hour,
     )
     identity = night.run.identity
-    return digests, {
+    return {
         "run_date": str(night.run.run_date),
         "run_id": night.run.run_id,
         **{name: identity[name] for name in ("bundle", "weight", "code")},
@@ -258,20 +191,22 @@ def write_report(output: Storage, report: dict[str, Any]) -> str:
     return target.name("report.html")
 
 
-def plan(config: Config, storage: Storage, users: NightlyUsers, last: LastRun | None) -> Facts:
+def plan(config: Config, storage: Storage, output: Storage, run_date: datetime.date, limit: int | None) -> Facts:
     """What a run would do at most: users, prompts, shards, tokens and what those cost."""
-    shards, workers = num_shards(users.sequences), config.workers
-    table = users.asked or users.sequences
-    count = min(read_manifest(table).rows, users.limit or read_manifest(table).rows)
-    facts: Facts = {"users": count, "shards": shards, "prompts": 0}
+    run_identity(config, storage, item_filter(config, storage), limit)  # raises for what does not fit together
+    users, shards = read_users(config, storage, run_date, limit), num_shards(storage.at("sequences"))
+    listed = read_manifest(users.asked or users.sequences).rows
+    count = min(listed, limit or listed)
+    facts: Facts = {"users": count, "shards": shards, "prompts": 0, "output": output.uri}
     if config.nightly.ranker == "teacher":
         return facts
     prompt = PromptConfig(**read_description(storage, latest_bundle(storage))["config"]["prompt"])
     sample, catalogue = users.read(0).users, Catalogue.read(storage.at("items"))
     sample = sample.take(np.flatnonzero(sample.lengths))
     tokens = count * tokens_of_a_prompt(sample, catalogue, config.llm, prompt, config.nightly.num_candidates)
-    report = find_json(last.storage, f"{FOLDER}/run_date={last.entry['run_date']}/report.json") if last else None
-    costs = cost_of(tokens, report, workers.gpus_per_worker, config.nightly.price_per_gpu_hour)
+    last = LastRun.before(output, run_date, shards)
+    report = find_json(output, f"{FOLDER}/run_date={last.entry['run_date']}/report.json") if last else None
+    costs = cost_of(tokens, report, config.workers.gpus_per_worker, config.nightly.price_per_gpu_hour)
     return {**facts, "prompts": count, "tokens": round(tokens), **costs}
 
 

@@ -63,7 +63,7 @@ def summarise(
         "filled_from_teacher": int(facts.get("filled_from_teacher", 0)),
         "dropped": {name[8:]: int(count) for name, count in sorted(facts.items()) if name.startswith("dropped_")},
         "items_left_out": filter.excluded(),
-        "popular": sums["sources"][SOURCES.index("popular")] / max(users, 1),
+        "popular": float(sums["sources"][SOURCES.index("popular")] / max(users, 1)),
         "lengths": sums["lengths"].astype(int).tolist(),
         "score_edges": SCORE_EDGES.tolist(),
         "first_scores": sums["first_scores"].astype(int).tolist(),
