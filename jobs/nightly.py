@@ -149,7 +149,8 @@ def inspect(console: Console, night: Night) -> tuple[dict[int, str], dict[str, n
     sums: dict[str, np.ndarray] = {}
     facts: Counter[str] = Counter()
     with console.progress("audit", shards) as bar:
-        for table in tables(over(shards, InspectShards(night))):
+        inspected = tables(over(shards, InspectShards(night)))
+        for table in watched(inspected, None, night.config.stalled_s, lambda: f"{shards - bar.done} await the audit"):
             digests |= dict(zip(table.column("shard").to_pylist(), table.column("sha256").to_pylist(), strict=True))
             for text in table.column("facts").to_pylist():
                 facts.update(json.loads(text))

@@ -133,7 +133,7 @@ class Run:
         table, digest = self.read_shard(shard)
         name = f"run {self.run_id} of {self.run_date}, shard {shard}"
         for column, value in (("run_date", self.run_date), ("run_id", self.run_id)):
-            if not pc.all(pc.equal(table.column(column), value)).as_py():
+            if pc.any(pc.not_equal(table.column(column), value)).as_py():
                 raise ValueError(f"{name}: {column} is not {value} everywhere")
         audit_shard(table, expected_user_ids, seen, catalogue, top_k, name, filter)
         return digest

@@ -67,6 +67,11 @@ def test_figures(figures: dict[str, Any]) -> None:
     assert figures["top_tenth_recommended"] == 3 / 6, "item a has half of the recommendations"
 
 
+def test_a_shard_of_nobody_adds_nothing(catalogue: Catalogue) -> None:
+    found = measure(SCHEMA.empty_table(), SCHEMA.empty_table(), catalogue.item_ids, 3)
+    assert not any(sums.any() for sums in found.values())
+
+
 def test_the_stability_index_grows_with_the_shift() -> None:
     base = np.array([100.0, 200, 100])
     shifts = [stability_index(np.roll(base, by) * [1, 1, 1], base) for by in (0, 1)]
