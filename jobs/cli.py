@@ -113,13 +113,18 @@ def nightly(
     date: RunDate = None,
     dry_run: DryRun = False,
     log_json: LogJson = False,
+    full: Annotated[bool, typer.Option("--full", help="score everyone, also users for whom nothing changed")] = False,
+    users: Annotated[str | None, typer.Option(help="table of user_id: these users alone (nightly.users)")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="a trial of so many users, published apart")] = None,
 ) -> None:
     """Score every user's candidates and publish the recommendations of one date."""
     from jobs.config import load_config
     from jobs.nightly import nightly as run_nightly
 
     with errors_in_one_line():
-        run_nightly(load_config(config, overrides), Console(log_json), run_date(date), dry_run)
+        asked = [f"nightly.users={users}"] if users else []
+        settings = load_config(config, [*overrides, *asked])
+        run_nightly(settings, Console(log_json), run_date(date), dry_run, full, limit)
 
 
 @app.command()

@@ -26,6 +26,7 @@ class WorkersConfig(Section):
     """Ray's share: how many workers train and score, and what each holds."""
 
     num_workers: int = Field(2, ge=1)
+    min_workers: int | None = Field(None, ge=1)  # of a pool that scores, which grows to num_workers; null: all at once
     cpus_per_worker: float = Field(1, gt=0)
     gpus_per_worker: float = Field(0, ge=0)
     max_failures: int = Field(3, ge=0)  # of workers, before a training verb gives up

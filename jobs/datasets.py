@@ -5,8 +5,11 @@ on them. Transforms are plain callables of `allmrec`, which take `batch["id"]`, 
 """
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from queue import Empty, Queue
+from threading import Thread
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import ray.data
@@ -15,6 +18,7 @@ from ray.exceptions import RayError
 from jobs.config import WorkersConfig
 
 Transform = Callable[[dict[str, Any]], Iterator[pa.Table]]
+T = TypeVar("T")
 
 
 def over(count: int, transform: Transform) -> ray.data.Dataset:
@@ -23,16 +27,26 @@ def over(count: int, transform: Transform) -> ray.data.Dataset:
 
 
 def pooled(
-    numbers: Sequence[int], transform: type, arguments: tuple[Any, ...], workers: WorkersConfig
+    numbers: Sequence[int], transform: type, arguments: tuple[Any, ...], workers: WorkersConfig, at_once: int = 1
 ) -> ray.data.Dataset:
-    """`transform(*arguments)` on each of the numbers, by workers that make it once and so load their models once."""
+    """`transform(*arguments)` on each of the numbers, by workers that make it once and so load their models once.
+
+    Args:
+        at_once: numbers that a worker has in hand, each in a thread; a transform for more than one locks what it must.
+    """
     # Ready blocks instead of `range`, which reads by tasks: those would wait for a CPU that the workers hold.
     blocks = [pa.table({"id": [number]}) for number in numbers]
+    most = min(workers.num_workers, len(blocks))
     return ray.data.from_arrow(blocks).map_batches(
         transform,
         fn_constructor_args=arguments,
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=min(workers.num_workers, len(blocks))),
+        compute=ray.data.ActorPoolStrategy(
+            min_size=min(workers.min_workers or most, most),
+            max_size=most,
+            max_concurrent_calls_per_actor=at_once,
+            enable_true_multi_threading=at_once > 1,
+        ),
         num_cpus=workers.cpus_per_worker,
         num_gpus=workers.gpus_per_worker,
     )
@@ -57,3 +71,47 @@ def tables(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
         if isinstance(cause, ValueError):
             raise ValueError(str(cause).split("\n")[0]) from None  # Ray adds lines on its retries
         raise
+
+
+def watched(
+    results: Iterator[T], deadline_s: float | None, stalled_s: float | None, diagnose: Callable[[], str]
+) -> Iterator[T]:
+    """The results as they come, for as long as they come.
+
+    Args:
+        deadline_s: for all of them together.
+        stalled_s: from one to the next.
+        diagnose: what is unfinished; asked when there is no more waiting.
+
+    Raises:
+        ValueError: they took too long; with the diagnosis. What makes them is left as it is.
+    """
+    arrived: Queue[tuple[str, Any]] = Queue(maxsize=1)
+
+    def take() -> None:
+        try:
+            for result in results:
+                arrived.put(("result", result))
+            arrived.put(("end", None))
+        except Exception as error:
+            arrived.put(("error", error))
+
+    Thread(target=take, name="watched", daemon=True).start()
+    started = time.monotonic()
+    while True:
+        left_s = None if deadline_s is None else max(deadline_s - (time.monotonic() - started), 0)
+        waits = [seconds for seconds in (left_s, stalled_s) if seconds is not None]
+        try:
+            kind, value = arrived.get(timeout=min(waits) if waits else None)
+        except Empty:
+            late = left_s is not None and (stalled_s is None or left_s <= stalled_s)
+            why = f"nightly.deadline_s ({deadline_s:g} s) is over" if late else f"nothing came for {stalled_s:g} s"
+            raise ValueError(
+                f"gave up: {why} and {diagnose()}. Run again to go on with those, with more workers or, if this is how "
+                f"long it takes, a larger nightly.{'deadline_s' if late else 'stalled_s'}"
+            ) from None
+        if kind == "error":
+            raise value
+        if kind == "end":
+            return
+        yield value

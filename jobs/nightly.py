@@ -3,50 +3,86 @@
     allmrec nightly --config jobs/configs/demo.yaml --date 2026-11-21
     ray job submit -- python -m jobs.nightly --config jobs/configs/demo.yaml --date 2026-11-21
 
-A shard of users is the unit of work: a run that was killed goes on with the shards that are not committed.
+A shard of users is the unit of work: a run that was killed goes on with the shards that are not committed. Users for
+whom nothing has changed since the last run keep its rows.
 """
 
 import datetime
+import json
 from collections import Counter
+from typing import Any
 
-import allmrec
+import numpy as np
+
 from allmrec.artifacts import MANIFEST, read_manifest
-from allmrec.bundle import check_items, check_llm, latest_bundle, read_description
-from allmrec.cf.approximate import load_faiss
+from allmrec.bundle import latest_bundle, read_description
+from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import num_shards
+from allmrec.llm.prompt import PromptConfig
+from allmrec.nightly.carry_over import LastRun
+from allmrec.nightly.estimate import cost_of, tokens_of_a_prompt
+from allmrec.nightly.inspection import InspectShards, add_up
 from allmrec.nightly.lease import hold_lease
-from allmrec.nightly.publish import Run
-from allmrec.nightly.score import AuditShards, ScoreShards
+from allmrec.nightly.log import find_json
+from allmrec.nightly.progress import diagnosis
+from allmrec.nightly.report import FOLDER, alarms, refuse_alarms, render, summarise
+from allmrec.nightly.score import Night, ScoreShards
 from allmrec.storage import Storage, open_storage
-from jobs import deal_candidates
+from jobs import deal, fit_blend
 from jobs.config import Config
 from jobs.console import Console
-from jobs.datasets import over, pooled, tables
+from jobs.datasets import over, pooled, tables, watched
+from jobs.metrics import NightlyMetrics
+from jobs.nightly_inputs import item_filter, open_night, read_users, run_identity
 from jobs.step import Facts, execute
 from jobs.workers import start_ray
 
 INPUTS = ("bundle", "sequences", "items")
+TRIAL = "_trial"  # below the output, where no reader looks
+_AHEAD = 2  # shards that a worker has in hand: one with the LLM, one before or behind it
 
 
-def nightly(config: Config, console: Console, run_date: datetime.date, dry_run: bool = False) -> None:
+def nightly(
+    config: Config,
+    console: Console,
+    run_date: datetime.date,
+    dry_run: bool = False,
+    full: bool = False,
+    limit: int | None = None,
+) -> None:
     """Score and publish one date, or say that it is published already.
 
+    Args:
+        full: score everyone, also users for whom nothing has changed.
+        limit: a trial: about so many users, published below `<output>/_trial`.
+
     Raises:
-        ValueError: an input is missing, another run has the date, or it was published from something else.
+        ValueError: an input is missing, another run has the date, it was published from something else, an alarm is
+            raised, or the run takes longer than it may.
     """
+    # Inputs.
     storage = open_storage(config.run_uri, config.storage)
     missing = [name for name in INPUTS if not storage.exists(f"{name}/{MANIFEST}")]
     if missing and dry_run:
         console.plan("nightly", {"waits for": ", ".join(missing)})
         return
-    if config.nightly.candidates:
-        execute(deal_candidates.STEP, config, console, dry_run)
-    identity = run_identity(config, storage)
-    output = open_storage(config.nightly.output or f"{config.run_uri}/recommendations", config.storage)
-    if dry_run:
-        console.plan("nightly", {"run date": run_date, **plan(config, storage), "output": output.uri})
+    steps = [table.step for table in deal.TABLES if getattr(config.nightly, table.key)]
+    steps += [fit_blend.STEP] if config.nightly.ranker == "blend" else []
+    for step in steps:
+        execute(step, config, console, dry_run)
+    waiting = [name for step in steps for name in step.outputs if not storage.exists(f"{name}/{MANIFEST}")]
+    if waiting and dry_run:
+        console.plan("nightly", {"waits for": ", ".join(waiting)})
         return
-    run = Run.open(output, run_date, identity)
+    output = open_storage(config.nightly.output or f"{config.run_uri}/recommendations", config.storage)
+    output = output if limit is None else output.at(TRIAL)
+    if dry_run:
+        console.plan("nightly", {"run date": run_date, **plan(config, storage, output, run_date, limit)})
+        return
+
+    # Score, look at the result, publish.
+    night = open_night(config, storage, output, run_date, full, limit)
+    run = night.run
     if run.published():
         console.skip("nightly", f"{run_date} is published already, as run {run.run_id} in {output.uri}")
         return
@@ -54,84 +90,125 @@ def nightly(config: Config, console: Console, run_date: datetime.date, dry_run: 
         console.phase("nightly") as phase,
         hold_lease(output, run_date, config.nightly.lease_s, lambda message: console.event(message)) as lease,
     ):
-        facts = score(config, console, run, storage)
+        start_ray(config)
+        metrics = NightlyMetrics(run_date)
+        facts = score(config, console, night, metrics)
         lease.check()
-        entry = run.publish(num_shards(storage.at("sequences")), audit(config, console, run, storage), lease)
-        phase.facts({**facts, "run": run.run_id, "log_entry": entry["n"], "published_at": output.uri})
+        digests, sums, counted = inspect(console, night)
+        report = report_of(config, night, sums, counted)
+        metrics.reported(report["alarms"])
+        where = write_report(output, report)
+        refuse_alarms(report["alarms"], where)
+        entry = run.publish(len(digests), digests, lease)
+        phase.facts({**facts, "run": run.run_id, "log_entry": entry["n"], "published_at": output.uri, "report": where})
 
 
-def run_identity(config: Config, storage: Storage) -> Facts:
-    """What the result depends on: two runs of a date that agree on it are the same run."""
-    bundle = latest_bundle(storage)
-    description = read_description(storage, bundle)
-    check_llm(description, config.llm)
-    check_items(description, storage.at("items"))
-    above = config.nightly.approximate_above
-    if above is not None and read_manifest(storage.at("items")).rows > above:
-        load_faiss()  # before any worker starts
-    ranking = config.nightly.model_dump(mode="json", exclude={"output", "lease_s", "candidates"})
-    candidates = storage.at("candidates")
-    return {
-        "bundle": bundle,
-        "llm": description["models"]["llm"]["identity"],
-        "sequences": read_manifest(storage.at("sequences")).digest,
-        "items": read_manifest(storage.at("items")).digest,
-        "candidates": read_manifest(candidates).digest if config.nightly.candidates else None,
-        "nightly": ranking,
-        "seed": config.seed,
-        "code": allmrec.__version__,
-    }
-
-
-def score(config: Config, console: Console, run: Run, storage: Storage) -> Facts:
+def score(config: Config, console: Console, night: Night, metrics: NightlyMetrics) -> Facts:
     """Score the shards that are not committed yet, on a pool of workers with an LLM each."""
-    start_ray(config)
-    shards = num_shards(storage.at("sequences"))
-    pending = sorted(set(range(shards)) - run.finished_shards())
+    shards = range(num_shards(night.users.sequences))
+    pending = sorted(set(shards) - night.run.finished_shards())
     totals: Counter[str] = Counter()
-    given = storage.at("candidates") if config.nightly.candidates else None
     if pending:
-        arguments = (run, storage, config.llm, config.nightly, config.seed, given)
-        scored = pooled(pending, ScoreShards, arguments, config.workers)
+        scored = watched(
+            tables(pooled(pending, ScoreShards, (night,), config.workers, _AHEAD)),
+            config.nightly.deadline_s,
+            config.nightly.stalled_s,
+            lambda: diagnosis(night.run, shards),
+        )
         with console.progress("score", len(pending)) as bar:
-            for table in tables(scored):
+            for table in scored:
                 for row in table.to_pylist():
-                    totals.update({name: value for name, value in row.items() if name not in ("shard", "won")})
+                    facts = {name: value for name, value in row.items() if name != "shard" and value is not None}
+                    totals.update(facts)
                     bar.advance(1, users=totals["users"])
-    return speed(totals) | {"shards": shards, "shards_done_before": shards - len(pending)}
+                    metrics.shard_done(facts, bar.done, len(pending))
+    return speed(totals) | {"shards": len(shards), "shards_done_before": len(shards) - len(pending)}
 
 
 def speed(totals: Counter[str]) -> Facts:
     """What a shard's facts add up to, per second of a worker's work."""
-    left_out = ("seconds", "padding", "index_compared", "index_found")
-    facts: Facts = {name: count for name, count in sorted(totals.items()) if name not in left_out}
-    if totals["seconds"]:
-        facts["users/s of a worker"] = round(totals["users"] / totals["seconds"], 1)
-        facts["tokens/s of a worker"] = round(totals["tokens"] / totals["seconds"])
+    left_out = ("padding", "index_compared", "index_found")
+    facts: Facts = {
+        name: count
+        for name, count in sorted(totals.items())
+        if name not in left_out and not name.startswith(("seconds_", "worker_seconds"))
+    }
+    if totals["worker_seconds"]:
+        facts["users/s of a worker"] = round(totals["users"] / totals["worker_seconds"], 1)
     if totals["tokens"]:
+        facts["tokens/s of a worker"] = round(totals["tokens"] / totals["seconds_rank"])
         facts["padding %"] = round(100 * totals["padding"] / (totals["tokens"] + totals["padding"]), 2)
     if totals["index_compared"]:
         facts["recall of the index"] = round(totals["index_found"] / totals["index_compared"], 4)
     return facts
 
 
-def audit(config: Config, console: Console, run: Run, storage: Storage) -> dict[int, str]:
-    """Every shard's sha256, once it has passed the audit."""
-    shards = num_shards(storage.at("sequences"))
-    audited = over(shards, AuditShards(run, storage, config.nightly.top_k))
-    digests: dict[int, str] = {}
+def inspect(console: Console, night: Night) -> tuple[dict[int, str], dict[str, np.ndarray], Counter[str]]:
+    """Every shard's sha256, once it has passed the audit; statistics and facts of all shards together."""
+    shards, digests = num_shards(night.users.sequences), dict[int, str]()
+    sums: dict[str, np.ndarray] = {}
+    facts: Counter[str] = Counter()
     with console.progress("audit", shards) as bar:
-        for table in tables(audited):
-            digests |= {row["shard"]: row["sha256"] for row in table.to_pylist()}
+        inspected = tables(over(shards, InspectShards(night)))
+        for table in watched(inspected, None, night.config.stalled_s, lambda: f"{shards - bar.done} await the audit"):
+            digests |= dict(zip(table.column("shard").to_pylist(), table.column("sha256").to_pylist(), strict=True))
+            for text in table.column("facts").to_pylist():
+                facts.update(json.loads(text))
+            add_up(table, sums)
             bar.advance(table.num_rows)
-    return digests
+    return digests, sums, facts
 
 
-def plan(config: Config, storage: Storage) -> Facts:
-    """What a run would do: users, prompts and shards."""
-    users = read_manifest(storage.at("sequences")).rows
-    prompts = users if config.nightly.ranker == "llm" else 0
-    return {"users": users, "shards": num_shards(storage.at("sequences")), "prompts": prompts}
+def report_of(config: Config, night: Night, sums: dict[str, np.ndarray], facts: Counter[str]) -> dict[str, Any]:
+    """report.json: what the run was made of, its figures and its alarms."""
+    last = night.last.entry if night.last else None
+    figures = summarise(
+        sums,
+        facts,
+        Catalogue.read(night.storage.at("items")),
+        night.filter,
+        last["rows"] if last else None,
+        config.workers.gpus_per_worker,
+        config.nightly.price_per_gpu_hour,
+    )
+    identity = night.run.identity
+    return {
+        "run_date": str(night.run.run_date),
+        "run_id": night.run.run_id,
+        **{name: identity[name] for name in ("bundle", "weight", "code")},
+        "llm": config.llm.name,
+        "ranker": config.nightly.ranker,
+        "last": last and {name: last[name] for name in ("run_date", "run_id")},
+        "alarms": alarms(figures, config.nightly.alarms),
+        "figures": figures,
+    }
+
+
+def write_report(output: Storage, report: dict[str, Any]) -> str:
+    """Put report.json and report.html beside the dates' folders; returns where the page is."""
+    target = output.at(f"{FOLDER}/run_date={report['run_date']}")
+    target.write("report.json", json.dumps(report, indent=1).encode())
+    target.write("report.html", render(report).encode())
+    return target.name("report.html")
+
+
+def plan(config: Config, storage: Storage, output: Storage, run_date: datetime.date, limit: int | None) -> Facts:
+    """What a run would do at most: users, prompts, shards, tokens and what those cost."""
+    run_identity(config, storage, item_filter(config, storage), limit)  # raises for what does not fit together
+    users, shards = read_users(config, storage, run_date, limit), num_shards(storage.at("sequences"))
+    listed = read_manifest(users.asked or users.sequences).rows
+    count = min(listed, limit or listed)
+    facts: Facts = {"users": count, "shards": shards, "prompts": 0, "output": output.uri}
+    if config.nightly.ranker == "teacher":
+        return facts
+    prompt = PromptConfig(**read_description(storage, latest_bundle(storage))["config"]["prompt"])
+    sample, catalogue = users.read(0).users, Catalogue.read(storage.at("items"))
+    sample = sample.take(np.flatnonzero(sample.lengths))
+    tokens = count * tokens_of_a_prompt(sample, catalogue, config.llm, prompt, config.nightly.num_candidates)
+    last = LastRun.before(output, run_date, shards)
+    report = find_json(output, f"{FOLDER}/run_date={last.entry['run_date']}/report.json") if last else None
+    costs = cost_of(tokens, report, config.workers.gpus_per_worker, config.nightly.price_per_gpu_hour)
+    return {**facts, "prompts": count, "tokens": round(tokens), **costs}
 
 
 if __name__ == "__main__":

@@ -66,7 +66,8 @@ def start_ray(config: Config) -> None:
     needed = math.ceil(config.workers.num_workers * config.workers.cpus_per_worker)
     if config.workers.object_store_mb is not None:
         options["object_store_memory"] = config.workers.object_store_mb * 2**20
-    ray.init(num_cpus=max(os.cpu_count() or 1, needed), include_dashboard=False, **options)
+    # One of its own, even where another process has started Ray.
+    ray.init("local", num_cpus=max(os.cpu_count() or 1, needed), include_dashboard=False, **options)
 
 
 def fit(context: Context, verb: str, loop: Loop, loop_config: dict[str, Any], total: int) -> Facts:

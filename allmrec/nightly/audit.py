@@ -10,6 +10,14 @@ import pyarrow.compute as pc
 
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
+from allmrec.nightly.filters import REASONS, ItemFilter
+
+_REFUSED = {
+    "unavailable": "an item is not available",
+    "category": "an item is in no allowed category",
+    "blocked": "an item is blocked",
+    "suppressed": "an item is suppressed",
+}
 
 
 def audit_shard(
@@ -19,18 +27,20 @@ def audit_shard(
     catalogue: Catalogue,
     top_k: int,
     name: str = "shard",
+    filter: ItemFilter | None = None,
 ) -> None:
     """Refuse a shard that breaks a rule.
 
-    Every expected user stands in it once; ranks are dense from 1; scores are finite; items are in the catalogue,
-    available, not seen by the user and not twice in a list; and a list is as long as it can be: `top_k`, or all the
-    items that the user may be recommended where those are fewer.
+    Every expected user stands in it once; ranks are dense from 1; scores are finite; items are in the catalogue, pass
+    the filter, are not seen by the user and not twice in a list; and a list is as long as it can be: `top_k`, or all
+    the items that the user may be recommended where those are fewer.
 
     Args:
         table: of the `recommendations` schema, U rows.
         expected_user_ids: of the shard, each once.
         seen: histories; users without one may be missing.
         name: what messages call the shard.
+        filter: what may be recommended; by default all that is available.
 
     Raises:
         ValueError: names the shard, the rule, how often it is broken, and one user.
@@ -68,7 +78,9 @@ def audit_shard(
     indices = pc.index_in(entries.field("item_id"), value_set=catalogue.item_ids.slice(1))
     refuse(indices.is_null().to_numpy(zero_copy_only=False), "an item is not in the catalogue")
     items = indices.to_numpy(zero_copy_only=False).astype(np.int64) + 1
-    refuse(~catalogue.available[items], "an item is not available")
+    filter = filter or ItemFilter((~catalogue.available).astype(np.int8))
+    for number, reason in enumerate(REASONS, 1):
+        refuse(filter.verdict_I[items] == number, _REFUSED[reason])
 
     # A (row, item) pair as one integer.
     width = catalogue.num_items + 1
@@ -83,8 +95,8 @@ def audit_shard(
     seen_pairs = np.unique(seen_rows[known].astype(np.int64) * width + seen.items[known])
     refuse(np.isin(pairs, seen_pairs), "the user has seen an item")
 
-    seen_and_available = catalogue.available[seen_pairs % width]
-    possible = catalogue.available.sum() - np.bincount(seen_pairs[seen_and_available] // width, minlength=len(lists))
+    seen_and_allowed = filter.allowed_I[seen_pairs % width]
+    possible = filter.allowed_I.sum() - np.bincount(seen_pairs[seen_and_allowed] // width, minlength=len(lists))
     wrong = lengths != np.minimum(possible, top_k)
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])

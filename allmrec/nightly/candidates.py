@@ -1,6 +1,6 @@
-"""Candidates for a shard of users: the teacher's top-N, or another system's, checked and topped up.
+"""Candidates for a shard of users: the teacher's top-N, another system's, checked and topped up, or popular items.
 
-Items that a user has seen, that are unavailable or that the catalogue does not know never become candidates.
+Items that a user has seen, that the filter refuses or that the catalogue does not know never become candidates.
 
 Dimensions: U users, D = teacher.dim, N candidates
 """
@@ -20,6 +20,7 @@ from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
 from allmrec.hashing import draws, key64
 from allmrec.nightly.config import NightlyConfig
+from allmrec.nightly.filters import ItemFilter
 
 _SAMPLE, _SAMPLED = 0x5243, 64  # key and number of users of a shard on whom the index is compared
 
@@ -35,19 +36,22 @@ class Candidates:
 
 
 class Retriever:
-    """The teacher's best unseen, available items: exactly, or through an index where the catalogue is large."""
+    """The teacher's best unseen, allowed items: exactly, or through an index where the catalogue is large."""
 
-    def __init__(self, teacher: Teacher, catalogue: Catalogue, config: NightlyConfig, seed: int):
+    def __init__(self, teacher: Teacher, catalogue: Catalogue, allowed_I: np.ndarray, config: NightlyConfig, seed: int):
         """
+        Args:
+            allowed_I: bool (n + 1,), the items that may be recommended.
+
         Raises:
             ValueError: an item's embedding is NaN or inf, or the index cannot be built; see `ApproximateIndex`.
         """
         self.teacher, self.count, self.seed = teacher, config.num_candidates, seed
         refuse_nonfinite(teacher.item_embeddings, catalogue.item_ids, "embeds items")
-        self.available_I = torch.from_numpy(catalogue.available.copy()).to(teacher.item_embeddings.device)
+        self.allowed_I = torch.from_numpy(allowed_I.copy()).to(teacher.item_embeddings.device)
         self.index = None
-        if config.approximate_above is not None and catalogue.available.sum() > config.approximate_above:
-            self.index = ApproximateIndex(teacher, self.available_I, seed)
+        if config.approximate_above is not None and allowed_I.sum() > config.approximate_above:
+            self.index = ApproximateIndex(teacher, self.allowed_I, seed)
 
     def __call__(self, users: Sequences) -> Candidates:
         """Raises ValueError for representations that are NaN or inf; names users."""
@@ -65,15 +69,17 @@ class Retriever:
         return {"index_compared": int((exact_SN > 0).sum()), "index_found": int(found_SNN.sum())}
 
     def _exact(self, users: Sequences, x_UD: torch.Tensor) -> np.ndarray:
-        items_UN, _ = retrieve(self.teacher, x_UD, self._seen(users), self.available_I, self.count)
+        items_UN, _ = retrieve(self.teacher, x_UD, self._seen(users), self.allowed_I, self.count)
         return items_UN.cpu().numpy()
 
     def _seen(self, users: Sequences) -> Pairs:
-        device = self.available_I.device
+        device = self.allowed_I.device
         return torch.from_numpy(users.rows()).to(device), torch.from_numpy(users.items.copy()).to(device)
 
 
-def given(table: pa.Table, proposals: Candidates, catalogue: Catalogue, users: Sequences) -> Candidates:
+def given(
+    table: pa.Table, proposals: Candidates, catalogue: Catalogue, filter: ItemFilter, users: Sequences
+) -> Candidates:
     """Another system's candidates, in its order; users left with too few are filled from `proposals`.
 
     Args:
@@ -88,15 +94,23 @@ def given(table: pa.Table, proposals: Candidates, catalogue: Catalogue, users: S
     rows, items = rows[mine].astype(np.int64), items[mine]
 
     base = catalogue.num_items + 1
-    unknown = items == 0
-    seen = ~unknown & np.isin(rows * base + items, users.rows() * base + users.items)
-    unavailable = ~unknown & ~seen & ~catalogue.available[items]
-    good = ~(unknown | seen | unavailable)
-    dropped = {"unknown": int(unknown.sum()), "seen": int(seen.sum()), "unavailable": int(unavailable.sum())}
+    pairs = rows * base + items
+    known = items > 0
+    seen = known & np.isin(pairs, users.rows() * base + users.items)
+    refused = known & ~seen & ~filter.allowed_I[items]
+    good = known & ~seen & ~refused
+    first = np.sort(np.unique(pairs[good], return_index=True)[1])
+    dropped = {
+        "unknown": int((~known).sum()),
+        "seen": int(seen.sum()),
+        **filter.reasons(items[refused]),
+        "repeated": int(good.sum()) - len(first),
+    }
 
-    rows, items = rows[good], items[good]
+    rows, items = rows[good][first], items[good][first]
     num_users, count = proposals.items.shape
-    enough = np.bincount(np.unique(rows * base + items) // base, minlength=num_users) >= count
+    counts = np.bincount(rows, minlength=num_users)
+    dropped["surplus"] = int((counts - count).clip(0).sum())
     at_row, at_column = np.nonzero(proposals.items)
     rows = np.concatenate([rows, at_row])
     items = np.concatenate([items, proposals.items[at_row, at_column]])
@@ -109,4 +123,11 @@ def given(table: pa.Table, proposals: Candidates, catalogue: Catalogue, users: S
     out = np.zeros((num_users, count), dtype=np.int32)
     kept = place < count
     out[rows[kept], place[kept]] = items[kept]
-    return replace(proposals, items=out, dropped=dropped, filled=int((~enough).sum()))
+    return replace(proposals, items=out, dropped=dropped, filled=int((counts < count).sum()))
+
+
+def most_popular(popularity_I: np.ndarray, allowed_I: np.ndarray, count: int) -> np.ndarray:
+    """The items that may be recommended with the most interactions, int32 (count,); equal ones in index order."""
+    allowed = np.flatnonzero(allowed_I)
+    best = allowed[np.argsort(-popularity_I[allowed], kind="stable")][:count]
+    return np.pad(best, (0, count - len(best))).astype(np.int32)

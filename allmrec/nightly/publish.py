@@ -33,6 +33,7 @@ from allmrec.data.sequences import Sequences
 from allmrec.hashing import fingerprint
 from allmrec.journal import dump_json, entries_after, find_json, last_number, load_json
 from allmrec.nightly.audit import audit_shard
+from allmrec.nightly.filters import ItemFilter
 from allmrec.nightly.lease import Lease
 from allmrec.nightly.log import manifest_key, publish_entry, refresh_latest, write_symlinks
 from allmrec.storage import Storage
@@ -103,6 +104,10 @@ class Run:
             raise self._unusable(shard, entry, "is damaged")
         return pq.read_table(io.BytesIO(data)), entry["sha256"]
 
+    def shard_facts(self, shard: int) -> dict[str, float]:
+        """What the attempt that won said of itself."""
+        return load_json(self.storage, self._entry_key(shard))["facts"]
+
     def audit(
         self,
         shard: int,
@@ -110,6 +115,7 @@ class Run:
         seen: Sequences,
         catalogue: Catalogue,
         top_k: int,
+        filter: ItemFilter | None = None,
     ) -> str:
         """Audit a finished shard as it lies in the store (`audit_shard` has the rules and raises ValueError).
 
@@ -119,9 +125,9 @@ class Run:
         table, digest = self.read_shard(shard)
         name = f"run {self.run_id} of {self.run_date}, shard {shard}"
         for column, value in (("run_date", self.run_date), ("run_id", self.run_id)):
-            if not pc.all(pc.equal(table.column(column), value)).as_py():
+            if pc.any(pc.not_equal(table.column(column), value)).as_py():
                 raise ValueError(f"{name}: {column} is not {value} everywhere")
-        audit_shard(table, expected_user_ids, seen, catalogue, top_k, name)
+        audit_shard(table, expected_user_ids, seen, catalogue, top_k, name, filter)
         return digest
 
     def published(self) -> dict[str, Any] | None:

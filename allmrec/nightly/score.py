@@ -1,122 +1,225 @@
-"""The nightly work on a shard of users: retrieve, rank, commit; and the audit of what was committed.
+"""The nightly work on a shard of users: retrieve, rank, commit.
 
 Plain callables for batches of shard numbers. A shard depends on nothing but its own users, so any worker may do it,
-and do it again.
+and do it again. A worker may be called by several threads: while the LLM ranks one shard, the next is retrieved and
+the last one written.
 
 Dimensions: U users of the shard, N candidates, K recommended
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from allmrec.artifacts import read_table
 from allmrec.bundle import load_bundle
-from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences, offsets_of
 from allmrec.hashing import key64, permutations
 from allmrec.llm.loading import LLMConfig
-from allmrec.nightly.candidates import Candidates, Retriever, given
+from allmrec.nightly.blend import blended
+from allmrec.nightly.candidates import Candidates, Retriever, given, most_popular
+from allmrec.nightly.carry_over import LastRun, input_digests, write_digests
 from allmrec.nightly.config import NightlyConfig
+from allmrec.nightly.filters import ItemFilter
+from allmrec.nightly.progress import note
 from allmrec.nightly.publish import Run
+from allmrec.nightly.users import NightlyUsers
 from allmrec.scorer import Scorer
 from allmrec.storage import Storage
 from schemas.recommendations import ITEM, SCHEMA
 
 _ORDER = 0x4E49  # purpose of the draws that shuffle candidates in a prompt
+POPULAR, TEACHER, LLM = "popular", "teacher", "llm"
+
+
+@dataclass(frozen=True)
+class Night:
+    """What every worker of a run is told. Can be pickled."""
+
+    run: Run
+    storage: Storage  # of the bundle and the tables
+    config: NightlyConfig
+    llm: LLMConfig
+    seed: int
+    users: NightlyUsers
+    filter: ItemFilter
+    weight: float  # of the LLM against the teacher: 1 and 0 are either alone
+    given: Storage | None = None  # another system's candidates, dealt to shards
+    last: LastRun | None = None  # what tonight is compared with
+    carry_over: bool = True  # the rows of `last` that have not changed
+
+    @property
+    def ranking(self) -> dict[str, Any]:
+        """What ranks a user's candidates, whoever the user is."""
+        names = ("bundle", "llm", "seed", "code")
+        kept = {name: self.run.identity[name] for name in names}
+        return {**kept, **self.config.ranking(), "weight": self.weight}
 
 
 class ScoreShards:
     """Shard numbers → one row a shard: what it cost. The recommendations go into the store.
 
-    Loads the bundle and the LLM and builds the index of items once.
+    Loads the bundle once, and the LLM when the first user needs it.
     """
 
-    def __init__(
-        self, run: Run, storage: Storage, llm: LLMConfig, config: NightlyConfig, seed: int, given: Storage | None
-    ):
-        self.run, self.storage, self.config, self.seed, self.given = run, storage, config, seed, given
-        self.scorer = Scorer(load_bundle(storage, run.identity["bundle"]), llm)
-        if config.ranker == "llm":
-            self.scorer.ranker(soft=True)  # loads the LLM now, while no clock runs
+    def __init__(self, night: Night):
+        self._finished = time.perf_counter()
+        self.night = night
+        self.scorer = Scorer(load_bundle(night.storage, night.run.identity["bundle"]), night.llm)
+        self.catalogue = self.scorer.bundle.catalogue
+        self._preparing, self._ranking = Lock(), Lock()
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
         for shard in batch["id"].tolist():
-            started, before = time.perf_counter(), self.scorer.spent()
-            users = Sequences.read(self.storage.at("sequences"), [shard])
+            yield pa.Table.from_pylist([{"shard": shard, **self.score(shard)}])
+
+    def score(self, shard: int) -> dict[str, float]:
+        """Make a shard and commit it; returns its facts."""
+        night, clock = self.night, Phases(lambda doing: note(self.night.run, shard, doing))
+        with self._preparing, clock.phase("retrieve"):
+            read = night.users.read(shard)
+            users = read.users
             candidates = self.candidates(shard, users)
-            scores_UN = self.scores(users, candidates.items)
-            table = self.recommendations(users, candidates.items, scores_UN)
-            facts = {
-                "users": len(users),
-                "filled_from_teacher": candidates.filled,
-                **{f"dropped_{reason}": count for reason, count in candidates.dropped.items()},
-                **candidates.index,
-                **{name: spent - before[name] for name, spent in self.scorer.spent().items()},
-                f"source_{self.config.ranker}": len(users),
-            }
-            won = self.run.commit_shard(shard, table, facts)
-            seconds = time.perf_counter() - started
-            yield pa.Table.from_pylist([{"shard": shard, "won": won, "seconds": seconds, **facts}])
+            digests_U = input_digests(users, candidates.items, night.ranking)
+            kept = self._carried_over(shard, users, candidates.items, digests_U)
+        rows = np.flatnonzero(~pc.is_in(users.user_ids, kept.column("user_id")).to_numpy(zero_copy_only=False))
+        clock.now("wait for the LLM")
+        with self._ranking, clock.phase("rank"):
+            before = self.scorer.spent()
+            scores_RN = self.scores(users.take(rows), candidates.items[rows])
+            spent = {name: count - before.get(name, 0) for name, count in self.scorer.spent().items()}
+        with clock.phase("write"):
+            table = self.recommendations(users.take(rows), candidates.items[rows], scores_RN)
+            table = pa.concat_tables([table, *([self._stamped(kept)] if len(kept) else [])])
+            table = table.take(pc.index_in(users.user_ids, table.column("user_id").combine_chunks()))
+            write_digests(night.run, shard, users, digests_U)
+        sources = {f"source_{source}": _count(table, source) for source in (LLM, TEACHER, POPULAR)}
+        facts = {
+            "users": len(users),
+            "carried_over": len(kept),
+            "scored_by_llm": int((users.lengths[rows] > 0).sum()) if night.weight else 0,
+            **{source: count for source, count in sources.items() if count},
+            **read.left_out,
+            "filled_from_teacher": candidates.filled,
+            **{f"dropped_{reason}": count for reason, count in candidates.dropped.items() if count},
+            **candidates.index,
+            **spent,
+            **clock.seconds,
+            "worker_seconds": self._worker_seconds(),
+        }
+        night.run.commit_shard(shard, table, facts)
+        clock.now("done")
+        return facts
 
     @cached_property
     def retriever(self) -> Retriever:
         """Made by the first call and not with the worker: Ray hands on an error of a call as it was raised."""
-        return Retriever(self.scorer.teacher, self.scorer.bundle.catalogue, self.config, self.seed)
+        night = self.night
+        return Retriever(self.scorer.teacher, self.catalogue, night.filter.allowed_I, night.config, night.seed)
 
     def candidates(self, shard: int, users: Sequences) -> Candidates:
-        """(U, N) items that each user may be recommended."""
-        proposals = self.retriever(users)
-        if self.given is None:
+        """(U, N) items that each user may be recommended; popular ones where there is no history."""
+        night = self.night
+        popular = most_popular(self.catalogue.popularity, night.filter.allowed_I, night.config.num_candidates)
+        known = np.flatnonzero(users.lengths)
+        proposals = self.retriever(users.take(known)) if len(known) else Candidates(np.zeros((0, len(popular)), int))
+        items_UN = np.tile(popular, (len(users), 1))
+        items_UN[known] = proposals.items
+        proposals = replace(proposals, items=items_UN)
+        if night.given is None:
             return proposals
-        return given(read_table(self.given, [shard]), proposals, self.scorer.bundle.catalogue, users)
+        return given(read_table(night.given, [shard]), proposals, self.catalogue, night.filter, users)
 
     def scores(self, users: Sequences, candidates_UN: np.ndarray) -> np.ndarray:
-        """float32 (U, N): the LLM's probability of a candidate, or the teacher's score; -inf for no candidate."""
-        x_UD = self.scorer.represent(users)
-        if self.config.ranker == "teacher":
-            return np.where(candidates_UN > 0, self.scorer.teacher_scores(x_UD, candidates_UN), -np.inf)
+        """float32 (U, N), higher is better; -inf for no candidate.
+
+        The LLM's probability of a candidate, or the blend's; the teacher's score where it ranks alone; the number of
+        interactions for users without a history.
+        """
+        scores_UN = self.catalogue.popularity[candidates_UN].astype(np.float32)
+        if len(known := np.flatnonzero(users.lengths)):
+            scores_UN[known] = self._personal(users.take(known), candidates_UN[known])
+        return np.where(candidates_UN > 0, scores_UN, -np.inf)
+
+    def _personal(self, users: Sequences, candidates_UN: np.ndarray) -> np.ndarray:
+        x_UD, weight = self.scorer.represent(users), self.night.weight
+        if weight == 0:
+            return self.scorer.teacher_scores(x_UD, candidates_UN)
         # The prompt must not give the teacher's order away: training showed the target anywhere.
-        order = permutations(users.hashes(), key64(self.seed, _ORDER), candidates_UN.shape[1])
+        order = permutations(users.hashes(), key64(self.night.seed, _ORDER), candidates_UN.shape[1])
         shown = np.take_along_axis(candidates_UN, order, axis=1)
-        scores_UN = np.empty(candidates_UN.shape, dtype=np.float32)
-        np.put_along_axis(scores_UN, order, self.scorer.llm_scores(x_UD, users, shown), axis=1)
-        return np.where(candidates_UN > 0, np.exp(scores_UN), -np.inf)
+        log_p_UN = np.empty(candidates_UN.shape, dtype=np.float32)
+        np.put_along_axis(log_p_UN, order, self.scorer.llm_scores(x_UD, users, shown), axis=1)
+        if weight < 1:
+            log_p_UN = blended(log_p_UN, self.scorer.teacher_scores(x_UD, candidates_UN), weight)
+        return np.exp(log_p_UN)
 
     def recommendations(self, users: Sequences, candidates_UN: np.ndarray, scores_UN: np.ndarray) -> pa.Table:
         """The best `top_k` of each user, as rows of the `recommendations` table.
 
         Equal scores (identical titles) keep the candidates' order, which is the teacher's.
         """
-        order_UK = np.argsort(-scores_UN, axis=1, kind="stable")[:, : self.config.top_k]
+        order_UK = np.argsort(-scores_UN, axis=1, kind="stable")[:, : self.night.config.top_k]
         items_UK = np.take_along_axis(candidates_UN, order_UK, axis=1)
         kept_UK = items_UK > 0
         flat = [
-            self.scorer.bundle.catalogue.item_ids.take(pa.array(items_UK[kept_UK])),
+            self.catalogue.item_ids.take(pa.array(items_UK[kept_UK])),
             pa.array((np.nonzero(kept_UK)[1] + 1).astype(np.int16)),
             pa.array(np.take_along_axis(scores_UN, order_UK, axis=1)[kept_UK].astype(np.float32)),
         ]
         lists = pa.ListArray.from_arrays(
             pa.array(offsets_of(kept_UK.sum(axis=1)), pa.int32()), pa.StructArray.from_arrays(flat, fields=list(ITEM))
         )
-        same = [self.run.run_date, self.config.ranker, self.run.identity["bundle"], self.run.run_id]
-        run_date, source, bundle, run_id = (pa.repeat(pa.scalar(value), len(users)) for value in same)
-        return pa.Table.from_arrays([run_date, users.user_ids, lists, source, bundle, run_id], schema=SCHEMA)
+        personal = LLM if self.night.weight else TEACHER
+        source = pc.if_else(pa.array(users.lengths > 0), personal, POPULAR)
+        return self._stamped(pa.table({"user_id": users.user_ids, "items": lists, "source": source}))
+
+    def _carried_over(self, shard: int, users: Sequences, candidates_UN: np.ndarray, digests_U: np.ndarray) -> pa.Table:
+        night = self.night
+        if night.last is None or not night.carry_over:
+            return SCHEMA.empty_table()
+        lengths_U = np.minimum((candidates_UN > 0).sum(axis=1), night.config.top_k)
+        return night.last.unchanged(shard, users, digests_U, lengths_U)
+
+    def _worker_seconds(self) -> float:
+        """Since the last shard was finished, or the worker began: over its shards they add up to its life."""
+        now = time.perf_counter()
+        seconds, self._finished = now - self._finished, now
+        return seconds
+
+    def _stamped(self, rows: pa.Table) -> pa.Table:
+        """Rows with user_id, items and source as rows of this run."""
+        run = self.night.run
+        same = {"run_date": run.run_date, "bundle": run.identity["bundle"], "run_id": run.run_id}
+        columns = {name: pa.repeat(pa.scalar(value), len(rows)) for name, value in same.items()}
+        columns |= {name: rows.column(name) for name in ("user_id", "items", "source")}
+        return pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)
 
 
-class AuditShards:
-    """Shard numbers → one row a shard: the sha256 of what passed the audit. Raises ValueError for what does not."""
+class Phases:
+    """Seconds by phase of one shard's work, and a note at the beginning of each."""
 
-    def __init__(self, run: Run, storage: Storage, top_k: int):
-        self.run, self.storage, self.top_k = run, storage, top_k
+    def __init__(self, tell: Callable[[str], None]):
+        self.tell, self.seconds = tell, dict[str, float]()
 
-    def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
-        catalogue = Catalogue.read(self.storage.at("items"))
-        for shard in batch["id"].tolist():
-            users = Sequences.read(self.storage.at("sequences"), [shard])
-            digest = self.run.audit(shard, users.user_ids, users, catalogue, self.top_k)
-            yield pa.Table.from_pylist([{"shard": shard, "sha256": digest}])
+    def now(self, doing: str) -> None:
+        self.tell(doing)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        self.tell(name)
+        started = time.perf_counter()
+        yield
+        self.seconds[f"seconds_{name}"] = time.perf_counter() - started
+
+
+def _count(table: pa.Table, source: str) -> int:
+    return pc.sum(pc.equal(table.column("source"), source)).as_py() or 0

@@ -1,10 +1,13 @@
+import time
+from collections.abc import Iterator
+
 import pyarrow as pa
 import pytest
 import ray
 from ray.exceptions import RayError
 
 from jobs.config import Config
-from jobs.datasets import over, tables
+from jobs.datasets import over, tables, watched
 from jobs.workers import start_ray
 
 pytestmark = pytest.mark.e2e
@@ -45,3 +48,28 @@ def test_any_other_error_keeps_its_story():
 
     with pytest.raises(RayError, match="out of luck"):
         list(tables(over(1, fail)))
+
+
+def slowly(*waits: float) -> Iterator[int]:
+    for number, seconds in enumerate(waits):
+        time.sleep(seconds)
+        yield number
+
+
+def test_what_comes_in_time_passes_and_errors_come_through():
+    assert list(watched(slowly(0, 0.1, 0), 60, 60, lambda: "")) == [0, 1, 2]
+    assert list(watched(slowly(0, 0), None, None, lambda: "")) == [0, 1]
+    with pytest.raises(ZeroDivisionError):
+        list(watched((1 // number for number in (1, 0)), None, 60, lambda: ""))
+
+
+def test_a_result_that_does_not_come_ends_the_wait_with_a_diagnosis():
+    results = watched(slowly(0, 30), None, 0.2, lambda: "shard 7 is unfinished")
+    assert next(results) == 0
+    with pytest.raises(ValueError, match=r"nothing came for 0\.2 s and shard 7 is unfinished.*nightly\.stalled_s"):
+        next(results)
+
+
+def test_the_deadline_is_for_all_together():
+    with pytest.raises(ValueError, match=r"nightly\.deadline_s \(0\.3 s\) is over"):
+        list(watched(slowly(*[0.1] * 30), 0.3, 60, lambda: "none"))

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from threading import Event, Thread
 
@@ -117,6 +117,34 @@ def test_candidates_of_another_system(tiny, tmp_path: Path, capsys: pytest.Captu
     assert {row["source"] for row in rows} == {"teacher"}
 
 
+def test_the_next_night_of_some_users(tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Asked for by a table, one of them suppressed, two unknown; the second night carries all of them over."""
+    config, run = tiny
+    users = [*read_table(run.at("sequences")).column("user_id").to_pylist()[:20], "new-1", "new-2"]
+    pq.write_table(pa.table({"user_id": users}), tmp_path / "asked.parquet")
+    pq.write_table(pa.table({"user_id": users[:1]}), tmp_path / "gone.parquet")
+    pq.write_table(pa.table({"item_id": ["item-00"]}), tmp_path / "recalled.parquet")
+    lists = {"users": "asked", "suppressed_users": "gone", "suppressed_items": "recalled"}
+    tables = {key: str(tmp_path / f"{name}.parquet") for key, name in lists.items()}
+    config = with_nightly(config, output=str(tmp_path / "out"), price_per_gpu_hour=2, ranker="blend", **tables)
+    for day in (DATE, DATE + timedelta(days=1)):
+        nightly(config, QUIET, day)
+    done = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert done["carried_over"] == done["users"] == 21 and done["scored_by_llm"] == 0 and done["suppressed_users"] == 1
+    rows = read_recommendations(str(tmp_path / "out")).to_pylist()
+    assert {row["user_id"] for row in rows} == {*users[1:]}
+    assert {row["source"] for row in rows if row["user_id"].startswith("new")} == {"popular"}
+    assert "item-00" not in {item["item_id"] for row in rows for item in row["items"]}
+
+    nightly(config, QUIET, DATE + timedelta(days=2), dry_run=True)
+    plan = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert plan["users"] == 22 and plan["tokens"] > 22 * 50 and "unknown" in plan["worker hours"]
+    trial = with_nightly(config, ranker="teacher", users=None)
+    nightly(trial, QUIET, DATE, limit=7)
+    assert len(read_recommendations(str(tmp_path / "out/_trial"))) == 7
+    assert len(read_recommendations(str(tmp_path / "out"))) == 21, "a trial is published apart"
+
+
 def test_an_index_of_a_large_catalogue(tiny, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
     """It looks into every list of one so small: the same candidates, and the log says how many it found."""
     tables = []
@@ -186,6 +214,14 @@ class Started:
     def kill(self) -> None:
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.communicate()
+
+
+def test_a_run_that_takes_too_long_ends_and_can_go_on(tiny, tmp_path: Path) -> None:
+    config = with_nightly(tiny[0], output=str(tmp_path / "out"), deadline_s=0.1)
+    code, text = Started(config, tmp_path, "late").end()
+    assert code == 2 and "gave up: nightly.deadline_s (0.1 s) is over and 3 shards are unfinished (" in text
+    nightly(with_nightly(config, deadline_s=None), QUIET, DATE)
+    assert len(read_recommendations(str(tmp_path / "out"))) == NUM_USERS
 
 
 @pytest.mark.s3

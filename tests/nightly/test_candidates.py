@@ -11,6 +11,7 @@ from allmrec.data.sequences import Sequences
 from allmrec.hashing import hash_strings
 from allmrec.nightly.candidates import Candidates, Retriever, given
 from allmrec.nightly.config import NightlyConfig
+from allmrec.nightly.filters import ItemFilter, build_filter
 from schemas.candidates import SCHEMA
 
 
@@ -31,6 +32,10 @@ def candidates_table(rows: dict[str, list[str]]) -> pa.Table:
     return pa.Table.from_pydict(columns, schema=SCHEMA)
 
 
+def only_available(catalogue: Catalogue) -> ItemFilter:
+    return build_filter(catalogue, pa.chunked_array([pa.nulls(catalogue.num_items, pa.list_(pa.string()))]))
+
+
 def test_given_candidates_are_checked_and_topped_up(catalogue: Catalogue, users: Sequences) -> None:
     proposals = Candidates(np.array([[2, 3, 5], [1, 3, 5], [1, 2, 0]], dtype=np.int32))
     table = candidates_table(
@@ -40,19 +45,20 @@ def test_given_candidates_are_checked_and_topped_up(catalogue: Catalogue, users:
             "u": ["f", "e", "c", "b"],
         }
     )
-    found = given(table, proposals, catalogue, users)
+    found = given(table, proposals, catalogue, only_available(catalogue), users)
     assert found.items.tolist() == [
         [6, 5, 3],  # u: the first three given
         [6, 3, 1],  # v: what is left, then the teacher's
         [1, 2, 0],  # w: not in the table, so the teacher's, which ran out
     ]
-    assert found.dropped == {"unknown": 1, "seen": 1, "unavailable": 1}
+    dropped = {"unknown": 1, "seen": 1, "unavailable": 1, "repeated": 1, "surplus": 1}
+    assert found.dropped == {"category": 0, "blocked": 0, "suppressed": 0} | dropped
     assert found.filled == 2
 
 
 def test_an_empty_table_gives_the_teachers(catalogue: Catalogue, users: Sequences) -> None:
     proposals = Candidates(np.array([[2, 3], [1, 3], [1, 2]], dtype=np.int32))
-    found = given(candidates_table({}), proposals, catalogue, users)
+    found = given(candidates_table({}), proposals, catalogue, only_available(catalogue), users)
     assert found.items.tolist() == proposals.items.tolist() and found.filled == 3
 
 
@@ -75,7 +81,13 @@ class Shop:
         order = hashes.argsort()
         arrays = (self.items_ND, self.users_UD[order], hashes[order])
         config = {"num_candidates": 10} | config
-        return Retriever(ExternalTeacher(*map(torch.tensor, arrays)), self.catalogue, NightlyConfig(**config), seed=0)
+        return Retriever(
+            ExternalTeacher(*map(torch.tensor, arrays)),
+            self.catalogue,
+            self.catalogue.available,
+            NightlyConfig(**config),
+            seed=0,
+        )
 
 
 def test_nobody_is_proposed_what_is_seen_or_unavailable_and_the_best_come_first() -> None:
@@ -110,7 +122,8 @@ def test_given_candidates_keep_what_is_known_of_the_index() -> None:
     shop = Shop()
     proposals = shop.retriever(approximate_above=1)(shop.users)
     table = candidates_table({"u3": ["item 1", "item 2"]})
-    assert given(table, proposals, shop.catalogue, shop.users).index == proposals.index
+    filter = only_available(shop.catalogue)
+    assert given(table, proposals, shop.catalogue, filter, shop.users).index == proposals.index
 
 
 def test_nan_is_refused_by_name() -> None:

@@ -1,0 +1,43 @@
+"""What a run will cost, told from a sample of prompts and from what the last run took."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from allmrec.data.catalogue import Catalogue
+from allmrec.data.sequences import Sequences
+from allmrec.llm.loading import LLMConfig, load_tokenizer
+from allmrec.llm.prompt import PromptBuilder, PromptConfig, Titles
+from allmrec.nightly.candidates import most_popular
+
+_SAMPLE = 512  # prompts
+
+
+def tokens_of_a_prompt(
+    users: Sequences, catalogue: Catalogue, llm: LLMConfig, prompt: PromptConfig, num_candidates: int
+) -> float:
+    """The mean over some users, with popular items for candidates; the trie adds a few. Needs no LLM, its tokenizer."""
+    from transformers import AutoConfig
+
+    positions = AutoConfig.from_pretrained(llm.name, revision=llm.revision).max_position_embeddings
+    tokenizer = load_tokenizer(llm)
+    titles = Titles.tokenise(catalogue.titles, tokenizer, prompt.max_title_tokens)
+    builder = PromptBuilder(prompt, tokenizer, titles, True, positions - prompt.max_title_tokens - 1)
+    some = users.take(np.arange(min(len(users), _SAMPLE)))
+    popular = most_popular(catalogue.popularity, catalogue.available, num_candidates)
+    return float(builder.build(some, np.tile(popular, (len(some), 1))).lengths.mean()) if len(some) else 0.0
+
+
+def cost_of(
+    tokens: float, last_report: Mapping[str, Any] | None, gpus_per_worker: float, price_per_gpu_hour: float | None
+) -> dict[str, Any]:
+    """Worker hours, GPU hours and money, at the speed of the last run."""
+    speed = last_report and last_report["figures"]["tokens_per_second"]
+    if not speed:
+        return {"worker hours": "unknown until a run has shown its speed"}
+    hours = tokens / speed / 3600
+    facts: dict[str, Any] = {"worker hours": round(hours, 3), "GPU hours": round(hours * gpus_per_worker, 3)}
+    if price_per_gpu_hour is not None:
+        facts["cost"] = round(hours * gpus_per_worker * price_per_gpu_hour, 2)
+    return facts

@@ -1,0 +1,92 @@
+"""What may be recommended at all: one verdict an item, made from the catalogue and the config's lists.
+
+Retrieval, candidates of other systems, popular items and the audit all ask the same verdicts, so that none can let
+through what another refuses. What a user has seen is the users' matter (`allmrec.nightly.candidates`).
+
+Dimensions: I = n + 1 items (0 is padding)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from allmrec.artifacts import sha256
+from allmrec.data.catalogue import Catalogue
+
+# Why an item is not recommended; of several the first counts.
+REASONS = ("unavailable", "category", "blocked", "suppressed")
+
+
+@dataclass(frozen=True)
+class ItemFilter:
+    """int8 (I,): 0 for an item that may be recommended, else 1 + the place of its reason in REASONS."""
+
+    verdict_I: np.ndarray
+
+    @property
+    def allowed_I(self) -> np.ndarray:
+        """bool (I,); entry 0 is False."""
+        return self.verdict_I == 0
+
+    @property
+    def digest(self) -> str:
+        return sha256(self.verdict_I.tobytes())
+
+    def excluded(self) -> dict[str, int]:
+        """Items left out, by reason."""
+        counts = np.bincount(self.verdict_I[1:], minlength=1 + len(REASONS))[1:]
+        return dict(zip(REASONS, counts.tolist(), strict=True))
+
+    def reasons(self, items: np.ndarray) -> dict[str, int]:
+        """How many of the given item indices are refused, by reason."""
+        counts = np.bincount(self.verdict_I[items], minlength=1 + len(REASONS))[1:]
+        return dict(zip(REASONS, counts.tolist(), strict=True))
+
+
+def build_filter(
+    catalogue: Catalogue,
+    categories: pa.ChunkedArray,
+    allowed_categories: Sequence[str] | None = None,
+    blocked: Sequence[str] = (),
+    suppressed: Sequence[str] = (),
+) -> ItemFilter:
+    """The verdicts.
+
+    Args:
+        categories: list<string> of the items 1 ... n; null counts as none.
+        allowed_categories: an item needs one of them; None lets in any.
+        blocked, suppressed: item ids; unknown ones say nothing.
+
+    Raises:
+        ValueError: nothing is left to recommend.
+    """
+    refused = {
+        "unavailable": ~catalogue.available,
+        "category": _outside(categories, allowed_categories),
+        "blocked": _among(catalogue.item_ids, blocked),
+        "suppressed": _among(catalogue.item_ids, suppressed),
+    }
+    verdict_I = np.zeros(catalogue.num_items + 1, dtype=np.int8)
+    for number, reason in reversed([*enumerate(REASONS, 1)]):
+        verdict_I[refused[reason]] = number
+    found = ItemFilter(verdict_I)
+    if not found.allowed_I.any():
+        counts = ", ".join(f"{reason} {count:,}" for reason, count in found.excluded().items() if count)
+        raise ValueError(f"no item is left to recommend ({counts}); look at nightly.allowed_categories and item lists")
+    return found
+
+
+def _outside(categories: pa.ChunkedArray, allowed: Sequence[str] | None) -> np.ndarray:
+    outside_I = np.full(len(categories) + 1, allowed is not None)
+    if allowed is not None:
+        lists = pa.concat_arrays([pa.array([], pa.list_(pa.string())), *categories.chunks])
+        inside = pc.is_in(pc.list_flatten(lists), pa.array(allowed, pa.string())).to_numpy(zero_copy_only=False)
+        outside_I[1 + pc.list_parent_indices(lists).to_numpy()[inside]] = False
+    return outside_I
+
+
+def _among(item_ids: pa.Array, listed: Sequence[str]) -> np.ndarray:
+    return pc.is_in(item_ids, pa.array(listed, pa.string())).to_numpy(zero_copy_only=False)

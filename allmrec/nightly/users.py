@@ -1,0 +1,80 @@
+"""Who gets recommendations, shard by shard, with the histories that the run may know.
+
+Everyone who has a history before the end of the run's date, or exactly the users that a table asks for; never those
+who are suppressed. Users without a history come with an empty one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, time, timedelta
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from allmrec.artifacts import read_table
+from allmrec.data.sequences import Sequences, num_shards, offsets_of
+from allmrec.hashing import key64, mix64
+from allmrec.storage import Storage
+
+_LIMIT = 0x4C49  # purpose of the draw that chooses users under a limit
+
+
+@dataclass(frozen=True)
+class ShardOfUsers:
+    """Those who get a row, in the table's order, and how many were left out, by reason."""
+
+    users: Sequences
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class NightlyUsers:
+    """Reads shards of users; can be pickled. Tables besides `sequences` are dealt to the same shards."""
+
+    sequences: Storage
+    run_date: date
+    asked: Storage | None = None  # a dealt table of user_id: these and nobody else
+    suppressed: Storage | None = None  # a dealt table of user_id: never these
+    limit: int | None = None  # at most so many users in all, drawn by their hashes
+
+    def read(self, shard: int) -> ShardOfUsers:
+        users = known_before(read_table(self.sequences, [shard]), self.run_date)
+        left_out = {}
+        if self.asked is not None:
+            users = _exactly(users, _ids(self.asked, shard))
+        if self.suppressed is not None:
+            refused = pc.is_in(users.user_ids, _ids(self.suppressed, shard)).to_numpy(zero_copy_only=False)
+            left_out["suppressed_users"] = int(refused.sum())
+            users = users.take(np.flatnonzero(~refused))
+        if self.limit is not None:
+            shards = num_shards(self.sequences)
+            share = self.limit // shards + (shard < self.limit % shards)
+            users = users.take(np.sort(np.argsort(mix64(users.hashes() ^ key64(_LIMIT)), kind="stable")[:share]))
+        return ShardOfUsers(users, left_out)
+
+
+def known_before(table: pa.Table, run_date: date) -> Sequences:
+    """Histories up to the end (UTC) of a date, of the users who have one by then.
+
+    Args:
+        table: rows of `sequences`.
+    """
+    users = Sequences.from_table(table)
+    end = datetime.combine(run_date + timedelta(days=1), time(), UTC)
+    times = pc.list_flatten(table.column("timestamp")).cast(pa.int64()).to_numpy()
+    before = np.concatenate([[0], np.cumsum(times < int(end.timestamp()) * 1_000_000)])
+    lengths = np.diff(before[users.offsets])  # histories are in time order, so what came before is their beginning
+    return users.shortened(lengths).take(np.flatnonzero(lengths))
+
+
+def _exactly(users: Sequences, asked: pa.Array) -> Sequences:
+    """The asked ones: those who are known, then those who are not, with empty histories."""
+    known = users.take(np.flatnonzero(pc.is_in(users.user_ids, asked).to_numpy(zero_copy_only=False)))
+    strangers = asked.filter(pc.invert(pc.is_in(asked, known.user_ids)))
+    ids = pa.concat_arrays([known.user_ids, strangers])
+    return Sequences(ids, offsets_of(np.concatenate([known.lengths, np.zeros(len(strangers), int)])), known.items)
+
+
+def _ids(table: Storage, shard: int) -> pa.Array:
+    return pc.unique(read_table(table, [shard]).column("user_id").cast(pa.string()))

@@ -1,0 +1,55 @@
+"""Fit the weight of the blend on the validation cases, for `nightly` with `nightly.ranker: blend`."""
+
+import json
+
+from allmrec.artifacts import describe, read_file, read_manifest, seal, unseal
+from allmrec.bundle import latest_bundle
+from allmrec.data.sequences import num_shards
+from allmrec.llm.loading import model_identity
+from allmrec.nightly.blend import METRIC, FitShards, best_weight
+from allmrec.storage import Storage
+from jobs.datasets import pooled, tables
+from jobs.step import Context, Facts, Step
+from jobs.workers import start_ray
+
+ARTIFACT, NAME = "blend", "blend.json"
+
+
+def run(context: Context) -> Facts:
+    config, version = context.config, latest_bundle(context.storage)
+    shards = num_shards(context.artifact("evaluation_cases"))
+    start_ray(config)
+    fitted = pooled(range(shards), FitShards, (context.storage, version, config.llm, config.seed), config.workers)
+    rows = []
+    with context.console.progress("fit blend", shards) as bar:
+        for table in tables(fitted):
+            rows += table.to_pylist()
+            bar.advance(table.num_rows)
+    fit = {"bundle": version, **best_weight(rows)}
+    target, data = context.artifact(ARTIFACT), json.dumps(fit, indent=1).encode()
+    unseal(target)
+    target.write(NAME, data)
+    seal(target, ARTIFACT, context.made_by, {NAME: describe(data)}, context.resolved("llm"), fit)
+    means = fit[METRIC]
+    facts = {f"{METRIC} of the {who} alone": means[weight] for who, weight in (("teacher", "0.0"), ("LLM", "1.0"))}
+    return {"weight": fit["weight"], "cases": fit["cases"], METRIC: max(means.values()), **facts}
+
+
+def plan(context: Context) -> Facts:
+    return {"cases": read_manifest(context.artifact("evaluation_cases")).facts["valid"]}
+
+
+def fitted_weight(storage: Storage) -> float:
+    """The LLM's share, as it was fitted."""
+    return json.loads(read_file(storage.at(ARTIFACT), read_manifest(storage.at(ARTIFACT)), NAME))["weight"]
+
+
+STEP = Step(
+    verb="fit blend",
+    sections=("llm",),
+    inputs=("bundle", "evaluation_cases", "sequences"),
+    outputs=(ARTIFACT,),
+    run=run,
+    plan=plan,
+    outside=lambda context: model_identity(context.config.llm.name, context.config.llm.revision),
+)

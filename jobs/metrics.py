@@ -1,0 +1,39 @@
+"""The nightly run's numbers for Prometheus, through Ray's own exporter: set as the shards come in.
+
+Ray prefixes the names with `ray_`. Where it runs without its metrics agent nobody collects them.
+"""
+
+import datetime
+from collections.abc import Mapping
+from typing import Any
+
+from ray.util.metrics import Counter, Gauge
+
+_COUNTED = ("users", "carried_over", "scored_by_llm", "tokens", "padding", "worker_seconds", "seconds_rank")
+
+
+class NightlyMetrics:
+    """Counters of what was done, gauges of how the run stands. Every series carries the run's date."""
+
+    def __init__(self, run_date: datetime.date):
+        self.tags = {"run_date": str(run_date)}
+        self.counters = {
+            name: Counter(f"allmrec_nightly_{name}_total", f"{name} of the nightly run", ("run_date",))
+            for name in _COUNTED
+        }
+        self.shards = Gauge("allmrec_nightly_shards", "Shards by state", ("run_date", "state"))
+        self.figures = Gauge("allmrec_nightly_figure", "Figures of the report that have alarms", ("run_date", "figure"))
+        self.alarms = Gauge("allmrec_nightly_alarm", "1 for an alarm that is raised", ("run_date", "alarm"))
+
+    def shard_done(self, facts: Mapping[str, float], done: int, total: int) -> None:
+        for name, counter in self.counters.items():
+            if facts.get(name):
+                counter.inc(facts[name], self.tags)
+        self.shards.set(done, {**self.tags, "state": "done"})
+        self.shards.set(total - done, {**self.tags, "state": "pending"})
+
+    def reported(self, alarms: list[dict[str, Any]]) -> None:
+        for alarm in alarms:
+            if alarm["value"] is not None:
+                self.figures.set(alarm["value"], {**self.tags, "figure": alarm["figure"]})
+            self.alarms.set(0 if alarm["holds"] else 1, {**self.tags, "alarm": alarm["name"]})

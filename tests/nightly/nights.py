@@ -1,0 +1,69 @@
+"""Nightly runs of the tiny models in one process: what the job does, without Ray."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from allmrec.nightly.inspection import InspectShards, add_up
+from allmrec.nightly.report import refuse_alarms
+from allmrec.nightly.score import Night, ScoreShards
+from allmrec.recommendations import read_recommendations
+from allmrec.storage import Storage, open_storage
+from jobs.config import Config
+from jobs.nightly import report_of, write_report
+from jobs.nightly_inputs import open_night
+from tests.evaluation.tiny import NUM_SHARDS
+
+FIRST, SECOND = date(2026, 11, 20), date(2026, 11, 21)
+
+
+@dataclass
+class Made:
+    """A published run."""
+
+    night: Night
+    worker: ScoreShards
+    report: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        return self.report["figures"]
+
+    @property
+    def by_user(self) -> dict[str, dict[str, Any]]:
+        return {row["user_id"]: row for row in self.rows}
+
+    def lists(self) -> dict[str, list[str]]:
+        return {row["user_id"]: [item["item_id"] for item in row["items"]] for row in self.rows}
+
+
+def with_nightly(config: Config, output: Path, **changes: Any) -> Config:
+    settings = config.model_dump(mode="json")
+    settings["nightly"] |= {"num_candidates": 8, "top_k": 5, "output": str(output), **changes}
+    return Config(**settings)
+
+
+def make(config: Config, storage: Storage, run_date: date = FIRST, full: bool = False) -> Made:
+    """Score, inspect, report and publish."""
+    output = open_storage(str(config.nightly.output))
+    night = open_night(config, storage, output, run_date, full)
+    worker, inspector = ScoreShards(night), InspectShards(night)
+    shards = [np.array([shard]) for shard in range(NUM_SHARDS)]
+    pa.concat_tables([table for shard in shards for table in worker({"id": shard})], promote_options="default")
+    table = pa.concat_tables([table for shard in shards for table in inspector({"id": shard})])
+    sums: dict[str, np.ndarray] = {}
+    add_up(table, sums)
+    facts: Counter[str] = Counter()
+    for text in table.column("facts").to_pylist():
+        facts.update(json.loads(text))
+    report = report_of(config, night, sums, facts)
+    refuse_alarms(report["alarms"], write_report(output, report))
+    night.run.publish(NUM_SHARDS, dict(enumerate(table.column("sha256").to_pylist())))
+    return Made(night, worker, report, read_recommendations(output.uri, run_date).to_pylist())

@@ -1,0 +1,64 @@
+"""Verdicts on items, and the audit that knows them."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from allmrec.data.catalogue import Catalogue
+from allmrec.data.sequences import Sequences
+from allmrec.nightly.audit import audit_shard
+from allmrec.nightly.carry_over import input_digests
+from allmrec.nightly.filters import REASONS, build_filter
+from schemas.recommendations import SCHEMA
+from tests.nightly.conftest import Shop
+
+CATEGORIES = pa.chunked_array([[["Toys"], ["Toys", "Dolls"], None, [], ["Books"]], [["Toys", None]]])
+IDS = pa.array(["", "a", "b", "c", "d", "e", "f"])
+CATALOGUE = Catalogue(IDS, IDS, IDS, IDS, np.zeros(7, np.int64), np.array([0, 1, 1, 1, 1, 1, 0], bool))
+
+
+def test_of_several_reasons_the_first_counts() -> None:
+    found = build_filter(CATALOGUE, CATEGORIES, ["Toys"], blocked=["b", "c", "nowhere"], suppressed=["b"])
+    assert found.allowed_I.tolist() == [False, True, False, False, False, False, False]
+    assert found.excluded() == {"unavailable": 1, "category": 3, "blocked": 1, "suppressed": 0}
+    assert found.reasons(np.array([2, 2, 6])) == {"unavailable": 1, "category": 0, "blocked": 2, "suppressed": 0}
+    assert found.digest != build_filter(CATALOGUE, CATEGORIES).digest
+    with pytest.raises(ValueError, match=r"no item is left to recommend \(unavailable 1, category 5\)"):
+        build_filter(CATALOGUE, CATEGORIES, ["Cars"])
+
+
+@pytest.mark.parametrize("reason", REASONS[1:])
+def test_the_audit_refuses_what_the_filter_does(shop: Shop, reason: str) -> None:
+    rows, seen = shop.rows(0, "run"), shop.seen(0)
+    item = rows[0]["items"][0]["item_id"]
+    none = pa.chunked_array([pa.nulls(shop.num_items, pa.list_(pa.string()))])
+    if reason == "category":
+        ids = shop.catalogue.item_ids.to_pylist()[1:]
+        lists: dict = {"allowed_categories": ["x"]}
+        none = pa.chunked_array([[[] if other == item else ["x"] for other in ids]], pa.list_(pa.string()))
+    else:
+        lists = {reason: [item]}
+    table = pa.Table.from_pylist(rows, SCHEMA)
+    filter = build_filter(shop.catalogue, none, **lists)
+    with pytest.raises(ValueError, match=f"in no allowed category|is {reason}"):
+        audit_shard(table, seen.user_ids, seen, shop.catalogue, shop.top_k, filter=filter)
+
+
+@given(
+    st.lists(st.lists(st.integers(1, 5), max_size=4), min_size=2, max_size=5),
+    st.lists(st.lists(st.integers(0, 5), min_size=3, max_size=3), min_size=5, max_size=5),
+)
+def test_digests_tell_inputs_apart_and_nothing_else(histories: list[list[int]], candidates: list[list[int]]) -> None:
+    """Users with equal inputs have equal digests, others differ; who stands beside them does not matter."""
+    table = pa.table(
+        {"user_id": list(map(str, range(len(histories)))), "item_index": pa.array(histories, pa.list_(pa.int32()))}
+    )
+    users, shown = Sequences.from_table(table), np.array(candidates[: len(histories)], dtype=np.int32)
+    digests = input_digests(users, shown, {"bundle": "v1"})
+    inputs = [(tuple(history), tuple(row)) for history, row in zip(histories, candidates, strict=False)]
+    assert len({*digests.tolist()}) == len({*inputs})
+    some = np.array([1])
+    assert input_digests(users.take(some), shown[some], {"bundle": "v1"}) == digests[1]
+    assert (input_digests(users, shown, {"bundle": "v2"}) != digests).all()

@@ -1,0 +1,170 @@
+"""Night after night with tiny models: who gets what, what is carried over, what is reported and refused."""
+
+import json
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from allmrec.artifacts import read_manifest, read_table, seal, sha256, shard_name, write_shard
+from allmrec.hashing import shard_of
+from allmrec.storage import Storage, open_storage
+from jobs import bundle
+from jobs.config import Config
+from jobs.console import Console
+from jobs.step import execute
+from schemas import sequences, user_ids
+from tests.evaluation.tiny import NUM_SHARDS, NUM_USERS, tiny_config, write_tiny_run
+from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
+from tests.nightly.nights import FIRST, SECOND, Made, make, with_nightly
+
+STRANGERS = ["nobody-1", "nobody-2"]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory, llm, tokenizer) -> tuple[Config, Storage]:  # noqa: F811
+    config = tiny_config(tmp_path_factory.mktemp("nights"))
+    run = write_tiny_run(config, llm, tokenizer)
+    execute(bundle.STEP, config, Console(log_json=True))
+    return config, run
+
+
+@pytest.fixture(scope="module")
+def first(tiny, tmp_path_factory) -> tuple[Config, Made]:
+    """The first night's run, and where it was published."""
+    config = with_nightly(tiny[0], tmp_path_factory.mktemp("out"))
+    return config, make(config, tiny[1])
+
+
+def deal(run: Storage, artifact: str, users: list[str]) -> None:
+    """As `jobs.deal` does."""
+    ids = pa.array(sorted(users))
+    shard = shard_of(ids, NUM_SHARDS)
+    tables = [pa.table({"user_id": ids.filter(pa.array(shard == n))}) for n in range(NUM_SHARDS)]
+    files = {
+        shard_name(n): write_shard(run.at(artifact), user_ids.SCHEMA, shard_name(n), t) for n, t in enumerate(tables)
+    }
+    seal(run.at(artifact), artifact, "test", files)
+
+
+def popular_items(run: Storage, count: int) -> list[str]:
+    items = read_table(run.at("items")).sort_by([("popularity", "descending"), ("item_index", "ascending")])
+    return items.column("item_id").to_pylist()[:count]
+
+
+def test_users_without_a_history_get_popular_items(tiny, tmp_path: Path) -> None:
+    config, run = tiny
+    everyone = read_table(run.at("sequences")).column("user_id").to_pylist()
+    deal(run, "nightly_users", [*everyone[:10], *STRANGERS])
+    made = make(with_nightly(config, tmp_path, users="asked.parquet", blocked_items={"ids": ["item-01"]}), run)
+    assert {row["user_id"] for row in made.rows} == {*everyone[:10], *STRANGERS}, "those who are asked for, no others"
+    expected = [item for item in popular_items(run, 6) if item != "item-01"]
+    for user in STRANGERS:
+        assert made.by_user[user]["source"] == "popular" and made.lists()[user] == expected
+    assert made.figures["sources"] == {"llm": 10, "teacher": 0, "popular": 2}
+
+
+def test_an_unchanged_night_asks_the_llm_nothing(tiny, first) -> None:
+    config, night = first
+    second = make(config, tiny[1], SECOND)
+    assert second.figures["carried_over"] == NUM_USERS and second.figures["scored_by_llm"] == 0
+    assert "llm" not in vars(second.worker.scorer), "it is not even loaded"
+    assert night.figures["scored_by_llm"] == NUM_USERS and second.figures["overlap"] == 1
+    assert but_for_the_run(second) == but_for_the_run(night) and {row["run_date"] for row in second.rows} == {SECOND}
+    third = make(config, tiny[1], date(2026, 11, 22), full=True)
+    assert third.figures["scored_by_llm"] == NUM_USERS and but_for_the_run(third) == but_for_the_run(second)
+
+
+def but_for_the_run(made: Made) -> list[dict[str, Any]]:
+    return [{name: row[name] for name in ("user_id", "items", "source", "bundle")} for row in made.rows]
+
+
+def test_only_what_changed_is_scored_again(tiny, first, tmp_path: Path) -> None:
+    """An item is recalled: the rows of users who had it among their candidates are made anew, the rest stay."""
+    config, night = first
+    recalled = night.rows[0]["items"][0]["item_id"]
+    changed = with_nightly(tiny[0], Path(str(config.nightly.output)), suppressed_items={"ids": [recalled]})
+    third = make(changed, tiny[1], date(2026, 11, 23))
+    assert 0 < third.figures["scored_by_llm"] < NUM_USERS
+    assert third.figures["scored_by_llm"] + third.figures["carried_over"] == NUM_USERS
+    assert recalled not in {item for items in third.lists().values() for item in items}
+    assert third.figures["items_left_out"]["suppressed"] == 1
+    full = make(with_nightly(tiny[0], tmp_path, suppressed_items={"ids": [recalled]}), tiny[1])
+    assert third.lists() == full.lists()
+    mine, theirs = (np.array([item["score"] for row in made.rows for item in row["items"]]) for made in (third, full))
+    np.testing.assert_allclose(mine, theirs, rtol=1e-4)  # other batches round otherwise
+
+
+def test_a_row_that_was_cut_is_made_anew(tiny, tmp_path: Path) -> None:
+    """Somebody removed an item from a published row: its inputs are the same, but it is not whole."""
+    config, run = with_nightly(tiny[0], tmp_path), tiny[1]
+    night, store = make(config, run), open_storage(str(tmp_path))
+    entry = json.loads(store.read("_log/00000001.json"))
+    file = entry["files"][0]
+    table = pq.read_table(tmp_path / file["key"])
+    rows = table.to_pylist()
+    rows[0]["items"] = rows[0]["items"][:-1]
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), tmp_path / file["key"])
+    file["sha256"] = sha256(store.read(file["key"]))
+    store.write("_log/00000001.json", json.dumps(entry).encode())
+    again = make(config, run, SECOND)
+    assert again.figures["scored_by_llm"] == 1 and again.lists() == night.lists()
+    store.delete(file["key"])
+    third = make(config, run, date(2026, 11, 22))
+    assert third.figures["carried_over"] == NUM_USERS, "from the second night, which is whole"
+
+
+def test_suppressed_users_and_categories(tiny, tmp_path: Path) -> None:
+    config, run = tiny
+    everyone = read_table(run.at("sequences")).column("user_id").to_pylist()
+    make(with_nightly(config, tmp_path), run)
+    deal(run, "suppressed_users", everyone[:3])
+    made = make(with_nightly(config, tmp_path, suppressed_users="gone.parquet"), run, SECOND)
+    assert not {*everyone[:3]} & {*made.by_user} and len(made.rows) == NUM_USERS - 3
+    assert made.figures["suppressed_users"] == 3 and made.figures["carried_over"] == NUM_USERS - 3
+    with pytest.raises(ValueError, match=r"no item is left to recommend \(category 40\)"):
+        make(with_nightly(config, tmp_path / "none", allowed_categories=["Toys"]), run)
+
+
+def test_a_date_in_the_past_knows_the_past_alone(tiny, llm, tokenizer, tmp_path: Path) -> None:  # noqa: F811
+    config = tiny_config(tmp_path)
+    run = write_tiny_run(config, llm, tokenizer)
+    execute(bundle.STEP, config, Console(log_json=True))
+    manifest, files = read_manifest(run.at("sequences")), {}
+    later = datetime(2026, 11, 21, tzinfo=UTC)  # the first moment after FIRST
+    before = later - timedelta(microseconds=1)
+    cut: dict[str, list[int]] = {}
+    for shard in range(NUM_SHARDS):
+        rows = read_table(run.at("sequences"), [shard]).to_pylist()
+        for number, row in enumerate(rows):
+            then = len(row["item_index"]) if number % 4 == 0 else number % 4 - 1
+            row["timestamp"] = [later if place >= then else before for place in range(len(row["item_index"]))]
+            cut[row["user_id"]] = row["item_index"][:then]
+        name = shard_name(shard)
+        files[name] = write_shard(
+            run.at("sequences"), sequences.SCHEMA, name, pa.Table.from_pylist(rows, sequences.SCHEMA)
+        )
+    seal(run.at("sequences"), "sequences", "test", files, facts=manifest.facts)
+    made = make(with_nightly(config, tmp_path / "out", ranker="teacher"), run, FIRST)
+    assert {*made.by_user} == {user for user, items in cut.items() if items}
+    assert len(make(with_nightly(config, tmp_path / "now", ranker="teacher"), run, SECOND).rows) == NUM_USERS
+    for shard in range(NUM_SHARDS):
+        users = made.night.users.read(shard).users
+        for user, items in zip(users.user_ids.to_pylist(), np.split(users.items, users.offsets[1:-1]), strict=True):
+            assert items.tolist() == cut[user]
+
+
+def test_alarms_stop_a_run_before_it_is_published(tiny, tmp_path: Path) -> None:
+    bounds: dict[str, Any] = {"min_coverage": 1.0, "max_popular": 0.0}
+    config = with_nightly(tiny[0], tmp_path, ranker="teacher", alarms=bounds)
+    with pytest.raises(ValueError, match=r"coverage is 0\.\d+ and nightly.alarms.min_coverage is 1\. .*=null"):
+        make(config, tiny[1])
+    assert not (tmp_path / "latest.json").exists()
+    report = json.loads((tmp_path / f"_reports/run_date={FIRST}/report.json").read_text())
+    assert [alarm["name"] for alarm in report["alarms"] if not alarm["holds"]] == ["min_coverage"]
+    off = with_nightly(tiny[0], tmp_path, ranker="teacher", alarms={"min_coverage": None})
+    assert make(off, tiny[1]).night.run.run_id == report["run_id"], "alarms are no part of what a run is"
