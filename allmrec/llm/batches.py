@@ -19,9 +19,9 @@ class SoftTokens:
     user_BH: torch.Tensor  # of the batch's users
     item_NH: torch.Tensor  # of the whole catalogue, by item index
 
-    def of_users(self, rows: np.ndarray) -> "SoftTokens":
-        """Those of some users (positions) alone."""
-        return SoftTokens(self.user_BH[torch.from_numpy(rows)], self.item_NH)
+    def of(self, rows: np.ndarray) -> "SoftTokens":
+        """Those of some of the batch's users."""
+        return SoftTokens(self.user_BH[torch.from_numpy(rows).to(self.user_BH.device)], self.item_NH)
 
 
 def token_budget_batches(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:

@@ -50,7 +50,7 @@ class Generator:
         texts: list[list[int]] = [[]] * len(prompts)
         for rows in token_budget_batches(prompts.lengths, self.tokens_per_batch):
             written = _FreeText(len(rows), self.end, max_new_tokens)
-            self._decode(take(prompts, rows), soft and soft.of_users(rows), written)
+            self._decode(take(prompts, rows), soft and soft.of(rows), written)
             for row, text in zip(rows.tolist(), written.tokens_BT.tolist(), strict=True):
                 texts[row] = text[: text.index(self.end)]
         return texts
@@ -72,7 +72,7 @@ class Generator:
         named = np.zeros(candidates.shape, dtype=bool)
         for rows in token_budget_batches(prompts.lengths, self.tokens_per_batch):
             walk = _Walk(build_tries(titles, candidates[rows], self.end))
-            self._decode(take(prompts, rows), soft and soft.of_users(rows), walk)
+            self._decode(take(prompts, rows), soft and soft.of(rows), walk)
             named[rows] = walk.named()
         return named
 
@@ -122,7 +122,7 @@ class Generator:
 
 
 def named_by_text(texts: list[list[int]], tokenizer: Any, titles: Titles, candidates: np.ndarray) -> np.ndarray:
-    """Which candidates free texts name by their exact title (normalised), bool (B, C); mostly one, or none.
+    """Which candidates free texts name by their exact title (normalised, a line), bool (B, C); mostly one, or none.
 
     Args:
         texts: tokens of B texts.
@@ -131,18 +131,22 @@ def named_by_text(texts: list[list[int]], tokenizer: Any, titles: Titles, candid
     items, item_BC = np.unique(candidates, return_inverse=True)
     starts, stops = titles.offsets[items].tolist(), titles.offsets[items + 1].tolist()
     shown = [titles.tokens[start:stop] for start, stop in zip(starts, stops, strict=True)]
-    known = normalised(tokenizer.batch_decode(shown, skip_special_tokens=True))
+    known = normalised(first_lines(tokenizer.batch_decode(shown, skip_special_tokens=True)))
     distinct = known.unique()
     group_I = pc.index_in(known, value_set=distinct).to_numpy(zero_copy_only=False)
-    written = normalised(tokenizer.batch_decode(texts, skip_special_tokens=True))
+    written = normalised(first_lines(tokenizer.batch_decode(texts, skip_special_tokens=True)))
     group_B = pc.fill_null(pc.index_in(written, value_set=distinct), -1).to_numpy(zero_copy_only=False)
     return (group_I[item_BC.reshape(candidates.shape)] == group_B[:, None]) & (candidates > 0)
 
 
-def normalised(texts: list[str]) -> pa.Array:
-    """For comparing: the first line in one Unicode form and case, without quotes and full stops around it."""
-    first_lines = pc.replace_substring_regex(pc.utf8_trim_whitespace(pa.array(texts, pa.string())), r"(?s)\n.*", "")
-    one_form = pc.utf8_lower(pc.utf8_normalize(first_lines, "NFKC"))
+def first_lines(texts: list[str]) -> pa.Array:
+    """Up to the first line break behind some text."""
+    return pc.replace_substring_regex(pc.utf8_trim_whitespace(pa.array(texts, pa.string())), r"(?s)\n.*", "")
+
+
+def normalised(texts: pa.Array) -> pa.Array:
+    """For comparing: in one Unicode form and case, spaces alike, without quotes and full stops around it."""
+    one_form = pc.utf8_lower(pc.utf8_normalize(texts, "NFKC"))
     return pc.utf8_trim(pc.replace_substring_regex(one_form, r"\s+", " "), " \"'.“”")
 
 

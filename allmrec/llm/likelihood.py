@@ -43,7 +43,7 @@ class TitleLikelihood:
         out = np.full(candidates.shape, -np.inf, dtype=np.float32)
         branches = np.where(candidates > 0, titles.lengths[candidates], 0).sum(axis=1)
         for rows in token_budget_batches(prompts.lengths + branches, self.tokens_per_batch):
-            out[rows] = self._score(take(prompts, rows), candidates[rows], soft and soft.of_users(rows))
+            out[rows] = self._score(take(prompts, rows), candidates[rows], soft and soft.of(rows))
         return out
 
     def _score(self, prompts: Prompts, candidates: np.ndarray, soft: SoftTokens | None) -> np.ndarray:
@@ -67,9 +67,10 @@ class TitleLikelihood:
         row_R, at_R = torch.from_numpy(row_P[inner]), torch.from_numpy((start_N[title_P] + depth_P)[inner])
         tokens_BL = padded_tokens(prompts, width, self.builder.end)
         tokens_BL[row_R, at_R] = torch.from_numpy(answers[inner].astype(np.int64))
-        positions_BL = torch.arange(width).repeat(len(prompts), 1)
+        length_B1 = torch.from_numpy(prompts.lengths)[:, None]
+        positions_BL = torch.minimum(torch.arange(width), length_B1)  # padding has none of its own
         positions_BL[row_R, at_R] = torch.from_numpy((prompts.lengths[row_P] + depth_P)[inner])
-        branch_BL = torch.where(torch.arange(width) < torch.from_numpy(prompts.lengths)[:, None], 0, -1)
+        branch_BL = torch.where(torch.arange(width) < length_B1, 0, -1)
         branch_BL[row_R, at_R] = torch.from_numpy(column_N[title_P][inner] + 1)
         self.tokens += int(length_B.sum())
         self.padding += tokens_BL.numel() - int(length_B.sum())

@@ -6,7 +6,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from allmrec.llm.batches import SoftTokens, fill_slots
-from allmrec.llm.generation import Generator, named_by_text, normalised
+from allmrec.llm.generation import Generator, first_lines, named_by_text, normalised
 from allmrec.llm.likelihood import TitleLikelihood
 from allmrec.llm.prompt import PromptBuilder, PromptConfig, Titles
 from tests.llm.conftest import titles_array
@@ -62,7 +62,7 @@ def next_logits(causal_lm, builder, soft, row: int, written: list[int]) -> torch
     one = np.array([row])
     prompts = builder.build(HISTORY.take(one), CANDIDATES[one])
     embedding = causal_lm.get_input_embeddings()
-    embeds = fill_slots(embedding(torch.from_numpy(prompts.tokens.astype(np.int64))[None]), prompts, soft.of_users(one))
+    embeds = fill_slots(embedding(torch.from_numpy(prompts.tokens.astype(np.int64))[None]), prompts, soft.of(one))
     behind = embedding(torch.tensor([written], dtype=torch.int64))
     return causal_lm(inputs_embeds=torch.cat([embeds, behind], dim=1), use_cache=False).logits[0, -1].double()
 
@@ -130,6 +130,17 @@ def test_likelihoods_equal_a_pass_for_each_token(causal_lm, builder, soft):
     assert (np.isneginf(scores) == (CANDIDATES == 0)).all()
 
 
+def test_titles_together_may_take_more_places_than_the_llm_has_positions(llm, tokenizer):
+    long = [f"{'Moon fall ' * 5}{number}" for number in range(30)]
+    titles = Titles.tokenise(titles_array(long), tokenizer, 24)
+    room = 512 - 25
+    builder = PromptBuilder(PromptConfig(), tokenizer, titles, soft=False, max_tokens=room)
+    shown = np.arange(1, 21, dtype=np.int32)[None]
+    assert builder.build(HISTORY.take(np.array([1])), shown).lengths[0] + titles.lengths[1:21].sum() > 512
+    scores = TitleLikelihood(llm, builder, 10_000).log_likelihoods(histories([[], [1]]), shown.repeat(2, 0), None)
+    assert np.isfinite(scores).all()
+
+
 def test_a_text_names_the_candidates_of_that_title(tokenizer, builder):
     texts = [" moon  FALL ii", ' "Garden".\nand more', " Garden gate", "", " x"]
     tokens = tokenizer(texts, add_special_tokens=False)["input_ids"]
@@ -138,7 +149,7 @@ def test_a_text_names_the_candidates_of_that_title(tokenizer, builder):
 
 
 def test_normalised():
-    texts = ["  The  Ⅸ\u00a0Gardens.", "“the ix gardens”\nSecond line", ""]
+    texts = first_lines(["  The  Ⅸ\u00a0Gardens.", "\n“the ix gardens”\nSecond line", ""])
     assert normalised(texts).to_pylist() == ["the ix gardens", "the ix gardens", ""]
 
 
