@@ -82,19 +82,10 @@ class Generator:
 
         llm: Any = self.llm
         embedding = llm.get_input_embeddings()
-        device = embedding.weight.device
-        width = int(prompts.lengths.max())
-        padding_B1 = torch.from_numpy(width - prompts.lengths)[:, None]
-        position_BT = torch.arange(width) - padding_B1
-        embeds_BTH = embedding(padded_tokens(prompts, width, self.end).to(device))
-        if soft is not None:
-            embeds_BTH = fill_slots(embeds_BTH, prompts, soft)
-        rows_B1 = torch.arange(len(prompts), device=device)[:, None]
-        embeds_RTH = embeds_BTH[rows_B1, (position_BT % width).to(device)]
-        mask_RT = (position_BT >= 0).long().to(device)
-        position_RT = position_BT.clamp(min=0).to(device)
+        embeds_RTH, mask_RT = left_padded(llm, prompts, soft, self.end)
+        position_RT = (mask_RT.cumsum(dim=1) - 1).clamp(min=0)
         self.tokens += len(prompts.tokens)
-        self.padding += embeds_RTH.shape[0] * width - len(prompts.tokens)
+        self.padding += mask_RT.numel() - len(prompts.tokens)
         cache, going = DynamicCache(config=llm.config), np.arange(len(prompts))
         while True:
             output = llm.base_model(
@@ -111,14 +102,26 @@ class Generator:
             token_R, goes_on_R = text.extend(going, logits_RV)
             if not goes_on_R.any():
                 return
-            stay = torch.from_numpy(np.flatnonzero(goes_on_R)).to(device)
+            stay = torch.from_numpy(np.flatnonzero(goes_on_R)).to(mask_RT.device)
             if len(stay) < len(going):
                 cache.batch_select_indices(stay)
                 going, mask_RT, position_RT = going[goes_on_R], mask_RT[stay], position_RT[stay]
-            embeds_RTH = embedding(torch.from_numpy(token_R[goes_on_R]).to(device))[:, None]
+            embeds_RTH = embedding(torch.from_numpy(token_R[goes_on_R]).to(mask_RT.device))[:, None]
             mask_RT = torch.cat([mask_RT, mask_RT.new_ones(len(stay), 1)], dim=1)
             position_RT = position_RT[:, -1:] + 1
             self.tokens += len(stay)
+
+
+def left_padded(llm: Any, prompts: Prompts, soft: SoftTokens | None, padding: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings (B, T, H) of the prompts, which end in the last column, and a mask (B, T), 1 where a prompt stands."""
+    embedding = llm.get_input_embeddings()
+    device, width = embedding.weight.device, int(prompts.lengths.max())
+    embeds_BTH = embedding(padded_tokens(prompts, width, padding).to(device))
+    if soft is not None:
+        embeds_BTH = fill_slots(embeds_BTH, prompts, soft)
+    place_BT = torch.arange(width) - torch.from_numpy(width - prompts.lengths)[:, None]
+    rows_B1 = torch.arange(len(prompts), device=device)[:, None]
+    return embeds_BTH[rows_B1, (place_BT % width).to(device)], (place_BT >= 0).long().to(device)
 
 
 def named_by_text(texts: list[list[int]], tokenizer: Any, titles: Titles, candidates: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from benchmarks.nightly import CONSTRAINED, FREE, LIKELIHOOD, TRIE, Ways, main, stored_cases, utilisation
+from benchmarks.nightly import CONSTRAINED, FREE, LIKELIHOOD, STRAIGHT, TRIE, Ways, main, stored_cases, utilisation
 from benchmarks.report import Benchmark
 from jobs import bundle
 from jobs.console import Console
@@ -33,7 +33,7 @@ def test_constrained_decoding_always_names_somebody(scorer, cases):  # noqa: F81
     ways = Ways(scorer, seed=0)
     hit_B, _, nobody = ways.constrained(cases)
     assert not nobody and ((hit_B >= 0) & (hit_B <= 1)).all()
-    assert ways.free(cases)[2] == len(cases), "a random LLM writes no title"
+    assert ways.free(cases)[2] == ways.straight(cases)[2] == len(cases), "a random LLM writes no title"
 
 
 def test_utilisation(scorer, cases, tmp_path):  # noqa: F811
@@ -51,5 +51,5 @@ def test_the_command(tiny, tmp_path):  # noqa: F811
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
     content = json.loads((tmp_path / "nightly.json").read_text())
-    assert [row["way"] for row in content["measurements"]] == [TRIE, LIKELIHOOD, CONSTRAINED, FREE]
+    assert [row["way"] for row in content["measurements"]] == [TRIE, LIKELIHOOD, CONSTRAINED, FREE, STRAIGHT]
     assert {bar["holds"] for bar in content["bars"]} == {None}

@@ -6,7 +6,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from allmrec.llm.batches import SoftTokens, fill_slots
-from allmrec.llm.generation import Generator, first_lines, named_by_text, normalised
+from allmrec.llm.generation import Generator, first_lines, left_padded, named_by_text, normalised
 from allmrec.llm.likelihood import TitleLikelihood
 from allmrec.llm.prompt import PromptBuilder, PromptConfig, Titles
 from tests.llm.conftest import titles_array
@@ -90,6 +90,21 @@ def test_free_text_equals_decoding_without_batch_and_cache(causal_lm, builder, s
         assert text == expected
     assert generator.tokens >= len(prompts.tokens) + sum(len(text) - 1 for text in texts)
     assert generator.padding > 0 and generator.passes >= 2
+
+
+def test_free_text_equals_the_one_that_transformers_generates(llm, builder, soft):
+    prompts = builder.build(HISTORY, CANDIDATES)
+    embeds, mask = left_padded(llm, prompts, soft, builder.end)
+    theirs = llm.generate(
+        inputs_embeds=embeds,
+        attention_mask=mask,
+        max_new_tokens=MAX_NEW,
+        do_sample=False,
+        eos_token_id=builder.end,
+        pad_token_id=builder.end,
+    )
+    ours = Generator(llm, builder.end, 10_000).free(prompts, soft, MAX_NEW)
+    assert ours == [[*text, builder.end][: [*text, builder.end].index(builder.end)] for text in theirs.tolist()]
 
 
 def test_finished_prompts_leave_the_batch(llm, builder, soft):
