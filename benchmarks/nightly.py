@@ -12,7 +12,7 @@ One LLM, one bundle, one process and the same users, those of the run's stored t
 
 All but the last are batched by length under the same token budget; all that decode keep a KV cache. Seconds hold x_u,
 prompts and scores; loading and the first batch are outside of them. Then the real nightly job runs on Ray and publishes
-to S3 (moto, over HTTP), and where there is a GPU an OPT-6.7B of random weights ranks the same users, measured against
+to S3 (moto, over HTTP), and where there is a GPU an OPT-6.7B of random weights does the same users, measured against
 the GPU's own matmul.
 """
 
@@ -266,32 +266,43 @@ def end_to_end(benchmark: Benchmark, folder: Path, scorer: Scorer, seed: int, wo
     server.stop()
 
 
-def utilisation(benchmark: Benchmark, llm: Any, scorer: Scorer, cases: Cases, trials: int) -> float:
-    """Trie ranking with `llm`: the share of the device's own matmul rate that its matrix products reach (MFU)."""
+def as_large_as(benchmark: Benchmark, llm: Any, scorer: Scorer, cases: Cases, trials: int) -> tuple[float, float]:
+    """Another LLM, of random weights, on the same prompts: what a model of its size would cost.
+
+    Returns:
+        the share of the device's own matmul rate that trie ranking's matrix products reach (MFU), and how many times
+        faster than free generation it is, when texts are as long as the titles.
+    """
     builder = scorer.ranker(soft=True).builder
-    embedding = llm.get_input_embeddings().weight
+    assert isinstance(builder, PromptBuilder)
+    embedding, budget = llm.get_input_embeddings().weight, scorer.config.tokens_per_batch
     user_BH, item_NH = (
         torch.zeros(count, embedding.shape[1], dtype=embedding.dtype, device=embedding.device)
         for count in (len(cases), scorer.bundle.catalogue.num_items + 1)
     )
     soft = SoftTokens(user_BH, item_NH)
+    title_tokens = round(float(builder.titles.lengths[cases.candidates_BC[:, 0]].mean())) + 1
     ceiling = matmul_rate(embedding.device, embedding.dtype)
-    llm_parameters = sum(weight.numel() for weight in llm.base_model.parameters() if weight.ndim == 2)
-    read_parameters = llm_parameters - sum(
-        module.weight.numel() for module in llm.base_model.modules() if isinstance(module, torch.nn.Embedding)
+    read_weights = sum(
+        module.weight.numel() for module in llm.base_model.modules() if isinstance(module, torch.nn.Linear)
     )
-    shares = []
-    for trial in range(trials + 1):
-        ranker, started = Ranker(llm, builder, scorer.config.tokens_per_batch), now()
+    labels, shares, ratios = {"weights": f"{read_weights / 1e9:.2g}B"}, [], []
+    for trial in range(-1, trials):
+        ranker, started = Ranker(llm, builder, budget), now()
         ranker.log_probabilities(cases.histories, cases.candidates_BC, soft)
-        seconds = now() - started
-        if trial == 0:  # a warm-up
+        ranked, generator = now(), Generator(llm, builder.end, budget)
+        generator.free(builder.build(cases.histories, cases.candidates_BC), soft, title_tokens)
+        ranking, generating = ranked - started, now() - ranked
+        if trial < 0:  # a warm-up
             continue
         # A multiplication and an addition a weight and token; attention and the few logits are not counted.
-        shares.append(2 * read_parameters * ranker.tokens / seconds / ceiling)
-        numbers = {"users/s": len(cases) / seconds, "tokens/s": ranker.tokens / seconds, "MFU %": 100 * shares[-1]}
-        benchmark.measured({"way": f"{TRIE}, {read_parameters / 1e9:.2g}B weights", "trial": trial - 1}, numbers)
-    return median(shares)
+        shares.append(2 * read_weights * ranker.tokens / ranking / ceiling)
+        ratios.append(generating / ranking)
+        for way, read, seconds in ((TRIE, ranker, ranking), (FREE, generator, generating)):
+            numbers = {"users/s": len(cases) / seconds, "tokens/s": read.tokens / seconds}
+            benchmark.measured({"way": way, **labels, "trial": trial}, numbers)
+        benchmark.measurements[-2][1]["MFU %"] = 100 * shares[-1]
+    return median(shares), median(ratios)
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -392,8 +403,9 @@ def main(
         if job:
             end_to_end(benchmark, folder, scorer, seed, workers)
         if torch.cuda.is_available():
-            share = utilisation(benchmark, opt_67b(), scorer, cases, plan["trials"])
+            share, ratio = as_large_as(benchmark, opt_67b(), scorer, cases, plan["trials"])
             benchmark.at_least("MFU, OPT-6.7B's shape: trie ranking / the GPU's matmul", share, 0.6)
+            benchmark.at_least("users/s, OPT-6.7B's shape: trie ranking / free generation", ratio, 5)
     benchmark.finish()
 
 

@@ -7,7 +7,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from benchmarks.nightly import CONSTRAINED, FREE, LIKELIHOOD, STRAIGHT, TRIE, Ways, main, stored_cases, utilisation
+from benchmarks.nightly import CONSTRAINED, FREE, LIKELIHOOD, STRAIGHT, TRIE, Ways, as_large_as, main, stored_cases
 from benchmarks.report import Benchmark
 from jobs import bundle
 from jobs.console import Console
@@ -36,10 +36,12 @@ def test_constrained_decoding_always_names_somebody(scorer, cases):  # noqa: F81
     assert ways.free(cases)[2] == ways.straight(cases)[2] == len(cases), "a random LLM writes no title"
 
 
-def test_utilisation(scorer, cases, tmp_path):  # noqa: F811
+def test_another_llm_on_the_same_prompts(scorer, cases, tmp_path):  # noqa: F811
     benchmark = Benchmark("nightly", Console(log_json=True), {}, tmp_path, repeat="trial")
-    assert utilisation(benchmark, scorer.llm, scorer, cases, trials=1) > 0
-    assert len(benchmark.measurements) == 1
+    share, ratio = as_large_as(benchmark, scorer.llm, scorer, cases, trials=1)
+    assert share > 0 and ratio > 0
+    assert [labels["way"] for labels, _ in benchmark.measurements] == [TRIE, FREE]
+    assert benchmark.measurements[0][1]["MFU %"] == 100 * share
 
 
 def test_the_command(tiny, tmp_path):  # noqa: F811
