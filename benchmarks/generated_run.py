@@ -13,8 +13,8 @@ from allmrec.cf.teacher import build_teacher, save_teacher
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import offsets_of
 from allmrec.hashing import shard_of
-from allmrec.llm.loading import model_identity
 from allmrec.llm.standin import train_tokenizer
+from allmrec.models import model_identity
 from allmrec.projection.projectors import fresh_projectors, save_projectors
 from allmrec.storage import Storage, open_storage
 from jobs import bundle

@@ -128,6 +128,25 @@ def nightly(
 
 
 @app.command()
+def explain(
+    config: ConfigFile,
+    task: Annotated[str, typer.Option(help="what to ask: favourite-genre")],
+    overrides: Overrides = [],  # noqa: B006
+    users: Annotated[int, typer.Option(min=1, help="about how many users, drawn by hash")] = 20,
+    user: Annotated[list[str], typer.Option(help="about this one; may be repeated")] = [],  # noqa: B006
+    dry_run: DryRun = False,
+    log_json: LogJson = False,
+    force: Force = False,
+) -> None:
+    """Ask the LLM about users in words, with A-LLMRec's soft tokens and without."""
+    from jobs.config import load_config
+    from jobs.explain import explain as run_explain
+
+    with errors_in_one_line():
+        run_explain(load_config(config, overrides), Console(log_json), task, users, user, dry_run, force)
+
+
+@app.command()
 def run(
     config: ConfigFile,
     overrides: Overrides = [],  # noqa: B006

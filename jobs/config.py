@@ -12,6 +12,7 @@ from allmrec.cf.teacher import TeacherConfig
 from allmrec.config import Section, one_line, read_settings
 from allmrec.data.config import DataConfig
 from allmrec.evaluation.cases import EvaluationConfig
+from allmrec.explain.answers import ExplainConfig
 from allmrec.llm.loading import LLMConfig
 from allmrec.llm.prompt import PromptConfig
 from allmrec.llm.standin import StandinLLMConfig
@@ -47,6 +48,7 @@ class Config(Section):
     bundle: BundleConfig = BundleConfig()
     nightly: NightlyConfig = NightlyConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    explain: ExplainConfig = ExplainConfig()
     workers: WorkersConfig = WorkersConfig()
     storage: S3Config = S3Config()
     standin_llm: StandinLLMConfig = StandinLLMConfig()

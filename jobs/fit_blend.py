@@ -5,7 +5,7 @@ import json
 from allmrec.artifacts import describe, read_file, read_manifest, seal, unseal
 from allmrec.bundle import latest_bundle
 from allmrec.data.sequences import num_shards
-from allmrec.llm.loading import model_identity
+from allmrec.models import model_identity
 from allmrec.nightly.blend import METRIC, FitShards, best_weight
 from allmrec.storage import Storage
 from jobs.datasets import pooled, tables

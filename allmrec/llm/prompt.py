@@ -43,6 +43,25 @@ class PromptConfig(Section):
 
 
 @dataclass(frozen=True)
+class Template:
+    """A prompt's words: the history stands behind `opening`, the candidates, if any are listed, behind `question`."""
+
+    opening: str
+    question: str
+    answer: str  # what the LLM goes on from
+
+
+def recommendation(config: PromptConfig) -> Template:
+    """ "Which item next?" (paper Figure 3)."""
+    return Template(
+        f" This user has {config.verb_past}",
+        f" in the past. Recommend a {config.noun} for this user to {config.verb} next"
+        f" from the following set of {config.noun} titles,",
+        ". The recommendation is",
+    )
+
+
+@dataclass(frozen=True)
 class Titles:
     """Every title's token ids, by item index; entry 0 (padding) is empty."""
 
@@ -104,26 +123,31 @@ class PromptBuilder:
     Args:
         soft: with the config's slots for x_u and the items; without, the text-only prompt of LLM-Only (paper Figure 6).
         max_tokens: longest prompt, so that prompt and answer fit into the LLM's positions.
+        template: its words; by default those of the recommendation.
     """
 
-    def __init__(self, config: PromptConfig, tokenizer: Any, titles: Titles, soft: bool, max_tokens: int):
+    def __init__(
+        self,
+        config: PromptConfig,
+        tokenizer: Any,
+        titles: Titles,
+        soft: bool,
+        max_tokens: int,
+        template: Template | None = None,
+    ):
         self.config, self.titles, self.soft, self.max_tokens = config, titles, soft, max_tokens
         self.user_slot, self.item_slots = soft and config.user_slot, soft and config.item_slots
         self.end = tokenizer.eos_token_id
-        c = config
+        words = template or recommendation(config)
         segments = {
             "empty": [],
             "bos": [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else [],
             "slot": [tokenizer.pad_token_id],  # a placeholder: its embedding is replaced
-            "intro": _ids(tokenizer, " is a user representation." * self.user_slot + f" This user has {c.verb_past}"),
+            "intro": _ids(tokenizer, " is a user representation." * self.user_slot + words.opening),
             "nothing": _ids(tokenizer, " nothing"),
             "comma": _ids(tokenizer, ","),
-            "middle": _ids(
-                tokenizer,
-                f" in the past. Recommend a {c.noun} for this user to {c.verb} next"
-                f" from the following set of {c.noun} titles,",
-            ),
-            "end": _ids(tokenizer, ". The recommendation is"),
+            "middle": _ids(tokenizer, words.question),
+            "end": _ids(tokenizer, words.answer),
         }
         self._piece = {name: number for number, name in enumerate(segments)}
         self._first_title = len(segments)

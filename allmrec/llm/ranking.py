@@ -14,6 +14,7 @@ from allmrec.data.sequences import Sequences
 from allmrec.llm.batches import SoftTokens, fill_slots, padded_tokens, take, token_budget_batches
 from allmrec.llm.loading import hidden_states, vocabulary_logits
 from allmrec.llm.prompt import PromptBuilder, Prompts
+from allmrec.llm.question import Question
 from allmrec.llm.trie import ROOT, Tries, build_tries
 
 # B prompts, C candidates, T prompt tokens, K inner tokens, L = T + K, M nodes, E edges, H token dimension
@@ -27,7 +28,7 @@ class Ranker:
         dropped_history, cut_titles: how much over-long prompts lost so far.
     """
 
-    def __init__(self, llm: nn.Module, builder: PromptBuilder, tokens_per_batch: int):
+    def __init__(self, llm: nn.Module, builder: PromptBuilder | Question, tokens_per_batch: int):
         self.llm, self.builder, self.tokens_per_batch = llm, builder, tokens_per_batch
         self.tokens = self.padding = self.dropped_history = self.cut_titles = 0
 

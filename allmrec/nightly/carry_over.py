@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from allmrec.artifacts import sha256, shard_name, to_parquet
 from allmrec.data.sequences import Sequences
 from allmrec.hashing import fingerprint, key64, mix64
-from allmrec.nightly.log import last_number, load_json
+from allmrec.journal import entries_after, last_number
 from allmrec.nightly.publish import Run
 from allmrec.storage import Storage
 from schemas.recommendations import SCHEMA
@@ -72,8 +72,7 @@ class LastRun:
     @classmethod
     def before(cls, storage: Storage, run_date: date, num_shards: int) -> "LastRun | None":
         """The one of the latest earlier date among the newest entries, if it is dealt to as many shards."""
-        newest = last_number(storage)
-        entries = [load_json(storage, f"_log/{n:08d}.json") for n in range(max(newest - _LOOK_BACK, 0) + 1, newest + 1)]
+        entries = entries_after(storage, max(last_number(storage) - _LOOK_BACK, 0))
         earlier = [entry for entry in entries if date.fromisoformat(entry["run_date"]) < run_date]
         last = max(earlier, key=lambda entry: (entry["run_date"], entry["n"]), default=None)
         return cls(storage, last) if last and len(last["files"]) == num_shards else None

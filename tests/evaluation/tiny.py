@@ -22,6 +22,7 @@ from jobs.config import Config
 from schemas import evaluation_cases, items, rejected, sequences
 
 NUM_ITEMS, NUM_USERS, NUM_SHARDS, JOINT = 40, 60, 3, 6
+GENRES = ["Comedy", "Science Fiction", "War", "Western"]
 TITLES: list[str | None] = [f"Moonfall {n}" for n in range(NUM_ITEMS - 3)] + [
     "The Last Garden",
     "The Last Garden",
@@ -58,7 +59,7 @@ def write_tiny_run(config: Config, llm: Any, tokenizer: Any) -> Storage:
             "item_id": [f"item-{n:02d}" for n in range(NUM_ITEMS)],
             "title": pa.array(TITLES),
             "description": pa.nulls(NUM_ITEMS, pa.string()),
-            "categories": pa.nulls(NUM_ITEMS, pa.list_(pa.string())),
+            "categories": pa.array([["Movies", GENRES[n % 4]] for n in range(NUM_ITEMS)]),
             "available": pa.nulls(NUM_ITEMS, pa.bool_()),
             "item_index": np.arange(1, NUM_ITEMS + 1, dtype=np.int32),
             "popularity": popularity,

@@ -1,0 +1,65 @@
+"""The explanations of some users, shard by shard: a plain callable for batches of shard numbers."""
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from allmrec.artifacts import read_table
+from allmrec.bundle import load_bundle
+from allmrec.data.sequences import Sequences
+from allmrec.explain.answers import ExplainConfig, FavouriteGenre
+from allmrec.explain.categories import Categories
+from allmrec.hashing import draws, key64, shard_of
+from allmrec.llm.loading import LLMConfig
+from allmrec.scorer import Scorer
+from allmrec.storage import Storage
+
+_SAMPLE = 0x4558  # key of the draws
+
+
+class ExplainShards:
+    """Shard numbers → rows of `explanations` for those of the asked users who are in the shard.
+
+    Loads the bundle and the LLM once.
+    """
+
+    def __init__(self, run: Storage, version: str, llm: LLMConfig, config: ExplainConfig, user_ids: list[str]):
+        self.run, self.config, self.user_ids = run, config, pa.array(user_ids, pa.string())
+        self.scorer = Scorer(load_bundle(run, version), llm)
+
+    @cached_property
+    def task(self) -> FavouriteGenre:
+        """Made by the first call and not with the worker: Ray hands on an error of a call as it was raised."""
+        categories = Categories.from_table(read_table(self.run.at("items")), self.config.max_categories)
+        return FavouriteGenre(self.scorer, categories, self.config)
+
+    def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
+        for shard in batch["id"].tolist():
+            users = Sequences.read(self.run.at("sequences"), [shard])
+            rows = pc.index_in(self.user_ids, value_set=users.user_ids).drop_null()
+            yield self.task.ask(users.take(rows.to_numpy()))
+
+
+def sample_users(sequences: Storage, num_shards: int, count: int, seed: int) -> list[str]:
+    """About whom to ask: `count` user ids, drawn by hash. Reads no more shards than they fill."""
+    chosen: list[str] = []
+    for shard in range(num_shards):
+        users = Sequences.read(sequences, [shard])
+        order = draws(users.hashes(), key64(seed, _SAMPLE), 1)[:, 0].argsort(kind="stable")
+        chosen += users.user_ids.take(pa.array(order[: count - len(chosen)])).to_pylist()
+        if len(chosen) == count:
+            break
+    return chosen
+
+
+def shards_of(sequences: Storage, num_shards: int, user_ids: list[str]) -> list[int]:
+    """The shards that hold these users. Raises ValueError naming those who are in none."""
+    shards = np.unique(shard_of(pa.array(user_ids, pa.string()), num_shards)).tolist()
+    held = Sequences.read(sequences, shards).user_ids
+    if missing := [user for user in user_ids if not pc.is_in(pa.scalar(user), value_set=held).as_py()]:
+        raise ValueError(f"no history of {', '.join(map(repr, missing[:5]))} in {sequences.uri}; look at user_id there")
+    return shards

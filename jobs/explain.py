@@ -1,0 +1,127 @@
+"""Ask the LLM about users in words, with A-LLMRec's soft tokens and without; write `explanations`.
+
+    allmrec explain --config jobs/configs/demo.yaml --task favourite-genre --users 20
+    python -m jobs.explain --config jobs/configs/demo.yaml --task favourite-genre --user U000012
+
+Ray Data deals the shards that hold the asked users to workers with the bundle and the LLM.
+"""
+
+from functools import partial
+
+import polars as pl
+import pyarrow as pa
+
+from allmrec.artifacts import read_manifest, seal, shard_name, unseal, write_shard
+from allmrec.bundle import check_items, check_llm, latest_bundle, read_description
+from allmrec.data.sequences import num_shards
+from allmrec.explain.shards import ExplainShards, sample_users, shards_of
+from jobs.config import Config
+from jobs.console import Console
+from jobs.datasets import pooled, tables
+from jobs.step import Context, Facts, Step, execute
+from jobs.workers import start_ray
+from schemas.explanations import SCHEMA
+
+TASKS = ("favourite-genre",)
+SHOWN = 5  # users whose answers the console prints
+
+
+def explain(
+    config: Config,
+    console: Console,
+    task: str,
+    users: int,
+    user_ids: list[str],
+    dry_run: bool = False,
+    force: bool = False,
+) -> None:
+    """Ask about the given users, or about a sample of `users`.
+
+    Raises:
+        ValueError: no such task, a user or a category is missing, or the LLM is not the bundle's.
+    """
+    if task not in TASKS:
+        raise ValueError(f"--task {task!r} is not known; there is {', '.join(TASKS)}")
+    user_ids = list(dict.fromkeys(user_ids))
+    step = Step(
+        "explain",
+        sections=("explain", "llm"),
+        inputs=("bundle", "sequences", "items"),
+        outputs=("explanations",),
+        run=partial(run, users=users, user_ids=user_ids),
+        plan=partial(plan, users=users, user_ids=user_ids),
+        outside=lambda context: {"task": task, "users": user_ids or users},
+    )
+    execute(step, config, console, dry_run, force)
+
+
+def run(context: Context, users: int, user_ids: list[str]) -> Facts:
+    # Read.
+    config, sequences = context.config, context.artifact("sequences")
+    version = latest_bundle(context.storage)
+    description = read_description(context.storage, version)
+    check_llm(description, config.llm)
+    check_items(description, context.artifact("items"))
+    count = num_shards(sequences)
+    asked = user_ids or sample_users(sequences, count, users, config.seed)
+    shards = shards_of(sequences, count, asked)
+
+    # Ask.
+    start_ray(config)
+    arguments = (context.storage, version, config.llm, config.explain, asked)
+    answers = []
+    with context.console.progress("explain", len(shards)) as bar:
+        for table in tables(pooled(shards, ExplainShards, arguments, config.workers)):
+            answers.append(table)
+            bar.advance()
+    rows = pa.concat_tables(answers).sort_by([("user_id", "ascending"), ("system", "ascending")])
+
+    # Write.
+    target = context.artifact("explanations")
+    unseal(target)
+    files = {shard_name(0): write_shard(target, SCHEMA, shard_name(0), rows)}
+    systems = summary(rows)
+    facts = {"users": len(asked), "bundle": version, "systems": systems.to_dicts()}
+    seal(target, "explanations", context.made_by, files, context.resolved("explain", "llm"), facts)
+    show(context.console, rows, systems)
+    return {"users": len(asked), "explanations": target.uri}
+
+
+def summary(rows: pa.Table) -> pl.DataFrame:
+    """By system, over the users who have a favourite: how often it is named, chosen, and how probable it is."""
+    return (
+        pl.DataFrame(rows)
+        .filter(pl.col("favourites").list.len() > 0)
+        .group_by("system", maintain_order=True)
+        .agg(
+            pl.len().alias("users"),
+            pl.col("names_favourite").mean().alias("writes a favourite"),
+            pl.col("chose_favourite").mean().alias("chooses a favourite"),
+            pl.col("probability").mean().alias("their probability"),
+            pl.col("chance").mean(),
+        )
+    )
+
+
+def show(console: Console, rows: pa.Table, systems: pl.DataFrame) -> None:
+    """A few users' histories and answers, and how often each system was right."""
+    by_user = pl.DataFrame(rows).group_by("user_id", maintain_order=True).agg(pl.all().exclude("user_id")).head(SHOWN)
+    for user in by_user.iter_rows(named=True):
+        told = [["history", "; ".join(user["history"][0])], ["favourite", ", ".join(user["favourites"][0])]]
+        for system, text, choice in zip(user["system"], user["text"], user["choice"], strict=True):
+            told += [[f"{system} writes", text], [f"{system} chooses", choice]]
+        console.table(f"user {user['user_id']}", ["", "favourite-genre"], told)
+    console.table("favourite-genre", systems.columns, [list(row) for row in systems.iter_rows()])
+
+
+def plan(context: Context, users: int, user_ids: list[str]) -> Facts:
+    asked = len(user_ids) or min(users, read_manifest(context.artifact("sequences")).rows)
+    return {"users": asked, "prompts": 2 * asked, "categories": f"at most {context.config.explain.max_categories}"}
+
+
+if __name__ == "__main__":
+    import typer
+
+    from jobs.cli import explain as command
+
+    typer.run(command)

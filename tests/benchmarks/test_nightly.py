@@ -1,0 +1,57 @@
+"""The nightly benchmark: its ways agree where they must, and the command runs on any run with a bundle."""
+
+import json
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from benchmarks.nightly import CONSTRAINED, FREE, LIKELIHOOD, STRAIGHT, TRIE, Ways, as_large_as, main, stored_cases
+from benchmarks.report import Benchmark
+from jobs import bundle
+from jobs.console import Console
+from jobs.step import execute
+from tests.evaluation.conftest import scorer, tiny  # noqa: F401 - fixtures
+from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
+
+
+@pytest.fixture(scope="module")
+def cases(tiny):  # noqa: F811
+    return stored_cases(tiny[1].root, 12)
+
+
+def test_trie_ranking_hits_what_the_evaluation_says(scorer, cases):  # noqa: F811
+    ways = Ways(scorer, seed=0)
+    hit_B, read, nobody = ways.trie(cases)
+    score_BC = ways.systems.score("a-llmrec", cases)
+    np.testing.assert_array_equal(hit_B > 0, score_BC.argmax(axis=1) == 0)
+    assert read.tokens > 0 and not nobody
+
+
+def test_constrained_decoding_always_names_somebody(scorer, cases):  # noqa: F811
+    ways = Ways(scorer, seed=0)
+    hit_B, _, nobody = ways.constrained(cases)
+    assert not nobody and ((hit_B >= 0) & (hit_B <= 1)).all()
+    assert ways.free(cases)[2] == ways.straight(cases)[2] == len(cases), "a random LLM writes no title"
+
+
+def test_another_llm_on_the_same_prompts(scorer, cases, tmp_path):  # noqa: F811
+    benchmark = Benchmark("nightly", Console(log_json=True), {}, tmp_path, repeat="trial")
+    share, ratio = as_large_as(benchmark, scorer.llm, scorer, cases, trials=1)
+    assert share > 0 and ratio > 0
+    assert [labels["way"] for labels, _ in benchmark.measurements] == [TRIE, FREE]
+    assert benchmark.measurements[0][1]["MFU %"] == 100 * share
+
+
+def test_the_command(tiny, tmp_path):  # noqa: F811
+    config, run, _ = tiny
+    execute(bundle.STEP, config, Console(log_json=True))
+    app = typer.Typer()
+    app.command()(main)
+    arguments = ["--run", str(run.root), "--quick", "--users", "8", "--no-job", "--root", str(tmp_path)]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    content = json.loads((tmp_path / "nightly.json").read_text())
+    assert [row["way"] for row in content["measurements"]] == [TRIE, LIKELIHOOD, CONSTRAINED, FREE, STRAIGHT]
+    assert {bar["holds"] for bar in content["bars"]} == {None}

@@ -1,0 +1,62 @@
+"""`explain` on Ray: the table, the counts, and who is asked."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+import ray
+
+from allmrec.artifacts import read_manifest, read_table
+from jobs import bundle
+from jobs.console import Console
+from jobs.explain import explain
+from jobs.step import execute
+from tests.evaluation.tiny import tiny_config, write_tiny_run
+from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
+
+TASK = "favourite-genre"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stop_ray() -> Iterator[None]:
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory, llm, tokenizer):  # noqa: F811
+    config = tiny_config(tmp_path_factory.mktemp("tiny"), explain={"max_new_tokens": 4})
+    run = write_tiny_run(config, llm, tokenizer)
+    execute(bundle.STEP, config, Console(log_json=True))
+    return config, run
+
+
+def test_explain(tiny, capsys):
+    config, run = tiny
+    console = Console(log_json=True)
+    explain(config, console, TASK, 7, [], dry_run=True)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["prompts"] == 14
+    assert not run.exists("explanations/manifest.json")
+
+    explain(config, console, TASK, 7, [])
+    rows = read_table(run.at("explanations"))
+    assert rows.num_rows == 14 and len(set(rows.column("user_id").to_pylist())) == 7
+    systems = {row["system"]: row for row in read_manifest(run.at("explanations")).facts["systems"]}
+    chose = [row["chose_favourite"] for row in rows.to_pylist() if row["system"] == "a-llmrec"]
+    assert systems["a-llmrec"]["chooses a favourite"] == pytest.approx(sum(chose) / 7)
+    assert '"skip"' not in capsys.readouterr().out
+    explain(config, console, TASK, 7, [])
+    assert '"skip"' in capsys.readouterr().out, "nothing has changed"
+
+    asked = ["user-40", "user-03", "user-40"]
+    explain(config, console, TASK, 7, asked)
+    some = read_table(run.at("explanations"))
+    assert some.column("user_id").to_pylist() == ["user-03"] * 2 + ["user-40"] * 2
+
+
+def test_what_users_can_get_wrong(tiny):
+    config, _ = tiny
+    with pytest.raises(ValueError, match="favourite-genre"):
+        explain(config, Console(log_json=True), "poem", 7, [])
+    with pytest.raises(ValueError, match="'nobody'"):
+        explain(config, Console(log_json=True), TASK, 7, ["user-03", "nobody"])
