@@ -3,6 +3,10 @@
 import hashlib
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -71,7 +75,7 @@ def observed(settings: dict) -> dict:
     def noting_step(self: ProjectionTraining, *arguments):
         if self.step == DIES_AT and (folder / "dies").exists() and torch.distributed.get_rank() == 1:
             (folder / "dies").unlink()
-            os._exit(1)
+            os.kill(os.getpid(), signal.SIGKILL)
         total = train_step(self, *arguments)
         model = self.engine.module
         notes["trained"] = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -128,12 +132,29 @@ def prepared(root: Path, models: Path, num_workers: int) -> tuple[Config, Storag
     return config, storage
 
 
+def slow(settings: dict) -> dict:
+    """The loop, with time to kill it between its steps."""
+    train_step = ProjectionTraining.train_step
+
+    def slowly(self: ProjectionTraining, *arguments):
+        time.sleep(1)
+        return train_step(self, *arguments)
+
+    ProjectionTraining.train_step = slowly
+    return undisturbed(settings)
+
+
 def trained(root: Path, models: Path, num_workers: int, dies: bool = False) -> tuple[Storage, dict]:
     config, storage = prepared(root, models, num_workers)
     folder = Path(storage.at("projectors").uri)
     folder.mkdir(parents=True)
     if dies:
         (folder / "dies").touch()
+    return watched(config, storage)
+
+
+def watched(config: Config, storage: Storage) -> tuple[Storage, dict]:
+    folder = Path(storage.at("projectors").uri)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_projection, "loop", observed)
         assert execute(train_projection.STEP, config, Console(log_json=True))
@@ -189,6 +210,33 @@ def test_a_killed_workers_training_resumes_and_ends_where_an_undisturbed_one_doe
         torch.testing.assert_close(shaken[name], weight, rtol=0, atol=1e-6)
     facts, expected = (read_manifest(place.at("projectors")).facts for place in (storage, calm[0]))
     assert facts["losses"] == expected["losses"] and facts["frozen_checksum"] == expected["frozen_checksum"]
+
+
+def test_a_killed_driver_is_started_again_with_one_worker(calm, models, tmp_path):
+    config, storage = prepared(tmp_path, models, num_workers=2)
+    path = tmp_path / "config.json"
+    path.write_text(config.model_dump_json())
+    script = (
+        "import sys\nfrom jobs import train_projection\nfrom jobs.config import load_config\n"
+        "from jobs.console import Console\nfrom jobs.step import execute\n"
+        "from tests.jobs.test_train_projection import slow\ntrain_projection.loop = slow\n"
+        "execute(train_projection.STEP, load_config(sys.argv[1]), Console())"
+    )
+    # A group of its own, so that killing it takes its Ray along.
+    victim = subprocess.Popen([sys.executable, "-c", script, str(path)], start_new_session=True)
+    while len(list(storage.at("checkpoints/train-projection").root.glob("*/checkpoint_*"))) < 2:
+        assert victim.poll() is None, "it ended before it was killed"
+        time.sleep(0.05)
+    os.killpg(victim.pid, signal.SIGKILL)
+    victim.wait()
+
+    workers = config.workers.model_copy(update={"num_workers": 1})
+    Path(storage.at("projectors").uri).mkdir(parents=True, exist_ok=True)
+    _, notes = watched(config.model_copy(update={"workers": workers}), storage)
+    assert 0 < notes["first"] < STEPS, "it went on from a checkpoint"
+    assert notes["losses"] == pytest.approx(calm[1]["losses"][notes["first"] :], abs=1e-4)
+    found, expected = (read_manifest(place.at("projectors")).facts for place in (storage, calm[0]))
+    assert found["best_hit@1"] == pytest.approx(expected["best_hit@1"], abs=1e-3)
 
 
 def test_the_plan_counts_tokens_and_memory_and_touches_nothing(models, tmp_path, capsys):
