@@ -84,9 +84,7 @@ class Ours:
         config = case.config(text_encoder)
         self.trained = None
         if text_encoder == "fine-tuned":
-            self.trained = TrainedTexts(
-                load_encoder(case.text), case.catalogue.texts, case.text.max_chars, config.texts_per_pass, False
-            )
+            self.trained = TrainedTexts(config, load_encoder(case.text), case.catalogue.texts, case.text.max_chars)
         texts_NS = torch.from_numpy(case.texts_NS)
         self.training = AlignmentTraining(
             config, case.teacher(), case.sequences(), texts_NS, 0, trained_texts=self.trained

@@ -76,13 +76,8 @@ def loop(settings: dict[str, Any]) -> Facts:
     trained_texts = None
     if config.text_encoder == "fine-tuned":
         text = settings["text"]
-        trained_texts = TrainedTexts(
-            load_encoder(text.model_copy(update={"dtype": "float32"}), str(device())),
-            Catalogue.read(settings["items"]).texts,
-            text.max_chars,
-            config.texts_per_pass,
-            config.gradient_checkpointing,
-        )
+        encoder = load_encoder(text.model_copy(update={"dtype": "float32"}), str(device()))
+        trained_texts = TrainedTexts(config, encoder, Catalogue.read(settings["items"]).texts, text.max_chars)
     training = AlignmentTraining(
         config,
         load_teacher(settings["teacher"]),

@@ -32,7 +32,8 @@ class AlignmentConfig(Section):
     losses: tuple[LossName, ...] = Field(("matching", "item_recon", "text_recon", "rec"), min_length=1)  # in the sum
     targets: Literal["last", "all"] = "last"  # items of a sequence that are learnt from; all: A-LLMRec_all
     text_encoder: Literal["frozen", "fine-tuned"] = "frozen"  # SBERT; the paper fine-tunes it
-    texts_per_pass: int = Field(16, ge=1)  # that SBERT reads at once when it is fine-tuned; more pad more
+    texts_per_pass: int = Field(64, ge=1)  # that SBERT reads at once, at most, when it is fine-tuned
+    max_padding: float = Field(0.1, ge=0, lt=1)  # share of a pass; more makes fewer passes, as GPUs like them
     gradient_checkpointing: bool = False  # of SBERT: less memory, a forward pass more
     learning_rate: float = Field(0.0001, gt=0)  # Table 3
     batch_size: int = Field(32, ge=1)  # users in a step, over all workers together

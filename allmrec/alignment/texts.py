@@ -9,6 +9,7 @@ number of workers.
 Dimensions: N = n + 1 items (0 is padding), R rows, L texts of a batch, S = dimensions of the text encoder
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from allmrec.alignment.network import AlignmentConfig
 from allmrec.data.sequences import offsets_of, ranges
 from allmrec.distributed import own, place
 
@@ -44,17 +46,15 @@ class FrozenTexts(nn.Module):
 class TrainedTexts(nn.Module):
     """SBERT, and the catalogue's texts as its tokens."""
 
-    def __init__(self, encoder: Any, texts_N: pa.Array, max_chars: int, texts_per_pass: int, checkpointing: bool):
+    def __init__(self, config: AlignmentConfig, encoder: Any, texts_N: pa.Array, max_chars: int):
         """
         Args:
             encoder: a SentenceTransformer (`load_encoder`), in float32.
             texts_N: of the items; entry 0 is padding's.
             max_chars: texts are cut there, as `TextEncoder` does.
-            texts_per_pass: texts of similar length that are padded together.
-            checkpointing: compute passes again in the backward pass instead of keeping their activations.
         """
         super().__init__()
-        self.encoder, self.texts_per_pass, self.checkpointing = encoder.eval(), texts_per_pass, checkpointing
+        self.config, self.encoder = config, encoder.eval()
         cut = pc.utf8_slice_codeunits(texts_N, 0, max_chars).dictionary_encode()
         self.text_N = cut.indices.to_numpy()
         self.tokens, self.lengths, self.pads = _tokenised(encoder, cut.dictionary.to_pylist())
@@ -75,17 +75,26 @@ class TrainedTexts(nn.Module):
         texts_L, text_R = np.unique(self.text_N[items_R], return_inverse=True)
         order = np.argsort(self.lengths[texts_L], kind="stable")
         place_R = np.argsort(order)[text_R]
-        passes = [texts_L[order[at : at + self.texts_per_pass]] for at in range(0, len(order), self.texts_per_pass)]
-        if not passes:
+        if not len(order):
             return torch.zeros(0, self.encoder.get_embedding_dimension(), device=self.encoder.device)
-        embedded_LS = torch.cat([self._encode(texts) for texts in passes])
+        embedded_LS = torch.cat([self._encode(texts) for texts in self._passes(texts_L[order])])
         return embedded_LS[torch.from_numpy(place_R).to(embedded_LS.device)]
+
+    def _passes(self, texts_L: np.ndarray) -> Iterator[np.ndarray]:
+        """The texts, shortest first, in passes: each as large as its padding allows."""
+        while len(texts_L):
+            lengths = self.lengths[texts_L[: self.config.texts_per_pass]]
+            padded = lengths * np.arange(1, len(lengths) + 1)  # with the first one, the first two, …
+            too_long = np.flatnonzero(lengths.cumsum() < (1 - self.config.max_padding) * padded)
+            size = int(too_long[0]) if len(too_long) else len(lengths)
+            yield texts_L[:size]
+            texts_L = texts_L[size:]
 
     def _encode(self, texts: np.ndarray) -> torch.Tensor:
         features = self._features(texts)
         self.read += int(self.lengths[texts].sum())
         self.padded += features["input_ids"].numel()
-        if self.checkpointing:
+        if self.config.gradient_checkpointing:
             return checkpoint(self._embedding, features, use_reentrant=False)
         return self._embedding(features)
 

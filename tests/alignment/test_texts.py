@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from allmrec.alignment import texts as module
+from allmrec.alignment.network import AlignmentConfig
 from allmrec.alignment.texts import TrainedTexts
 from allmrec.text.encoder import TextConfig, TextEncoder, load_encoder
 from allmrec.text.standin import build_encoder
@@ -28,9 +29,9 @@ def folder(request, tmp_path_factory) -> Path:
     return folder
 
 
-def trained(folder: Path, max_chars: int = 4000, texts_per_pass: int = 3, checkpointing: bool = False) -> TrainedTexts:
+def trained(folder: Path, max_chars: int = 4000, **settings) -> TrainedTexts:
     encoder = load_encoder(TextConfig(model=str(folder)))
-    return TrainedTexts(encoder, CATALOGUE, max_chars, texts_per_pass, checkpointing)
+    return TrainedTexts(AlignmentConfig(**{"texts_per_pass": 3} | settings), encoder, CATALOGUE, max_chars)
 
 
 @pytest.mark.parametrize("max_chars", [4000, 30])
@@ -41,25 +42,26 @@ def test_rows_get_what_embed_makes_of_their_texts(folder, max_chars):
     np.testing.assert_allclose(found_RS, expected_NS[ITEMS], atol=1e-6)
 
 
-def test_a_text_is_read_once_and_little_is_padded(folder):
-    texts = trained(folder)
-    texts(ITEMS)
-    once = np.unique(texts.text_N[ITEMS])
-    assert len(once) == 7 and texts.read == texts.lengths[once].sum()
-    at_once = trained(folder, texts_per_pass=7)
-    at_once(ITEMS)
-    assert texts.read == texts.padded or texts.padded - texts.read < 0.5 * (at_once.padded - at_once.read)
+@pytest.mark.parametrize("max_padding", [0, 0.1, 0.9])
+def test_a_text_is_read_once_and_little_is_padded(folder, max_padding):
+    texts = trained(folder, max_padding=max_padding, texts_per_pass=64)
+    texts(np.arange(1, 41, dtype=np.int32).repeat(2))
+    once = np.unique(texts.text_N[1:])
+    assert len(once) == len(set(TEXTS)) and texts.read == texts.lengths[once].sum()
+    assert texts.padded >= texts.read >= (1 - max_padding) * texts.padded
+    in_one_pass = texts.lengths.max() * len(once)
+    assert texts.padded == (in_one_pass if texts.pads and max_padding == 0.9 else pytest.approx(texts.read, rel=0.1))
 
 
 def test_gradients_are_the_same_with_checkpointing(folder):
     gradients = []
-    for checkpointing in (False, True):
-        texts = trained(folder, checkpointing=checkpointing)
+    for again in (False, True):
+        texts = trained(folder, gradient_checkpointing=again)
         texts(ITEMS).square().sum(1).pow(2).sum().backward()
         gradients.append([weight.grad for weight in texts.parameters() if weight.grad is not None])
     assert gradients[0]
-    for plain, again in zip(*gradients, strict=True):
-        torch.testing.assert_close(plain, again)
+    for pair in zip(*gradients, strict=True):
+        torch.testing.assert_close(*pair)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

@@ -112,7 +112,7 @@ def sbert(tmp_path):
     build_tiny_sbert(names.to_pylist(), tmp_path / "sbert")
 
     def fresh() -> TrainedTexts:
-        return TrainedTexts(load_encoder(TextConfig(model=str(tmp_path / "sbert"))), names, 4000, 16, False)
+        return TrainedTexts(FAST, load_encoder(TextConfig(model=str(tmp_path / "sbert"))), names, 4000)
 
     return fresh
 

@@ -76,7 +76,9 @@ def alone(config: Config, storage: Storage) -> AlignmentTraining:
     """The same training in this process."""
     texts = None
     if config.alignment.text_encoder == "fine-tuned":
-        texts = TrainedTexts(load_encoder(config.text), Catalogue.read(storage.at("items")).texts, 4000, 99, False)
+        texts = TrainedTexts(
+            config.alignment, load_encoder(config.text), Catalogue.read(storage.at("items")).texts, 4000
+        )
     training = AlignmentTraining(
         config.alignment,
         load_teacher(storage.at("teacher")),

@@ -6,21 +6,31 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import ray
+import torch
 
-from allmrec.alignment.network import load_joint
+from allmrec.alignment.network import AlignmentNetwork, load_joint, save_alignment
 from allmrec.artifacts import read_manifest, read_table, seal, shard_name, write_shard
 from allmrec.cf.teacher import load_teacher
+from allmrec.data.catalogue import Catalogue
 from allmrec.evaluation.cases import EvaluationConfig
 from allmrec.storage import Storage
+from allmrec.text.encoder import TextConfig, load_encoder, save_encoder
 from jobs import bundle, evaluate, transfer
 from jobs.config import Config
 from jobs.console import Console
 from jobs.step import execute
 from schemas import item_text_embeddings
-from tests.evaluation.tiny import NUM_ITEMS, tiny_config, write_tiny_run
+from tests.evaluation.tiny import JOINT, NUM_ITEMS, tiny_config, write_tiny_run
 from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
+from tests.text.tiny import DIM, build_tiny_sbert
 
 QUIET = Console(log_json=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray():
+    yield
+    ray.shutdown()
 
 
 def write_texts(run: Storage, encoder: str, seed: int) -> np.ndarray:
@@ -64,11 +74,32 @@ def test_models_come_over_and_are_evaluated(runs):
 
     execute(bundle.STEP, config, QUIET)
     execute(evaluate.STEP, config, QUIET)
-    ray.shutdown()
     metrics = json.loads(games.read("metrics.json"))
     tested = read_manifest(games.at("evaluation_cases")).facts["test"]
     counts = {row["count"] for row in metrics if (row["subset"], row["protocol"]) == ("all", "random")}
     assert counts == {tested} and {row["system"] for row in metrics} == {"teacher", "a-llmrec-sbert"}
+
+
+def test_a_fine_tuned_encoder_comes_along(runs, tmp_path):
+    movies, games, config = runs
+    texts = Catalogue.read(games.at("items")).texts[1:]
+    build_tiny_sbert(texts.to_pylist(), tmp_path / "sbert")
+    encoder, network = load_encoder(TextConfig(model=str(tmp_path / "sbert"))), AlignmentNetwork(8, DIM, JOINT)
+    settings = read_manifest(movies.at("alignment")).config
+    settings["alignment"]["text_encoder"] = "fine-tuned"
+    e_NJ, q_NJ = torch.randn(2, NUM_ITEMS + 1, JOINT)
+    files = save_alignment(movies.at("alignment"), network, e_NJ, q_NJ)
+    seal(movies.at("alignment"), "alignment", "this training", files, settings)
+    files = save_encoder(movies.at("fine_tuned"), "encoder", encoder)
+    seal(movies.at("fine_tuned"), "fine_tuned", "a later training", files)
+    with pytest.raises(ValueError, match="train-alignment was begun again and not finished; run it there first"):
+        execute(transfer.STEP, config, QUIET)
+
+    seal(movies.at("fine_tuned"), "fine_tuned", "this training", files)
+    assert execute(transfer.STEP, config, QUIET)
+    first_S = torch.from_numpy(encoder.encode(texts[0].as_py()))  # of every item here: their texts have one hash
+    expected_J = network.encode_texts(first_S)
+    torch.testing.assert_close(load_joint(games.at("alignment"))[1][1:], expected_J.expand(NUM_ITEMS, -1))
 
 
 def test_other_models_of_text_and_language_are_refused(runs):
