@@ -5,12 +5,13 @@ on them. Transforms are plain callables of `allmrec`, which take `batch["id"]`, 
 """
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 import ray.data
-from ray.exceptions import RayError
+from ray.exceptions import ActorDiedError, RayError
 
 from jobs.config import WorkersConfig
 
@@ -56,4 +57,8 @@ def tables(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
         cause = getattr(error, "cause", None)
         if isinstance(cause, ValueError):
             raise ValueError(str(cause).split("\n")[0]) from None  # Ray adds lines on its retries
+        if isinstance(error, ActorDiedError):  # what a worker's making raised comes as text
+            raised = re.findall(r"^ValueError: (.+)$", str(error), re.MULTILINE)
+            if raised:
+                raise ValueError(raised[-1]) from None
         raise
