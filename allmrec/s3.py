@@ -78,7 +78,7 @@ class S3Storage(Storage):
 
     def write(self, key: str, data: bytes) -> None:
         with self._errors(key):
-            self.client.put_object(**self._object(key), Body=data)
+            self.client.put_object(**self._object(key), **self._encryption, Body=data)
 
     def create(self, key: str, data: bytes) -> bool:
         from botocore.exceptions import ClientError
@@ -88,7 +88,8 @@ class S3Storage(Storage):
         with self._errors(key):
             while True:
                 try:
-                    self.client.put_object(**self._object(key), Body=data, IfNoneMatch="*", Metadata={"writer": marker})
+                    condition = {"IfNoneMatch": "*", "Metadata": {"writer": marker}}
+                    self.client.put_object(**self._object(key), **self._encryption, **condition, Body=data)
                     return True
                 except ClientError as error:
                     if _code(error) in ("PreconditionFailed", "412"):
@@ -98,7 +99,7 @@ class S3Storage(Storage):
 
     def copy(self, source: str, target: str) -> None:
         with self._errors(source):
-            self.client.copy_object(**self._object(target), CopySource=self._object(source))
+            self.client.copy_object(**self._object(target), **self._encryption, CopySource=self._object(source))
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         pages = self.client.get_paginator("list_objects_v2")
@@ -139,6 +140,12 @@ class S3Storage(Storage):
 
     def _object(self, key: str) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": self._full(key)}
+
+    @property
+    def _encryption(self) -> dict[str, str]:
+        s3 = self.connection.s3
+        wanted = {"ServerSideEncryption": s3.encryption, "SSEKMSKeyId": s3.kms_key_id}
+        return {name: value for name, value in wanted.items() if value is not None}
 
     def _writer(self, key: str) -> str | None:
         try:

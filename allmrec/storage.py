@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from allmrec.config import Section
 
@@ -30,9 +30,17 @@ class S3Config(Section):
     addressing_style: Literal["auto", "path", "virtual"] = "auto"
     # Stores other than AWS may refuse the newer default checksums.
     checksums: Literal["when_required", "when_supported"] = "when_required"
-    connect_timeout_s: float = 10
-    read_timeout_s: float = 60
-    max_attempts: int = Field(8, ge=1)
+    encryption: Literal["AES256", "aws:kms"] | None = None  # of what is written; null: as the bucket is set up
+    kms_key_id: str | None = None  # of aws:kms; null: the account's default key
+    connect_timeout_s: float = Field(10, gt=0)
+    read_timeout_s: float = Field(60, gt=0)
+    max_attempts: int = Field(8, ge=1)  # at a request; waits grow and are random, longer where the store says SlowDown
+
+    @model_validator(mode="after")
+    def _key_has_its_use(self) -> "S3Config":
+        if self.kms_key_id is not None and self.encryption != "aws:kms":
+            raise ValueError("kms_key_id is a key of encryption aws:kms; set that, or leave the key out")
+        return self
 
 
 @dataclass(frozen=True)

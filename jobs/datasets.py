@@ -5,6 +5,7 @@ on them. Transforms are plain callables of `allmrec`, which take `batch["id"]`, 
 """
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from queue import Empty, Queue
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 import ray.data
-from ray.exceptions import RayError
+from ray.exceptions import ActorDiedError, RayError
 
 from jobs.config import WorkersConfig
 
@@ -70,6 +71,10 @@ def tables(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
         cause = getattr(error, "cause", None)
         if isinstance(cause, ValueError):
             raise ValueError(str(cause).split("\n")[0]) from None  # Ray adds lines on its retries
+        if isinstance(error, ActorDiedError):  # what a worker's making raised comes as text
+            raised = re.findall(r"^ValueError: (.+)$", str(error), re.MULTILINE)
+            if raised:
+                raise ValueError(raised[-1]) from None
         raise
 
 

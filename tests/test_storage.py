@@ -2,6 +2,7 @@
 
 import http.client
 import pickle
+import time
 from functools import partial
 from threading import Thread
 
@@ -135,6 +136,104 @@ def test_a_read_cut_off_in_the_body_is_tried_again(s3: S3Config, s3_uri: str) ->
         storage.write("key", data)
         assert storage.read("key") == data
         assert CutsFirstBody.cut
+
+
+class Moody(Proxy):
+    """Answers each request badly the first time: subclasses say how."""
+
+    met: set[tuple[str, str, bool]]
+
+    def forward(self) -> None:
+        request = self.command, self.path, "x-amz-copy-source" in self.headers
+        if request in self.met:
+            return super().forward()
+        self.met.add(request)
+        self.misbehave()
+
+    do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = forward
+
+    def misbehave(self) -> None:
+        raise NotImplementedError
+
+    def refuse(self, status: int, code: str) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = f"<Error><Code>{code}</Code></Error>".encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(b"" if self.command == "HEAD" else body)
+
+
+class Fails(Moody):
+    def misbehave(self) -> None:
+        self.refuse(500, "InternalError")
+
+
+class IsOverloaded(Moody):
+    def misbehave(self) -> None:
+        if len(self.met) > 2:  # the client slows down for long
+            return Proxy.forward(self)
+        self.refuse(503, "SlowDown")
+
+
+class Hangs(Moody):
+    def misbehave(self) -> None:
+        time.sleep(0.6)  # longer than the client waits
+        self.close_connection = True
+
+
+class CutsUploads(Moody):
+    def misbehave(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)) // 2)
+        self.close_connection = True
+
+
+class FailsWhenDone(Moody):
+    """The store has done it, and says that it has not."""
+
+    lies = False
+
+    def misbehave(self) -> None:
+        self.lies = True
+        Proxy.forward(self)
+        self.lies = False
+
+    def answer(self, answer: http.client.HTTPResponse, body: bytes) -> None:
+        if not self.lies:
+            return super().answer(answer, body)
+        self.send_response(500)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("mood", [Fails, IsOverloaded, Hangs, CutsUploads, FailsWhenDone])
+def test_every_operation_survives_a_store_in_a_bad_mood(s3: S3Config, s3_uri: str, mood: type[Moody]) -> None:
+    mood.met, data = set(), bytes(range(256)) * 2000
+    with proxied(s3.model_copy(update={"read_timeout_s": 0.3 if mood is Hangs else 5}), mood) as moody:
+        storage = open_storage(s3_uri, moody)
+        storage.write("written", data)
+        assert storage.create("created", data), "whoever has put it knows so, whatever the store said"
+        assert not open_storage(s3_uri, moody).create("created", b"another's")
+        storage.copy("written", "copied")
+        assert storage.read("copied") == storage.read("created") == data
+        assert [entry.key for entry in storage.list()] == ["copied", "created", "written"]
+        storage.delete("written")
+        assert not storage.exists("written") and storage.exists("copied")
+    assert len(mood.met) > 7
+
+
+@pytest.mark.s3
+def test_what_is_written_is_encrypted_as_configured(s3: S3Config, s3_uri: str) -> None:
+    storage = open_storage(s3_uri, s3.model_copy(update={"encryption": "aws:kms", "kms_key_id": "key-1"}))
+    storage.write("written", b"1")
+    assert storage.create("created", b"2") and not storage.create("created", b"3")
+    storage.copy("written", "copied")
+    for key in ("written", "created", "copied"):
+        head = storage.client.head_object(Bucket=storage.bucket, Key=f"prefix/{key}")
+        assert (head["ServerSideEncryption"], head["SSEKMSKeyId"]) == ("aws:kms", "key-1")
+    with pytest.raises(ValueError, match="kms_key_id is a key of encryption aws:kms"):
+        S3Config(kms_key_id="key-1")
 
 
 @pytest.mark.s3

@@ -45,7 +45,7 @@ def tiny_config(root: Path, **sections: Any) -> Config:
     )
 
 
-def write_tiny_run(config: Config, llm: Any, tokenizer: Any) -> Storage:
+def write_tiny_run(config: Config, llm: Any, tokenizer: Any, num_users: int = NUM_USERS) -> Storage:
     """Items, sequences, evaluation cases, teacher, alignment and projectors of a run, and its LLM's folder."""
     llm.save_pretrained(config.llm.name)
     tokenizer.save_pretrained(config.llm.name)
@@ -69,8 +69,8 @@ def write_tiny_run(config: Config, llm: Any, tokenizer: Any) -> Storage:
     _seal_table(run.at("items"), "items", items.SCHEMA, [item_table])
     _seal_table(run.at("rejected"), "rejected", rejected.SCHEMA, [rejected.SCHEMA.empty_table()])
 
-    user_ids = pa.array(sorted(f"user-{n:02d}" for n in range(NUM_USERS)))
-    lists = [rng.choice(NUM_ITEMS, rng.integers(2, 8), replace=False) + 1 for _ in range(NUM_USERS)]
+    user_ids = pa.array(sorted(f"user-{n:02d}" for n in range(num_users)))
+    lists = [rng.choice(NUM_ITEMS, rng.integers(2, 8), replace=False) + 1 for _ in range(num_users)]
     rows = pa.table(
         {
             "user_id": user_ids,
@@ -79,9 +79,9 @@ def write_tiny_run(config: Config, llm: Any, tokenizer: Any) -> Storage:
             "train_length": pa.array([len(one) - 2 if len(one) > 2 else len(one) for one in lists], pa.int32()),
         }
     )
-    shard = shard_of(user_ids, NUM_SHARDS)
-    shards = [rows.filter(pa.array(shard == number)) for number in range(NUM_SHARDS)]
-    sizes = {"users": NUM_USERS, "items": NUM_ITEMS, "interactions": sum(map(len, lists))}
+    shard = shard_of(user_ids, config.data.num_shards)
+    shards = [rows.filter(pa.array(shard == number)) for number in range(config.data.num_shards)]
+    sizes = {"users": num_users, "items": NUM_ITEMS, "interactions": sum(map(len, lists))}
     _seal_table(run.at("sequences"), "sequences", sequences.SCHEMA, shards, sizes)
     catalogue = Catalogue.read(run.at("items"))
     users = [Sequences.from_table(part) for part in shards]

@@ -1,0 +1,235 @@
+"""Nightly runs on S3 whose processes are killed at random moments end as an undisturbed run, row by row.
+
+    ALLMREC_KILLS=50 ALLMREC_KILL_USERS=5000 ALLMREC_KILL_TABLE=kills.json pytest -s tests/faults/test_nightly_killed.py
+
+A reader looks all the time: it sees nothing of a run, or the whole.
+"""
+
+import json
+import os
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from allmrec.artifacts import describe, to_parquet
+from allmrec.bundle import build_bundle, promote
+from allmrec.journal import dump_json, load_json
+from allmrec.recommendations import read_recommendations
+from allmrec.storage import S3Config, Storage, open_storage
+from jobs import bundle
+from jobs.config import Config
+from jobs.console import Console
+from jobs.step import execute, resolved
+from schemas.recommendations import SCHEMA
+from tests.evaluation.tiny import tiny_config, write_tiny_run
+from tests.faults.cluster import TwoNodes
+from tests.jobs.test_nightly import DATE, Started, with_nightly
+from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
+from tests.s3_fixtures import new_bucket
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(7200)]
+
+KILLS = int(os.environ.get("ALLMREC_KILLS", "2"))
+USERS = int(os.environ.get("ALLMREC_KILL_USERS", "120"))
+TABLE = os.environ.get("ALLMREC_KILL_TABLE")  # where to write every kill, as JSON
+SHARDS = max(6, USERS // 100)
+KILLS_A_RUN = 4  # then it may end
+TARGETS = ("llm worker", "worker", "node", "driver")
+
+
+@pytest.fixture(scope="module")
+def cluster(s3: S3Config) -> Iterator[TwoNodes]:
+    """`s3` comes first, so that Ray's workers find its credentials."""
+    nodes = TwoNodes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", nodes.address)
+        yield nodes
+    nodes.stop()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory, llm, tokenizer, s3) -> tuple[Config, Storage]:  # noqa: F811
+    config = tiny_config(tmp_path_factory.mktemp("tiny"))
+    config = config.model_copy(update={"data": config.data.model_copy(update={"num_shards": SHARDS})})
+    run = write_tiny_run(config, llm, tokenizer, USERS)
+    execute(bundle.STEP, config, Console(log_json=True))
+    workers = config.workers.model_copy(update={"num_workers": 2})
+    return with_nightly(config.model_copy(update={"workers": workers}), storage=s3, lease_s=3), run
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny, cluster, s3, tmp_path_factory) -> tuple[str, float]:
+    """Where a run was published that nobody disturbed, and how many seconds it took."""
+    output, began = new_bucket(s3), time.monotonic()
+    run = start(tiny[0], output, tmp_path_factory.mktemp("undisturbed"))
+    code, text = run.end()
+    assert code == 0, text
+    return output, time.monotonic() - began
+
+
+def start(config: Config, output: str, folder: Path) -> Started:
+    nightly = config.nightly.model_copy(update={"output": output})
+    return Started(config.model_copy(update={"nightly": nightly}), folder, "nightly")
+
+
+class Reader:
+    """Looks at what is published, by `latest.json` and by `_SUCCESS`, until it is stopped."""
+
+    def __init__(self, output: str, s3: S3Config, expected: pa.Table):
+        self.output, self.s3, self.expected = output, s3, expected
+        self.looks = {"nothing": 0, "whole": 0}
+        self.broken: list[str] = []
+        self.over = Event()
+        self.thread = Thread(target=self.watch)
+        self.thread.start()
+
+    def watch(self) -> None:
+        while not self.over.wait(0.1):
+            for day in (None, DATE):
+                try:
+                    if not read_recommendations(self.output, day, self.s3).equals(self.expected):
+                        self.broken.append(f"other rows by {day or 'latest.json'}")
+                    self.looks["whole"] += 1
+                except Exception as error:
+                    if "nothing is published" not in str(error):
+                        self.broken.append(str(error))
+                    self.looks["nothing"] += 1
+
+    def stop(self) -> None:
+        self.over.set()
+        self.thread.join()
+
+
+def test_killed_runs_end_as_an_undisturbed_one(
+    tiny, cluster: TwoNodes, undisturbed: tuple[str, float], s3: S3Config, tmp_path: Path
+) -> None:
+    config, _ = tiny
+    expected, whole_s = read_recommendations(undisturbed[0], s3=s3), undisturbed[1]
+    assert expected.num_rows == USERS
+    seed = int(os.environ.get("ALLMREC_KILL_SEED", random.randrange(2**32)))
+    print(f"\nseed {seed}: {KILLS} kills, {USERS} users in {SHARDS} shards, an undisturbed run takes {whole_s:.1f} s")
+    dice, kills, runs = random.Random(seed), [], 0
+    while len(kills) < KILLS:
+        runs += 1
+        output = new_bucket(s3)
+        storage, reader = open_storage(output, s3), Reader(output, s3, expected)
+        try:
+            kills += disturbed(config, cluster, storage, dice, whole_s, min(KILLS_A_RUN, KILLS - len(kills)), tmp_path)
+            assert read_recommendations(output, s3=s3).equals(expected), f"run {runs} differs"
+        finally:
+            reader.stop()
+        assert not reader.broken, reader.broken[:3]
+        assert [entry.key for entry in storage.list("_log/")] == ["_log/00000001.json"]
+        print(
+            f"run {runs}: every row as undisturbed; the reader saw nothing {reader.looks['nothing']} times and the "
+            f"whole {reader.looks['whole']} times"
+        )
+    show(kills, {"seed": seed, "users": USERS, "shards": SHARDS, "runs": runs, "undisturbed_s": round(whole_s, 1)})
+
+
+def disturbed(
+    config: Config, cluster: TwoNodes, storage: Storage, dice: random.Random, whole_s: float, most: int, folder: Path
+) -> list[dict[str, Any]]:
+    """One run that is killed `most` times, unless it ends before, and started again until it ends well."""
+    kills: list[dict[str, Any]] = []
+    run, starts = start(config, storage.uri, folder), 1
+    while True:
+        target, after_s = dice.choice(TARGETS), dice.uniform(0.1, 0.9) * whole_s
+        if len(kills) < most and waited(run, after_s):
+            progress = where(storage)
+            if killed(run, cluster, target):
+                kills.append({"target": target, "after_s": round(after_s, 1), "start": starts, "run at": progress})
+                if target != "driver":
+                    continue
+            else:
+                continue
+        code, text = run.end()
+        if code == 0:
+            return kills
+        assert code == -9 or kills, text
+        if code != -9:
+            kills[-1]["driver"] = f"ended with {code}: {text.strip().splitlines()[-1][:100]}"
+        run, starts = start(config, storage.uri, folder), starts + 1
+
+
+def waited(run: Started, seconds: float) -> bool:
+    """Whether the run is still at work after that time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and run.process.poll() is None:
+        time.sleep(0.05)
+    return run.process.poll() is None
+
+
+def killed(run: Started, cluster: TwoNodes, target: str) -> bool:
+    if target == "driver":
+        run.kill()
+        return True
+    if target == "node":
+        return cluster.kill_second()
+    return cluster.kill_worker("ScoreShards" if target == "llm worker" else "ray::")
+
+
+def where(storage: Storage) -> str:
+    """How far a run has come, for the table."""
+    if storage.exists("latest.json"):
+        return "published"
+    if storage.exists(f"run_date={DATE}/_SUCCESS"):
+        return "_SUCCESS"
+    done = len(list(storage.list(f"_runs/run_date={DATE}/shards/")))
+    copied = len(list(storage.list(f"run_date={DATE}/")))
+    return f"{copied} of {SHARDS} copied" if copied else f"{done} of {SHARDS} shards"
+
+
+def show(kills: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+    columns = ["kill", "target", "after_s", "start", "run at", "driver"]
+    rows = [columns, *([str({"kill": n, **row}.get(name, "")) for name in columns] for n, row in enumerate(kills, 1))]
+    widths = [max(len(row[n]) for row in rows) for n in range(len(columns))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+    if TABLE:
+        Path(TABLE).write_text(json.dumps({**facts, "kills": kills}, indent=1))
+
+
+def test_a_poisoned_shard_is_named_and_nothing_is_published(tiny, cluster, undisturbed, s3, tmp_path) -> None:
+    done, output = open_storage(undisturbed[0], s3), new_bucket(s3)
+    storage, work = open_storage(output, s3), f"_runs/run_date={DATE}"
+    for entry in list(done.list(f"{work}/")):
+        if "/lease/" not in entry.key:
+            storage.write(entry.key, done.read(entry.key))
+    poisoned = read_recommendations(undisturbed[0], s3=s3).to_pylist()
+    key = f"{work}/shards/part-00001.json"
+    entry = load_json(storage, key)
+    users = {row["user_id"] for row in pq_rows(storage.read(entry["file"]))}
+    rows = [row for row in poisoned if row["user_id"] in users]
+    rows[0]["items"][0]["score"] = float("nan")
+    data = to_parquet(pa.Table.from_pylist(rows, SCHEMA))
+    storage.write(entry["file"], data)
+    storage.write(key, dump_json(entry | describe(data)))
+    code, text = start(tiny[0], output, tmp_path).end()
+    assert code == 2 and "shard 1: a score is not finite" in text and rows[0]["user_id"] in text
+    assert not list(storage.list("run_date=")) and not storage.exists("latest.json")
+    with pytest.raises(ValueError, match="nothing is published"):
+        read_recommendations(output, s3=s3)
+
+
+def test_a_run_is_not_resumed_with_another_bundle(tiny, cluster, undisturbed, s3, tmp_path) -> None:
+    config, run = tiny
+    other = build_bundle(run, resolved(config, bundle.SECTIONS) | {"seed": 7})
+    before = promote(run, other)
+    try:
+        code, text = start(config, undisturbed[0], tmp_path).end()
+    finally:
+        promote(run, json.loads(run.read("bundles/_log/00000001.json"))["version"])
+    assert code == 2 and before and f"and is '{other}'" in text and "bundle was" in text
+
+
+def pq_rows(data: bytes) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    return pq.read_table(pa.BufferReader(data)).to_pylist()
