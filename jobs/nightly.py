@@ -23,7 +23,6 @@ from allmrec.nightly.carry_over import LastRun
 from allmrec.nightly.estimate import cost_of, tokens_of_a_prompt
 from allmrec.nightly.inspection import InspectShards, add_up
 from allmrec.nightly.lease import hold_lease
-from allmrec.nightly.log import find_json
 from allmrec.nightly.progress import diagnosis
 from allmrec.nightly.report import FOLDER, alarms, refuse_alarms, render, summarise
 from allmrec.nightly.score import Night, ScoreShards
@@ -161,7 +160,7 @@ def inspect(console: Console, night: Night) -> tuple[dict[int, str], dict[str, n
 
 def report_of(config: Config, night: Night, sums: dict[str, np.ndarray], facts: Counter[str]) -> dict[str, Any]:
     """report.json: what the run was made of, its figures and its alarms."""
-    last = night.last.entry if night.last else None
+    last = night.last.manifest if night.last else None
     figures = summarise(
         sums,
         facts,
@@ -206,7 +205,8 @@ def plan(config: Config, storage: Storage, output: Storage, run_date: datetime.d
     sample = sample.take(np.flatnonzero(sample.lengths))
     tokens = count * tokens_of_a_prompt(sample, catalogue, config.llm, prompt, config.nightly.num_candidates)
     last = LastRun.before(output, run_date, shards)
-    report = find_json(output, f"{FOLDER}/run_date={last.entry['run_date']}/report.json") if last else None
+    key = f"{FOLDER}/run_date={last.manifest['run_date']}/report.json" if last else ""
+    report = json.loads(output.read(key)) if last and output.exists(key) else None
     costs = cost_of(tokens, report, config.workers.gpus_per_worker, config.nightly.price_per_gpu_hour)
     return {**facts, "prompts": count, "tokens": round(tokens), **costs}
 

@@ -100,7 +100,7 @@ class ScoreShards:
             table = self.recommendations(users.take(rows), candidates.items[rows], scores_RN)
             table = pa.concat_tables([table, *([self._stamped(kept)] if len(kept) else [])])
             table = table.take(pc.index_in(users.user_ids, table.column("user_id").combine_chunks()))
-            write_digests(night.run, shard, users, digests_U)
+            write_digests(night.run, shard, digests_U)
         sources = {f"source_{source}": _count(table, source) for source in (LLM, TEACHER, POPULAR)}
         facts = {
             "users": len(users),

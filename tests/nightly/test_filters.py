@@ -51,11 +51,10 @@ def test_the_audit_refuses_what_the_filter_does(shop: Shop, reason: str) -> None
     st.lists(st.lists(st.integers(0, 5), min_size=3, max_size=3), min_size=5, max_size=5),
 )
 def test_digests_tell_inputs_apart_and_nothing_else(histories: list[list[int]], candidates: list[list[int]]) -> None:
-    """Users with equal inputs have equal digests, others differ; who stands beside them does not matter."""
-    table = pa.table(
-        {"user_id": list(map(str, range(len(histories)))), "item_index": pa.array(histories, pa.list_(pa.int32()))}
-    )
-    users, shown = Sequences.from_table(table), np.array(candidates[: len(histories)], dtype=np.int32)
+    """Equal inputs have equal digests, others differ; who stands beside a user does not matter."""
+    ids, lists = pa.array(["u"] * len(histories)), pa.array(histories, pa.list_(pa.int32()))
+    users = Sequences.from_table(pa.table({"user_id": ids, "item_index": lists}))
+    shown = np.array(candidates[: len(histories)], dtype=np.int32)
     digests = input_digests(users, shown, {"bundle": "v1"})
     inputs = [(tuple(history), tuple(row)) for history, row in zip(histories, candidates, strict=False)]
     assert len({*digests.tolist()}) == len({*inputs})
