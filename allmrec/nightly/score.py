@@ -59,7 +59,7 @@ class Night:
     @property
     def ranking(self) -> dict[str, Any]:
         """What ranks a user's candidates, whoever the user is."""
-        names = ("bundle", "llm", "seed", "code")
+        names = ("bundle", "llm", "dtype", "seed", "code")
         kept = {name: self.run.identity[name] for name in names}
         return {**kept, **self.config.ranking(), "weight": self.weight}
 

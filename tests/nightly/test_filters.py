@@ -10,6 +10,7 @@ from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
 from allmrec.nightly.audit import audit_shard
 from allmrec.nightly.carry_over import input_digests
+from allmrec.nightly.config import NightlyConfig
 from allmrec.nightly.filters import REASONS, build_filter
 from schemas.recommendations import SCHEMA
 from tests.nightly.conftest import Shop
@@ -27,6 +28,13 @@ def test_of_several_reasons_the_first_counts() -> None:
     assert found.digest != build_filter(CATALOGUE, CATEGORIES).digest
     with pytest.raises(ValueError, match=r"no item is left to recommend \(unavailable 1, category 5\)"):
         build_filter(CATALOGUE, CATEGORIES, ["Cars"])
+
+
+def test_a_uri_is_short_for_a_table() -> None:
+    config = NightlyConfig(users="s3://bucket/vip.csv.gz", blocked_items=["a.parquet", "b.parquet"])  # type: ignore[arg-type]
+    assert config.users and config.users.format == "csv" and config.users.paths == ["s3://bucket/vip.csv.gz"]
+    assert config.blocked_items.format == "parquet" and len(config.blocked_items.paths) == 2
+    assert NightlyConfig(suppressed_items={"ids": ["a"]}).suppressed_items.ids == ["a"]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("reason", REASONS[1:])
