@@ -56,7 +56,7 @@ def driver(config: Config) -> Row:
     path = Path(config.root) / "config.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     command = [sys.executable, "-m", "jobs.nightly", "--config", str(path), "--date", str(DATE), "--log-json"]
-    started, most = time.monotonic(), 0.0
+    started, most = time.monotonic(), 0
     with path.with_name("nightly.log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
         while process.poll() is None:

@@ -1,4 +1,4 @@
-"""The benchmark of `nightly`: its run, and the whole command."""
+"""The benchmark of nights: its run, and the whole command."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from allmrec.artifacts import read_manifest, read_table
 from allmrec.storage import open_storage
-from benchmarks.nightly import ITEMS, generated, main
+from benchmarks.nights import ITEMS, generated, main
 
 
 def test_a_generated_run_is_dealt_and_has_a_bundle(tmp_path: Path) -> None:
@@ -27,7 +27,7 @@ def test_quick(tmp_path: Path) -> None:
     app.command()(main)
     done = CliRunner().invoke(app, ["--quick", "--root", str(tmp_path)])
     assert done.exit_code == 0, done.output
-    content = json.loads((tmp_path / "nightly.json").read_text())
+    content = json.loads((tmp_path / "nights.json").read_text())
     assert [row["what"] for row in content["measurements"]] == ["teacher", "teacher", "first night", "second night"]
     assert content["measurements"][-1]["carried_over"] == 40 and content["measurements"][-1]["scored_by_llm"] == 0
     assert [bar["holds"] for bar in content["bars"]] == [None] * 2
