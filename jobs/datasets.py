@@ -79,12 +79,12 @@ def tables(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
 
 
 def watched(
-    results: Iterator[T], deadline_s: float | None, stalled_s: float | None, diagnose: Callable[[], str]
+    results: Iterator[T], until: float | None, stalled_s: float | None, diagnose: Callable[[], str]
 ) -> Iterator[T]:
     """The results as they come, for as long as they come.
 
     Args:
-        deadline_s: for all of them together.
+        until: the moment (`time.monotonic`) of `nightly.deadline_s`.
         stalled_s: from one to the next.
         diagnose: what is unfinished; asked when there is no more waiting.
 
@@ -102,15 +102,14 @@ def watched(
             arrived.put(("error", error))
 
     Thread(target=take, name="watched", daemon=True).start()
-    started = time.monotonic()
     while True:
-        left_s = None if deadline_s is None else max(deadline_s - (time.monotonic() - started), 0)
+        left_s = None if until is None else max(until - time.monotonic(), 0)
         waits = [seconds for seconds in (left_s, stalled_s) if seconds is not None]
         try:
             kind, value = arrived.get(timeout=min(waits) if waits else None)
         except Empty:
             late = left_s is not None and (stalled_s is None or left_s <= stalled_s)
-            why = f"nightly.deadline_s ({deadline_s:g} s) is over" if late else f"nothing came for {stalled_s:g} s"
+            why = "nightly.deadline_s is over" if late else f"nothing came for {stalled_s:g} s"
             raise ValueError(
                 f"gave up: {why} and {diagnose()}. Run again to go on with those, with more workers or, if this is how "
                 f"long it takes, a larger nightly.{'deadline_s' if late else 'stalled_s'}"

@@ -51,5 +51,8 @@ STEP = Step(
     outputs=(ARTIFACT,),
     run=run,
     plan=plan,
-    outside=lambda context: model_identity(context.config.llm.name, context.config.llm.revision),
+    outside=lambda context: [
+        model_identity(context.config.llm.name, context.config.llm.revision),
+        latest_bundle(context.storage),
+    ],
 )

@@ -9,6 +9,7 @@ whom nothing has changed since the last run keep its rows.
 
 import datetime
 import json
+import time
 from collections import Counter
 from typing import Any
 
@@ -23,7 +24,6 @@ from allmrec.nightly.carry_over import LastRun
 from allmrec.nightly.estimate import cost_of, tokens_of_a_prompt
 from allmrec.nightly.inspection import InspectShards, add_up
 from allmrec.nightly.lease import hold_lease
-from allmrec.nightly.log import find_json
 from allmrec.nightly.progress import diagnosis
 from allmrec.nightly.report import FOLDER, alarms, refuse_alarms, render, summarise
 from allmrec.nightly.score import Night, ScoreShards
@@ -92,9 +92,10 @@ def nightly(
     ):
         start_ray(config)
         metrics = NightlyMetrics(run_date)
-        facts = score(config, console, night, metrics)
+        until = None if config.nightly.deadline_s is None else time.monotonic() + config.nightly.deadline_s
+        facts = score(config, console, night, metrics, until)
         lease.check()
-        digests, sums, counted = inspect(console, night)
+        digests, sums, counted = inspect(console, night, until)
         report = report_of(config, night, sums, counted)
         metrics.reported(report["alarms"])
         where = write_report(output, report)
@@ -103,7 +104,7 @@ def nightly(
         phase.facts({**facts, "run": run.run_id, "log_entry": entry["n"], "published_at": output.uri, "report": where})
 
 
-def score(config: Config, console: Console, night: Night, metrics: NightlyMetrics) -> Facts:
+def score(config: Config, console: Console, night: Night, metrics: NightlyMetrics, until: float | None) -> Facts:
     """Score the shards that are not committed yet, on a pool of workers with an LLM each."""
     shards = range(num_shards(night.users.sequences))
     pending = sorted(set(shards) - night.run.finished_shards())
@@ -111,7 +112,7 @@ def score(config: Config, console: Console, night: Night, metrics: NightlyMetric
     if pending:
         scored = watched(
             tables(pooled(pending, ScoreShards, (night,), config.workers, _AHEAD)),
-            config.nightly.deadline_s,
+            until,
             config.nightly.stalled_s,
             lambda: diagnosis(night.run, shards),
         )
@@ -143,14 +144,16 @@ def speed(totals: Counter[str]) -> Facts:
     return facts
 
 
-def inspect(console: Console, night: Night) -> tuple[dict[int, str], dict[str, np.ndarray], Counter[str]]:
+def inspect(
+    console: Console, night: Night, until: float | None
+) -> tuple[dict[int, str], dict[str, np.ndarray], Counter[str]]:
     """Every shard's sha256, once it has passed the audit; statistics and facts of all shards together."""
     shards, digests = num_shards(night.users.sequences), dict[int, str]()
     sums: dict[str, np.ndarray] = {}
     facts: Counter[str] = Counter()
     with console.progress("audit", shards) as bar:
         inspected = tables(over(shards, InspectShards(night)))
-        for table in watched(inspected, None, night.config.stalled_s, lambda: f"{shards - bar.done} await the audit"):
+        for table in watched(inspected, until, night.config.stalled_s, lambda: f"{shards - bar.done} await the audit"):
             digests |= dict(zip(table.column("shard").to_pylist(), table.column("sha256").to_pylist(), strict=True))
             for text in table.column("facts").to_pylist():
                 facts.update(json.loads(text))
@@ -161,7 +164,7 @@ def inspect(console: Console, night: Night) -> tuple[dict[int, str], dict[str, n
 
 def report_of(config: Config, night: Night, sums: dict[str, np.ndarray], facts: Counter[str]) -> dict[str, Any]:
     """report.json: what the run was made of, its figures and its alarms."""
-    last = night.last.entry if night.last else None
+    last = night.last.manifest if night.last else None
     figures = summarise(
         sums,
         facts,
@@ -206,7 +209,8 @@ def plan(config: Config, storage: Storage, output: Storage, run_date: datetime.d
     sample = sample.take(np.flatnonzero(sample.lengths))
     tokens = count * tokens_of_a_prompt(sample, catalogue, config.llm, prompt, config.nightly.num_candidates)
     last = LastRun.before(output, run_date, shards)
-    report = find_json(output, f"{FOLDER}/run_date={last.entry['run_date']}/report.json") if last else None
+    key = f"{FOLDER}/run_date={last.manifest['run_date']}/report.json" if last else ""
+    report = json.loads(output.read(key)) if last and output.exists(key) else None
     costs = cost_of(tokens, report, config.workers.gpus_per_worker, config.nightly.price_per_gpu_hour)
     return {**facts, "prompts": count, "tokens": round(tokens), **costs}
 

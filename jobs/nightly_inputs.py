@@ -64,6 +64,7 @@ def run_identity(config: Config, storage: Storage, filter: ItemFilter, limit: in
     return {
         "bundle": bundle,
         "llm": description["models"]["llm"]["identity"],
+        "dtype": config.llm.dtype,
         **{name: read_manifest(storage.at(name)).digest for name in ("sequences", "items")},
         **{
             table.artifact: read_manifest(storage.at(table.artifact)).digest

@@ -2,9 +2,9 @@
 
 Beside every shard lies a digest of each user's inputs: history, candidates, and what ranks them. Candidates are
 retrieved every night, so a new bundle, a filter or another history shows in the digest wherever it changes a row, and
-nowhere else. Digests lie outside of `_runs/`, which may be expired:
+nowhere else. Digests lie outside of `_runs/`, which may be expired, and tell nothing of whose they are:
 
-    _inputs/run_date=D/<run id>/part-00003.parquet    user_id, digest
+    _inputs/run_date=D/<run id>/part-00003.parquet
 
 A row that is not found, or is not whole any more (an item was removed from it), is made anew.
 
@@ -14,7 +14,7 @@ Dimensions: U users, N candidates, S interactions
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from typing import Any
 
 import numpy as np
@@ -25,13 +25,14 @@ import pyarrow.parquet as pq
 from allmrec.artifacts import sha256, shard_name, to_parquet
 from allmrec.data.sequences import Sequences
 from allmrec.hashing import fingerprint, key64, mix64
-from allmrec.journal import entries_after, last_number
+from allmrec.journal import find_json
+from allmrec.nightly.log import manifest_key
 from allmrec.nightly.publish import Run
 from allmrec.storage import Storage
 from schemas.recommendations import SCHEMA
 
 _HISTORY, _CANDIDATES = 0x4849, 0x4341
-_LOOK_BACK = 30  # log entries; a backfill puts older dates behind newer ones
+_LOOK_BACK = 30  # days
 
 
 def input_digests(users: Sequences, candidates_UN: np.ndarray, ranking: Mapping[str, Any]) -> np.ndarray:
@@ -48,7 +49,7 @@ def input_digests(users: Sequences, candidates_UN: np.ndarray, ranking: Mapping[
     entries_UN = _entries(candidates_UN, np.arange(candidates_UN.shape[1]), _CANDIDATES)
     key = np.uint64(int(fingerprint(ranking)[:16], 16))
     with np.errstate(over="ignore"):
-        digest_U = mix64(history_U + mix64(users.lengths.astype(np.uint64)))
+        digest_U = mix64(users.hashes() ^ mix64(history_U + mix64(users.lengths.astype(np.uint64))))
         return mix64(mix64(digest_U ^ entries_UN.sum(axis=1, dtype=np.uint64)) ^ key)
 
 
@@ -56,31 +57,31 @@ def _entries(items: np.ndarray, places: np.ndarray, purpose: int) -> np.ndarray:
     return mix64(mix64(items.astype(np.uint64) ^ key64(purpose)) ^ places.astype(np.uint64))
 
 
-def write_digests(run: Run, shard: int, users: Sequences, digests_U: np.ndarray) -> None:
+def write_digests(run: Run, shard: int, digests_U: np.ndarray) -> None:
     """Put a shard's digests beside it. Every attempt at the shard writes the same."""
-    table = pa.table({"user_id": users.user_ids, "digest": pa.array(digests_U)})
-    run.storage.write(_key(run.run_date, run.run_id, shard), to_parquet(table, dictionary=False))
+    data = to_parquet(pa.table({"digest": np.sort(digests_U)}), dictionary=False)
+    run.storage.write(_key(run.run_date, run.run_id, shard), data)
 
 
 @dataclass(frozen=True)
 class LastRun:
-    """The run that was current before a date: what tonight's is compared with, and may take rows from."""
+    """The run of the date before: what tonight's is compared with, and may take rows from."""
 
     storage: Storage
-    entry: Mapping[str, Any]  # of the publish log
+    manifest: Mapping[str, Any]  # of its published files
 
     @classmethod
     def before(cls, storage: Storage, run_date: date, num_shards: int) -> "LastRun | None":
-        """The one of the latest earlier date among the newest entries, if it is dealt to as many shards."""
-        entries = entries_after(storage, max(last_number(storage) - _LOOK_BACK, 0))
-        earlier = [entry for entry in entries if date.fromisoformat(entry["run_date"]) < run_date]
-        last = max(earlier, key=lambda entry: (entry["run_date"], entry["n"]), default=None)
-        return cls(storage, last) if last and len(last["files"]) == num_shards else None
+        """The newest one of the month before the date, if it is dealt to as many shards."""
+        for days in range(1, _LOOK_BACK + 1):
+            if manifest := find_json(storage, manifest_key(run_date - timedelta(days))):
+                return cls(storage, manifest) if len(manifest["files"]) == num_shards else None
+        return None
 
     def read(self, shard: int) -> pa.Table | None:
         """A shard's recommendations; None when they are gone or not what was published."""
-        file = self.entry["files"][shard]
-        data = self._find(file["key"])
+        file = self.manifest["files"][shard]
+        data = _find(self.storage, file["key"])
         return pq.read_table(io.BytesIO(data)) if data is not None and sha256(data) == file["sha256"] else None
 
     def unchanged(self, shard: int, users: Sequences, digests_U: np.ndarray, lengths_U: np.ndarray) -> pa.Table:
@@ -89,24 +90,21 @@ class LastRun:
         Args:
             lengths_U: how many items tonight's lists have; a row of another length is not whole.
         """
-        rows, data = self.read(shard), self._find(_key(self.entry["run_date"], self.entry["run_id"], shard))
+        rows = self.read(shard)
+        data = _find(self.storage, _key(self.manifest["run_date"], self.manifest["run_id"], shard))
         if rows is None or data is None:
             return SCHEMA.empty_table()
-        then = pq.read_table(io.BytesIO(data))
-        at = pc.index_in(rows.column("user_id"), users.user_ids).fill_null(-1).to_numpy(zero_copy_only=False)
-        was = pc.index_in(rows.column("user_id"), then.column("user_id")).fill_null(-1).to_numpy(zero_copy_only=False)
-        lengths = pc.list_value_length(rows.column("items")).to_numpy(zero_copy_only=False)
-        same = (at >= 0) & (was >= 0)
-        same[same] = (then.column("digest").to_numpy()[was[same]] == digests_U[at[same]]) & (
-            lengths[same] == lengths_U[at[same]]
-        )
-        return rows.filter(pa.array(same))
+        same_U = np.isin(digests_U, pq.read_table(io.BytesIO(data)).column("digest").to_numpy())
+        rows = rows.filter(pc.is_in(rows.column("user_id"), users.user_ids.filter(pa.array(same_U))))
+        at = pc.index_in(rows.column("user_id"), users.user_ids).to_numpy()
+        return rows.filter(pa.array(pc.list_value_length(rows.column("items")).to_numpy() == lengths_U[at]))
 
-    def _find(self, key: str) -> bytes | None:
-        try:
-            return self.storage.read(key)
-        except FileNotFoundError:
-            return None
+
+def _find(storage: Storage, key: str) -> bytes | None:
+    try:
+        return storage.read(key)
+    except FileNotFoundError:
+        return None
 
 
 def _key(run_date: date | str, run_id: str, shard: int) -> str:

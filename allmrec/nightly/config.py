@@ -1,5 +1,6 @@
 """What the nightly run recommends to whom, when it gives up, and where it publishes."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -7,9 +8,11 @@ from pydantic import Field, field_validator, model_validator
 from allmrec.config import Section
 from allmrec.data.config import SourceConfig
 
+_FORMATS = {".csv": "csv", ".jsonl": "jsonl"}
+
 
 class ItemsConfig(SourceConfig):
-    """A list of items: ids, a table of `item_id`, or both. A URI, or a list of them, is short for `{paths: [...]}`."""
+    """A list of items: ids, a table of `item_id`, or both."""
 
     ids: list[str] = Field(default_factory=list)
 
@@ -51,8 +54,15 @@ class NightlyConfig(Section):
     @field_validator("candidates", "users", "suppressed_users", "blocked_items", "suppressed_items", mode="before")
     @classmethod
     def _from_uris(cls, value: Any) -> Any:
+        """A URI, or a list of them, is short for `{paths: [...]}`, in the format that the first one's name says."""
         paths = [value] if isinstance(value, str) else value
-        return {"paths": paths} if isinstance(paths, list) else value
+        if not isinstance(paths, list):
+            return value
+        suffixes = Path(str(paths[0])).suffixes if paths else []
+        return {
+            "paths": paths,
+            "format": next((_FORMATS[suffix] for suffix in suffixes if suffix in _FORMATS), "parquet"),
+        }
 
     @model_validator(mode="after")
     def _enough_candidates(self) -> "NightlyConfig":

@@ -9,7 +9,6 @@ import socket
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
-from allmrec.nightly.log import find_json
 from allmrec.nightly.publish import Run
 
 _NAMED = 8  # shards in a message
@@ -24,8 +23,9 @@ def note(run: Run, shard: int, doing: str) -> None:
 def diagnosis(run: Run, shards: Iterable[int]) -> str:
     """Which of the shards are unfinished, and who was at what with them."""
     unfinished = sorted(set(shards) - run.finished_shards())
-    notes = {shard: find_json(run.storage, _key(run, shard)) for shard in unfinished}
-    begun = {shard: content for shard, content in notes.items() if content}
+    begun = {
+        shard: json.loads(run.storage.read(key)) for shard in unfinished if run.storage.exists(key := _key(run, shard))
+    }
     told = [
         f"shard {shard}: process {last['pid']} on {last['host']}, at {last['doing']!r} since {last['since']}"
         for shard, last in [*begun.items()][:_NAMED]

@@ -59,7 +59,7 @@ class Night:
     @property
     def ranking(self) -> dict[str, Any]:
         """What ranks a user's candidates, whoever the user is."""
-        names = ("bundle", "llm", "seed", "code")
+        names = ("bundle", "llm", "dtype", "seed", "code")
         kept = {name: self.run.identity[name] for name in names}
         return {**kept, **self.config.ranking(), "weight": self.weight}
 
@@ -100,7 +100,7 @@ class ScoreShards:
             table = self.recommendations(users.take(rows), candidates.items[rows], scores_RN)
             table = pa.concat_tables([table, *([self._stamped(kept)] if len(kept) else [])])
             table = table.take(pc.index_in(users.user_ids, table.column("user_id").combine_chunks()))
-            write_digests(night.run, shard, users, digests_U)
+            write_digests(night.run, shard, digests_U)
         sources = {f"source_{source}": _count(table, source) for source in (LLM, TEACHER, POPULAR)}
         facts = {
             "users": len(users),

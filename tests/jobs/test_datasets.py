@@ -57,7 +57,7 @@ def slowly(*waits: float) -> Iterator[int]:
 
 
 def test_what_comes_in_time_passes_and_errors_come_through():
-    assert list(watched(slowly(0, 0.1, 0), 60, 60, lambda: "")) == [0, 1, 2]
+    assert list(watched(slowly(0, 0.1, 0), time.monotonic() + 60, 60, lambda: "")) == [0, 1, 2]
     assert list(watched(slowly(0, 0), None, None, lambda: "")) == [0, 1]
     with pytest.raises(ZeroDivisionError):
         list(watched((1 // number for number in (1, 0)), None, 60, lambda: ""))
@@ -71,5 +71,5 @@ def test_a_result_that_does_not_come_ends_the_wait_with_a_diagnosis():
 
 
 def test_the_deadline_is_for_all_together():
-    with pytest.raises(ValueError, match=r"nightly\.deadline_s \(0\.3 s\) is over"):
-        list(watched(slowly(*[0.1] * 30), 0.3, 60, lambda: "none"))
+    with pytest.raises(ValueError, match=r"nightly\.deadline_s is over"):
+        list(watched(slowly(*[0.1] * 30), time.monotonic() + 0.3, 60, lambda: "none"))

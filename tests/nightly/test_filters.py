@@ -10,6 +10,7 @@ from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
 from allmrec.nightly.audit import audit_shard
 from allmrec.nightly.carry_over import input_digests
+from allmrec.nightly.config import NightlyConfig
 from allmrec.nightly.filters import REASONS, build_filter
 from schemas.recommendations import SCHEMA
 from tests.nightly.conftest import Shop
@@ -27,6 +28,13 @@ def test_of_several_reasons_the_first_counts() -> None:
     assert found.digest != build_filter(CATALOGUE, CATEGORIES).digest
     with pytest.raises(ValueError, match=r"no item is left to recommend \(unavailable 1, category 5\)"):
         build_filter(CATALOGUE, CATEGORIES, ["Cars"])
+
+
+def test_a_uri_is_short_for_a_table() -> None:
+    config = NightlyConfig(users="s3://bucket/vip.csv.gz", blocked_items=["a.parquet", "b.parquet"])  # type: ignore[arg-type]
+    assert config.users and config.users.format == "csv" and config.users.paths == ["s3://bucket/vip.csv.gz"]
+    assert config.blocked_items.format == "parquet" and len(config.blocked_items.paths) == 2
+    assert NightlyConfig(suppressed_items={"ids": ["a"]}).suppressed_items.ids == ["a"]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("reason", REASONS[1:])
@@ -51,11 +59,10 @@ def test_the_audit_refuses_what_the_filter_does(shop: Shop, reason: str) -> None
     st.lists(st.lists(st.integers(0, 5), min_size=3, max_size=3), min_size=5, max_size=5),
 )
 def test_digests_tell_inputs_apart_and_nothing_else(histories: list[list[int]], candidates: list[list[int]]) -> None:
-    """Users with equal inputs have equal digests, others differ; who stands beside them does not matter."""
-    table = pa.table(
-        {"user_id": list(map(str, range(len(histories)))), "item_index": pa.array(histories, pa.list_(pa.int32()))}
-    )
-    users, shown = Sequences.from_table(table), np.array(candidates[: len(histories)], dtype=np.int32)
+    """Equal inputs have equal digests, others differ; who stands beside a user does not matter."""
+    ids, lists = pa.array(["u"] * len(histories)), pa.array(histories, pa.list_(pa.int32()))
+    users = Sequences.from_table(pa.table({"user_id": ids, "item_index": lists}))
+    shown = np.array(candidates[: len(histories)], dtype=np.int32)
     digests = input_digests(users, shown, {"bundle": "v1"})
     inputs = [(tuple(history), tuple(row)) for history, row in zip(histories, candidates, strict=False)]
     assert len({*digests.tolist()}) == len({*inputs})

@@ -103,14 +103,15 @@ def test_a_row_that_was_cut_is_made_anew(tiny, tmp_path: Path) -> None:
     """Somebody removed an item from a published row: its inputs are the same, but it is not whole."""
     config, run = with_nightly(tiny[0], tmp_path), tiny[1]
     night, store = make(config, run), open_storage(str(tmp_path))
-    entry = json.loads(store.read("_log/00000001.json"))
-    file = entry["files"][0]
+    success = f"run_date={FIRST}/_SUCCESS"
+    manifest = json.loads(store.read(success))
+    file = manifest["files"][0]
     table = pq.read_table(tmp_path / file["key"])
     rows = table.to_pylist()
     rows[0]["items"] = rows[0]["items"][:-1]
     pq.write_table(pa.Table.from_pylist(rows, table.schema), tmp_path / file["key"])
     file["sha256"] = sha256(store.read(file["key"]))
-    store.write("_log/00000001.json", json.dumps(entry).encode())
+    store.write(success, json.dumps(manifest).encode())
     again = make(config, run, SECOND)
     assert again.figures["scored_by_llm"] == 1 and again.lists() == night.lists()
     store.delete(file["key"])
