@@ -1,0 +1,223 @@
+"""What the nightly run's ranking costs and is worth, beside the other ways to have an LLM choose among candidates.
+
+    python -m benchmarks.ranking --run runs/demo
+
+One LLM, one bundle, one process and the same users, those of the run's stored test cases with random negatives:
+
+    trie ranking         as the nightly run and the evaluation do it: one pass, logits at branching nodes
+    title likelihood     every whole title as a branch behind the prompt, one pass
+    constrained decoding greedy, token by token along the candidate trie
+    free generation      greedy, as the paper does it; a text that is no candidate's title names nobody
+    generate()           the same by transformers' own, straight: four prompts at once (paper section 5.1), as they come
+
+All but the last are batched by length under the same token budget; all that decode keep a KV cache. Seconds hold x_u,
+prompts and scores; loading and the first batch are outside of them. Then the real nightly job runs on Ray and publishes
+to S3 (moto, over HTTP), and where there is a GPU an OPT-6.7B of random weights does the same users, measured against
+the GPU's own matmul.
+"""
+
+import datetime
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import ray
+import torch
+import typer
+
+from allmrec.artifacts import read_table
+from allmrec.bundle import latest_bundle, load_bundle
+from allmrec.data.sequences import Sequences
+from allmrec.evaluation.systems import Cases
+from allmrec.scorer import Scorer
+from allmrec.storage import open_storage
+from benchmarks.choosers import FREE, LIKELIHOOD, STRAIGHT, TRIE, Ways
+from benchmarks.clock import Stopwatch, now
+from benchmarks.large_llm import as_large_as, opt_67b
+from benchmarks.report import ROOT, Benchmark, Row
+from jobs.cli import errors_in_one_line, load_step
+from jobs.config import Config
+from jobs.console import Console, Phase
+from jobs.nightly import nightly
+from jobs.run import TRAINING
+from jobs.sample_data import sample_data
+from jobs.step import execute
+
+NAME, LARGE = "ranking", "OPT-6.7B"
+FULL: Row = {"users": 500, "trials": 3}
+QUICK: Row = {"users": 24, "trials": 1}
+DATE = datetime.date(2026, 1, 1)
+
+
+def compare(benchmark: Benchmark, scorer: Scorer, cases: Cases, seed: int, trials: int) -> None:
+    """Every way on the same cases, one after another in each trial."""
+    ways, watch = Ways(scorer, seed), Stopwatch(scorer.llm)
+    for trial in range(trials):
+        for name, way in ways.by_name.items():
+            if trial == 0:
+                way(cases.take(np.arange(min(len(cases), 8))))
+            with watch.running():
+                started, cpu = now(), time.process_time()
+                hit_B, read, unnamed = way(cases)
+                seconds, cpu = now() - started, time.process_time() - cpu
+            numbers = {
+                "users/s": len(cases) / seconds,
+                "tokens/s": read.tokens / seconds,
+                "CPU ms a user": 1000 * cpu / len(cases),
+                "tokens a user": read.tokens / len(cases),
+                "passes": watch.passes,
+                "padding %": 100 * read.padding / (read.tokens + read.padding),
+                "in the LLM %": 100 * watch.seconds / seconds,
+                "hit@1": float(hit_B.mean()),
+                "stderr": float(hit_B.std() / np.sqrt(len(hit_B))),
+                "named nobody %": 100 * unnamed / len(cases),
+            }
+            benchmark.measured({"way": name, "trial": trial}, numbers)
+
+    judge_speed(benchmark, TRIE, FREE, STRAIGHT)
+    likelihood, trie = (fastest(benchmark, name) for name in (LIKELIHOOD, TRIE))
+    benchmark.at_least("users/s: trie ranking / title likelihood", trie / likelihood, 1)
+    hits = {name: benchmark.mean("hit@1", way=name) for name in ways.by_name}
+    benchmark.at_least("hit@1: trie ranking - free generation", hits[TRIE] - hits[FREE], 0)
+    benchmark.at_least("hit@1: trie ranking - title likelihood", hits[TRIE] - hits[LIKELIHOOD], -0.01)
+    benchmark.at_most("padding %, trie ranking", benchmark.mean("padding %", way=TRIE), 5)
+
+
+def judge_speed(benchmark: Benchmark, trie: str, *others: str) -> None:
+    """Five times the speed of generation."""
+    for other in others:
+        benchmark.at_least(f"users/s: {trie} / {other}", fastest(benchmark, trie) / fastest(benchmark, other), 5)
+
+
+def fastest(benchmark: Benchmark, way: str) -> float:
+    """Users/s of the best trial: what else runs on the machine only slows down."""
+    return max(numbers["users/s"] for labels, numbers in benchmark.measurements if labels["way"] == way)
+
+
+class Recorder(Console):
+    """Keeps the numbers that the last phase closed with."""
+
+    last: Phase
+
+    @contextmanager
+    def phase(self, verb: str) -> Iterator[Phase]:
+        with super().phase(verb) as self.last:
+            yield self.last
+
+
+def end_to_end(benchmark: Benchmark, folder: Path, scorer: Scorer, seed: int, workers: int) -> None:
+    """The nightly job of the whole run, published to a store that speaks S3 over HTTP."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    os.environ |= {name: "test" for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY") if name not in os.environ}
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request, else
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(Bucket=NAME)
+    config = Config(
+        name=folder.name,
+        root=str(folder.parent),
+        seed=seed,
+        llm=scorer.config,
+        nightly={"output": f"s3://{NAME}/recommendations"},
+        workers={"num_workers": workers},
+        storage={"endpoint_url": endpoint, "region": "us-east-1", "addressing_style": "path"},
+    )
+    users = len(Sequences.read(open_storage(str(folder)).at("sequences")))
+    console, started = Recorder(benchmark.console.log_json), time.perf_counter()
+    nightly(config, console, DATE)
+    seconds = time.perf_counter() - started
+    facts = console.last.numbers
+    worker_seconds, ranking = (facts[what] / facts[f"{what}/s of a worker"] for what in ("users", "tokens"))
+    numbers = {
+        "users/s": users / seconds,
+        "tokens/s": facts["tokens"] / seconds,
+        "padding %": facts["padding %"],
+        "ranking % of workers' time": 100 * ranking / worker_seconds,
+    }
+    benchmark.measured({"way": f"nightly job, {workers} workers", "trial": 0}, numbers)
+    benchmark.at_least("nightly job: ranking / workers' time", ranking / worker_seconds, 0.9)
+    ray.shutdown()
+    server.stop()
+
+
+def small_run(root: Path, console: Console) -> Path:
+    """A generated shop, stand-ins that were hardly trained, and all that the nightly run needs: its folder."""
+    folder = root / "sample"
+    if not (folder / "input/movies/items.parquet").exists():
+        sample_data(str(folder / "input"), users=60, items=60)
+    config = Config(
+        name=folder.name,
+        root=str(root),
+        data={
+            "interactions": {"paths": [str(folder / "input/movies/interactions.parquet")]},
+            "items": {"paths": [str(folder / "input/movies/items.parquet")]},
+            "num_shards": 2,
+        },
+        text={"model": str(folder / "models/encoder")},
+        llm={"name": str(folder / "models/llm")},
+        standin_llm={"steps": 0},
+        teacher={"epochs": 1, "dim": 16},
+        alignment={"epochs": 1, "joint_dim": 16},
+        prompt={"max_history": 3},
+        projection={"epochs": 1, "batch_size": 32, "max_prompts_per_pass": 16, "num_candidates": 6},
+        evaluation={"num_negatives": 5},
+        workers={"num_workers": 1},
+    )
+    first, *training = TRAINING
+    for module in (first, "standin_encoder", "standin_llm", *training):
+        execute(load_step(f"jobs.{module}"), config, console)
+    ray.shutdown()
+    return folder
+
+
+def stored_cases(folder: Path, users: int) -> Cases:
+    """The test cases with random negatives of the first users."""
+    storage = open_storage(str(folder))
+    cases = Cases.select(
+        read_table(storage.at("evaluation_cases")), Sequences.read(storage.at("sequences")), "test", "random"
+    )
+    return cases.take(np.arange(min(users, len(cases))))
+
+
+def main(
+    run: Annotated[Path | None, typer.Option(help="a run with a bundle; default: a small generated one")] = None,
+    users: Annotated[int | None, typer.Option(help="test cases to score; default: 500; quick: 24")] = None,
+    trials: Annotated[int | None, typer.Option(help="of every way; default: 3; quick: 1")] = None,
+    workers: Annotated[int, typer.Option(help="of the nightly job")] = 2,
+    job: Annotated[bool, typer.Option(help="run the nightly job on S3, too")] = True,
+    quick: Annotated[bool, typer.Option("--quick", help="sizes for a minute; bars are not judged")] = False,
+    root: Annotated[Path, typer.Option(help="folder that holds what benchmarks write")] = ROOT,
+    log_json: Annotated[bool, typer.Option("--log-json", help="JSON lines instead of progress bars")] = False,
+) -> None:
+    """Rank, score, constrain and generate with the same LLM for the same users; then the nightly job itself."""
+    given = {"users": users, "trials": trials}
+    plan = (QUICK if quick else FULL) | {name: value for name, value in given.items() if value is not None}
+    console = Console(log_json)
+    benchmark = Benchmark(NAME, console, {"run": run, "workers": workers, **plan}, root, quick, repeat="trial")
+    with errors_in_one_line():
+        folder = run or small_run(root / NAME, console)
+        storage = open_storage(str(folder))
+        bundle = load_bundle(storage, latest_bundle(storage))
+        seed, scorer = int(bundle.config["seed"]), Scorer(bundle, bundle.llm)
+        cases = stored_cases(folder, plan["users"])
+        compare(benchmark, scorer, cases, seed, plan["trials"])
+        if job:
+            end_to_end(benchmark, folder, scorer, seed, workers)
+        if torch.cuda.is_available():
+            share = as_large_as(benchmark, LARGE, opt_67b(), scorer, cases, seed, plan["trials"])
+            judge_speed(benchmark, *(f"{way}, {LARGE}" for way in (TRIE, FREE, STRAIGHT)))
+            benchmark.at_least(f"MFU, {LARGE}: {TRIE} / the GPU's matmul", share, 0.6)
+    benchmark.finish()
+
+
+if __name__ == "__main__":
+    typer.run(main)
