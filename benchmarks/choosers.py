@@ -1,4 +1,4 @@
-"""Ways to have one LLM choose among a case's candidates, side by side: what `benchmarks.ranking` measures.
+"""Ways to have one LLM choose among a case's candidates, side by side: what `benchmarks.nightly` measures.
 
 Dimensions: B cases, C candidates (the target first), T tokens, H token dimension
 """

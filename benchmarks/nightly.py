@@ -1,6 +1,6 @@
 """What the nightly run's ranking costs and is worth, beside the other ways to have an LLM choose among candidates.
 
-    python -m benchmarks.ranking --run runs/demo
+    python -m benchmarks.nightly --run runs/demo
 
 One LLM, one bundle, one process and the same users, those of the run's stored test cases with random negatives:
 
@@ -48,7 +48,7 @@ from jobs.run import TRAINING
 from jobs.sample_data import sample_data
 from jobs.step import execute
 
-NAME, LARGE = "ranking", "OPT-6.7B"
+NAME, LARGE = "nightly", "OPT-6.7B"
 FULL: Row = {"users": 500, "trials": 3}
 QUICK: Row = {"users": 24, "trials": 1}
 DATE = datetime.date(2026, 1, 1)

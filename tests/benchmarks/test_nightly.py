@@ -1,4 +1,4 @@
-"""The benchmark of ranking: its ways agree where they must, and the command runs on any run with a bundle."""
+"""The nightly benchmark: its ways agree where they must, and the command runs on any run with a bundle."""
 
 import json
 
@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from benchmarks.choosers import CONSTRAINED, FREE, LIKELIHOOD, STRAIGHT, TRIE, Ways
 from benchmarks.large_llm import as_large_as
-from benchmarks.ranking import main, stored_cases
+from benchmarks.nightly import main, stored_cases
 from benchmarks.report import Benchmark
 from jobs import bundle
 from jobs.console import Console
@@ -42,7 +42,7 @@ def test_constrained_decoding_always_names_somebody(scorer, cases):  # noqa: F81
 def test_another_llm_on_the_same_prompts(scorer, cases, tmp_path):  # noqa: F811
     shape = {"hidden_size": 48, "word_embed_proj_dim": 48, "ffn_dim": 64, "num_hidden_layers": 1}
     larger = OPTForCausalLM(OPTConfig(num_attention_heads=4, max_position_embeddings=1024, **shape)).eval()
-    benchmark = Benchmark("ranking", Console(log_json=True), {}, tmp_path, repeat="trial")
+    benchmark = Benchmark("nightly", Console(log_json=True), {}, tmp_path, repeat="trial")
     share = as_large_as(benchmark, "larger", larger, scorer, cases, seed=0, trials=1)
     assert [labels["way"] for labels, _ in benchmark.measurements] == [
         f"{way}, larger" for way in (TRIE, FREE, STRAIGHT)
@@ -58,6 +58,6 @@ def test_the_command(tiny, tmp_path):  # noqa: F811
     arguments = ["--run", str(run.root), "--quick", "--users", "8", "--no-job", "--root", str(tmp_path)]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
-    content = json.loads((tmp_path / "ranking.json").read_text())
+    content = json.loads((tmp_path / "nightly.json").read_text())
     assert [row["way"] for row in content["measurements"]] == [TRIE, LIKELIHOOD, CONSTRAINED, FREE, STRAIGHT]
     assert {bar["holds"] for bar in content["bars"]} == {None}
