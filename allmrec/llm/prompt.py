@@ -52,7 +52,7 @@ class Template:
 
 
 def recommendation(config: PromptConfig) -> Template:
-    """ "Which item next?" (paper Figure 3)."""
+    """Which item next (paper Figure 3)?"""
     return Template(
         f" This user has {config.verb_past}",
         f" in the past. Recommend a {config.noun} for this user to {config.verb} next"

@@ -5,9 +5,12 @@ import json
 import numpy as np
 import pytest
 import typer
+from transformers import OPTConfig, OPTForCausalLM
 from typer.testing import CliRunner
 
-from benchmarks.nightly import CONSTRAINED, FREE, LIKELIHOOD, STRAIGHT, TRIE, Ways, as_large_as, main, stored_cases
+from benchmarks.choosers import CONSTRAINED, FREE, LIKELIHOOD, STRAIGHT, TRIE, Ways
+from benchmarks.large_llm import as_large_as
+from benchmarks.nightly import main, stored_cases
 from benchmarks.report import Benchmark
 from jobs import bundle
 from jobs.console import Console
@@ -37,11 +40,14 @@ def test_constrained_decoding_always_names_somebody(scorer, cases):  # noqa: F81
 
 
 def test_another_llm_on_the_same_prompts(scorer, cases, tmp_path):  # noqa: F811
+    shape = {"hidden_size": 48, "word_embed_proj_dim": 48, "ffn_dim": 64, "num_hidden_layers": 1}
+    larger = OPTForCausalLM(OPTConfig(num_attention_heads=4, max_position_embeddings=1024, **shape)).eval()
     benchmark = Benchmark("nightly", Console(log_json=True), {}, tmp_path, repeat="trial")
-    share, ratio = as_large_as(benchmark, scorer.llm, scorer, cases, trials=1)
-    assert share > 0 and ratio > 0
-    assert [labels["way"] for labels, _ in benchmark.measurements] == [TRIE, FREE]
-    assert benchmark.measurements[0][1]["MFU %"] == 100 * share
+    share = as_large_as(benchmark, "larger", larger, scorer, cases, seed=0, trials=1)
+    assert [labels["way"] for labels, _ in benchmark.measurements] == [
+        f"{way}, larger" for way in (TRIE, FREE, STRAIGHT)
+    ]
+    assert benchmark.measurements[0][1]["MFU %"] == 100 * share > 0
 
 
 def test_the_command(tiny, tmp_path):  # noqa: F811
