@@ -11,7 +11,6 @@ GPU the rate is also given as a share of what matrix products reach there (MFU).
 
 import copy
 import os
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -30,6 +29,8 @@ from allmrec.projection.examples import Examples
 from allmrec.projection.projectors import ProjectionConfig
 from allmrec.projection.training import ProjectionTraining
 from allmrec.storage import open_storage
+from benchmarks.clock import now
+from benchmarks.large_llm import matmul_rate
 from benchmarks.projection_reference import StraightStage2
 from benchmarks.report import ROOT, Benchmark, Row
 from benchmarks.teachers import sample_store
@@ -68,19 +69,6 @@ def shaped_llm(shape: str, titles: Any, prompt: PromptConfig, folder: Path) -> s
     llm.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
-
-
-def matmul_ceiling(size: int = 8192, products: int = 50) -> float:
-    """Operations a second that large matrix products in bfloat16 reach on the GPU."""
-    a = torch.randn(size, size, device=DEVICE, dtype=torch.bfloat16)
-    for _ in range(3):
-        a @ a
-    torch.cuda.synchronize()
-    started = time.perf_counter()
-    for _ in range(products):
-        a @ a
-    torch.cuda.synchronize()
-    return products * 2 * size**3 / (time.perf_counter() - started)
 
 
 class Sides:
@@ -126,8 +114,6 @@ class Sides:
             self.ours.train_step(*self.examples.global_batch(0, number, self.batch_size))
         else:
             self.straight.step(self.order[number * self.batch_size : (number + 1) * self.batch_size], 0)
-        if DEVICE.type == "cuda":
-            torch.cuda.synchronize()
 
     def forget(self) -> None:
         """Count from here."""
@@ -146,9 +132,9 @@ def compare(benchmark: Benchmark, sides: Sides, steps: int, ceiling: float | Non
     with benchmark.console.progress(NAME, steps) as bar:
         for number in range(steps):
             for side in seconds:
-                started = time.perf_counter()
+                started = now()
                 sides.step(side, number)
-                seconds[side] += time.perf_counter() - started
+                seconds[side] += now() - started
             bar.advance(1)
     for side, counts in (("ours", sides.ours), ("straight", sides.straight)):
         numbers: Row = {
@@ -187,7 +173,7 @@ def main(
         config = ProjectionConfig(batch_size=batch_size)
         sides = Sides(run, LLMConfig(name=name), prompt, config)
         benchmark = Benchmark(NAME, console, settings, root, quick)
-        compare(benchmark, sides, steps, matmul_ceiling() if DEVICE.type == "cuda" else None)
+        compare(benchmark, sides, steps, matmul_rate(DEVICE, torch.bfloat16) if DEVICE.type == "cuda" else None)
         dist.destroy_process_group()
         benchmark.finish()
 
