@@ -124,9 +124,11 @@ class S3Storage(Storage):
     def arrow(self) -> tuple[Any, str]:
         from pyarrow.fs import S3FileSystem
 
-        for name, value in store_environment(self.connection.s3).items():
+        for name, value in checksum_environment(self.connection.s3).items():
             os.environ.setdefault(name, value)
-        endpoint = urlparse(self.connection.s3.endpoint_url) if self.connection.s3.endpoint_url else None
+        # Left to find it itself, pyarrow puts the bucket into the host's name.
+        url = self.connection.s3.endpoint_url or os.environ.get("AWS_ENDPOINT_URL")
+        endpoint = urlparse(url) if url else None
         filesystem = S3FileSystem(
             region=self.connection.s3.region,
             endpoint_override=endpoint.netloc if endpoint else None,
@@ -187,13 +189,14 @@ def _code(error: Any) -> str:
     return str(error.response["Error"]["Code"])
 
 
+def checksum_environment(s3: S3Config) -> dict[str, str]:
+    """`storage.checksums` for pyarrow, which takes it from the environment of its process only."""
+    return {"AWS_REQUEST_CHECKSUM_CALCULATION": s3.checksums, "AWS_RESPONSE_CHECKSUM_VALIDATION": s3.checksums}
+
+
 def store_environment(s3: S3Config) -> dict[str, str]:
-    """The section `storage` as environment: pyarrow takes checksums from there only, and models that lie on S3 are
-    opened by their URI alone."""
-    environment: dict[str, str] = {
-        "AWS_REQUEST_CHECKSUM_CALCULATION": s3.checksums,
-        "AWS_RESPONSE_CHECKSUM_VALIDATION": s3.checksums,
-    }
+    """The section `storage` for what opens an s3:// URI by that alone, as models are opened."""
+    environment = checksum_environment(s3)
     if s3.endpoint_url:
         environment["AWS_ENDPOINT_URL"] = s3.endpoint_url
     if s3.region:

@@ -1,5 +1,7 @@
 """The prompt contract: a title is its own tokens and nothing else, and whatever is too long gives way in order."""
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -250,3 +252,29 @@ def test_answers_are_titles_with_the_end_token(tokenizer):
     first, second = title_of(prompts, 2), title_of(prompts, 5)
     assert tokens.tolist() == [*first, tokenizer.eos_token_id, *second, tokenizer.eos_token_id]
     assert lengths.tolist() == [len(first) + 1, len(second) + 1]
+
+
+@pytest.mark.parametrize(
+    "variant, soft, config",
+    [
+        ("figure-3", True, {}),
+        ("without-user-representation", True, {"user_slot": False}),
+        ("without-joint-embedding", True, {"item_slots": False}),
+        ("llm-only", False, {}),
+    ],
+)
+def test_a_known_users_prompt_is_the_papers(tokenizer, variant, soft, config):
+    """Figure 3, its variants of Table 9, and Figure 6; slots are written as what they receive."""
+    wording = {"verb_past": "watched", "verb": "watch", "noun": "movie"}
+    prompts = builder(tokenizer, soft=soft, **wording, **config).build(histories([[2, 4]]), np.array([[3, 1, 5]]))
+    tokens, slots, received = one(prompts, 0)
+    parts = [tokenizer.decode([token]) for token in tokens[1:]]
+    for slot, item in zip(slots, received, strict=True):
+        parts[slot - 1] = "[O_u]" if item == USER_SLOT else f"[O_{item}]"
+    golden = (Path(__file__).parent / "golden" / f"{variant}.txt").read_text()
+    assert tokens[0] == tokenizer.bos_token_id and "".join(parts) == golden.rstrip("\n")
+
+
+def test_a_prompt_needs_some_slot():
+    with pytest.raises(ValueError, match="llm-only is evaluated"):
+        PromptConfig(user_slot=False, item_slots=False)
