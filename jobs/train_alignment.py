@@ -24,6 +24,7 @@ from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
 from allmrec.distributed import place
 from allmrec.storage import Storage
+from allmrec.text.cache import TextCache
 from allmrec.text.encoder import load_encoder, save_encoder
 from jobs.cli import main
 from jobs.embed import embed_by
@@ -58,15 +59,20 @@ def fine_tune(context: Context) -> Facts:
         unseal(tuned)
         facts = train(context)
         seal(tuned, "fine_tuned", context.made_by, facts.pop("files"), context.resolved("alignment", "text"), facts)
-    embedded = embed_by(context, tuned.name(ENCODER), "fine_tuned_text_embeddings")
+    texts = context.artifact("fine_tuned_text_embeddings")
+    before = read_manifest(texts).facts["encoder"] if texts.exists(MANIFEST) else None
+    encoder = embed_by(context, tuned.name(ENCODER), "fine_tuned_text_embeddings")["encoder"]
+    if before not in (None, encoder):
+        TextCache.of(context.storage, before).clear()  # nothing will ask that encoder again
+    texts_NS = read_texts(texts)
     exported = export(
         context.artifact("alignment"),
         load_network(tuned),
         load_teacher(context.artifact("teacher")).item_embeddings,
-        read_texts(context.artifact("fine_tuned_text_embeddings")),
-        held_out_items(config.alignment, embedded["items"] + 1, config.seed),
+        texts_NS,
+        held_out_items(config.alignment, len(texts_NS), config.seed),
     )
-    return read_manifest(tuned).facts | exported | {"encoder": embedded["encoder"]}
+    return read_manifest(tuned).facts | exported | {"encoder": encoder}
 
 
 def loop(settings: dict[str, Any]) -> Facts:

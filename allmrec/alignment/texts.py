@@ -9,7 +9,7 @@ number of workers.
 Dimensions: N = n + 1 items (0 is padding), R rows, L texts of a batch, S = dimensions of the text encoder
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,9 @@ class TrainedTexts(nn.Module):
         """
         super().__init__()
         self.config, self.encoder = config, encoder.eval()
+        for module in encoder.modules():
+            if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+                module.sparse = True  # else every pass would fill and add a gradient of the whole vocabulary's size
         cut = pc.utf8_slice_codeunits(texts_N, 0, max_chars).dictionary_encode()
         self.text_N = cut.indices.to_numpy()
         self.tokens, self.lengths, self.pads = _tokenised(encoder, cut.dictionary.to_pylist())
@@ -112,6 +115,13 @@ class TrainedTexts(nn.Module):
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             features = {name: tensor.to(device) for name, tensor in features.items()}
             return self.encoder(features)["sentence_embedding"].float()
+
+
+def make_dense(weights: Iterable[torch.Tensor]) -> None:
+    """Turn the sparse gradients that the passes have left into what Adam and the exchange between workers take."""
+    for weight in weights:
+        if weight.grad is not None and weight.grad.is_sparse:
+            weight.grad = weight.grad.to_dense()
 
 
 def _tokenised(encoder: Any, texts: list[str]) -> tuple[np.ndarray, np.ndarray, bool]:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from allmrec.alignment.examples import Examples, Rows
 from allmrec.alignment.losses import Losses, stage1_losses
 from allmrec.alignment.network import AlignmentConfig, AlignmentNetwork
-from allmrec.alignment.texts import FrozenTexts, TrainedTexts
+from allmrec.alignment.texts import FrozenTexts, TrainedTexts, make_dense
 from allmrec.cf.teacher import Teacher
 from allmrec.data.sequences import Sequences
 from allmrec.distributed import sum_gradients, summed
@@ -107,6 +107,7 @@ class AlignmentTraining:
         losses = self.losses(rows.take(self.texts.own(rows.item_R)))
         self.optimiser.zero_grad()
         (losses.total(self.config) / float(rows.weight_R.sum())).backward()
+        make_dense(self.parameters)
         sum_gradients(self.parameters)
         self.optimiser.step()
         return losses

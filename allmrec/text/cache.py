@@ -54,6 +54,10 @@ class TextCache:
         self.storage.write(name, data)
         return name
 
+    def clear(self) -> None:
+        for entry in list(self.storage.list()):
+            self.storage.delete(entry.key)
+
     def read(self, name: str) -> pa.Table:
         """A file's text_hash and embedding. Raises ValueError if it is damaged."""
         data = self.storage.read(name)

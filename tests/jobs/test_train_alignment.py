@@ -22,7 +22,8 @@ from allmrec.cf.teacher import build_teacher, load_teacher, save_teacher
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
 from allmrec.storage import Storage
-from allmrec.text.encoder import TextConfig, TextEncoder, encoder_identity, load_encoder
+from allmrec.text.cache import TextCache
+from allmrec.text.encoder import TextConfig, TextEncoder, encoder_identity, load_encoder, to_lists
 from jobs import embed, train_alignment
 from jobs.config import Config
 from jobs.console import Console
@@ -153,7 +154,12 @@ def test_sbert_is_tuned_through_the_deaths_of_the_driver_and_of_a_worker(tmp_pat
     joint = load_joint(storage.at("alignment"))
     storage.delete("alignment/manifest.json")  # as if it had been killed while it embedded
     monkeypatch.setattr(train_alignment, "fit", None)
+    older, embeddings = TextCache.of(storage, "an older one"), storage.at("fine_tuned_text_embeddings")
+    older.write(pa.array(["a"]), to_lists(np.ones((1, DIM))))
+    manifest = read_manifest(embeddings)
+    seal(embeddings, "by hand", manifest.made_by, manifest.files, facts=manifest.facts | {"encoder": "an older one"})
     assert execute(train_alignment.STEP, config, CONSOLE)
+    assert not list(older.storage.list()), "its cache went with it"
     assert all(torch.equal(*pair) for pair in zip(joint, load_joint(storage.at("alignment")), strict=True))
 
 

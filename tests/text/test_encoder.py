@@ -7,7 +7,15 @@ import pyarrow as pa
 import pytest
 import torch
 
-from allmrec.text.encoder import TextConfig, TextEncoder, encoder_identity, load_encoder, refuse_not_finite
+from allmrec.storage import open_storage
+from allmrec.text.encoder import (
+    TextConfig,
+    TextEncoder,
+    encoder_identity,
+    load_encoder,
+    refuse_not_finite,
+    save_encoder,
+)
 from allmrec.text.standin import build_encoder
 from tests.text.tiny import build_tiny_sbert
 
@@ -95,3 +103,12 @@ def test_not_finite_names_the_item(bad):
     embeddings_ND[2, 1] = bad
     with pytest.raises(ValueError, match="sbert gave NaN or infinity for item 'c'"):
         refuse_not_finite(pa.chunked_array([["a", "b", "c", "d"]]), embeddings_ND, "sbert")
+
+
+def test_a_saved_encoder_is_loaded_from_its_folder(folder, tmp_path):
+    encoder, storage = load_encoder(TextConfig(model=str(folder))), open_storage(str(tmp_path))
+    files = save_encoder(storage, "tuned", encoder)
+    assert {entry.key for entry in storage.list("tuned/")} == files.keys()
+    assert not any(name.endswith((".bin", ".pt", ".pkl")) for name in files)
+    again = load_encoder(TextConfig(model=storage.name("tuned")))
+    assert np.array_equal(again.encode(TEXTS), encoder.encode(TEXTS))
