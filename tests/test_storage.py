@@ -223,9 +223,9 @@ def test_every_operation_survives_a_store_in_a_bad_mood(s3: S3Config, s3_uri: st
     assert len(mood.met) > 7
 
 
-@pytest.mark.s3
-def test_what_is_written_is_encrypted_as_configured(s3: S3Config, s3_uri: str) -> None:
-    storage = open_storage(s3_uri, s3.model_copy(update={"encryption": "aws:kms", "kms_key_id": "key-1"}))
+def test_what_is_written_is_encrypted_as_configured(moto_endpoint: str) -> None:
+    s3 = S3Config(endpoint_url=moto_endpoint, region="us-east-1", encryption="aws:kms", kms_key_id="key-1")
+    storage = open_storage(new_bucket(s3), s3)
     storage.write("written", b"1")
     assert storage.create("created", b"2") and not storage.create("created", b"3")
     storage.copy("written", "copied")
