@@ -41,7 +41,7 @@ KILLS = int(os.environ.get("ALLMREC_KILLS", "2"))
 USERS = int(os.environ.get("ALLMREC_KILL_USERS", "120"))
 TABLE = os.environ.get("ALLMREC_KILL_TABLE")  # where to write every kill, as JSON
 SHARDS = max(6, USERS // 100)
-KILLS_A_RUN = 4  # then it may end
+KILLS_A_RUN = 5  # then it may end
 TARGETS = ("llm worker", "worker", "node", "driver")
 
 

@@ -134,6 +134,8 @@ def test_expire_keeps_the_newest_and_what_is_current(storage: Storage, shop: Sho
     days = [DAY + timedelta(n) for n in range(5)]
     for day in days:
         nightly(storage, shop, day)
+        storage.write(f"_inputs/run_date={day}/run/part-00000.parquet", b"")
+        storage.write(f"_reports/run_date={day}/report.json", b"")
     killed = Run.open(storage, DAY - timedelta(1), IDENTITY)  # an old run that never got through
     killed.commit_shard(0, shop.table(0, killed.run_id, killed.run_date))
     assert upkeep.expired(storage, 5) == [killed.run_date]
