@@ -6,6 +6,7 @@ A reader looks all the time: it sees nothing of a run, or the whole.
 """
 
 import json
+import math
 import os
 import random
 import signal
@@ -142,11 +143,12 @@ def disturbed(
     kills: list[dict[str, Any]] = []
     run, starts = start(config, storage.uri, folder), 1
     while True:
-        target, after_s = dice.choice(TARGETS), dice.uniform(0.1, 0.9) * whole_s
-        if len(kills) < most and waited(run, after_s):
+        began, target = time.monotonic(), dice.choice(TARGETS)
+        if len(kills) < most and waited(run, storage, dice, whole_s):
+            kill = {"target": target, "after_s": round(time.monotonic() - began, 1), "start": starts}
             progress = where(storage)
             if killed(run, cluster, target, dice):
-                kills.append({"target": target, "after_s": round(after_s, 1), "start": starts, "run at": progress})
+                kills.append({**kill, "run at": progress})
             if target != "driver":
                 continue
         code, text = run.end()
@@ -158,12 +160,21 @@ def disturbed(
         run, starts = start(config, storage.uri, folder), starts + 1
 
 
-def waited(run: Started, seconds: float) -> bool:
-    """Whether the run is still at work after that time."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and run.process.poll() is None:
+def waited(run: Started, storage: Storage, dice: random.Random, whole_s: float) -> bool:
+    """Wait for a random moment, while the run starts or until it has done so many shards more; False if it ends."""
+    starting, share = dice.random() < 0.25, dice.random()
+    goal, deadline = math.inf, time.monotonic() + dice.uniform(0, 0.5) * whole_s
+    if not starting:
+        done = shards_done(storage)
+        goal, deadline = done + share * (SHARDS - done), math.inf
+    while run.process.poll() is None and time.monotonic() < deadline and shards_done(storage) < goal:
         time.sleep(0.05)
+    time.sleep(dice.uniform(0, 0.03) * whole_s)
     return run.process.poll() is None
+
+
+def shards_done(storage: Storage) -> int:
+    return len(list(storage.list(f"_runs/run_date={DATE}/shards/")))
 
 
 def killed(run: Started, cluster: TwoNodes, target: str, dice: random.Random) -> bool:
@@ -181,9 +192,8 @@ def where(storage: Storage) -> str:
         return "published"
     if storage.exists(f"run_date={DATE}/_SUCCESS"):
         return "_SUCCESS"
-    done = len(list(storage.list(f"_runs/run_date={DATE}/shards/")))
     copied = len(list(storage.list(f"run_date={DATE}/")))
-    return f"{copied} of {SHARDS} copied" if copied else f"{done} of {SHARDS} shards"
+    return f"{copied} of {SHARDS} copied" if copied else f"{shards_done(storage)} of {SHARDS} shards"
 
 
 def show(kills: list[dict[str, Any]], facts: dict[str, Any]) -> None:
