@@ -249,7 +249,10 @@ def latest_bundle(run: Storage) -> str:
     """The version that was promoted last. Raises ValueError when none was."""
     newest = newest_entry(run.at("bundles"))
     if newest is None:
-        raise ValueError(f"{run.uri}: no bundle is promoted; `allmrec bundle build` builds one and promotes it")
+        raise ValueError(
+            f"{run.uri}: no bundle is promoted; `allmrec bundle build` promotes what it builds, and "
+            "`allmrec bundle promote VERSION` one that is there"
+        )
     return newest["version"]
 
 

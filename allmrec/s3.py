@@ -38,7 +38,7 @@ class Connection:
                     region_name=self.s3.region,
                     config=Config(
                         s3={"addressing_style": self.s3.addressing_style},
-                        retries={"mode": "adaptive", "max_attempts": self.s3.max_attempts},
+                        retries={"mode": "adaptive", "total_max_attempts": self.s3.max_attempts},
                         max_pool_connections=32,
                         connect_timeout=self.s3.connect_timeout_s,
                         read_timeout=self.s3.read_timeout_s,

@@ -70,16 +70,18 @@ def expire(config: Config, console: Console, keep: int, dry_run: bool) -> None:
 def suppress(
     config: Config, console: Console, users: Path | None, items: Path | None, run_date: datetime.date | None
 ) -> None:
-    """Take users and items out of every date, or of one.
+    """Take users and items out of every date, or of one; out of trials too.
 
     Args:
         users, items: files of ids, one a line; without either, the config's forgotten users and items.
     """
-    storage, (user_ids, item_ids) = published(config), _ids(config, users, items)
-    for one in [run_date] if run_date else upkeep.dates(storage):
-        with _date(config, console, storage, one) as lease:
-            found = upkeep.suppress(storage, one, user_ids, item_ids, lease)
-        console.event("suppressed", run_date=one, **found)
+    user_ids, item_ids = _ids(config, users, items)
+    for storage in (published(config), published(config).at(upkeep.TRIALS)):
+        for one in upkeep.dates(storage):
+            if run_date in (None, one):
+                with _date(config, console, storage, one) as lease:
+                    found = upkeep.suppress(storage, one, user_ids, item_ids, lease)
+                console.event("suppressed", run_date=one, where=storage.uri, **found)
 
 
 def _ids(config: Config, users: Path | None, items: Path | None) -> tuple[pa.Array, pa.Array]:

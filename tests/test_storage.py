@@ -5,9 +5,11 @@ import pickle
 import time
 from functools import partial
 from threading import Thread
+from typing import Any
 
 import pytest
 
+from allmrec.s3 import S3Storage
 from allmrec.storage import Entry, S3Config, Storage, open_storage
 from tests.s3_fixtures import Proxy, new_bucket, proxied, together
 
@@ -223,9 +225,22 @@ def test_every_operation_survives_a_store_in_a_bad_mood(s3: S3Config, s3_uri: st
     assert len(mood.met) > 7
 
 
-@pytest.mark.s3
-def test_what_is_written_is_encrypted_as_configured(s3: S3Config, s3_uri: str) -> None:
-    storage = open_storage(s3_uri, s3.model_copy(update={"encryption": "aws:kms", "kms_key_id": "key-1"}))
+@pytest.mark.parametrize(
+    ("style", "address"), [("path", "store.example/bucket/"), ("virtual", "bucket.store.example/")]
+)
+def test_a_store_is_addressed_and_waited_for_as_configured(moto_endpoint: str, style: Any, address: str) -> None:
+    s3 = S3Config(endpoint_url="http://store.example", region="eu-north-1", addressing_style=style, read_timeout_s=3)
+    storage = open_storage("s3://bucket", s3)
+    assert isinstance(storage, S3Storage)
+    url = storage.client.generate_presigned_url("get_object", Params={"Bucket": "bucket", "Key": "key"})
+    assert url.startswith(f"http://{address}key?")
+    config = storage.client.meta.config
+    assert (config.region_name, config.read_timeout, config.retries["total_max_attempts"]) == ("eu-north-1", 3, 8)
+
+
+def test_what_is_written_is_encrypted_as_configured(moto_endpoint: str) -> None:
+    s3 = S3Config(endpoint_url=moto_endpoint, region="us-east-1", encryption="aws:kms", kms_key_id="key-1")
+    storage = open_storage(new_bucket(s3), s3)
     storage.write("written", b"1")
     assert storage.create("created", b"2") and not storage.create("created", b"3")
     storage.copy("written", "copied")

@@ -1,8 +1,8 @@
 """What becomes of published runs later: old dates expire, forgotten users and items are taken out.
 
 Each date is changed under its lease, and in an order that never misleads a reader who follows the log, `latest.json`
-or `_SUCCESS`: what names files goes before the files. Both may be killed anywhere and started again; a second time
-there is nothing left to do. The newest log entry always names files that are there.
+or `_SUCCESS`: what names files is changed before the files go. Both may be killed anywhere and started again; a second
+time there is nothing left to do. The newest log entry always names files that are there.
 """
 
 from collections.abc import Iterable
@@ -19,11 +19,13 @@ from allmrec.artifacts import describe, shard_name, to_parquet
 from allmrec.data.sequences import offsets_of
 from allmrec.journal import dump_json, find_json, newest_entry
 from allmrec.nightly.lease import Lease
-from allmrec.nightly.log import manifest_key, published_dates, republish, symlinks_key, write_symlinks
+from allmrec.nightly.log import manifest_key, published_dates, republish, write_symlinks
 from allmrec.recommendations import read_published
 from allmrec.storage import Storage
 from schemas.recommendations import ITEM, SCHEMA
 
+TRIALS = "_trial"  # where trial runs lie below the others, in the same layout
+_BESIDE = ("_symlink_format_manifest", "_inputs", "_reports")  # what else a run leaves, by date
 _PARALLEL = 8  # files at a time
 
 
@@ -50,8 +52,8 @@ def expire(storage: Storage, run_date: date, lease: Lease) -> None:
         raise ValueError(f"{storage.uri}: the run of {run_date} is the current one; roll back to another date first")
     lease.check()
     storage.delete(manifest_key(run_date))
-    storage.delete(symlinks_key(run_date))
-    _delete(storage, (entry.key for entry in storage.list(f"run_date={run_date}/")))
+    for folder in (*(f"{name}/" for name in _BESIDE), ""):
+        _delete(storage, (entry.key for entry in storage.list(f"{folder}run_date={run_date}/")))
     _delete_work(storage, run_date)
 
 

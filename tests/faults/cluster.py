@@ -4,6 +4,7 @@ import os
 import signal
 from contextlib import suppress
 from pathlib import Path
+from random import Random
 
 from ray.cluster_utils import Cluster
 
@@ -20,13 +21,10 @@ class TwoNodes:
         self.second = self.cluster.add_node(**self.node)
         self.address: str = self.cluster.address
 
-    def kill_worker(self, words: str) -> bool:
-        """Kill a worker process of Ray whose title has these words; False when there is none."""
-        for raylet in self._raylets():
-            for pid in tree(raylet):
-                if words in title(pid):
-                    return kill(pid)
-        return False
+    def kill_worker(self, words: str, dice: Random) -> bool:
+        """Kill one of the worker processes of Ray whose titles have these words; False when there is none."""
+        pids = [pid for raylet in self._raylets() for pid in tree(raylet) if words in title(pid)]
+        return bool(pids) and kill(dice.choice(pids))
 
     def kill_second(self) -> bool:
         """Kill the second node's raylet, and with it the node; another one takes its place."""

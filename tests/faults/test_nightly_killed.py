@@ -6,8 +6,10 @@ A reader looks all the time: it sees nothing of a run, or the whole.
 """
 
 import json
+import math
 import os
 import random
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from threading import Event, Thread
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from allmrec.artifacts import describe, to_parquet
@@ -39,7 +42,7 @@ KILLS = int(os.environ.get("ALLMREC_KILLS", "2"))
 USERS = int(os.environ.get("ALLMREC_KILL_USERS", "120"))
 TABLE = os.environ.get("ALLMREC_KILL_TABLE")  # where to write every kill, as JSON
 SHARDS = max(6, USERS // 100)
-KILLS_A_RUN = 4  # then it may end
+KILLS_A_RUN = 5  # then it may end
 TARGETS = ("llm worker", "worker", "node", "driver")
 
 
@@ -140,39 +143,47 @@ def disturbed(
     kills: list[dict[str, Any]] = []
     run, starts = start(config, storage.uri, folder), 1
     while True:
-        target, after_s = dice.choice(TARGETS), dice.uniform(0.1, 0.9) * whole_s
-        if len(kills) < most and waited(run, after_s):
+        began, target = time.monotonic(), dice.choice(TARGETS)
+        if len(kills) < most and waited(run, storage, dice, whole_s):
+            kill = {"target": target, "after_s": round(time.monotonic() - began, 1), "start": starts}
             progress = where(storage)
-            if killed(run, cluster, target):
-                kills.append({"target": target, "after_s": round(after_s, 1), "start": starts, "run at": progress})
-                if target != "driver":
-                    continue
-            else:
+            if killed(run, cluster, target, dice):
+                kills.append({**kill, "run at": progress})
+            if target != "driver":
                 continue
         code, text = run.end()
         if code == 0:
             return kills
-        assert code == -9 or kills, text
-        if code != -9:
+        assert kills, text
+        if code != -signal.SIGKILL:
             kills[-1]["driver"] = f"ended with {code}: {text.strip().splitlines()[-1][:100]}"
         run, starts = start(config, storage.uri, folder), starts + 1
 
 
-def waited(run: Started, seconds: float) -> bool:
-    """Whether the run is still at work after that time."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and run.process.poll() is None:
+def waited(run: Started, storage: Storage, dice: random.Random, whole_s: float) -> bool:
+    """Wait for a random moment, while the run starts or until it has done so many shards more; False if it ends."""
+    starting, share = dice.random() < 0.25, dice.random()
+    goal, deadline = math.inf, time.monotonic() + dice.uniform(0, 0.5) * whole_s
+    if not starting:
+        done = shards_done(storage)
+        goal, deadline = done + share * (SHARDS - done), math.inf
+    while run.process.poll() is None and time.monotonic() < deadline and shards_done(storage) < goal:
         time.sleep(0.05)
+    time.sleep(dice.uniform(0, 0.03) * whole_s)
     return run.process.poll() is None
 
 
-def killed(run: Started, cluster: TwoNodes, target: str) -> bool:
+def shards_done(storage: Storage) -> int:
+    return len(list(storage.list(f"_runs/run_date={DATE}/shards/")))
+
+
+def killed(run: Started, cluster: TwoNodes, target: str, dice: random.Random) -> bool:
     if target == "driver":
         run.kill()
         return True
     if target == "node":
         return cluster.kill_second()
-    return cluster.kill_worker("ScoreShards" if target == "llm worker" else "ray::")
+    return cluster.kill_worker("ScoreShards" if target == "llm worker" else "ray::", dice)
 
 
 def where(storage: Storage) -> str:
@@ -181,9 +192,8 @@ def where(storage: Storage) -> str:
         return "published"
     if storage.exists(f"run_date={DATE}/_SUCCESS"):
         return "_SUCCESS"
-    done = len(list(storage.list(f"_runs/run_date={DATE}/shards/")))
     copied = len(list(storage.list(f"run_date={DATE}/")))
-    return f"{copied} of {SHARDS} copied" if copied else f"{done} of {SHARDS} shards"
+    return f"{copied} of {SHARDS} copied" if copied else f"{shards_done(storage)} of {SHARDS} shards"
 
 
 def show(kills: list[dict[str, Any]], facts: dict[str, Any]) -> None:
@@ -202,11 +212,9 @@ def test_a_poisoned_shard_is_named_and_nothing_is_published(tiny, cluster, undis
     for entry in list(done.list(f"{work}/")):
         if "/lease/" not in entry.key:
             storage.write(entry.key, done.read(entry.key))
-    poisoned = read_recommendations(undisturbed[0], s3=s3).to_pylist()
     key = f"{work}/shards/part-00001.json"
     entry = load_json(storage, key)
-    users = {row["user_id"] for row in pq_rows(storage.read(entry["file"]))}
-    rows = [row for row in poisoned if row["user_id"] in users]
+    rows = pq.read_table(pa.BufferReader(storage.read(entry["file"]))).to_pylist()
     rows[0]["items"][0]["score"] = float("nan")
     data = to_parquet(pa.Table.from_pylist(rows, SCHEMA))
     storage.write(entry["file"], data)
@@ -227,9 +235,3 @@ def test_a_run_is_not_resumed_with_another_bundle(tiny, cluster, undisturbed, s3
     finally:
         promote(run, json.loads(run.read("bundles/_log/00000001.json"))["version"])
     assert code == 2 and before and f"and is '{other}'" in text and "bundle was" in text
-
-
-def pq_rows(data: bytes) -> list[dict[str, Any]]:
-    import pyarrow.parquet as pq
-
-    return pq.read_table(pa.BufferReader(data)).to_pylist()

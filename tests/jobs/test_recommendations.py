@@ -10,6 +10,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from allmrec.nightly.log import published_dates
+from allmrec.nightly.upkeep import TRIALS
 from allmrec.recommendations import read_recommendations
 from allmrec.storage import LocalStorage
 from jobs.cli import app
@@ -78,11 +79,15 @@ def test_list_rollback_and_expire(config: Path) -> None:
 def test_suppress_takes_a_file_or_the_configs_lists(config: Path) -> None:
     assert "nobody to suppress" in refusal(call("suppress", config))
     assert "no such file" in refusal(call("suppress", config, "--users", str(config.parent / "nowhere")))
+    trial = LocalStorage(config.parent / "out").at(TRIALS)
+    nightly(trial, Shop(), DAY)
     (config.parent / "users.txt").write_text("u3\nu4\n")
     found = event(call("suppress", config, "--users", str(config.parent / "users.txt"), "--date", str(DAY)))
-    assert found["users"] == 2 and found["run_date"] == str(DAY)
+    assert found["users"] == 2 and found["run_date"] == str(DAY) and found["where"] == trial.uri, "trials come last"
+    assert {"u3", "u4"}.isdisjoint(read_recommendations(trial.uri).column("user_id").to_pylist())
     assert "has no user 'u3'" in refusal(call("show", config, "--user", "u3", "--date", str(DAY)))
     pq.write_table(pa.table({"user_id": ["u3"]}), config.parent / "forgotten.parquet")
     forgotten = f"data.forgotten_users.paths=[{config.parent}/forgotten.parquet]"
-    assert event(call("suppress", config, "--set", forgotten))["users"] == 1, "of the other day"
+    days = [json.loads(line) for line in call("suppress", config, "--set", forgotten).stdout.splitlines()]
+    assert [day["users"] for day in days] == [0, 1, 0], "the other day, and no trial of it"
     assert "has no user 'u3'" in refusal(call("show", config, "--user", "u3"))

@@ -20,9 +20,9 @@ from allmrec.journal import last_number, load_json
 from allmrec.nightly.lease import RunHeld, hold_lease
 from allmrec.nightly.log import LATEST, publish_entry, roll_back
 from allmrec.nightly.publish import Run
-from allmrec.storage import Entry, LocalStorage, Storage
+from allmrec.storage import Entry, LocalStorage, S3Config, Storage, open_storage
 from tests.nightly.conftest import DAY, Shop
-from tests.s3_fixtures import together
+from tests.s3_fixtures import Proxy, new_bucket, proxied, together
 
 NEXT_DAY = date(2026, 3, 2)
 IDENTITY = {"bundle": "v1", "config": {"top_k": 5, "ranker": "llm"}}
@@ -152,6 +152,29 @@ def test_a_damaged_attempt_is_named_and_can_be_made_anew(storage: Storage, shop:
         audit(run, shop)
     storage.delete(entry)
     assert_whole(storage, nightly(storage, shop), shop)
+
+
+def test_a_part_that_arrived_cut_off_is_never_published(moto_endpoint: str, shop: Shop) -> None:
+    class CutsOff(Proxy):
+        """And says that all is well, as no store should: the body's hash is in its signature."""
+
+        def forward(self) -> None:
+            if self.command == "PUT" and "attempts/part-00001" in self.path:
+                half = int(self.headers["Content-Length"]) // 2
+                self.headers.replace_header("Content-Length", str(half))
+                self.close_connection = True
+            super().forward()
+
+        do_PUT = forward
+
+    s3 = S3Config(endpoint_url=moto_endpoint, region="us-east-1", addressing_style="path")
+    with proxied(s3, CutsOff) as cutting:
+        storage = open_storage(new_bucket(s3), cutting)
+        with pytest.raises(
+            ValueError, match=r"attempts/part-00001-\w+\.parquet is damaged; to make shard 1 anew, delete"
+        ):
+            nightly(storage, shop)
+        assert visible(storage) == {}
 
 
 def test_a_stray_file_beside_the_published_ones_is_refused(storage: Storage, shop: Shop) -> None:

@@ -57,6 +57,10 @@ def named(storage: Storage) -> set[str]:
     return found
 
 
+def keys(storage: Storage) -> list[str]:
+    return [entry.key for entry in storage.list() if "/lease/" not in entry.key]
+
+
 def test_suppressed_users_and_items_are_nowhere_and_the_rest_is_as_it_was(
     storage: Storage, shop: Shop, s3: S3Config
 ) -> None:
@@ -73,11 +77,9 @@ def test_suppressed_users_and_items_are_nowhere_and_the_rest_is_as_it_was(
     assert read_recommendations(storage.uri, s3=s3).num_rows == newest["rows"] == shop.num_users - 2
     lines = storage.read(symlinks_key(NEXT_DAY)).decode().splitlines()
     assert lines == [storage.name(file["key"]) for file in newest["files"]]
-    keys = [entry.key for entry in storage.list()]
+    before_that = keys(storage)
     assert suppress(storage, DAY) == suppress(storage, NEXT_DAY) == NOTHING
-    assert [key for key in (entry.key for entry in storage.list()) if "/lease/" not in key] == [
-        key for key in keys if "/lease/" not in key
-    ]
+    assert keys(storage) == before_that
     assert nightly(storage, shop, NEXT_DAY)["rows"] == shop.num_users, "the night's run was published once and is done"
     assert roll_back(storage, DAY)["rows"] == shop.num_users - 2
 
@@ -134,6 +136,8 @@ def test_expire_keeps_the_newest_and_what_is_current(storage: Storage, shop: Sho
     days = [DAY + timedelta(n) for n in range(5)]
     for day in days:
         nightly(storage, shop, day)
+        storage.write(f"_inputs/run_date={day}/run/part-00000.parquet", b"")
+        storage.write(f"_reports/run_date={day}/report.json", b"")
     killed = Run.open(storage, DAY - timedelta(1), IDENTITY)  # an old run that never got through
     killed.commit_shard(0, shop.table(0, killed.run_id, killed.run_date))
     assert upkeep.expired(storage, 5) == [killed.run_date]
@@ -145,9 +149,7 @@ def test_expire_keeps_the_newest_and_what_is_current(storage: Storage, shop: Sho
     roll_back(storage, days[4])
     expire(storage, 2)
     assert published_dates(storage) == upkeep.dates(storage) == days[3:]
-    assert not [
-        e for e in storage.list() if any(f"run_date={day}" in e.key for day in days[:3]) and "lease" not in e.key
-    ]
+    assert not [key for key in keys(storage) if any(f"run_date={day}" in key for day in days[:3])]
     assert_whole(storage, load_json(storage, LATEST), shop)
     with pytest.raises(ValueError, match="nothing was published for 2026-03-01"):
         roll_back(storage, DAY)

@@ -1,0 +1,111 @@
+"""Night after night with a log that grows: what comes out is what one night on the whole log would give.
+
+ALLMREC_NIGHTS=20 ALLMREC_NIGHT_USERS=5000 pytest -s tests/faults/test_nights.py
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from allmrec.artifacts import read_manifest
+from allmrec.journal import newest_entry
+from allmrec.nightly.log import published_dates
+from allmrec.recommendations import read_recommendations, verify_run
+from allmrec.storage import S3Config, Storage, open_storage
+from jobs import bundle, prepare
+from jobs.config import Config
+from jobs.console import Console
+from jobs.nightly import nightly
+from jobs.recommendations import expire
+from jobs.step import execute
+from tests.evaluation.tiny import NUM_ITEMS, TITLES, tiny_config, write_tiny_run
+from tests.jobs.test_nightly import with_nightly
+from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
+from tests.s3_fixtures import new_bucket
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(7200)]
+
+NIGHTS = int(os.environ.get("ALLMREC_NIGHTS", "2"))
+USERS = int(os.environ.get("ALLMREC_NIGHT_USERS", "60"))
+FIRST, QUIET = date(2026, 11, 1), Console(log_json=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stop_ray() -> Iterator[None]:
+    yield
+    ray.shutdown()
+
+
+def write_day(folder: Path, number: int) -> None:
+    """A day's interactions of a part of the users; each day some come for the first time."""
+    rng, count = np.random.default_rng(number), USERS * 2 if number == 0 else USERS // 3
+    known = USERS + number * (USERS // 20)
+    noon = datetime(FIRST.year, FIRST.month, FIRST.day, 12, tzinfo=UTC) + timedelta(number)
+    table = pa.table(
+        {
+            "user_id": [f"user-{n}" for n in rng.integers(0, known, count)],
+            "item_id": [f"item-{n:02d}" for n in rng.integers(0, NUM_ITEMS, count)],
+            "timestamp": pa.array([noon + timedelta(seconds=n) for n in range(count)], pa.timestamp("us", "UTC")),
+        }
+    )
+    pq.write_table(table, folder / f"day-{number:03d}.parquet")
+
+
+def with_log(config: Config, folder: Path, s3: S3Config) -> Config:
+    sources = {"interactions": {"paths": [str(folder)]}, "items": {"paths": [str(folder.parent / "items.parquet")]}}
+    data = Config(name="log", data=sources).data.model_copy(update={"num_shards": config.data.num_shards})
+    settings = with_nightly(config, storage=s3, output=new_bucket(s3))
+    return settings.model_copy(update={"data": data})
+
+
+def night(config: Config, day: date) -> None:
+    for step in (prepare.STEP, bundle.STEP):
+        execute(step, config, QUIET)
+    nightly(config, QUIET, day)
+
+
+def published(config: Config) -> Storage:
+    return open_storage(str(config.nightly.output), config.storage)
+
+
+def test_nights_in_a_row_end_as_one_on_the_whole_log(tmp_path: Path, s3: S3Config, llm, tokenizer, capsys):  # noqa: F811
+    (tmp_path / "log").mkdir()
+    pq.write_table(
+        pa.table({"item_id": [f"item-{n:02d}" for n in range(NUM_ITEMS)], "title": pa.array(TITLES)}),
+        tmp_path / "items.parquet",
+    )
+    config = tiny_config(tmp_path)
+    run = write_tiny_run(config, llm, tokenizer)
+    config = with_log(config, tmp_path / "log", s3)
+    storage, seconds = published(config), []
+    for number in range(NIGHTS):
+        write_day(tmp_path / "log", number)
+        began = time.monotonic()
+        night(config, FIRST + timedelta(number))
+        expire(config, QUIET, keep=3, dry_run=False)
+        seconds.append(time.monotonic() - began)
+        entry = newest_entry(storage)
+        assert entry is not None and entry["n"] == number + 1
+        assert entry["rows"] == read_manifest(run.at("sequences")).rows > 0
+    days = [FIRST + timedelta(number) for number in range(NIGHTS)][-3:]
+    assert published_dates(storage) == days and all(verify_run(storage, day)["rows"] for day in days)
+
+    whole = with_log(config.model_copy(update={"name": "whole"}), tmp_path / "log", s3)
+    for entry in list(run.list()):
+        if entry.key.split("/")[0] in ("teacher", "alignment", "projectors"):
+            open_storage(whole.run_uri).write(entry.key, run.read(entry.key))
+    night(whole, days[-1])
+    left, right = (
+        read_recommendations(one.uri, s3=s3).drop_columns(["bundle", "run_id"]) for one in (storage, published(whole))
+    )
+    assert left.equals(right)
+    with capsys.disabled():
+        print(f"\n{NIGHTS} nights, {left.num_rows} users at last, seconds a night:", *(f"{one:.1f}" for one in seconds))
