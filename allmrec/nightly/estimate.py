@@ -12,18 +12,16 @@ from allmrec.llm.prompt import PromptBuilder, PromptConfig, Titles
 from allmrec.nightly.candidates import most_popular
 
 _SAMPLE = 512  # prompts
+_UNCUT = 1 << 20  # tokens: longer than any prompt, so that none is shortened to the LLM's positions
 
 
 def tokens_of_a_prompt(
     users: Sequences, catalogue: Catalogue, llm: LLMConfig, prompt: PromptConfig, num_candidates: int
 ) -> float:
-    """The mean over some users, with popular items for candidates; the trie adds a few. Needs no LLM, its tokenizer."""
-    from transformers import AutoConfig
-
-    positions = AutoConfig.from_pretrained(llm.name, revision=llm.revision).max_position_embeddings
+    """The mean over some users, with popular items for candidates; the trie adds a few. Takes the tokenizer alone."""
     tokenizer = load_tokenizer(llm)
     titles = Titles.tokenise(catalogue.titles, tokenizer, prompt.max_title_tokens)
-    builder = PromptBuilder(prompt, tokenizer, titles, True, positions - prompt.max_title_tokens - 1)
+    builder = PromptBuilder(prompt, tokenizer, titles, True, _UNCUT)
     some = users.take(np.arange(min(len(users), _SAMPLE)))
     popular = most_popular(catalogue.popularity, catalogue.available, num_candidates)
     return float(builder.build(some, np.tile(popular, (len(some), 1))).lengths.mean()) if len(some) else 0.0
