@@ -142,11 +142,7 @@ def test_the_next_night_of_some_users(tiny, tmp_path: Path, capsys: pytest.Captu
 
     nightly(config, QUIET, DATE + timedelta(days=2), dry_run=True)
     plan = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (
-        plan["users"] == 22
-        and plan["tokens"] > 22 * 50
-        and plan["worker hours"] == "unknown until a run has shown its speed"
-    )
+    assert plan["users"] == 22 and plan["tokens"] > 22 * 50 and plan["worker hours"] >= 0 and plan["cost"] == 0
     trial = with_nightly(config, ranker="teacher", users=None)
     nightly(trial, QUIET, DATE, limit=7)
     assert len(read_recommendations(str(tmp_path / "out/_trial"))) == 7
