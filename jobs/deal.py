@@ -72,8 +72,7 @@ class Dealt:
         )
 
 
-TABLES = (
-    Dealt("candidates", "candidates", candidates.SCHEMA, CANDIDATES),
-    Dealt("users", "nightly_users", user_ids.SCHEMA, USER_IDS),
-    Dealt("suppressed_users", "suppressed_users", user_ids.SCHEMA, USER_IDS),
-)
+GIVEN = Dealt("candidates", "candidates", candidates.SCHEMA, CANDIDATES)
+USERS = Dealt("users", "nightly_users", user_ids.SCHEMA, USER_IDS)
+SUPPRESSED_USERS = Dealt("suppressed_users", "suppressed_users", user_ids.SCHEMA, USER_IDS)
+TABLES = (GIVEN, USERS, SUPPRESSED_USERS)

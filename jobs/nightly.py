@@ -16,24 +16,23 @@ from typing import Any
 import numpy as np
 
 from allmrec.artifacts import MANIFEST, read_manifest
-from allmrec.bundle import latest_bundle, read_description
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import num_shards
 from allmrec.llm.prompt import PromptConfig
-from allmrec.nightly.carry_over import LastRun
-from allmrec.nightly.estimate import cost_of, tokens_of_a_prompt
+from allmrec.nightly.estimate import cost_of, last_speed, tokens_of_a_prompt
 from allmrec.nightly.inspection import InspectShards, add_up
 from allmrec.nightly.lease import hold_lease
 from allmrec.nightly.progress import diagnosis
 from allmrec.nightly.report import FOLDER, alarms, refuse_alarms, render, summarise
 from allmrec.nightly.score import Night, ScoreShards
+from allmrec.nightly.users import NightlyUsers
 from allmrec.storage import Storage, open_storage
 from jobs import deal, fit_blend
 from jobs.config import Config
 from jobs.console import Console
 from jobs.datasets import over, pooled, tables, watched
 from jobs.metrics import NightlyMetrics
-from jobs.nightly_inputs import item_filter, open_night, read_users, run_identity
+from jobs.nightly_inputs import check_inputs, item_filter, open_night
 from jobs.step import Facts, execute
 from jobs.workers import start_ray
 
@@ -70,10 +69,6 @@ def nightly(
     steps += [fit_blend.STEP] if config.nightly.ranker == "blend" else []
     for step in steps:
         execute(step, config, console, dry_run)
-    waiting = [name for step in steps for name in step.outputs if not storage.exists(f"{name}/{MANIFEST}")]
-    if waiting and dry_run:
-        console.plan("nightly", {"waits for": ", ".join(waiting)})
-        return
     output = open_storage(config.nightly.output or f"{config.run_uri}/recommendations", config.storage)
     output = output if limit is None else output.at(TRIAL)
     if dry_run:
@@ -197,21 +192,21 @@ def write_report(output: Storage, report: dict[str, Any]) -> str:
 
 def plan(config: Config, storage: Storage, output: Storage, run_date: datetime.date, limit: int | None) -> Facts:
     """What a run would do at most: users, prompts, shards, tokens and what those cost."""
-    run_identity(config, storage, item_filter(config, storage), limit)  # raises for what does not fit together
-    users, shards = read_users(config, storage, run_date, limit), num_shards(storage.at("sequences"))
-    listed = read_manifest(users.asked or users.sequences).rows
+    description = check_inputs(config, storage)
+    item_filter(config, storage)  # raises for lists that cannot be read
+    shards = num_shards(storage.at("sequences"))
+    asked = config.nightly.users and storage.exists(f"{deal.USERS.artifact}/{MANIFEST}")
+    listed = read_manifest(storage.at(deal.USERS.artifact if asked else "sequences")).rows
     count = min(listed, limit or listed)
     facts: Facts = {"users": count, "shards": shards, "prompts": 0, "output": output.uri}
     if config.nightly.ranker == "teacher":
         return facts
-    prompt = PromptConfig(**read_description(storage, latest_bundle(storage))["config"]["prompt"])
-    sample, catalogue = users.read(0).users, Catalogue.read(storage.at("items"))
-    sample = sample.take(np.flatnonzero(sample.lengths))
+    prompt = PromptConfig(**description["config"]["prompt"])
+    sample = NightlyUsers(storage.at("sequences"), run_date).read(0).users
+    catalogue = Catalogue.read(storage.at("items"))
     tokens = count * tokens_of_a_prompt(sample, catalogue, config.llm, prompt, config.nightly.num_candidates)
-    last = LastRun.before(output, run_date, shards)
-    key = f"{FOLDER}/run_date={last.manifest['run_date']}/report.json" if last else ""
-    report = json.loads(output.read(key)) if last and output.exists(key) else None
-    costs = cost_of(tokens, report, config.workers.gpus_per_worker, config.nightly.price_per_gpu_hour)
+    known = last_speed(output, run_date)
+    costs = cost_of(tokens, known, config.workers.gpus_per_worker, config.nightly.price_per_gpu_hour)
     return {**facts, "prompts": count, "tokens": round(tokens), **costs}
 
 

@@ -1,6 +1,7 @@
 """What a nightly run is made of: its identity, its users, what may be recommended, and the run before it."""
 
 import datetime
+from typing import Any
 
 import pyarrow as pa
 
@@ -50,19 +51,24 @@ def open_night(
     )
 
 
-def run_identity(config: Config, storage: Storage, filter: ItemFilter, limit: int | None) -> Facts:
-    """What the result depends on: two runs of a date that agree on it are the same run."""
-    bundle = latest_bundle(storage)
-    description = read_description(storage, bundle)
+def check_inputs(config: Config, storage: Storage) -> dict[str, Any]:
+    """The bundle's description. Raises ValueError where bundle, LLM and items do not fit together."""
+    description = read_description(storage, latest_bundle(storage))
     check_llm(description, config.llm)
     check_items(description, storage.at("items"))
     above = config.nightly.approximate_above
     if above is not None and read_manifest(storage.at("items")).rows > above:
         load_faiss()  # before any worker starts
+    return description
+
+
+def run_identity(config: Config, storage: Storage, filter: ItemFilter, limit: int | None) -> Facts:
+    """What the result depends on: two runs of a date that agree on it are the same run."""
+    description = check_inputs(config, storage)
     fixed = {"llm": 1.0, "teacher": 0.0}
     ranker = config.nightly.ranker
     return {
-        "bundle": bundle,
+        "bundle": description["version"],
         "llm": description["models"]["llm"]["identity"],
         "dtype": config.llm.dtype,
         **{name: read_manifest(storage.at(name)).digest for name in ("sequences", "items")},
@@ -104,6 +110,7 @@ def read_ids(config: Config, key: str, listed: ItemsConfig) -> list[str]:
 
 def read_users(config: Config, storage: Storage, run_date: datetime.date, limit: int | None) -> NightlyUsers:
     asked, suppressed = (
-        storage.at(table.artifact) if getattr(config.nightly, table.key) else None for table in deal.TABLES[1:]
+        storage.at(table.artifact) if getattr(config.nightly, table.key) else None
+        for table in (deal.USERS, deal.SUPPRESSED_USERS)
     )
     return NightlyUsers(storage.at("sequences"), run_date, asked, suppressed, limit)

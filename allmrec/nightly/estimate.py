@@ -1,6 +1,7 @@
 """What a run will cost, told from a sample of prompts and from what the last run took."""
 
-from collections.abc import Mapping
+import json
+from datetime import date, timedelta
 from typing import Any
 
 import numpy as np
@@ -10,33 +11,43 @@ from allmrec.data.sequences import Sequences
 from allmrec.llm.loading import LLMConfig, load_tokenizer
 from allmrec.llm.prompt import PromptBuilder, PromptConfig, Titles
 from allmrec.nightly.candidates import most_popular
+from allmrec.nightly.report import FOLDER
+from allmrec.storage import Storage
 
 _SAMPLE = 512  # prompts
+_LOOK_BACK = 30  # days
+_UNCUT = 1 << 20  # tokens: longer than any prompt, so that none is shortened to the LLM's positions
 
 
 def tokens_of_a_prompt(
     users: Sequences, catalogue: Catalogue, llm: LLMConfig, prompt: PromptConfig, num_candidates: int
 ) -> float:
-    """The mean over some users, with popular items for candidates; the trie adds a few. Needs no LLM, its tokenizer."""
-    from transformers import AutoConfig
-
-    positions = AutoConfig.from_pretrained(llm.name, revision=llm.revision).max_position_embeddings
+    """The mean over some users, with popular items for candidates; the trie adds a few. Takes the tokenizer alone."""
     tokenizer = load_tokenizer(llm)
     titles = Titles.tokenise(catalogue.titles, tokenizer, prompt.max_title_tokens)
-    builder = PromptBuilder(prompt, tokenizer, titles, True, positions - prompt.max_title_tokens - 1)
+    builder = PromptBuilder(prompt, tokenizer, titles, True, _UNCUT)
     some = users.take(np.arange(min(len(users), _SAMPLE)))
     popular = most_popular(catalogue.popularity, catalogue.available, num_candidates)
     return float(builder.build(some, np.tile(popular, (len(some), 1))).lengths.mean()) if len(some) else 0.0
 
 
+def last_speed(output: Storage, run_date: date) -> float | None:
+    """Tokens per second of a worker in the newest run of the month before that asked the LLM; None without one."""
+    for days in range(1, _LOOK_BACK + 1):
+        key = f"{FOLDER}/run_date={run_date - timedelta(days)}/report.json"
+        report = json.loads(output.read(key)) if output.exists(key) else None
+        if report and report["figures"]["tokens_per_second"]:
+            return report["figures"]["tokens_per_second"]
+    return None
+
+
 def cost_of(
-    tokens: float, last_report: Mapping[str, Any] | None, gpus_per_worker: float, price_per_gpu_hour: float | None
+    tokens: float, tokens_per_second: float | None, gpus_per_worker: float, price_per_gpu_hour: float | None
 ) -> dict[str, Any]:
-    """Worker hours, GPU hours and money, at the speed of the last run."""
-    speed = last_report and last_report["figures"]["tokens_per_second"]
-    if not speed:
+    """Worker hours, GPU hours and money."""
+    if tokens_per_second is None:
         return {"worker hours": "unknown until a run has shown its speed"}
-    hours = tokens / speed / 3600
+    hours = tokens / tokens_per_second / 3600
     facts: dict[str, Any] = {"worker hours": round(hours, 3), "GPU hours": round(hours * gpus_per_worker, 3)}
     if price_per_gpu_hour is not None:
         facts["cost"] = round(hours * gpus_per_worker * price_per_gpu_hour, 2)

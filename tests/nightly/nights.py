@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -50,13 +51,21 @@ def with_nightly(config: Config, output: Path, **changes: Any) -> Config:
     return Config(**settings)
 
 
-def make(config: Config, storage: Storage, run_date: date = FIRST, full: bool = False) -> Made:
+def make(
+    config: Config,
+    storage: Storage,
+    run_date: date = FIRST,
+    full: bool = False,
+    limit: int | None = None,
+    threads: int = 1,
+) -> Made:
     """Score, inspect, report and publish."""
     output = open_storage(str(config.nightly.output))
-    night = open_night(config, storage, output, run_date, full)
+    night = open_night(config, storage, output, run_date, full, limit)
     worker, inspector = ScoreShards(night), InspectShards(night)
     shards = [np.array([shard]) for shard in range(NUM_SHARDS)]
-    pa.concat_tables([table for shard in shards for table in worker({"id": shard})], promote_options="default")
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda shard: list(worker({"id": shard})), shards))
     table = pa.concat_tables([table for shard in shards for table in inspector({"id": shard})])
     sums: dict[str, np.ndarray] = {}
     add_up(table, sums)

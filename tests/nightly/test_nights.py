@@ -83,6 +83,17 @@ def but_for_the_run(made: Made) -> list[dict[str, Any]]:
     return [{name: row[name] for name in ("user_id", "items", "source", "bundle")} for row in made.rows]
 
 
+def test_two_shards_in_hand_change_nothing(tiny, first, tmp_path: Path) -> None:
+    made = make(with_nightly(tiny[0], tmp_path), tiny[1], threads=2)
+    assert made.rows == first[1].rows and made.figures["tokens"] == first[1].figures["tokens"]
+
+
+def test_a_limit_is_a_sample_that_stays(tiny, tmp_path: Path) -> None:
+    config = with_nightly(tiny[0], tmp_path, ranker="teacher")
+    few, more = (make(config, tiny[1], day, limit=limit) for day, limit in ((FIRST, 7), (SECOND, 20)))
+    assert len(few.rows) == 7 and len(more.rows) == 20 and {*few.by_user} < {*more.by_user}
+
+
 def test_only_what_changed_is_scored_again(tiny, first, tmp_path: Path) -> None:
     """An item is recalled: the rows of users who had it among their candidates are made anew, the rest stay."""
     config, night = first
