@@ -63,19 +63,19 @@ def compare(benchmark: Benchmark, scorer: Scorer, cases: Cases, seed: int, trial
                 way(cases.take(np.arange(min(len(cases), 8))))
             with watch.running():
                 started, cpu = now(), time.process_time()
-                hit_B, read, unnamed = way(cases)
+                chosen = way(cases)
                 seconds, cpu = now() - started, time.process_time() - cpu
             numbers = {
                 "users/s": len(cases) / seconds,
-                "tokens/s": read.tokens / seconds,
+                "tokens/s": chosen.tokens / seconds,
                 "CPU ms a user": 1000 * cpu / len(cases),
-                "tokens a user": read.tokens / len(cases),
+                "tokens a user": chosen.tokens / len(cases),
                 "passes": watch.passes,
-                "padding %": 100 * read.padding / (read.tokens + read.padding),
+                "padding %": 100 * chosen.padding / (chosen.tokens + chosen.padding),
                 "in the LLM %": 100 * watch.seconds / seconds,
-                "hit@1": float(hit_B.mean()),
-                "stderr": float(hit_B.std() / np.sqrt(len(hit_B))),
-                "named nobody %": 100 * unnamed / len(cases),
+                "hit@1": float(chosen.hit_B.mean()),
+                "stderr": float(chosen.hit_B.std() / np.sqrt(len(cases))),
+                "named nobody %": 100 * chosen.unnamed / len(cases),
             }
             benchmark.measured({"way": name, "trial": trial}, numbers)
 
