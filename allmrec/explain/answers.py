@@ -101,7 +101,8 @@ def names_one(texts: list[str], names: pa.Array) -> list[bool]:
 
 def _words(texts: list[str]) -> list[str]:
     """Words alone, with a space before and behind each."""
-    return [" " + " ".join(re.findall(r"\w+", text)) + " " for text in normalised(pa.array(texts, pa.string())).to_pylist()]
+    plain = normalised(pa.array(texts, pa.string())).to_pylist()
+    return [" " + " ".join(re.findall(r"\w+", text)) + " " for text in plain]
 
 
 def _lists(values: pa.Array, lengths: np.ndarray) -> pa.ListArray:
