@@ -23,19 +23,18 @@ TRIE, LIKELIHOOD, CONSTRAINED, FREE = "trie ranking", "title likelihood", "const
 STRAIGHT, STRAIGHT_BATCH = "generate()", 4
 
 
-@dataclass
-class Read:
-    """What was read; rows that go on as padding once they have ended count, as they cost."""
+@dataclass(frozen=True)
+class Chosen:
+    """What came of some cases."""
 
-    tokens: int = 0
-    padding: int = 0
-
-
-Chosen = tuple[np.ndarray, Any, int]
+    hit_B: np.ndarray  # float64: 1 for the target, a part for a title that it shares, 0
+    tokens: int  # read, those generated among them
+    padding: int
+    unnamed: int  # texts that name no candidate
 
 
 class Ways:
-    """Cases → who is hit, float64 (B,), what was read (`tokens` and `padding`), and how many texts named nobody."""
+    """Each by its name: a function from cases to what was chosen."""
 
     def __init__(self, scorer: Scorer, seed: int, llm: Any = None, longest: int | None = None):
         """
@@ -59,73 +58,70 @@ class Ways:
 
     def trie(self, cases: Cases) -> Chosen:
         ranker = Ranker(self.llm, self.builder, self.budget)
-        return self._best(cases, ranker.log_probabilities), ranker, 0
+        return self._best(cases, ranker.log_probabilities, ranker)
 
     def likelihood(self, cases: Cases) -> Chosen:
         likelihood = TitleLikelihood(self.llm, self.builder, self.budget)
-        return self._best(cases, likelihood.log_likelihoods), likelihood, 0
+        return self._best(cases, likelihood.log_likelihoods, likelihood)
 
     def constrained(self, cases: Cases) -> Chosen:
         shown_BC, soft = self._shown(cases)
-        generator = Generator(self.llm, self.builder.end, self.budget)
         prompts = self.builder.build(cases.histories, shown_BC)
+        generator = Generator(self.llm, self.builder.end, self.budget)
         named_BC = generator.constrained(prompts, soft, self.builder.titles, shown_BC)
-        return self._hit(cases, shown_BC, named_BC), generator, nobody(named_BC)
+        return _named(cases, shown_BC, named_BC, generator.tokens, generator.padding)
 
     def free(self, cases: Cases) -> Chosen:
         shown_BC, soft = self._shown(cases)
+        prompts = self.builder.build(cases.histories, shown_BC)
         generator = Generator(self.llm, self.builder.end, self.budget)
-        texts = generator.free(self.builder.build(cases.histories, shown_BC), soft, self.longest)
+        texts = generator.free(prompts, soft, self.longest)
         named_BC = named_by_text(texts, self.scorer.tokenizer, self.builder.titles, shown_BC)
-        return self._hit(cases, shown_BC, named_BC), generator, nobody(named_BC)
+        return _named(cases, shown_BC, named_BC, generator.tokens, generator.padding)
 
     @torch.inference_mode()
     def straight(self, cases: Cases) -> Chosen:
-        llm = self.llm
+        """Rows whose text has ended go on as padding, and count as tokens: they cost as much."""
         shown_BC, soft = self._shown(cases)
         prompts = self.builder.build(cases.histories, shown_BC)
-        texts: list[list[int]] = []
-        read = Read()
+        end, tokens, padding, texts = self.builder.end, 0, 0, list[list[int]]()
         for first in range(0, len(cases), STRAIGHT_BATCH):
             rows = np.arange(first, min(first + STRAIGHT_BATCH, len(cases)))
-            embeds_BTH, mask_BT = left_padded(llm, take(prompts, rows), soft.of(rows), self.builder.end)
-            written = llm.generate(
+            embeds_BTH, mask_BT = left_padded(self.llm, take(prompts, rows), soft.of(rows), end)
+            written_BT = self.llm.generate(
                 inputs_embeds=embeds_BTH,
                 attention_mask=mask_BT,
                 max_new_tokens=self.longest,
                 do_sample=False,
-                eos_token_id=self.builder.end,
-                pad_token_id=self.builder.end,
+                eos_token_id=end,
+                pad_token_id=end,
             )
-            texts += [[*text, self.builder.end] for text in written.tolist()]
-            read.tokens += int(mask_BT.sum()) + written.numel()
-            read.padding += int((mask_BT == 0).sum())
-        texts = [text[: text.index(self.builder.end)] for text in texts]
+            texts += [text[: [*text, end].index(end)] for text in written_BT.tolist()]
+            tokens += int(mask_BT.sum()) + written_BT.numel()
+            padding += int((mask_BT == 0).sum())
         named_BC = named_by_text(texts, self.scorer.tokenizer, self.builder.titles, shown_BC)
-        return self._hit(cases, shown_BC, named_BC), read, nobody(named_BC)
+        return _named(cases, shown_BC, named_BC, tokens, padding)
 
     @torch.inference_mode()
     def _shown(self, cases: Cases) -> tuple[np.ndarray, SoftTokens]:
-        x_BD = self.scorer.represent(cases.histories)
+        """The candidates in the order that prompts show them, and what goes into the slots."""
         shown_BC = np.take_along_axis(cases.candidates_BC, self.systems.shown_order(cases), axis=1)
-        user_BH, item_NH = self.scorer.projectors.user(x_BD), self.scorer.item_tokens()
+        user_BH = self.scorer.projectors.user(self.scorer.represent(cases.histories))
+        item_NH = self.scorer.item_tokens()
         if self.llm is not self.scorer.llm:
             weight = self.llm.get_input_embeddings().weight
             user_BH, item_NH = (weight.new_zeros(len(rows), weight.shape[1]) for rows in (user_BH, item_NH))
         return shown_BC, SoftTokens(user_BH, item_NH)
 
-    def _best(self, cases: Cases, score: Callable[..., np.ndarray]) -> np.ndarray:
+    def _best(self, cases: Cases, score: Callable[..., np.ndarray], read: Any) -> Chosen:
         shown_BC, soft = self._shown(cases)
         scores_BC = np.empty(shown_BC.shape)
         np.put_along_axis(scores_BC, self.systems.shown_order(cases), score(cases.histories, shown_BC, soft), axis=1)
-        return measure(scores_BC, cases.candidates_BC)[:, METRICS.index("hit@1")]
-
-    def _hit(self, cases: Cases, shown_BC: np.ndarray, named_BC: np.ndarray) -> np.ndarray:
-        """A title that candidates share is worth its part, as in ranking."""
-        right_B = (named_BC & (shown_BC == cases.candidates_BC[:, :1])).any(axis=1)
-        return right_B / np.maximum(named_BC.sum(axis=1), 1)
+        hit_B = measure(scores_BC, cases.candidates_BC)[:, METRICS.index("hit@1")]
+        return Chosen(hit_B, read.tokens, read.padding, unnamed=0)
 
 
-def nobody(named_BC: np.ndarray) -> int:
-    """How many texts name no candidate."""
-    return int((~named_BC.any(axis=1)).sum())
+def _named(cases: Cases, shown_BC: np.ndarray, named_BC: np.ndarray, tokens: int, padding: int) -> Chosen:
+    right_B = (named_BC & (shown_BC == cases.candidates_BC[:, :1])).any(axis=1)
+    count_B = named_BC.sum(axis=1)
+    return Chosen(right_B / np.maximum(count_B, 1), tokens, padding, unnamed=int((count_B == 0).sum()))

@@ -10,9 +10,13 @@ import torch
 
 
 def now() -> float:
-    """Seconds, once the GPU has done what it was given."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    """Seconds: on a GPU once it has done what it was given, else of this process's own CPU time.
+
+    What else runs on a machine without GPU does not count, then.
+    """
+    if not torch.cuda.is_available():
+        return time.process_time()
+    torch.cuda.synchronize()
     return time.perf_counter()
 
 

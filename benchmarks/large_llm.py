@@ -31,11 +31,11 @@ def as_large_as(
     for trial in range(-1, trials):  # the first is a warm-up
         for way in (TRIE, FREE, STRAIGHT):
             started = now()
-            _, read, _ = ways.by_name[way](cases)
+            chosen = ways.by_name[way](cases)
             seconds = now() - started
             # A multiplication and an addition a weight and token; attention and the few logits are not counted.
-            share = 2 * weights * read.tokens / seconds / ceiling
-            numbers = {"users/s": len(cases) / seconds, "tokens/s": read.tokens / seconds, "MFU %": 100 * share}
+            share = 2 * weights * chosen.tokens / seconds / ceiling
+            numbers = {"users/s": len(cases) / seconds, "tokens/s": chosen.tokens / seconds, "MFU %": 100 * share}
             if trial >= 0:
                 benchmark.measured({"way": f"{way}, {name}", "trial": trial}, numbers)
                 shares += [share] if way == TRIE else []

@@ -38,7 +38,7 @@ class ExplainConfig(Section):
 
 
 class FavouriteGenre:
-    """Asks for users' favourites; loads the LLM when first asked."""
+    """Asks for users' favourites."""
 
     def __init__(self, scorer: Scorer, categories: Categories, config: ExplainConfig):
         self.scorer, self.categories, self.config = scorer, categories, config
@@ -74,9 +74,8 @@ class FavouriteGenre:
         log_p_UG = Ranker(scorer.llm, question, budget).log_probabilities(users, every_UG, soft)
         chosen_U = log_p_UG.argmax(axis=1)
         shown = users.last(scorer.bundle.prompt.max_history)
-        favourites = _lists(
-            self.categories.names.take(pa.array(np.nonzero(favourites_UG)[1] + 1)), favourites_UG.sum(1)
-        )
+        liked = self.categories.names.take(pa.array(np.nonzero(favourites_UG)[1] + 1))
+        favourites = _lists(liked, favourites_UG.sum(axis=1))
         columns: dict[str, Any] = {
             "user_id": users.user_ids,
             "system": [system] * len(users),
@@ -102,7 +101,8 @@ def names_one(texts: list[str], names: pa.Array) -> list[bool]:
 
 def _words(texts: list[str]) -> list[str]:
     """Words alone, with a space before and behind each."""
-    return [" " + " ".join(re.findall(r"\w+", text)) + " " for text in normalised(pa.array(texts)).to_pylist()]
+    plain = normalised(pa.array(texts, pa.string())).to_pylist()
+    return [" " + " ".join(re.findall(r"\w+", text)) + " " for text in plain]
 
 
 def _lists(values: pa.Array, lengths: np.ndarray) -> pa.ListArray:

@@ -96,7 +96,7 @@ class Generator:
                 use_cache=True,
             )
             self.passes += 1
-            logits_RV = vocabulary_logits(llm, output.last_hidden_state[:, -1]).cpu()
+            logits_RV = vocabulary_logits(llm, output.last_hidden_state[:, -1])
             if not logits_RV.isfinite().all():
                 raise ValueError("the LLM gave NaN or inf while it decoded; look at the training of its soft tokens")
             token_R, goes_on_R = text.extend(going, logits_RV)
@@ -167,7 +167,7 @@ class _FreeText:
         self.tokens_BT = np.full((count, max_new_tokens + 1), end, dtype=np.int64)
 
     def extend(self, rows: np.ndarray, logits_RV: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        token_R = logits_RV.argmax(dim=1).numpy()
+        token_R = logits_RV.argmax(dim=1).cpu().numpy()
         self.tokens_BT[rows, self.step] = token_R
         self.step += 1
         return token_R, (token_R != self.end) & (self.step < self.max_new_tokens)
@@ -195,11 +195,11 @@ class _Walk:
     def extend(self, rows: np.ndarray, logits_RV: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         place_R = self.place_B[rows]
         count_R = self.first_move[place_R + 1] - self.first_move[place_R]
-        row_M = torch.from_numpy(np.repeat(np.arange(len(rows)), count_R))
-        token_M = torch.from_numpy(self.move_token[ranges(self.first_move[place_R], count_R)])
+        row_M = torch.from_numpy(np.repeat(np.arange(len(rows)), count_R)).to(logits_RV.device)
+        token_M = torch.from_numpy(self.move_token[ranges(self.first_move[place_R], count_R)]).to(logits_RV.device)
         allowed_RV = torch.full_like(logits_RV, -torch.inf)
         allowed_RV[row_M, token_M] = logits_RV[row_M, token_M]
-        token_R = allowed_RV.argmax(dim=1).numpy()
+        token_R = allowed_RV.argmax(dim=1).cpu().numpy()
         key_R = place_R << 32 | token_R
         edge_R, node_R = self.edges(key_R), self.nodes(key_R)
         self.edge_B[rows] = np.where(edge_R >= 0, edge_R, self.edge_B[rows])

@@ -26,17 +26,18 @@ def cases(tiny):  # noqa: F811
 
 def test_trie_ranking_hits_what_the_evaluation_says(scorer, cases):  # noqa: F811
     ways = Ways(scorer, seed=0)
-    hit_B, read, nobody = ways.trie(cases)
+    chosen = ways.trie(cases)
     score_BC = ways.systems.score("a-llmrec", cases)
-    np.testing.assert_array_equal(hit_B > 0, score_BC.argmax(axis=1) == 0)
-    assert read.tokens > 0 and not nobody
+    np.testing.assert_array_equal(chosen.hit_B > 0, score_BC.argmax(axis=1) == 0)
+    assert chosen.tokens > 0 and not chosen.unnamed
 
 
 def test_constrained_decoding_always_names_somebody(scorer, cases):  # noqa: F811
     ways = Ways(scorer, seed=0)
-    hit_B, _, nobody = ways.constrained(cases)
-    assert not nobody and ((hit_B >= 0) & (hit_B <= 1)).all()
-    assert ways.free(cases)[2] == ways.straight(cases)[2] == len(cases), "a random LLM writes no title"
+    chosen = ways.constrained(cases)
+    assert not chosen.unnamed and ((chosen.hit_B >= 0) & (chosen.hit_B <= 1)).all()
+    free, straight = ways.free(cases), ways.straight(cases)
+    assert free.unnamed == straight.unnamed == len(cases), "a random LLM writes no title"
 
 
 def test_another_llm_on_the_same_prompts(scorer, cases, tmp_path):  # noqa: F811

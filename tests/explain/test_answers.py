@@ -55,6 +55,6 @@ def test_the_question_shows_history_and_slots_and_no_answers(task, users, tokeni
 
 
 def test_a_text_names_whole_words_only():
-    texts = ["I think: SCIENCE-fiction!", "a warm day", "War", "Comedy\nWar", ""]
-    names = pa.array([["Science Fiction"], ["War"], ["Western", "War"], ["War"], ["War"]])
-    assert names_one(texts, names) == [True, False, True, True, False]
+    texts = ["I think: SCIENCE-fiction!", "a warm day", "War", "Comedy\nWar", "", "War"]
+    names = pa.array([["Science Fiction"], ["War"], ["Western", "War"], ["War"], ["War"], []])
+    assert names_one(texts, names) == [True, False, True, True, False, False]
