@@ -2,14 +2,13 @@
 
     python -m benchmarks.alignment --run runs/beauty --model sentence-transformers/all-MiniLM-L6-v2
 
-The same encoder, the same batches of 32 users with one negative each, a process for every contender, which train in
-turns; their losses must be equal at every step. The straight one runs a frozen SBERT in every step
-too; ours reads what `embed` computed once, whose time does not count. The teacher has fresh weights: speed does not
+The same encoder, the same batches of 32 users with one negative each, a process for every contender; they take steps in
+turns, and their losses must be equal at every step. The straight one runs a frozen SBERT in every step too; ours reads
+what `embed` computed once, whose time does not count. The teacher has fresh weights: speed does not
 depend on them. "samples/CPU s" is what is left of "samples/s" to compare where other work shares the machine.
 """
 
 import time
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -36,7 +35,7 @@ from allmrec.storage import open_storage
 from allmrec.text.encoder import TextConfig, TextEncoder, load_encoder
 from allmrec.text.standin import build_encoder
 from benchmarks.alignment_reference import NAMES, ReferenceTraining
-from benchmarks.report import ROOT, Benchmark, Row
+from benchmarks.report import ROOT, Benchmark
 from benchmarks.teachers import sample_store
 from jobs.cli import errors_in_one_line
 from jobs.console import Console
@@ -91,10 +90,9 @@ class Ours:
         )
         self.batches = case.batches(self.training.examples)
 
-    def steps(self) -> Iterator[dict[str, float]]:
-        for rows in self.batches:
-            losses = self.training.train_step(rows)
-            yield {name: getattr(losses, name).item() / float(rows.weight_R.sum()) for name in NAMES}
+    def step(self, rows: Rows) -> dict[str, float]:
+        losses = self.training.train_step(rows)
+        return {name: getattr(losses, name).item() / float(rows.weight_R.sum()) for name in NAMES}
 
     def tokens(self) -> tuple[int, int]:
         return (self.trained.read, self.trained.padded) if self.trained else (0, 0)
@@ -119,11 +117,10 @@ class Straight:
             tuned=text_encoder == "fine-tuned",
         )
 
-    def steps(self) -> Iterator[dict[str, float]]:
-        for rows in self.batches:
-            own = rows.positive_R
-            x_BD = self.x_PD[torch.from_numpy(rows.target_R[own])]
-            yield self.training.step(x_BD, rows.item_R[own].tolist(), rows.item_R[~own].tolist())
+    def step(self, rows: Rows) -> dict[str, float]:
+        own = rows.positive_R
+        x_BD = self.x_PD[torch.from_numpy(rows.target_R[own])]
+        return self.training.step(x_BD, rows.item_R[own].tolist(), rows.item_R[~own].tolist())
 
     def tokens(self) -> tuple[int, int]:
         return self.training.read, self.training.padded
@@ -136,25 +133,19 @@ _here: dict[str, Any] = {}  # the contender of this process
 def prepare(case: Case, implementation: str, text_encoder: str) -> None:
     torch.set_num_threads(case.threads)
     _here["contender"] = CONTENDERS[implementation](case, text_encoder)
-
-
-def trial() -> tuple[list[dict[str, float]], Row]:
-    """Train on all batches: the losses of every step, and the numbers."""
-    contender = _here["contender"]
     Path("/proc/self/clear_refs").write_text("5")  # the peak of memory from here on
-    read, padded = contender.tokens()
+
+
+def step(number: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Train on a batch: the losses, and what it took."""
+    contender = _here["contender"]
+    rows, before = contender.batches[number], contender.tokens()
     started, worked = time.perf_counter(), time.process_time()
-    losses = list(contender.steps())
+    losses = contender.step(rows)
     seconds, busy = time.perf_counter() - started, time.process_time() - worked
-    read, padded = contender.tokens()[0] - read, contender.tokens()[1] - padded
-    users = sum(float(rows.weight_R.sum()) for rows in contender.batches)
-    return losses, {
-        "samples/s": users / seconds,
-        "samples/CPU s": users / busy,
-        "tokens/s": read / seconds,
-        "padding %": 100 * (1 - read / padded) if padded else 0.0,
-        "peak MB": peak_mb(),
-    }
+    read, padded = np.subtract(contender.tokens(), before).tolist()
+    users = float(rows.weight_R.sum())
+    return losses, {"users": users, "seconds": seconds, "busy": busy, "read": read, "padded": padded}
 
 
 def peak_mb() -> float:
@@ -175,12 +166,11 @@ def with_texts(case: Case) -> Case:
     return replace(case, texts_NS=texts_NS)
 
 
-def refuse_difference(mine: list[dict[str, float]], theirs: list[dict[str, float]]) -> None:
-    """Raises ValueError unless all losses of all steps are the same."""
-    for step, (ours, straight) in enumerate(zip(mine, theirs, strict=True), start=1):
-        for name in NAMES:
-            if abs(ours[name] - straight[name]) > TOLERANCE * max(abs(straight[name]), TOLERANCE):
-                raise ValueError(f"{name} of step {step} is {ours[name]:.6g}, and {straight[name]:.6g} straight")
+def refuse_difference(step: int, ours: dict[str, float], straight: dict[str, float]) -> None:
+    """Raises ValueError unless all losses of a step are the same."""
+    for name in NAMES:
+        if abs(ours[name] - straight[name]) > TOLERANCE * max(abs(straight[name]), TOLERANCE):
+            raise ValueError(f"{name} of step {step} is {ours[name]:.6g}, and {straight[name]:.6g} straight")
 
 
 def main(
@@ -221,11 +211,22 @@ def compare(benchmark: Benchmark, case: Case, text_encoder: str, trials: int) ->
             for name in CONTENDERS
         }
         for number in range(trials):
-            done = {name: process.submit(trial).result() for name, process in processes.items()}
-            refuse_difference(*(losses for losses, _ in done.values()))
-            for name, (_, numbers) in done.items():
-                if number or trials == 1:
-                    benchmark.measured({"SBERT": text_encoder, "implementation": name, "trial": number}, numbers)
+            spent: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
+            for at in range(case.steps):
+                done = {name: process.submit(step, at).result() for name, process in processes.items()}
+                refuse_difference(at, *(losses for losses, _ in done.values()))
+                for name, (_, numbers) in done.items():
+                    spent[name].append(numbers)
+            for name in CONTENDERS if number or trials == 1 else ():
+                total = {key: sum(numbers[key] for numbers in spent[name]) for key in spent[name][0]}
+                numbers = {
+                    "samples/s": total["users"] / total["seconds"],
+                    "samples/CPU s": total["users"] / total["busy"],
+                    "tokens/s": total["read"] / total["seconds"],
+                    "padding %": 100 * (1 - total["read"] / total["padded"]) if total["padded"] else 0.0,
+                    "peak MB": processes[name].submit(peak_mb).result(),
+                }
+                benchmark.measured({"SBERT": text_encoder, "implementation": name, "trial": number}, numbers)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from allmrec.data.sequences import Sequences
 from allmrec.storage import Storage
 from allmrec.text.cache import TextCache
 from allmrec.text.encoder import TextConfig, TextEncoder, encoder_identity, load_encoder, to_lists
-from jobs import embed, train_alignment
+from jobs import train_alignment
 from jobs.config import Config
 from jobs.console import Console
 from jobs.step import execute, resolved
@@ -62,14 +62,16 @@ def prepared(root: Path, **alignment) -> tuple[Config, Storage]:
     """A run with a teacher, and with the texts' embeddings where SBERT is to be fine-tuned."""
     sections = {"alignment": {"joint_dim": 8, "epochs": 4, "learning_rate": 0.001, "texts_per_pass": 5} | alignment}
     config = training_run.config(root, text={"model": str(root / "sbert")}, **sections)
-    storage = training_run.prepare(config)
+    vectors = None
+    if config.alignment.text_encoder == "fine-tuned":
+        texts = [f"Title: item-{number}, Description: " for number in range(1, training_run.NUM_ITEMS + 1)]
+        build_tiny_sbert(texts, root / "sbert")
+        vectors = load_encoder(config.text).encode(texts)
+    storage = training_run.prepare(config, vectors)
     torch.manual_seed(0)
     teacher = build_teacher(config.teacher, training_run.NUM_ITEMS)
     files, facts = save_teacher(storage.at("teacher"), teacher), {"num_items": training_run.NUM_ITEMS}
     seal(storage.at("teacher"), "teacher", "by hand", files, resolved(config, ("teacher",)), facts)
-    if config.alignment.text_encoder == "fine-tuned":
-        build_tiny_sbert(Catalogue.read(storage.at("items")).texts[1:].to_pylist(), root / "sbert")
-        assert execute(embed.STEP, config, CONSOLE)
     return config, storage
 
 

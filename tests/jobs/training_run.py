@@ -33,16 +33,21 @@ def config(root: Path, **sections: dict) -> Config:
     return Config(name="small", root=str(root), workers={"num_workers": 2, "max_failures": 1}, **settings)
 
 
-def prepare(config: Config) -> Storage:
-    """Write `items`, `sequences`, `evaluation_cases` and `item_text_embeddings` of the run."""
+def prepare(config: Config, vectors: np.ndarray | None = None) -> Storage:
+    """Write `items`, `sequences`, `evaluation_cases` and `item_text_embeddings` of the run.
+
+    Args:
+        vectors: the text embeddings; by default random ones in 6 dimensions.
+    """
     storage = open_storage(config.run_uri, config.storage)
     numbers = np.arange(1, NUM_ITEMS + 1)
     names = [f"item-{number}" for number in numbers]
     columns = {"item_id": names, "title": names, "item_index": numbers, "popularity": numbers, "text_hash": names}
     _write(storage.at("items"), items.SCHEMA, [_table(items.SCHEMA, NUM_ITEMS, columns)])
-    vectors = np.random.default_rng(1).normal(size=(NUM_ITEMS, 6)).astype(np.float32)
+    if vectors is None:
+        vectors = np.random.default_rng(1).normal(size=(NUM_ITEMS, 6)).astype(np.float32)
     columns = {"item_id": names, "text_hash": names, "encoder": ["none"] * NUM_ITEMS, "embedding": vectors.tolist()}
-    schema = item_text_embeddings.schema(6)
+    schema = item_text_embeddings.schema(vectors.shape[1])
     _write(storage.at("item_text_embeddings"), schema, [_table(schema, NUM_ITEMS, columns)])
 
     shards = shard_of(pa.array(USER_IDS), 2)
