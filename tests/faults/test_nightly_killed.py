@@ -19,15 +19,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from allmrec.artifacts import describe, to_parquet
-from allmrec.bundle import build_bundle, promote
+from allmrec.bundle import build_bundle, latest_bundle, promote
 from allmrec.journal import dump_json, load_json
 from allmrec.recommendations import read_recommendations
 from allmrec.storage import S3Config, Storage, open_storage
 from jobs import bundle
 from jobs.config import Config
 from jobs.console import Console
+from jobs.nightly import nightly
 from jobs.step import execute, resolved
 from schemas.recommendations import SCHEMA
 from tests.evaluation.tiny import tiny_config, write_tiny_run
@@ -42,7 +44,8 @@ KILLS = int(os.environ.get("ALLMREC_KILLS", "2"))
 USERS = int(os.environ.get("ALLMREC_KILL_USERS", "120"))
 TABLE = os.environ.get("ALLMREC_KILL_TABLE")  # where to write every kill, as JSON
 SHARDS = max(6, USERS // 100)
-KILLS_A_RUN = 5  # then it may end
+KILLS_A_RUN = 10  # then it may end
+QUIET = Console(log_json=True)
 TARGETS = ("llm worker", "worker", "node", "driver")
 
 
@@ -53,17 +56,18 @@ def cluster(s3: S3Config) -> Iterator[TwoNodes]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ADDRESS", nodes.address)
         yield nodes
+    ray.shutdown()
     nodes.stop()
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory, llm, tokenizer, s3) -> tuple[Config, Storage]:  # noqa: F811
-    config = tiny_config(tmp_path_factory.mktemp("tiny"))
+    config = tiny_config(tmp_path_factory.mktemp("tiny"), prompt={"max_history": 2})
     config = config.model_copy(update={"data": config.data.model_copy(update={"num_shards": SHARDS})})
     run = write_tiny_run(config, llm, tokenizer, USERS)
-    execute(bundle.STEP, config, Console(log_json=True))
-    workers = config.workers.model_copy(update={"num_workers": 2})
-    return with_nightly(config.model_copy(update={"workers": workers}), storage=s3, lease_s=3), run
+    execute(bundle.STEP, config, QUIET)
+    config = config.model_copy(update={"workers": config.workers.model_copy(update={"num_workers": 2})})
+    return with_nightly(config, storage=s3, lease_s=3, num_candidates=5, top_k=3), run
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +80,12 @@ def undisturbed(tiny, cluster, s3, tmp_path_factory) -> tuple[str, float]:
     return output, time.monotonic() - began
 
 
+def at(config: Config, output: str) -> Config:
+    return config.model_copy(update={"nightly": config.nightly.model_copy(update={"output": output})})
+
+
 def start(config: Config, output: str, folder: Path) -> Started:
-    nightly = config.nightly.model_copy(update={"output": output})
-    return Started(config.model_copy(update={"nightly": nightly}), folder, "nightly")
+    return Started(at(config, output), folder, "nightly")
 
 
 class Reader:
@@ -206,7 +213,7 @@ def show(kills: list[dict[str, Any]], facts: dict[str, Any]) -> None:
         Path(TABLE).write_text(json.dumps({**facts, "kills": kills}, indent=1))
 
 
-def test_a_poisoned_shard_is_named_and_nothing_is_published(tiny, cluster, undisturbed, s3, tmp_path) -> None:
+def test_a_poisoned_shard_is_named_and_nothing_is_published(tiny, cluster, undisturbed, s3) -> None:
     done, output = open_storage(undisturbed[0], s3), new_bucket(s3)
     storage, work = open_storage(output, s3), f"_runs/run_date={DATE}"
     for entry in list(done.list(f"{work}/")):
@@ -219,19 +226,20 @@ def test_a_poisoned_shard_is_named_and_nothing_is_published(tiny, cluster, undis
     data = to_parquet(pa.Table.from_pylist(rows, SCHEMA))
     storage.write(entry["file"], data)
     storage.write(key, dump_json(entry | describe(data)))
-    code, text = start(tiny[0], output, tmp_path).end()
-    assert code == 2 and "shard 1: a score is not finite" in text and rows[0]["user_id"] in text
+    with pytest.raises(ValueError, match=f"shard 1: a score is not finite: .* of user '{rows[0]['user_id']}'"):
+        nightly(at(tiny[0], output), QUIET, DATE)
     assert not list(storage.list("run_date=")) and not storage.exists("latest.json")
     with pytest.raises(ValueError, match="nothing is published"):
         read_recommendations(output, s3=s3)
 
 
-def test_a_run_is_not_resumed_with_another_bundle(tiny, cluster, undisturbed, s3, tmp_path) -> None:
+def test_a_run_is_not_resumed_with_another_bundle(tiny, undisturbed) -> None:
     config, run = tiny
     other = build_bundle(run, resolved(config, bundle.SECTIONS) | {"seed": 7})
-    before = promote(run, other)
+    used = latest_bundle(run)
+    promote(run, other)
     try:
-        code, text = start(config, undisturbed[0], tmp_path).end()
+        with pytest.raises(ValueError, match=f"bundle was '{used}' and is '{other}'"):
+            nightly(at(config, undisturbed[0]), QUIET, DATE)
     finally:
-        promote(run, json.loads(run.read("bundles/_log/00000001.json"))["version"])
-    assert code == 2 and before and f"and is '{other}'" in text and "bundle was" in text
+        promote(run, used)
