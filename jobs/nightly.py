@@ -94,6 +94,8 @@ def nightly(
         report = report_of(config, night, sums, counted)
         metrics.reported(report["alarms"])
         where = write_report(output, report)
+        if not report["figures"]["users"]:
+            raise ValueError(f"nobody has a history by the end of {run_date}; look at the date and at nightly.users")
         refuse_alarms(report["alarms"], where)
         entry = run.publish(len(digests), digests, lease)
         phase.facts({**facts, "run": run.run_id, "log_entry": entry["n"], "published_at": output.uri, "report": where})
