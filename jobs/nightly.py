@@ -21,8 +21,10 @@ from allmrec.data.sequences import num_shards
 from allmrec.llm.prompt import PromptConfig
 from allmrec.nightly.estimate import cost_of, last_speed, tokens_of_a_prompt
 from allmrec.nightly.inspection import InspectShards, add_up
-from allmrec.nightly.lease import hold_lease
+from allmrec.nightly.lease import Lease, hold_lease
+from allmrec.nightly.log import LATEST, roll_back
 from allmrec.nightly.progress import diagnosis
+from allmrec.nightly.publish import Run
 from allmrec.nightly.report import FOLDER, alarms, refuse_alarms, render, summarise
 from allmrec.nightly.score import Night, ScoreShards
 from allmrec.nightly.users import NightlyUsers
@@ -94,9 +96,20 @@ def nightly(
         report = report_of(config, night, sums, counted)
         metrics.reported(report["alarms"])
         where = write_report(output, report)
+        if not report["figures"]["users"]:
+            raise ValueError(f"nobody has a history by the end of {run_date}; look at the date and at nightly.users")
         refuse_alarms(report["alarms"], where)
-        entry = run.publish(len(digests), digests, lease)
+        entry = publish(run, digests, lease)
         phase.facts({**facts, "run": run.run_id, "log_entry": entry["n"], "published_at": output.uri, "report": where})
+
+
+def publish(run: Run, digests: dict[int, str], lease: Lease) -> dict[str, Any]:
+    """Publish the run; its log entry. Behind a backfill the run of the later date is made the current one again."""
+    current = json.loads(run.storage.read(LATEST)) if run.storage.exists(LATEST) else None
+    entry = run.publish(len(digests), digests, lease)
+    if current and current["run_date"] > str(run.run_date):
+        roll_back(run.storage, datetime.date.fromisoformat(current["run_date"]))
+    return entry
 
 
 def score(config: Config, console: Console, night: Night, metrics: NightlyMetrics, until: float | None) -> Facts:

@@ -143,6 +143,10 @@ def test_the_next_night_of_some_users(tiny, tmp_path: Path, capsys: pytest.Captu
     nightly(config, QUIET, DATE + timedelta(days=2), dry_run=True)
     plan = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert plan["users"] == 22 and plan["tokens"] > 22 * 50 and plan["worker hours"] >= 0 and plan["cost"] == 0
+    nightly(config, QUIET, DATE - timedelta(days=9))
+    assert len(read_recommendations(str(tmp_path / "out"), DATE - timedelta(days=9))) == 21
+    latest = json.loads((tmp_path / "out/latest.json").read_text())
+    assert latest["run_date"] == str(DATE + timedelta(days=1)), "a backfill does not become what is served"
     trial = with_nightly(config, ranker="teacher", users=None)
     nightly(trial, QUIET, DATE, limit=7)
     assert len(read_recommendations(str(tmp_path / "out/_trial"))) == 7
