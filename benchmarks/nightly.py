@@ -168,7 +168,7 @@ def small_run(root: Path, console: Console) -> Path:
         teacher={"epochs": 1, "dim": 16},
         alignment={"epochs": 1, "joint_dim": 16},
         prompt={"max_history": 3},
-        projection={"epochs": 1, "batch_size": 32, "max_prompts_per_pass": 16, "num_candidates": 6},
+        projection={"epochs": 1, "batch_size": 32, "num_candidates": 6},
         evaluation={"num_negatives": 5},
         workers={"num_workers": 1},
     )

@@ -31,7 +31,8 @@ class Categories:
         """
         items = items.sort_by("item_index")
         lists = items.column("categories").combine_chunks()
-        names = pc.utf8_trim_whitespace(pc.list_flatten(lists)).dictionary_encode()
+        trimmed = pc.utf8_trim_whitespace(pc.list_flatten(lists))
+        names = pc.if_else(pc.equal(trimmed, ""), None, trimmed).dictionary_encode()
         known = pc.is_valid(names).to_numpy(zero_copy_only=False)
         item, category = pc.list_parent_indices(lists).to_numpy()[known], names.indices.drop_null().to_numpy()
         count = max(len(names.dictionary), 1)
@@ -51,9 +52,8 @@ class Categories:
         number[kept] = np.arange(len(kept))
         item, members = item[number[category] >= 0], number[category][number[category] >= 0]
         sizes = np.bincount(item + 1, minlength=items.num_rows + 1)
-        return cls(
-            pa.concat_arrays([pa.array([""]), names.dictionary.take(pa.array(kept))]), members, offsets_of(sizes)
-        )
+        kept_names = pa.concat_arrays([pa.array([""]), names.dictionary.take(pa.array(kept))])
+        return cls(kept_names, members, offsets_of(sizes))
 
     @property
     def count(self) -> int:

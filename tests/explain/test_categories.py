@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from allmrec.explain.categories import Categories
 from tests.llm.test_ranking import histories
 
-GENRES = [["Movies", " War "], ["Movies", "War", "War"], None, ["Comedy", None], ["Movies", "Comedy", "Art"], []]
+GENRES = [["Movies", " War "], ["Movies", "War", "War"], None, ["Comedy", None, " "], ["Movies", "Comedy", "Art"], []]
 
 
 def items(categories: list) -> pa.Table:
