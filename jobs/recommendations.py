@@ -7,8 +7,7 @@ Plain store operations, without Ray. Those that change a date wait for its lease
 """
 
 import datetime
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pyarrow as pa
@@ -76,12 +75,16 @@ def suppress(
         users, items: files of ids, one a line; without either, the config's forgotten users and items.
     """
     user_ids, item_ids = _ids(config, users, items)
-    for storage in (published(config), published(config).at(upkeep.TRIALS)):
-        for one in upkeep.dates(storage):
-            if run_date in (None, one):
-                with _date(config, console, storage, one) as lease:
-                    found = upkeep.suppress(storage, one, user_ids, item_ids, lease)
-                console.event("suppressed", run_date=one, where=storage.uri, **found)
+    storages = published(config), published(config).at(upkeep.TRIALS)
+    runs = [(storage, one) for storage in storages for one in upkeep.dates(storage) if run_date in (None, one)]
+    if not runs:
+        raise ValueError(
+            f"{storages[0].uri}: there is no run{f' of {run_date}' if run_date else ''} to take anything from"
+        )
+    for storage, one in runs:
+        with _date(config, console, storage, one) as lease:
+            found = upkeep.suppress(storage, one, user_ids, item_ids, lease)
+        console.event("suppressed", run_date=one, where=storage.uri, **found)
 
 
 def _ids(config: Config, users: Path | None, items: Path | None) -> tuple[pa.Array, pa.Array]:
@@ -103,7 +106,5 @@ def _lines(path: Path) -> list[str]:
         raise ValueError(f"no such file: {path}") from None
 
 
-@contextmanager
-def _date(config: Config, console: Console, storage: Storage, run_date: datetime.date) -> Iterator[Lease]:
-    with hold_lease(storage, run_date, config.nightly.lease_s, lambda message: console.event(message)) as lease:
-        yield lease
+def _date(config: Config, console: Console, storage: Storage, run_date: datetime.date) -> AbstractContextManager[Lease]:
+    return hold_lease(storage, run_date, config.nightly.lease_s, console.event)

@@ -111,13 +111,15 @@ def suppress(storage: Storage, run_date: date, user_ids: pa.Array, item_ids: pa.
 
 
 def _suppress_work(storage: Storage, run_date: date, user_ids: pa.Array, item_ids: pa.Array) -> dict[str, int]:
+    """Of a run that is not published: its attempts, and copies of them that no manifest names yet."""
     found = {"users": 0, "items": 0, "files": 0}
-    attempts = [entry.key for entry in storage.list(f"_runs/run_date={run_date}/attempts/")]
-    for key in attempts:
+    copies = [entry.key for entry in storage.list(f"run_date={run_date}/")]
+    for key in [*copies, *(entry.key for entry in storage.list(f"_runs/run_date={run_date}/attempts/"))]:
         _, users, items = _without(pq.read_table(pa.BufferReader(storage.read(key))), user_ids, item_ids)
         for name, count in (("users", users), ("items", items), ("files", bool(users or items))):
             found[name] += count
     if found["files"]:
+        _delete(storage, copies)
         _delete_work(storage, run_date)
     return found
 

@@ -148,10 +148,11 @@ def disturbed(
 ) -> list[dict[str, Any]]:
     """One run that is killed `most` times, unless it ends before, and started again until it ends well."""
     kills: list[dict[str, Any]] = []
+    goals = sorted(dice.uniform(0, SHARDS) for _ in range(most))
     run, starts = start(config, storage.uri, folder), 1
     while True:
         began, target = time.monotonic(), dice.choice(TARGETS)
-        if len(kills) < most and waited(run, storage, dice, whole_s):
+        if len(kills) < most and waited(run, storage, goals[len(kills)], dice, whole_s):
             kill = {"target": target, "after_s": round(time.monotonic() - began, 1), "start": starts}
             progress = where(storage)
             if killed(run, cluster, target, dice):
@@ -167,16 +168,14 @@ def disturbed(
         run, starts = start(config, storage.uri, folder), starts + 1
 
 
-def waited(run: Started, storage: Storage, dice: random.Random, whole_s: float) -> bool:
-    """Wait for a random moment, while the run starts or until it has done so many shards more; False if it ends."""
-    starting, share = dice.random() < 0.25, dice.random()
-    goal, deadline = math.inf, time.monotonic() + dice.uniform(0, 0.5) * whole_s
-    if not starting:
-        done = shards_done(storage)
-        goal, deadline = done + share * (SHARDS - done), math.inf
+def waited(run: Started, storage: Storage, goal: float, dice: random.Random, whole_s: float) -> bool:
+    """Wait until so many shards are done, or now and then while it starts or ends; False if the run ends first."""
+    stage = dice.random()
+    deadline = time.monotonic() + (dice.uniform(0, 0.5) * whole_s if stage < 0.2 else math.inf)
+    goal, delay_s = (SHARDS, 0.3 * whole_s) if stage > 0.85 else (goal, 0.02 * whole_s)
     while run.process.poll() is None and time.monotonic() < deadline and shards_done(storage) < goal:
         time.sleep(0.05)
-    time.sleep(dice.uniform(0, 0.03) * whole_s)
+    time.sleep(dice.uniform(0, delay_s))
     return run.process.poll() is None
 
 

@@ -82,7 +82,9 @@ def test_suppress_takes_a_file_or_the_configs_lists(config: Path) -> None:
     trial = LocalStorage(config.parent / "out").at(TRIALS)
     nightly(trial, Shop(), DAY)
     (config.parent / "users.txt").write_text("u3\nu4\n")
-    found = event(call("suppress", config, "--users", str(config.parent / "users.txt"), "--date", str(DAY)))
+    listed = ("--users", str(config.parent / "users.txt"), "--date")
+    assert "there is no run of 2026-01-01" in refusal(call("suppress", config, *listed, "2026-01-01"))
+    found = event(call("suppress", config, *listed, str(DAY)))
     assert found["users"] == 2 and found["run_date"] == str(DAY) and found["where"] == trial.uri, "trials come last"
     assert {"u3", "u4"}.isdisjoint(read_recommendations(trial.uri).column("user_id").to_pylist())
     assert "has no user 'u3'" in refusal(call("show", config, "--user", "u3", "--date", str(DAY)))

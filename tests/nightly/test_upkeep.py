@@ -89,7 +89,9 @@ def test_the_work_of_a_run_that_is_not_published_begins_anew(storage: Storage, s
     run.commit_shard(0, shop.table(0, run.run_id))
     assert suppress(storage, DAY, pa.array(["nobody"]), pa.array([], pa.string())) == NOTHING
     assert run.finished_shards() == {0}
-    assert suppress(storage, DAY)["files"] == 1
+    (attempt,) = storage.list(f"_runs/run_date={DAY}/attempts/")
+    storage.copy(attempt.key, f"run_date={DAY}/part-00000.parquet")  # it was about to publish
+    assert suppress(storage, DAY)["files"] == 2
     assert not named(storage) and run.finished_shards() == set()
     Run.open(storage, DAY, {"bundle": "another"})  # nothing is left that says what the run was made of
 
