@@ -27,6 +27,7 @@ from allmrec.nightly.progress import diagnosis
 from allmrec.nightly.publish import Run
 from allmrec.nightly.report import FOLDER, alarms, refuse_alarms, render, summarise
 from allmrec.nightly.score import Night, ScoreShards
+from allmrec.nightly.upkeep import TRIALS
 from allmrec.nightly.users import NightlyUsers
 from allmrec.storage import Storage, open_storage
 from jobs import deal, fit_blend
@@ -39,7 +40,6 @@ from jobs.step import Facts, execute
 from jobs.workers import start_ray
 
 INPUTS = ("bundle", "sequences", "items")
-TRIAL = "_trial"  # below the output, where no reader looks
 _AHEAD = 2  # shards that a worker has in hand: one with the LLM, one before or behind it
 
 
@@ -72,7 +72,7 @@ def nightly(
     for step in steps:
         execute(step, config, console, dry_run)
     output = open_storage(config.nightly.output or f"{config.run_uri}/recommendations", config.storage)
-    output = output if limit is None else output.at(TRIAL)
+    output = output if limit is None else output.at(TRIALS)
     if dry_run:
         console.plan("nightly", {"run date": run_date, **plan(config, storage, output, run_date, limit)})
         return

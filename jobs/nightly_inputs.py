@@ -11,6 +11,7 @@ from allmrec.bundle import check_items, check_llm, latest_bundle, read_descripti
 from allmrec.cf.approximate import load_faiss
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.clean import is_id
+from allmrec.data.config import SourceConfig
 from allmrec.data.sequences import num_shards
 from allmrec.data.sources import Column, open_source
 from allmrec.nightly.carry_over import LastRun
@@ -93,19 +94,22 @@ def item_filter(config: Config, storage: Storage) -> ItemFilter:
         Catalogue.from_table(items),
         items.column("categories"),
         nightly.allowed_categories,
-        read_ids(config, "blocked_items", nightly.blocked_items),
-        read_ids(config, "suppressed_items", nightly.suppressed_items),
+        read_ids(config, "blocked_items", "item_id"),
+        read_ids(config, "suppressed_items", "item_id"),
     )
 
 
-def read_ids(config: Config, key: str, listed: ItemsConfig) -> list[str]:
-    """A list of items: the ids of the config and those of its table."""
-    if not listed.paths:
-        return listed.ids
-    columns = {"item_id": Column(True, is_id, "text or an integer")}
-    source = open_source(key, listed, config.storage, columns, f"nightly.{key}")
-    ids = [table.column("item_id") for piece in source.pieces for table in source.read(piece)]
-    return listed.ids + pa.chunked_array(ids).cast(pa.string()).drop_null().to_pylist()
+def read_ids(config: Config, key: str, column: str) -> list[str]:
+    """A list of `nightly`: the ids that stand in the config and those in its table's column."""
+    listed: SourceConfig | None = getattr(config.nightly, key)
+    ids = list(listed.ids) if isinstance(listed, ItemsConfig) else []
+    if listed is None or not listed.paths:
+        return ids
+    source = open_source(
+        key, listed, config.storage, {column: Column(True, is_id, "text or an integer")}, f"nightly.{key}"
+    )
+    found = [table.column(column) for piece in source.pieces for table in source.read(piece)]
+    return ids + pa.chunked_array(found).cast(pa.string()).drop_null().to_pylist()
 
 
 def read_users(config: Config, storage: Storage, run_date: datetime.date, limit: int | None) -> NightlyUsers:

@@ -72,7 +72,7 @@ def suppress(
     """Take users and items out of every date, or of one; out of trials too.
 
     Args:
-        users, items: files of ids, one a line; without either, the config's forgotten users and items.
+        users, items: files of ids, one a line; without either, the config's forgotten and suppressed users and items.
     """
     user_ids, item_ids = _ids(config, users, items)
     storages = published(config), published(config).at(upkeep.TRIALS)
@@ -91,11 +91,19 @@ def _ids(config: Config, users: Path | None, items: Path | None) -> tuple[pa.Arr
     if users or items:
         ids = [_lines(path) if path else [] for path in (users, items)]
     else:
+        from jobs.nightly_inputs import read_ids
         from jobs.prepare import forgotten_ids
 
-        ids = list(forgotten_ids(config))
+        users_forgotten, items_forgotten = forgotten_ids(config)
+        ids = [
+            [*users_forgotten, *read_ids(config, "suppressed_users", "user_id")],
+            [*items_forgotten, *read_ids(config, "suppressed_items", "item_id")],
+        ]
     if not any(ids):
-        raise ValueError("nobody to suppress: give --users or --items, or set data.forgotten_users or _items")
+        raise ValueError(
+            "nobody to suppress: give --users or --items, or set data.forgotten_users or nightly.suppressed_users, or "
+            "the same of items"
+        )
     return pa.array(ids[0], pa.string()), pa.array(ids[1], pa.string())
 
 
