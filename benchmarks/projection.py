@@ -38,9 +38,10 @@ from jobs.cli import errors_in_one_line
 from jobs.console import Console
 
 NAME = "projection"
-# Hidden size, layers, heads and feed-forward size of published models; all read 50,272 tokens.
+# Hidden size, layers, heads and feed-forward size; all read 50,272 tokens, as the published models do.
 SHAPES = {
     "tiny": (64, 2, 2, 256),
+    "small": (256, 4, 4, 1024),
     "opt-125m": (768, 12, 12, 3072),
     "opt-1.3b": (2048, 24, 32, 8192),
     "opt-6.7b": (4096, 32, 32, 16384),

@@ -30,4 +30,4 @@ def test_beside_the_straight_implementation(tmp_path):
 
 def test_placements(tmp_path):
     bars = run(placement.main, tmp_path)
-    assert all(value < 1e-4 for name, value in bars.items() if "losses" in name) and len(bars) == 4
+    assert all(value < 1e-4 for name, value in bars.items() if "losses" in name) and len(bars) == 5
