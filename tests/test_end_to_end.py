@@ -44,13 +44,13 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, s3: S3Config) -> tuple[
             "num_shards": 3,
         },
         "text": {"model": str(root / "e2e/models/encoder")},
-        "llm": {"name": str(root / "e2e/models/llm")},
+        "llm": {"name": str(root / "e2e/models/llm"), "placement": "sharded"},
         "standin_llm": {"steps": 2},
         "prompt": {"max_history": 4},
         "teacher": {"epochs": 4, "dim": 16},
         "alignment": {"epochs": 2},
         "projection": {"epochs": 1, "batch_size": 32, "num_candidates": 5, "soft_token_scale": 0.1},
-        "evaluation": {"num_negatives": 9},
+        "evaluation": {"num_negatives": 9, "max_users": 80},
         "nightly": {"output": output, "num_candidates": 8, "top_k": 5},
         "storage": s3.model_dump(mode="json"),
     }
@@ -90,7 +90,7 @@ def test_the_whole_run_and_again(deployment: tuple[Path, Path, str], s3: S3Confi
     assert all(0 <= row["value"] <= 1 for row in metrics if row["value"] is not None)
     assert "a-llmrec-sbert" in (run / "report.html").read_text()
 
-    # The README's lines, on S3.
+    # A date's folder on S3, once it is published.
     monkeypatch.setenv("AWS_ENDPOINT_URL", str(s3.endpoint_url))
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     folder = f"{output}/run_date={DATE}/"

@@ -40,7 +40,7 @@ from tests.s3_fixtures import new_bucket
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(7200)]
 
-KILLS = int(os.environ.get("ALLMREC_KILLS", "2"))
+KILLS = int(os.environ.get("ALLMREC_KILLS", "1"))
 USERS = int(os.environ.get("ALLMREC_KILL_USERS", "120"))
 TABLE = os.environ.get("ALLMREC_KILL_TABLE")  # where to write every kill, as JSON
 SHARDS = max(6, USERS // 100)

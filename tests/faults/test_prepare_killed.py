@@ -17,7 +17,7 @@ from tests.jobs.test_prepare import SHOP, config_of, digests, log, write_parquet
 
 pytestmark = pytest.mark.e2e
 
-KILLS = int(os.environ.get("ALLMREC_KILLS", "2"))
+KILLS = int(os.environ.get("ALLMREC_KILLS", "1"))
 
 
 def start(config, path) -> subprocess.Popen:

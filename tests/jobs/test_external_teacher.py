@@ -64,7 +64,7 @@ def prepared(tmp_path_factory, llm, tokenizer) -> tuple[Config, Storage, Path]: 
         },
         alignment={"epochs": 2},
         projection={"epochs": 1, "batch_size": 32, "num_candidates": 5},
-        evaluation={"num_negatives": 9, "systems": SYSTEMS},
+        evaluation={"num_negatives": 9, "systems": SYSTEMS, "max_users": 60},
         nightly={"num_candidates": 8, "top_k": 5},
         workers={"num_workers": 1},
     )

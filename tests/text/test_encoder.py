@@ -70,13 +70,13 @@ def test_identity_of_a_hub_name_holds_its_revision():
 
 
 def test_no_such_model_says_what_to_do(tmp_path):
-    with pytest.raises(ValueError, match="allmrec standin encoder"):
+    with pytest.raises(ValueError, match="allmrec standin"):
         load_encoder(TextConfig(model=str(tmp_path / "nowhere")))
 
 
 def test_pickled_weights_are_refused(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"pytorch_model.bin is pickled; save the model as safetensors"):
+    with pytest.raises(ValueError, match="nothing pickled is read"):
         load_encoder(TextConfig(model=str(folder)))
 
 
