@@ -100,8 +100,12 @@ class Bundle:
         """
         if text:
             return self.q_NJ
+        return torch.where(self.by_text()[:, None], self.q_NJ, self.e_NJ)
+
+    def by_text(self) -> torch.Tensor:
+        """bool (N,): the items that q_i shows."""
         few_N, unknown_N = self._text_forms()
-        return torch.where((few_N | unknown_N)[:, None], self.q_NJ, self.e_NJ)
+        return few_N | unknown_N
 
     def forms(self) -> dict[str, int]:
         """How many items are shown by e_i, and how many by q_i and why."""
@@ -229,8 +233,8 @@ def check_items(description: Mapping[str, Any], items: Storage) -> None:
     """Raises ValueError when `items` is another table than the bundle's: its indices may mean other items."""
     if read_manifest(items).digest != description["data"]["items"]:
         raise ValueError(
-            f"bundle {description['version']} was trained on another items table than {items.uri}; run the steps from "
-            "embed to bundle again"
+            f"bundle {description['version']} holds another items table than {items.uri}; run `allmrec bundle build` "
+            "where the items are the same, and the steps from embed on where some are new"
         )
 
 

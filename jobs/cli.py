@@ -322,7 +322,7 @@ def recommendations_suppress(
     date: Annotated[str | None, typer.Option("--date", help="date of the run, YYYY-MM-DD; default: all")] = None,
     log_json: LogJson = False,
 ) -> None:
-    """Take users and items out of published runs: those of two files, or the config's forgotten ones."""
+    """Take users and items out of published runs: those of two files, or the config's forgotten and suppressed ones."""
     _call("jobs.recommendations", "suppress", config, overrides, log_json, users, items, run_date=date)
 
 

@@ -23,8 +23,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from allmrec.artifacts import sha256, shard_name, to_parquet
+from allmrec.bundle import Bundle
 from allmrec.data.sequences import Sequences
-from allmrec.hashing import fingerprint, key64, mix64
+from allmrec.hashing import fingerprint, hash_strings, key64, mix64
 from allmrec.journal import find_json
 from allmrec.nightly.log import manifest_key
 from allmrec.nightly.publish import Run
@@ -35,18 +36,31 @@ _HISTORY, _CANDIDATES = 0x4849, 0x4341
 _LOOK_BACK = 30  # days
 
 
-def input_digests(users: Sequences, candidates_UN: np.ndarray, ranking: Mapping[str, Any]) -> np.ndarray:
+def item_digests(bundle: Bundle) -> np.ndarray:
+    """What a prompt and a row show of each item, uint64 (I,): its id, its title, and whether by e_i or q_i.
+
+    Counts of interactions change every day, and with them the bundle; rows need not.
+    """
+    catalogue = bundle.catalogue
+    ids_I, titles_I = (hash_strings(pc.fill_null(texts, "")) for texts in (catalogue.item_ids, catalogue.titles))
+    return mix64(mix64(ids_I) ^ titles_I) ^ bundle.by_text().numpy().astype(np.uint64)
+
+
+def input_digests(
+    users: Sequences, candidates_UN: np.ndarray, items_I: np.ndarray, ranking: Mapping[str, Any]
+) -> np.ndarray:
     """A digest of all that each user's row depends on, uint64 (U,).
 
     Args:
         candidates_UN: item indices in the order of whoever proposed them.
-        ranking: JSON-able; what ranks them: bundle, LLM, ranker, seed, code version.
+        items_I: from `item_digests`.
+        ranking: JSON-able; what ranks them: models, wording, ranker, seed, code version.
     """
     place_S = np.arange(len(users.items)) - np.repeat(users.offsets[:-1], users.lengths)
     # Sums wrap around, and so do differences of the running sum: each user's own is exact.
-    running = np.concatenate([np.zeros(1, np.uint64), np.cumsum(_entries(users.items, place_S, _HISTORY))])
+    running = np.concatenate([np.zeros(1, np.uint64), np.cumsum(_entries(items_I[users.items], place_S, _HISTORY))])
     history_U = np.diff(running[users.offsets])
-    entries_UN = _entries(candidates_UN, np.arange(candidates_UN.shape[1]), _CANDIDATES)
+    entries_UN = _entries(items_I[candidates_UN], np.arange(candidates_UN.shape[1]), _CANDIDATES)
     key = np.uint64(int(fingerprint(ranking)[:16], 16))
     with np.errstate(over="ignore"):
         digest_U = mix64(users.hashes() ^ mix64(history_U + mix64(users.lengths.astype(np.uint64))))
@@ -54,7 +68,7 @@ def input_digests(users: Sequences, candidates_UN: np.ndarray, ranking: Mapping[
 
 
 def _entries(items: np.ndarray, places: np.ndarray, purpose: int) -> np.ndarray:
-    return mix64(mix64(items.astype(np.uint64) ^ key64(purpose)) ^ places.astype(np.uint64))
+    return mix64(mix64(items ^ key64(purpose)) ^ places.astype(np.uint64))
 
 
 def write_digests(run: Run, shard: int, digests_U: np.ndarray) -> None:

@@ -8,7 +8,7 @@ Dimensions: U users of the shard, N candidates, K recommended
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,13 +20,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from allmrec.artifacts import read_table
-from allmrec.bundle import load_bundle
+from allmrec.bundle import load_bundle, read_description
 from allmrec.data.sequences import Sequences, offsets_of
 from allmrec.hashing import key64, permutations
 from allmrec.llm.loading import LLMConfig
 from allmrec.nightly.blend import blended
 from allmrec.nightly.candidates import Candidates, Retriever, given, most_popular
-from allmrec.nightly.carry_over import LastRun, input_digests, write_digests
+from allmrec.nightly.carry_over import LastRun, input_digests, item_digests, write_digests
 from allmrec.nightly.config import NightlyConfig
 from allmrec.nightly.filters import ItemFilter
 from allmrec.nightly.progress import note
@@ -56,12 +56,16 @@ class Night:
     last: LastRun | None = None  # what tonight is compared with
     carry_over: bool = True  # the rows of `last` that have not changed
 
-    @property
-    def ranking(self) -> dict[str, Any]:
-        """What ranks a user's candidates, whoever the user is."""
-        names = ("bundle", "llm", "dtype", "seed", "code")
-        kept = {name: self.run.identity[name] for name in names}
-        return {**kept, **self.config.ranking(), "weight": self.weight}
+    def ranking(self, description: Mapping[str, Any]) -> dict[str, Any]:
+        """What ranks a user's candidates, whoever the user is and whatever the items.
+
+        Args:
+            description: of the bundle.
+        """
+        kept = {name: self.run.identity[name] for name in ("llm", "dtype", "seed", "code")}
+        models = {part: digest for part, digest in description["parts"].items() if part != "items"}
+        wording = {section: description["config"][section] for section in ("prompt", "projection")}
+        return {**kept, **models, **wording, **self.config.ranking(), "weight": self.weight}
 
 
 class ScoreShards:
@@ -75,6 +79,8 @@ class ScoreShards:
         self.night = night
         self.scorer = Scorer(load_bundle(night.storage, night.run.identity["bundle"]), night.llm)
         self.catalogue = self.scorer.bundle.catalogue
+        self.shown_I = item_digests(self.scorer.bundle)
+        self.ranking = night.ranking(read_description(night.storage, self.scorer.bundle.version))
         self._preparing, self._ranking = Lock(), Lock()
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
@@ -88,7 +94,7 @@ class ScoreShards:
             read = night.users.read(shard)
             users = read.users
             candidates = self.candidates(shard, users)
-            digests_U = input_digests(users, candidates.items, night.ranking)
+            digests_U = input_digests(users, candidates.items, self.shown_I, self.ranking)
             kept = self._carried_over(shard, users, candidates.items, digests_U)
         rows = np.flatnonzero(~pc.is_in(users.user_ids, kept.column("user_id")).to_numpy(zero_copy_only=False))
         clock.now("wait for the LLM")
@@ -186,7 +192,8 @@ class ScoreShards:
         night = self.night
         if night.last is None or not night.carry_over:
             return SCHEMA.empty_table()
-        lengths_U = np.minimum((candidates_UN > 0).sum(axis=1), night.config.top_k)
+        # Popular items' scores are counts, which no digest holds: rows without a history are made every night.
+        lengths_U = np.where(users.lengths > 0, np.minimum((candidates_UN > 0).sum(axis=1), night.config.top_k), -1)
         return night.last.unchanged(shard, users, digests_U, lengths_U)
 
     def _worker_seconds(self) -> float:

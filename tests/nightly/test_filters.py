@@ -63,9 +63,11 @@ def test_digests_tell_inputs_apart_and_nothing_else(histories: list[list[int]], 
     ids, lists = pa.array(["u"] * len(histories)), pa.array(histories, pa.list_(pa.int32()))
     users = Sequences.from_table(pa.table({"user_id": ids, "item_index": lists}))
     shown = np.array(candidates[: len(histories)], dtype=np.int32)
-    digests = input_digests(users, shown, {"bundle": "v1"})
+    items = np.arange(6, dtype=np.uint64)
+    digests = input_digests(users, shown, items, {"teacher": "v1"})
     inputs = [(tuple(history), tuple(row)) for history, row in zip(histories, candidates, strict=False)]
     assert len({*digests.tolist()}) == len({*inputs})
     some = np.array([1])
-    assert input_digests(users.take(some), shown[some], {"bundle": "v1"}) == digests[1]
-    assert (input_digests(users, shown, {"bundle": "v2"}) != digests).all()
+    assert input_digests(users.take(some), shown[some], items, {"teacher": "v1"}) == digests[1]
+    assert (input_digests(users, shown, items, {"teacher": "v2"}) != digests).all()
+    assert (input_digests(users, shown, items + np.uint64(9), {"teacher": "v1"}) != digests).all()

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -180,3 +181,27 @@ def test_alarms_stop_a_run_before_it_is_published(tiny, tmp_path: Path) -> None:
     assert [alarm["name"] for alarm in report["alarms"] if not alarm["holds"]] == ["min_coverage"]
     off = with_nightly(tiny[0], tmp_path, ranker="teacher", alarms={"min_coverage": None})
     assert make(off, tiny[1]).night.run.run_id == report["run_id"], "alarms are no part of what a run is"
+
+
+def test_a_bundle_of_new_counts_keeps_the_rows(tmp_path: Path, llm, tokenizer) -> None:  # noqa: F811
+    config = tiny_config(tmp_path)
+    run = write_tiny_run(config, llm, tokenizer)
+    execute(bundle.STEP, config, Console(log_json=True))
+    config = with_nightly(config, tmp_path / "out")
+    first = make(config, run)
+    items = run.at("items")
+    (name,), table = read_manifest(items).files, read_table(items)
+    column = table.schema.get_field_index("popularity")
+    counted = pc.if_else(pc.greater(table["popularity"], 0), pc.add(table["popularity"], 1), 0).cast(pa.int64())
+    seal(
+        items,
+        "items",
+        "test",
+        {name: write_shard(items, table.schema, name, table.set_column(column, "popularity", counted))},
+    )
+    with pytest.raises(ValueError, match="allmrec bundle build"):
+        make(config, run, SECOND)
+    execute(bundle.STEP, config, Console(log_json=True))
+    second = make(config, run, SECOND)
+    assert second.figures["carried_over"] == NUM_USERS and second.lists() == first.lists()
+    assert {row["bundle"] for row in second.rows}.isdisjoint(row["bundle"] for row in first.rows)
