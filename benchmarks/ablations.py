@@ -3,9 +3,9 @@
     python -m benchmarks.ablations --config jobs/configs/demo.yaml --table 8
     python -m benchmarks.ablations --config jobs/configs/demo.yaml --table 9 --seeds 0,1,2
 
-Needs a run that is trained as far as Stage-1 (`allmrec run` or `allmrec demo`). Each row of a table is the same config
-with a key or two changed, trained from there in a run of its own over the same prepared tables and the same teacher.
-The models are whatever the config names: figures of stand-ins are not the paper's.
+Needs a finished run (`allmrec run` or `allmrec demo`). Each row of a table is its config with a key or two changed,
+trained from there in a run of its own over the same prepared tables and the same teacher; a row that changes nothing is
+that run. The models are whatever the config names: figures of stand-ins are not the paper's.
 """
 
 import json
@@ -14,10 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
-from allmrec.artifacts import MANIFEST
-from allmrec.storage import open_storage
 from benchmarks.report import ROOT, Benchmark, Row
 from jobs import bundle, evaluate, train_alignment, train_projection
 from jobs.cli import errors_in_one_line
@@ -27,6 +24,7 @@ from jobs.step import execute
 
 NAME = "ablations"
 SHARED = ("items", "sequences", "evaluation_cases", "rejected", "item_text_embeddings", "teacher")
+STEPS = (train_alignment.STEP, train_projection.STEP, bundle.STEP, evaluate.STEP)
 STAGE_1 = ("matching", "item_recon", "text_recon", "rec")
 FINE_TUNED = ["alignment.text_encoder=fine-tuned"]
 
@@ -57,21 +55,27 @@ TABLES: dict[str, dict[str, list[str]]] = {
         "A-LLMRec_all": ["alignment.targets=all", "projection.targets=all"],
     },
 }
-SYSTEMS = ("random", "teacher", "llm-only", "a-llmrec")
+BESIDE = ("random", "popularity", "teacher", "llm-only")  # of the finished run
 
 
-def train(config: Config, base: Path, console: Console) -> tuple[list[Row], Row]:
-    """Train and evaluate one row in a fresh run. Returns its metrics and what its training says of itself."""
+def train(config: Config, base: Config, console: Console) -> list[Row]:
+    """Train and evaluate one row in a fresh run, as far as it differs from the finished one. Returns its metrics."""
+
+    def same(*sections: str) -> bool:
+        return all(getattr(config, section) == getattr(base, section) for section in ("seed", *sections))
+
+    finished = Path(base.run_uri)
+    if same("alignment", "projection", "prompt"):
+        return json.loads((finished / "metrics.json").read_text())
     folder = Path(config.run_uri)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for artifact in SHARED:
-        (folder / artifact).symlink_to((base / artifact).resolve())
-    for step in (train_alignment.STEP, train_projection.STEP, bundle.STEP, evaluate.STEP):
+    kept = same("alignment")
+    for artifact in (*SHARED, "alignment") if kept else SHARED:
+        (folder / artifact).symlink_to((finished / artifact).resolve())
+    for step in (train_projection.STEP, bundle.STEP, evaluate.STEP) if kept else STEPS:
         execute(step, config, console)
-    storage = open_storage(config.run_uri)
-    facts = json.loads(storage.at("projectors").read(MANIFEST))["facts"]
-    return json.loads(storage.read("metrics.json")), {"prompts": facts["prompts"], "loss": facts["losses"][-1]}
+    return json.loads((folder / "metrics.json").read_text())
 
 
 def figures(metrics: list[Row], system: str) -> Row:
@@ -108,23 +112,22 @@ def main(
         chosen = [name.strip() for name in rows.split(",")] if rows else list(TABLES[table])
         if unknown := set(chosen) - set(TABLES[table]):
             raise ValueError(f"--rows {sorted(unknown)}: table {table} has {', '.join(TABLES[table])}")
-        base = Path(load_config(config, overrides or []).run_uri)
+        base = load_config(config, overrides or [])
         for seed in seeds.split(","):
-            beside: list[Row] = []
             for number, name in enumerate(chosen):
                 changed = [
                     *(overrides or []),
                     *TABLES[table][name],
                     f"seed={seed}",
                     f"name=table-{table}-{number}",
-                    f"root={yaml.safe_dump(str(root / NAME)).splitlines()[0]}",
-                    f"evaluation.systems=[{', '.join(SYSTEMS)}]",
+                    f"root={root / NAME}",
+                    "evaluation.systems=[a-llmrec]",
                 ]
-                metrics, facts = train(load_config(config, changed), base, console)
-                benchmark.measured({"row": name, "seed": seed}, {**figures(metrics, "a-llmrec"), **facts})
-                beside = beside or metrics
-            for system in SYSTEMS[:-1]:
-                benchmark.measured({"row": system, "seed": seed}, figures(beside, system))
+                metrics = train(load_config(config, changed), base, console)
+                benchmark.measured({"row": name, "seed": seed}, figures(metrics, "a-llmrec"))
+        finished = json.loads((Path(base.run_uri) / "metrics.json").read_text())
+        for system in BESIDE:
+            benchmark.measured({"row": system, "seed": str(base.seed)}, figures(finished, system))
         benchmark.finish()
 
 
