@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: install demo test lint format test-s3 clean
+.PHONY: install demo test test-faults test-s3 lint format clean
 
 install: $(READY)
 
@@ -33,6 +33,10 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Jobs killed at random moments (ALLMREC_KILLS times), and nights in a row (ALLMREC_NIGHTS).
+test-faults: $(READY)
+	$(BIN)/pytest -m faults -s
 
 # The storage and publishing tests against Ceph RADOS Gateway, a real S3 store (needs root for apt-get).
 test-s3: $(READY)

@@ -1,6 +1,7 @@
-"""Nightly runs on S3 whose processes are killed at random moments end as an undisturbed run, row by row.
+r"""Nightly runs on S3 whose processes are killed at random moments end as an undisturbed run, row by row.
 
-    ALLMREC_KILLS=50 ALLMREC_KILL_USERS=5000 ALLMREC_KILL_TABLE=kills.json pytest -s tests/faults/test_nightly_killed.py
+    ALLMREC_KILLS=50 ALLMREC_KILL_USERS=5000 ALLMREC_KILL_TABLE=kills.json \
+        pytest -m faults -s tests/faults/test_nightly_killed.py
 
 A reader looks all the time: it sees nothing of a run, or the whole.
 """
@@ -38,7 +39,7 @@ from tests.jobs.test_nightly import DATE, Started, with_nightly
 from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
 from tests.s3_fixtures import new_bucket
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(7200)]
+pytestmark = [pytest.mark.e2e, pytest.mark.faults, pytest.mark.timeout(7200)]
 
 KILLS = int(os.environ.get("ALLMREC_KILLS", "1"))
 USERS = int(os.environ.get("ALLMREC_KILL_USERS", "120"))

@@ -1,6 +1,6 @@
 """Night after night with a log that grows: what comes out is what one night on the whole log would give.
 
-ALLMREC_NIGHTS=20 ALLMREC_NIGHT_USERS=5000 pytest -s tests/faults/test_nights.py
+ALLMREC_NIGHTS=20 ALLMREC_NIGHT_USERS=5000 pytest -m faults -s tests/faults/test_nights.py
 """
 
 import os
@@ -31,7 +31,7 @@ from tests.jobs.test_nightly import with_nightly
 from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
 from tests.s3_fixtures import new_bucket
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(7200)]
+pytestmark = [pytest.mark.e2e, pytest.mark.faults, pytest.mark.timeout(7200)]
 
 NIGHTS = int(os.environ.get("ALLMREC_NIGHTS", "2"))
 USERS = int(os.environ.get("ALLMREC_NIGHT_USERS", "60"))

@@ -15,7 +15,7 @@ from allmrec.storage import open_storage
 from benchmarks.memory import tree
 from tests.jobs.test_prepare import SHOP, config_of, digests, log, write_parquet
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.faults]
 
 KILLS = int(os.environ.get("ALLMREC_KILLS", "1"))
 
