@@ -21,18 +21,11 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/allmrec demo
 
-# Two tests at a time, file by file: most of them wait for processes to start.
+# Those that run jobs one by one, for each starts a Ray; the others two at a time.
+JOBS := tests/jobs tests/test_end_to_end.py
 test: $(READY)
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
-
-lint: $(READY)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-
-format: $(READY)
-	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
+	$(BIN)/pytest $(JOBS)
+	$(BIN)/pytest -n 2 --dist loadfile $(JOBS:%=--ignore=%) tests
 
 # Jobs killed at random moments (ALLMREC_KILLS times), and nights in a row (ALLMREC_NIGHTS).
 test-faults: $(READY)
