@@ -53,6 +53,10 @@ bundle = typer.Typer(no_args_is_help=True, help="Build bundles, look at them, an
 recommendations = typer.Typer(no_args_is_help=True, help="Look after what the nightly runs published.")
 
 
+class GaveUp(ValueError):
+    """A job takes longer than it may. A thread of it may still be waiting inside Ray."""
+
+
 @contextmanager
 def errors_in_one_line() -> Iterator[None]:
     """What a user can get wrong ends in one line and exit code 2; anything else keeps its traceback."""
@@ -60,6 +64,11 @@ def errors_in_one_line() -> Iterator[None]:
         yield
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
+        if isinstance(error, GaveUp):
+            # At once: an orderly end would stop Ray under that thread, which then waits for it and ends with code 1.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(2)
         if os.environ.get("ALLMREC_TRACEBACK"):
             raise
         raise typer.Exit(2) from None

@@ -16,6 +16,7 @@ import pyarrow as pa
 import ray.data
 from ray.exceptions import ActorDiedError, RayError
 
+from jobs.cli import GaveUp
 from jobs.config import WorkersConfig
 
 Transform = Callable[[dict[str, Any]], Iterator[pa.Table]]
@@ -89,7 +90,7 @@ def watched(
         diagnose: what is unfinished; asked when there is no more waiting.
 
     Raises:
-        ValueError: they took too long; with the diagnosis. What makes them is left as it is.
+        GaveUp: they took too long; with the diagnosis. What makes them is left as it is.
     """
     arrived: Queue[tuple[str, Any]] = Queue(maxsize=1)
 
@@ -110,7 +111,7 @@ def watched(
         except Empty:
             late = left_s is not None and (stalled_s is None or left_s <= stalled_s)
             why = "nightly.deadline_s is over" if late else f"nothing came for {stalled_s:g} s"
-            raise ValueError(
+            raise GaveUp(
                 f"gave up: {why} and {diagnose()}. Run again to go on with those, with more workers or, if this is how "
                 f"long it takes, a larger nightly.{'deadline_s' if late else 'stalled_s'}"
             ) from None
