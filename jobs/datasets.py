@@ -4,6 +4,7 @@ Work is dealt by numbers (of pieces of the input, of shards) and never by Ray's 
 on them. Transforms are plain callables of `allmrec`, which take `batch["id"]`, an array of one number.
 """
 
+import gc
 import logging
 import re
 import time
@@ -68,15 +69,24 @@ def tables(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
             handler.setLevel(logging.CRITICAL)  # what fails is raised; Ray's own log file has the rest
     try:
         yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+        return
     except RayError as error:
-        cause = getattr(error, "cause", None)
-        if isinstance(cause, ValueError):
-            raise ValueError(str(cause).split("\n")[0]) from None  # Ray adds lines on its retries
-        if isinstance(error, ActorDiedError):  # what a worker's making raised comes as text
-            raised = re.findall(r"^ValueError: (.+)$", str(error), re.MULTILINE)
-            if raised:
-                raise ValueError(raised[-1]) from None
-        raise
+        message = _of_the_user(error)
+        if message is None:
+            raise
+    gc.collect()  # Ray's error and its frames are a circle that holds the workers, and they their CPUs
+    raise ValueError(message)
+
+
+def _of_the_user(error: RayError) -> str | None:
+    """What a transform's ValueError said, when that is what Ray tells of."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, ValueError):
+        return str(cause).split("\n")[0]  # Ray adds lines on its retries
+    if isinstance(error, ActorDiedError):  # what a worker's making raised comes as text
+        raised = re.findall(r"^ValueError: (.+)$", str(error), re.MULTILINE)
+        return raised[-1] if raised else None
+    return None
 
 
 def watched(
@@ -116,7 +126,10 @@ def watched(
                 f"long it takes, a larger nightly.{'deadline_s' if late else 'stalled_s'}"
             ) from None
         if kind == "error":
-            raise value
+            try:
+                raise value
+            finally:
+                del value  # the error knows this frame; a circle of the two would keep the workers alive
         if kind == "end":
             return
         yield value

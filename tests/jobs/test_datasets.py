@@ -1,3 +1,4 @@
+import gc
 import time
 from collections.abc import Iterator
 
@@ -6,8 +7,8 @@ import pytest
 import ray
 from ray.exceptions import RayError
 
-from jobs.config import Config
-from jobs.datasets import over, tables, watched
+from jobs.config import Config, WorkersConfig
+from jobs.datasets import over, pooled, tables, watched
 from jobs.workers import start_ray
 
 pytestmark = pytest.mark.e2e
@@ -40,6 +41,26 @@ def test_a_users_error_comes_out_as_it_was_raised():
         list(tables(over(1, refuse)))
     assert str(error.value) == "interactions: cannot read log.json.gz"
     assert not isinstance(error.value, RayError)
+
+
+class Refusing:
+    def __call__(self, batch):
+        raise ValueError("the LLM gave NaN")
+
+
+def test_workers_that_failed_give_their_cpus_back():
+    """While the error is still held, and without waiting for the garbage collector's turn."""
+    gc.disable()
+    try:
+        with pytest.raises(ValueError, match="the LLM gave NaN") as error:
+            list(watched(tables(pooled(range(2), Refusing, (), WorkersConfig(num_workers=2))), None, 60, lambda: ""))
+        deadline = time.monotonic() + 20
+        while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
+            assert time.monotonic() < deadline, "the workers hold their CPUs"
+            time.sleep(0.1)
+    finally:
+        gc.enable()
+    assert error
 
 
 def test_any_other_error_keeps_its_story():
