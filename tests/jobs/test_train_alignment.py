@@ -128,12 +128,7 @@ def test_sbert_is_tuned_through_the_deaths_of_the_driver_and_of_a_worker(tmp_pat
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
     command = [sys.executable, "-m", "jobs.train_alignment", "--config", str(tmp_path / "config.yaml")]
     driver = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)  # a group with its Ray
-    checkpoints = Path(storage.uri, "checkpoints/train-alignment")
-    while len(list(checkpoints.glob("*/checkpoint_*/state.json"))) < 2:
-        assert driver.poll() is None, "it ended too early"
-        time.sleep(0.02)
-    os.killpg(driver.pid, signal.SIGKILL)
-    driver.wait()
+    training_run.kill_after_two_checkpoints(driver, Path(storage.uri, "checkpoints/train-alignment"))
     assert not storage.exists("fine_tuned/manifest.json")
 
     one = config.model_copy(update={"workers": config.workers.model_copy(update={"num_workers": 1})})

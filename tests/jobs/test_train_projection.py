@@ -224,11 +224,7 @@ def test_a_killed_driver_is_started_again_with_one_worker(calm, models, tmp_path
     )
     # A group of its own, so that killing it takes its Ray along.
     victim = subprocess.Popen([sys.executable, "-c", script, str(path)], start_new_session=True)
-    while len(list(storage.at("checkpoints/train-projection").root.glob("*/checkpoint_*"))) < 2:
-        assert victim.poll() is None, "it ended before it was killed"
-        time.sleep(0.05)
-    os.killpg(victim.pid, signal.SIGKILL)
-    victim.wait()
+    training_run.kill_after_two_checkpoints(victim, storage.at("checkpoints/train-projection").root)
 
     workers = config.workers.model_copy(update={"num_workers": 1})
     Path(storage.at("projectors").uri).mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,10 @@
 """A small finished run for the tests of the training verbs: tables written by hand, no other verb needed."""
 
+import json
+import os
+import signal
+import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +84,22 @@ def prepare(config: Config, vectors: np.ndarray | None = None) -> Storage:
         tables = [_table(schema, len(rows), {key: column[rows] for key, column in columns.items()}) for rows in dealt]
         _write(storage.at(name), schema, tables, interactions=HISTORIES.size, valid=NUM_USERS)
     return storage
+
+
+def kill_after_two_checkpoints(driver: subprocess.Popen, folder: Path) -> None:
+    """SIGKILL a driver (the leader of a group with its Ray) once Ray's list of checkpoints in `folder` has two."""
+
+    def listed() -> int:
+        try:
+            return sum(len(json.loads(path.read_text())["checkpoint_results"]) for path in folder.glob("*/*.json"))
+        except ValueError:  # being written
+            return 0
+
+    while listed() < 2:
+        assert driver.poll() is None, "it ended before it was killed"
+        time.sleep(0.01)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.communicate()
 
 
 def _table(schema: pa.Schema, rows: int, columns: dict) -> pa.Table:
