@@ -21,11 +21,9 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/allmrec demo
 
-# Those that run jobs one by one, for each starts a Ray; the others two at a time.
-JOBS := tests/jobs tests/test_end_to_end.py
+# Two at a time: those that run jobs mostly wait for Ray.
 test: $(READY)
-	$(BIN)/pytest $(JOBS)
-	$(BIN)/pytest -n 2 --dist loadfile $(JOBS:%=--ignore=%) tests
+	$(BIN)/pytest -n 2 --dist loadfile tests
 
 # Jobs killed at random moments (ALLMREC_KILLS times), and nights in a row (ALLMREC_NIGHTS).
 test-faults: $(READY)

@@ -69,6 +69,7 @@ def events(result: Result, name: str) -> list[dict]:
 
 
 @pytest.mark.e2e
+@pytest.mark.timeout(900)
 def test_the_whole_run_and_again(deployment: tuple[Path, Path, str], s3: S3Config, monkeypatch: pytest.MonkeyPatch):
     config, run, output = deployment
     options = ("--config", str(config), "--log-json")
