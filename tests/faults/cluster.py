@@ -22,8 +22,12 @@ class TwoNodes:
         self.address: str = self.cluster.address
 
     def kill_worker(self, words: str, dice: Random) -> bool:
-        """Kill one of the worker processes of Ray whose titles have these words; False when there is none."""
-        pids = [pid for raylet in self._raylets() for pid in tree(raylet) if words in title(pid)]
+        """Kill one of the worker processes of Ray whose titles have these words; False when there is none.
+
+        A node's agents are no workers: without one of them a node ends, the head as well.
+        """
+        titles = {pid: title(pid) for raylet in self._raylets() for pid in tree(raylet)}
+        pids = [pid for pid, text in titles.items() if words in text and "Agent" not in text]
         return bool(pids) and kill(dice.choice(pids))
 
     def kill_second(self) -> bool:
