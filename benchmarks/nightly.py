@@ -164,7 +164,6 @@ def small_run(root: Path, console: Console) -> Path:
         },
         text={"model": str(folder / "models/encoder")},
         llm={"name": str(folder / "models/llm")},
-        standin_llm={"steps": 0},
         teacher={"epochs": 1, "dim": 16},
         alignment={"epochs": 1, "joint_dim": 16},
         prompt={"max_history": 3},

@@ -6,8 +6,6 @@ It learns titles, the template's wording and synthetic matching prompts, and nev
 the folder that it writes. The run must lie in a local folder: transformers loads models from folders.
 """
 
-import torch
-
 from allmrec.artifacts import describe, read_manifest, seal, unseal
 from allmrec.data.catalogue import Catalogue
 from allmrec.llm.standin import build
@@ -21,9 +19,7 @@ def run(context: Context) -> Facts:
     unseal(storage)
     for entry in list(storage.list()):  # of an earlier make
         storage.delete(entry.key)
-    torch.set_num_threads(config.workers.num_workers)
-    with context.console.progress("stand-in LLM", config.standin_llm.steps) as bar:
-        standin = build(catalogue.titles, config.prompt, config.standin_llm, config.seed, bar.advance)
+    standin = build(catalogue.titles, config.prompt, config.standin_llm, config.seed)
     standin.save(storage.root)
     seal(
         storage,
@@ -37,12 +33,9 @@ def run(context: Context) -> Facts:
 
 
 def plan(context: Context) -> Facts:
-    config = context.config.standin_llm
     return {
         "folder": _local(context).uri,
         "items": read_manifest(context.artifact("items")).rows,
-        "steps": config.steps,
-        "prompts": config.steps * config.batch_size,
     }
 
 

@@ -45,7 +45,6 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, s3: S3Config) -> tuple[
         },
         "text": {"model": str(root / "e2e/models/encoder")},
         "llm": {"name": str(root / "e2e/models/llm"), "placement": "sharded"},
-        "standin_llm": {"steps": 2},
         "prompt": {"max_history": 4},
         "teacher": {"epochs": 4, "dim": 16},
         "alignment": {"epochs": 2},

@@ -1,9 +1,9 @@
-"""The circuits that a stand-in LLM starts from, written into an OPT's weights by hand.
+"""The circuits of a stand-in LLM, written into an OPT's weights by hand.
 
 Steering by soft tokens needs three circuits that no minutes of training find from random weights: every slot gathers
 the title before it, the position that decides gathers the user's and the history's vectors, and it attends to the
 candidates' slots by how well they match and copies their titles' tokens. The residual stream is dealt into
-subspaces for them; training then polishes what stands here. Knows OPT's weights; of training it knows nothing.
+subspaces for them. Knows OPT's weights; of tasks it knows nothing.
 """
 
 import math
@@ -17,21 +17,23 @@ import torch
 
 HEAD = 80  # W
 MATCHED = 32  # soft tokens are read in this many dimensions
-NUM_HEADS = 5
+NUM_HEADS = 7
 HIDDEN = NUM_HEADS * HEAD
 NUM_LAYERS = 3
-FFN = 128
+FFN = 32
 GATHERED = 3  # tokens of a title that its slot gathers
 
 CODE = slice(0, 160)  # what token stands here, or should come next; at a slot: its title's first token
 SOFT = slice(160, 160 + MATCHED)  # at slots: the soft token; elsewhere: the user's and the history's
-NEAR = slice(192, 266)  # the code of the token before, projected; at a slot: its title's further tokens
-PLACE = slice(266, 298)  # position, as sines and cosines
-FLAGS = 298
+NEAR = slice(192, 272)  # the code of the token before, projected
+SECOND = slice(272, 352)  # at a slot: the code of its title's second token, projected
+THIRD = slice(352, 432)  # and of the third
+PLACE = slice(432, 464)  # position, as sines and cosines
+FLAGS = 464
 
 _OF_TOKENS = ["real", "comma", "lead", "intro", "ending", "recommend", "end"]
 _OF_POSITIONS = ["first", "user"]
-_COMPUTED = ["after", "before", "decide", "rest1", "rest2"]
+_COMPUTED = ["after", "before", "decide", "rest1", "rest2", "rest3"]
 _NAMES = _OF_TOKENS + _OF_POSITIONS + _COMPUTED
 _LOOKED_BACK = _OF_TOKENS[:5]  # known of the tokens 1 ... GATHERED + 1 places before, too
 _FLAG = {name: FLAGS + i for i, name in enumerate(_NAMES)}
@@ -40,23 +42,33 @@ _FLAG |= {
     for i, name in enumerate(_LOOKED_BACK)
     for back in range(1, GATHERED + 2)
 }
+# A constant that outweighs what varies: LayerNorm then scales every position alike.
+STEADY = slice(max(_FLAG.values()) + 1, max(_FLAG.values()) + 3)
+LEVEL = 10.0
 # LayerNorm takes the mean away: what is written is balanced to a mean of zero here,
 BALANCE = slice(HIDDEN - 12, HIDDEN)
 # and flags are read against these, which hold nothing.
-BLANK = slice(max(_FLAG.values()) + 1, BALANCE.start)
+BLANK = slice(STEADY.stop, BALANCE.start)
 assert BLANK.start < BLANK.stop
 
 LOUD = dict.fromkeys(["real", "first", "user", "after", "before"], 3.0)  # flags that soft tokens must not drown
 CODE_NORM = 4.0
-COPY = 4.0  # gain of what is copied to the output, where the code of the token here stands as well
+COPY = 20.0  # gain of what is copied to the output, where the code of the token here stands as well
+# Attention to candidates leans by their match, but little: what is copied is then in proportion to it. A second
+# attention that leans the other way is taken off, and with it most of what all candidates have in common.
+TILT = 0.15
+TAKEN_OFF = 0.8
+DUE = 5.0  # what a token that begins titles is raised by
+LOGITS = 0.11  # of the last LayerNorm: makes log P one for one with the match
 # What a soft token says is amplified on its way into the stream: a projector writes into all dimensions of the
 # embedding alike, and at this volume what it says is heard while the rest of it drowns nothing.
 GAIN = 18.0
 EMBEDDED = 200  # P, the embedding: code, soft token, the tokens' flags
 _FLAGS_IN = slice(SOFT.stop, SOFT.stop + len(_OF_TOKENS))  # of the embedding
 _FLAGS_OUT = slice(FLAGS, FLAGS + len(_OF_TOKENS))  # of the stream
-assert _FLAGS_IN.stop <= EMBEDDED
-STREAM = (6.2, 7.7, 8.8)  # expected norm of the residual stream, by layer
+_BEGINS = _FLAGS_IN.stop  # of the embedding, on its way out: tokens that begin titles
+assert _BEGINS < EMBEDDED
+STREAM = (15.4, 16.1, 16.8)  # expected norm of the residual stream, by layer
 
 
 @dataclass(frozen=True)
@@ -72,11 +84,14 @@ class Wording:
     silent: Sequence[int]  # beginning of a prompt, padding
 
 
-def write_circuits(llm: Any, wording: Wording, frequent: torch.Tensor, generator: torch.Generator) -> None:
+def write_circuits(
+    llm: Any, wording: Wording, frequent: torch.Tensor, begins: torch.Tensor, generator: torch.Generator
+) -> None:
     """Write the circuits into an `OPTForCausalLM` of this module's sizes.
 
     Args:
         frequent: int64 (V,), tokens by how often titles begin with them; codes of the first ones are orthogonal.
+        begins: bool (V,), tokens that begin a title.
     """
     decoder = llm.model.decoder
     with torch.no_grad():
@@ -95,18 +110,21 @@ def write_circuits(llm: Any, wording: Wording, frequent: torch.Tensor, generator
             for linear in _linears(layer):
                 linear.weight.zero_()
                 linear.bias.zero_()
-            layer.fc1.weight.copy_(0.1 * torch.randn(layer.fc1.weight.shape, generator=generator))
         near_RC = _projection(NEAR.stop - NEAR.start, generator)
         _look_back(decoder.layers[0], near_RC)
         _gather(decoder.layers[1], near_RC)
-        _decide(decoder.layers[2], near_RC, generator)
+        _decide(decoder.layers[2], near_RC)
         # The token that decides does not follow itself.
         decoder.layers[2].fc1.weight[0] = _reads({"decide": 1})
         decoder.layers[2].fc2.weight[CODE, 0] = -table[wording.end, CODE]
         final = decoder.final_layer_norm
         final.weight.zero_()
-        final.weight[CODE] = 0.5 / COPY
+        final.weight[CODE] = LOGITS
         final.bias.zero_()
+        # Where a title is due, tokens that begin one: else Stage-2's loss is mostly about all the others.
+        decoder.embed_tokens.weight[:, _BEGINS] = begins.float()
+        final.weight[_FLAG["decide"]] = 1
+        decoder.project_out.weight[_BEGINS, _FLAG["decide"]] = DUE
 
 
 def _projection(rows: int, generator: torch.Generator) -> torch.Tensor:
@@ -154,6 +172,7 @@ def _positions(count: int) -> torch.Tensor:
     table = torch.zeros(count, HIDDEN)
     angles = place * _frequencies()
     table[:, PLACE] = torch.cat([angles.cos(), angles.sin()], dim=1)
+    table[:, STEADY] = LEVEL * torch.tensor([1.0, -1.0])
     table[2, _FLAG["first"]] = LOUD["first"]
     table[3, _FLAG["user"]] = LOUD["user"]
     return _balanced(table, BALANCE)
@@ -169,28 +188,22 @@ class _Head:
 
     def __init__(self, layer: Any, number: int):
         self.attention, self.rows = layer.self_attn, slice(number * HEAD, (number + 1) * HEAD)
-        for linear in (self.attention.q_proj, self.attention.k_proj, self.attention.v_proj):
-            linear.weight[self.rows] = 0
-        self.attention.out_proj.weight[:, self.rows] = 0
         self.used = self.moved = 0
 
     def match(self, query_RH: torch.Tensor, key_RH: torch.Tensor, scale: float = 1.0) -> None:
         """Score the agreement of two projections."""
         rows = self._take(len(query_RH))
-        # Shared out evenly: a step of Adam is of one size for both, and each is the other's gain.
-        size = math.sqrt(math.sqrt(HEAD) * scale * float(query_RH.norm() / key_RH.norm()))
-        self.attention.q_proj.weight[rows] = query_RH * math.sqrt(HEAD) * scale / size
-        self.attention.k_proj.weight[rows] = key_RH * size
+        self.attention.q_proj.weight[rows] = query_RH * math.sqrt(HEAD) * scale
+        self.attention.k_proj.weight[rows] = key_RH
 
     def prefer(self, score: float, keys: dict[str, float], queries: dict[str, float] | None = None) -> None:
         """Score keys by their flags, whoever asks, or in proportion to the asking position's flags."""
         rows = self._take(1)
-        size = math.sqrt(math.sqrt(HEAD) * abs(score))
         if queries is None:
-            self.attention.q_proj.bias[rows] = size
+            self.attention.q_proj.bias[rows] = math.sqrt(HEAD) * score
         else:
-            self.attention.q_proj.weight[rows] = _reads(queries) * size
-        self.attention.k_proj.weight[rows] = _reads(keys) * math.copysign(size, score)
+            self.attention.q_proj.weight[rows] = _reads(queries) * math.sqrt(HEAD) * score
+        self.attention.k_proj.weight[rows] = _reads(keys)
 
     def move(self, value_RH: torch.Tensor, target_RH: torch.Tensor, gain: float = 1.0) -> None:
         rows = slice(self.rows.start + self.moved, self.rows.start + self.moved + len(value_RH))
@@ -270,16 +283,18 @@ def _look_back(layer: Any, near_RC: torch.Tensor) -> None:
 
     The MLP marks the first tokens of titles: a title begins behind a slot and a comma.
     """
+    # The weights of the waves whose sum is lowest at every other distance up to 900, its neighbours' included (a linear
+    # program): what stands at slots is quieter, and so louder behind LayerNorm, by a quarter.
+    sharp = torch.tensor([14, 10, 3, 1, 1, 1, 1.5, 3, 3.5, 2, 0, 1.5, 2.5, 3, 2.5, 1])
     for back in range(1, GATHERED + 2):
         head = _Head(layer, back - 1)
-        # Mostly by the fast waves, so that neighbours score far lower.
-        sharp = torch.tensor([10.0] * 4 + [2.0] * 4 + [0.5] * 8)
         head.match(_shifted(sharp, back * _frequencies()), _axes(PLACE))
         for name in _LOOKED_BACK:
             head.move(_reads({name: 1}), _writes({f"{name}-{back}": 1}))
-        if back == 1:
-            head.move(_on_code(near_RC), _axes(NEAR), 0.5)
     head = _Head(layer, GATHERED + 1)
+    head.match(_shifted(sharp, _frequencies()), _axes(PLACE))
+    head.move(_on_code(near_RC), _axes(NEAR), 0.5)
+    head = _Head(layer, GATHERED + 2)
     head.prefer(15, {"first": 1})
     head.prefer(35, {"recommend": 1})
     head.move(_reads({"recommend": 1}), _writes({"after": 1}))
@@ -289,8 +304,8 @@ def _look_back(layer: Any, near_RC: torch.Tensor) -> None:
         [{f"intro-{k}": 1.0} for k in range(1, GATHERED + 1)],
     ]
     # Marks of what is *not* there: an exact zero, whatever LayerNorm's scale, for what a head should see.
-    layer.fc2.bias += _writes({"rest1": 1, "rest2": 1})[0]
-    found = {1: {"rest1": -1.0}, 2: {"rest2": -1.0}, 3: {"rest2": -0.95}}
+    layer.fc2.bias += _writes({"rest1": 1, "rest2": 1, "rest3": 1})[0]
+    found = {k: {f"rest{k}": -1.0} for k in range(1, GATHERED + 1)}
     steps = [(reads, found[k]) for way in slot_and_comma for k, reads in enumerate(way, 1)]
     steps.append(({"end": 1.0, "ending-1": 1.0, "real": -1.0}, {"decide": 1.0}))
     for number, (reads, writes) in enumerate(steps):  # 0 up to a quarter, 1 from a half on
@@ -313,44 +328,44 @@ def _gather(layer: Any, near_RC: torch.Tensor) -> None:
         head.prefer(-45, {"rest1": 1})
         head.prefer(150, {"first": 1}, {"real": 1})
         head.move(_slice_of_code(part), _slice_of_code(part), 1.0)
-    head = _Head(layer, 2)
-    head.match(recency, _axes(PLACE))
-    head.prefer(-45, {"rest2": 1})
-    head.prefer(150, {"first": 1}, {"real": 1})
-    head.move(_on_code(near_RC), _axes(NEAR), 1.0)
-    head = _Head(layer, 3)
+    for number, (rest, target) in enumerate({"rest2": SECOND, "rest3": THIRD}.items(), 2):
+        head = _Head(layer, number)
+        head.match(recency, _axes(PLACE))
+        head.prefer(-45, {rest: 1})
+        head.prefer(150, {"first": 1}, {"real": 1})
+        head.move(_on_code(near_RC), _axes(target), 1.0)
+    head = _Head(layer, 4)
     head.prefer(40, {"user": 1}, {"real": 1})
     head.prefer(15, {"first": 1})
     head.move(_axes(SOFT), _axes(SOFT), 1.0)
-    head = _Head(layer, 4)
+    head = _Head(layer, 5)
     head.prefer(-20, {"real": 1, "after": 1, "user": 1}, {"real": 1})
     head.prefer(15, {"first": 1})
     head.move(_axes(SOFT), _axes(SOFT), 1.0)
 
 
-def _decide(layer: Any, near_RC: torch.Tensor, generator: torch.Generator) -> None:
-    """Layer 3: attend to candidates' slots by match and copy; further down a title, continue it."""
-    for part in range(2):
-        head = _Head(layer, part)
-        head.match(_axes(SOFT), _axes(SOFT), 0.5)
+def _decide(layer: Any, near_RC: torch.Tensor) -> None:
+    """Layer 3: candidates' first tokens in proportion to their match; further down a title, what continues it."""
+    for number, (tilt, part) in enumerate((tilt, part) for tilt in (TILT, -TILT) for part in range(2)):
+        head = _Head(layer, number)
+        head.match(_axes(SOFT), _axes(SOFT), tilt)
         head.prefer(-20, {"real": 1, "before": 1}, {"decide": 1})
         head.prefer(15, {"first": 1})
-        head.move(_slice_of_code(part), _slice_of_code(part), COPY)
-    # Which candidate goes on: those that hold the token here, by match; their further tokens are proposed.
-    head = _Head(layer, 2)
-    head.match(_axes(SOFT), _axes(SOFT), 0.8)
-    same_RC = _projection(44, generator)
-    holds = _on_code(same_RC)
-    holds[:, NEAR] = same_RC @ near_RC.T
-    head.match(_on_code(same_RC), holds, 1.2)
-    head.prefer(-35, {"real": 1, "before": 1, "first": -1.8}, {"real": 1, "decide": -1})
-    head.prefer(40, {"first": 1}, {"decide": 1})
-    head.move(_axes(NEAR), _on_code(near_RC), 0.5 * COPY)
-    # What followed the token here in the prompt.
-    for part in range(2):
-        head = _Head(layer, 3 + part)
-        head.match(_on_code(near_RC), _axes(NEAR), 0.6)
-        head.prefer(30, {"real": 1}, {"real": 1, "decide": -1})
-        head.prefer(4, {"first": 1})
+        head.move(_slice_of_code(part), _slice_of_code(part), COPY if tilt > 0 else -TAKEN_OFF * COPY)
+    # Candidates that hold the token here propose their next one, by match.
+    rows = slice(44)  # of the projection: what one head has room for
+    for number, (held, then) in enumerate(((_on_code(near_RC), SECOND), (_axes(SECOND), THIRD)), 4):
+        head = _Head(layer, number)
+        head.match(_axes(SOFT), _axes(SOFT), 1.0)
+        head.match(_on_code(near_RC)[rows], held[rows], 1.45)
+        head.prefer(-35, {"real": 1, "before": 1, "first": -2.15}, {"real": 1, "decide": -1})
         head.prefer(40, {"first": 1}, {"decide": 1})
-        head.move(_slice_of_code(part), _slice_of_code(part), 0.3 * COPY)
+        head.move(_axes(then), _on_code(near_RC), 2.0)
+    # What followed the token here in the prompt.
+    head = _Head(layer, 6)
+    rows = slice(HEAD - 3)
+    head.match(_on_code(near_RC)[rows], _axes(NEAR)[rows], 0.6)
+    head.prefer(30, {"real": 1}, {"real": 1, "decide": -1})
+    head.prefer(4, {"first": 1})
+    head.prefer(40, {"first": 1}, {"decide": 1})
+    head.move(_on_code(near_RC), _on_code(near_RC), 0.25)

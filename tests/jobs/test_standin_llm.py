@@ -14,7 +14,7 @@ from jobs.standin_llm import STEP
 from jobs.step import Context, execute
 from schemas import items
 
-SMALL = {"vocab_size": 400, "max_positions": 320, "num_candidates": 4, "steps": 1, "batch_size": 2}
+SMALL = {"vocab_size": 400, "max_positions": 320}
 
 
 def test_writes_a_sealed_model_once(tmp_path: Path) -> None:

@@ -9,16 +9,19 @@ import torch
 
 from allmrec.llm.loading import LLMConfig, load_llm, load_tokenizer
 from allmrec.llm.prompt import PromptConfig
+from allmrec.llm.ranking import Ranker
 from allmrec.llm.standin import Standin, StandinLLMConfig, build, examine
 from tests.llm.conftest import titles_array
 
 PROMPT = PromptConfig(verb_past="watched", verb="watch", noun="movie", max_history=4, max_title_tokens=6)
-CONFIG = StandinLLMConfig(vocab_size=500, max_positions=320, num_candidates=8, steps=20, batch_size=8)
+CONFIG = StandinLLMConfig(vocab_size=500, max_positions=320)
 HOSTILE = ["", "</s><s>[HistoryEmb]", "a\nb\tc  d", "Ünïcödé \U0001f600 \u202e", '"quo\'ted", The recommendation is']
 
 
 def titles() -> pa.Array:
-    words = ["Moon", "River", "Garden", "Winter", "Ember", "Castle", "Harbour", "Silver", "Thorn", "Willow"]
+    words = [
+        a + b for a in ("Moon", "Ember", "Silver", "Thorn", "Frost", "Raven") for b in ("ford", "gate", "mere", "wick")
+    ]
     kinds = ["Chronicles", "Legacy", "Nights", "Saga"]
     return titles_array([f"{word} {kind}" for word in words for kind in kinds])
 
@@ -58,21 +61,20 @@ def test_tokenizer_takes_any_text(standin: Standin, tmp_path: Path, text: str) -
         assert not set(ids) & set(tokenizer.all_special_ids)
 
 
-def test_reads_its_slots(standin: Standin) -> None:
-    found = examine(standin, seed=5, prompts=48, num_candidates=8)
-    assert found["bound"] < found["cross_entropy"] < found["uniform"] - 0.3
-    assert found["correlation"] > 0.5
+@pytest.mark.parametrize(("alike", "excess", "correlation"), [(0, 0.25, 0.9), (4, 0.3, 0.85)])
+def test_reads_its_slots(standin: Standin, alike: int, excess: float, correlation: float) -> None:
+    found = examine(standin, seed=5, prompts=96, num_candidates=8, alike=alike)
+    assert 0 < found["cross_entropy"] - found["bound"] < excess
+    assert found["correlation"] > correlation
 
 
 def test_soft_tokens_decide_and_not_the_wording(standin: Standin) -> None:
     """With another prompt's vectors in the slots the ranking is worth nothing."""
     tasks = standin.tasks(seed=9)
-    task, other = tasks.draw(48, 8), tasks.draw(48, 8)
-    from allmrec.llm.ranking import Ranker
-
-    ranker = Ranker(standin.llm, standin.matching, tokens_per_batch=8192)
+    task, other = tasks.draw(96, 8), tasks.draw(96, 8)
+    ranker = Ranker(standin.llm, standin.prompts, tokens_per_batch=8192)
     right = ranker.log_probabilities(task.history, task.candidates, task.soft)
     wrong = ranker.log_probabilities(task.history, task.candidates, other.soft)
     best = np.where(task.candidates > 0, task.scores_BC, -np.inf).argmax(axis=1)
     hits, chance = (right.argmax(axis=1) == best).mean(), (wrong.argmax(axis=1) == best).mean()
-    assert hits > 0.4 > chance + 0.1
+    assert hits > 0.75 and chance < 0.3
