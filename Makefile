@@ -33,5 +33,14 @@ test-faults: $(READY)
 test-s3: $(READY)
 	tests/ceph/run.sh $(BIN)/pytest -m s3
 
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
 clean:
 	rm -rf runs build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
