@@ -2,8 +2,8 @@
 
     python -m jobs.standin_llm --config jobs/configs/demo.yaml
 
-It learns titles, the template's wording and synthetic matching prompts, and never an interaction. Point `llm.name` at
-the folder that it writes. The run must lie in a local folder: transformers loads models from folders.
+Nothing is trained, and it knows no interaction; the log says how well it reads soft tokens (docs/standin.md). Point
+`llm.name` at the folder that it writes. The run must lie in a local folder: transformers loads models from folders.
 """
 
 from allmrec.artifacts import describe, read_manifest, seal, unseal

@@ -59,7 +59,7 @@ COPY = 20.0  # gain of what is copied to the output, where the code of the token
 TILT = 0.15
 TAKEN_OFF = 0.8
 DUE = 5.0  # what a token that begins titles is raised by
-LOGITS = 0.11  # of the last LayerNorm: makes log P one for one with the match
+LOGITS = 0.11  # of the last LayerNorm: makes log P one for one with the match among 20 candidates
 # What a soft token says is amplified on its way into the stream: a projector writes into all dimensions of the
 # embedding alike, and at this volume what it says is heard while the rest of it drowns nothing.
 GAIN = 18.0
