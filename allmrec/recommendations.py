@@ -128,15 +128,16 @@ def read_published(storage: Storage, file: dict[str, Any]) -> pa.Table:
 def _whole(storage: Storage, run_date: date | str | None, read: Callable[[Entry], T]) -> T:
     """`read(manifest)`, and once more whenever the run's files were replaced meanwhile (`suppress` does)."""
     while True:
-        manifest = _manifest(storage, run_date)
+        manifest = run_manifest(storage, run_date)
         try:
             return read(manifest)
         except ValueError:
-            if _manifest(storage, run_date)["files"] == manifest["files"]:
+            if run_manifest(storage, run_date)["files"] == manifest["files"]:
                 raise
 
 
-def _manifest(storage: Storage, run_date: date | str | None) -> Entry:
+def run_manifest(storage: Storage, run_date: date | str | None = None) -> Entry:
+    """What the current run, or a date's, says of its files. Raises ValueError where nothing is published."""
     manifest = find_json(storage, LATEST if run_date is None else manifest_key(run_date))
     if manifest is None:
         raise ValueError(f"{storage.uri}: nothing is published {f'for {run_date}' if run_date else 'there yet'}")

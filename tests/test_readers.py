@@ -3,7 +3,8 @@
 import os
 import re
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,15 +62,23 @@ def rows_of(frame: pd.DataFrame) -> list[tuple]:
     return sorted(frame[["user_id", "item_id", "rank", "score"]].itertuples(index=False, name=None))
 
 
+@pytest.fixture(scope="module")
+def by_environment(s3: S3Config) -> Iterator[None]:
+    """The environment says how to reach S3."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", str(s3.endpoint_url))
+        patch.setenv("AWS_REGION", str(s3.region))
+        patch.setenv("AWS_DEFAULT_REGION", str(s3.region))
+        yield
+
+
 def test_our_reader_is_at_the_top() -> None:
     assert allmrec.read_recommendations is read_recommendations
 
 
 @pytest.mark.s3
-def test_duckdb_pandas_and_ours_agree_on_s3(s3: S3Config, s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", str(s3.endpoint_url))
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+@pytest.mark.usefixtures("by_environment")
+def test_duckdb_pandas_and_ours_agree_on_s3(s3: S3Config, s3_uri: str) -> None:
     storage = open_storage(s3_uri, s3)
 
     class S3(ArrowFSWrapper):
@@ -105,27 +114,56 @@ def test_duckdb_pandas_and_ours_agree_on_s3(s3: S3Config, s3_uri: str, monkeypat
         assert len(ours) > 3 * Shop.num_users and all(rows == ours for rows in others)
 
 
-def test_spark_reads_the_same_from_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not from S3: pip does not bring the jar that Spark needs for it."""
+@pytest.fixture(scope="module")
+def spark(tmp_path_factory: pytest.TempPathFactory, by_environment: None) -> Iterator[Any]:
     sql = pytest.importorskip("pyspark.sql", reason="pyspark is not installed: pip install 'allmrec[spark]'")
     if not (shutil.which("java") or os.environ.get("JAVA_HOME")):
         pytest.skip("Spark needs Java: apt-get install default-jre-headless")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("SPARK_HOME", raising=False)
-    settings = {"spark.ui.enabled": "false", "spark.driver.host": "127.0.0.1", "spark.log.level": "OFF"}
-    spark = sql.SparkSession.builder.master("local[1]").config(map=settings).getOrCreate()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("spark"))
+        patch.delenv("SPARK_HOME", raising=False)
+        patch.setenv("PYSPARK_PYTHON", sys.executable)
+        settings = {"spark.ui.enabled": "false", "spark.driver.host": "127.0.0.1", "spark.log.level": "OFF"}
+        session = sql.SparkSession.builder.master("local[1]").config(map=settings).getOrCreate()
+        yield session
+        session.stop()
+
+
+def test_spark_reads_the_same_by_its_own_parquet_reader(spark: Any, tmp_path: Path) -> None:
+    """From a folder: pip does not bring the jar that it needs for S3."""
     storage = LocalStorage(tmp_path / "out")
     nightly(storage, Shop(), NEXT_DAY)
     unpublished(storage)
-    try:
-        by_date = partial(with_python, "spark.read.text", storage.uri, f"run_date={DAY}/_SUCCESS", spark=spark)
-        with pytest.raises(Exception, match="PATH_NOT_FOUND"):
-            by_date()
-        nightly(storage, Shop(), DAY, lease_s=0.2)
-        ours = rows_of(read_recommendations(storage.uri).to_pandas())
-        latest = with_python("spark.read.json", storage.uri, "latest.json", spark=spark)
-        for frame in (latest, by_date(), spark.createDataFrame(read_recommendations(storage.uri))):
-            items = frame.selectExpr("user_id", "inline(items)")
-            assert rows_of(items.toArrow().to_pandas()) == ours
-    finally:
-        spark.stop()
+    by_date = partial(with_python, "spark.read.text", storage.uri, f"run_date={DAY}/_SUCCESS", spark=spark)
+    with pytest.raises(Exception, match="PATH_NOT_FOUND"):
+        by_date()
+    nightly(storage, Shop(), DAY, lease_s=0.2)
+    ours = rows_of(read_recommendations(storage.uri).to_pandas())
+    latest = with_python("spark.read.json", storage.uri, "latest.json", spark=spark)
+    for frame in (latest, by_date()):
+        assert rows_of(exploded(frame)) == ours
+
+
+@pytest.mark.s3
+def test_spark_reads_the_same_from_s3_by_our_source(spark: Any, s3: S3Config, s3_uri: str) -> None:
+    storage = open_storage(s3_uri, s3)
+
+    def rows(run_date: str | None = None) -> list[tuple]:
+        frame = with_python("allmrec.spark", s3_uri, "latest.json", spark=spark)
+        if run_date:
+            frame = spark.read.format("allmrec").option("run_date", run_date).load(s3_uri)
+        return rows_of(exploded(frame))
+
+    unpublished(storage)
+    for run_date in (None, str(DAY)):
+        with pytest.raises(Exception, match="nothing is published"):
+            rows(run_date)
+    nightly(storage, Shop(), NEXT_DAY)
+    next_day = rows_of(read_recommendations(s3_uri).to_pandas())
+    nightly(storage, Shop(), DAY, lease_s=0.2)
+    ours = rows_of(read_recommendations(s3_uri).to_pandas())
+    assert rows() == rows(str(DAY)) == ours and rows(str(NEXT_DAY)) == next_day
+
+
+def exploded(frame: Any) -> pd.DataFrame:
+    return frame.selectExpr("user_id", "inline(items)").toArrow().to_pandas()
