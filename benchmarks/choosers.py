@@ -5,6 +5,7 @@ Dimensions: B cases, C candidates (the target first), T tokens, H token dimensio
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from allmrec.scorer import Scorer
 
 TRIE, LIKELIHOOD, CONSTRAINED, FREE = "trie ranking", "title likelihood", "constrained decoding", "free generation"
 STRAIGHT, STRAIGHT_BATCH = "generate()", 4
+LISTED, BEAMS = "generate(), ten by beam search", 10
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Ways:
             CONSTRAINED: self.constrained,
             FREE: self.free,
             STRAIGHT: self.straight,
+            LISTED: partial(self.straight, beams=BEAMS),
         }
 
     def trie(self, cases: Cases) -> Chosen:
@@ -80,8 +83,12 @@ class Ways:
         return _named(cases, shown_BC, named_BC, generator.tokens, generator.padding)
 
     @torch.inference_mode()
-    def straight(self, cases: Cases) -> Chosen:
-        """Rows whose text has ended go on as padding, and count as tokens: they cost as much."""
+    def straight(self, cases: Cases, beams: int = 1) -> Chosen:
+        """Rows whose text has ended go on as padding, and count as tokens: they cost as much.
+
+        Args:
+            beams: texts for every user, of which the likeliest counts as chosen.
+        """
         shown_BC, soft = self._shown(cases)
         prompts = self.builder.build(cases.histories, shown_BC)
         end, tokens, padding, texts = self.builder.end, 0, 0, list[list[int]]()
@@ -93,10 +100,12 @@ class Ways:
                 attention_mask=mask_BT,
                 max_new_tokens=self.longest,
                 do_sample=False,
+                num_beams=beams,
+                num_return_sequences=beams,
                 eos_token_id=end,
                 pad_token_id=end,
             )
-            texts += [text[: [*text, end].index(end)] for text in written_BT.tolist()]
+            texts += [text[: [*text, end].index(end)] for text in written_BT[::beams].tolist()]
             tokens += int(mask_BT.sum()) + written_BT.numel()
             padding += int((mask_BT == 0).sum())
         named_BC = named_by_text(texts, self.scorer.tokenizer, self.builder.titles, shown_BC)

@@ -9,10 +9,11 @@ One LLM, one bundle, one process and the same users, those of the run's stored t
     constrained decoding greedy, token by token along the candidate trie
     free generation      greedy, as the paper does it; a text that is no candidate's title names nobody
     generate()           the same by transformers' own, straight: four prompts at once (paper section 5.1), as they come
+    ..., ten by beams    and for a list of ten titles as a run publishes, where one text names one title
 
-All but the last are batched by length under the same token budget; all that decode keep a KV cache. Seconds hold x_u,
-prompts and scores; loading and the first batch are outside of them. Without a GPU they are seconds of CPU time, so that
-other jobs on the machine do not count. Then the real nightly job runs on Ray and publishes to S3 (moto, over HTTP), by
+All but the last two are batched by length under the same token budget; all that decode keep a KV cache. Seconds hold
+x_u, prompts and scores; loading and the first batch are outside of them. Without a GPU they are seconds of CPU time, so
+that other jobs on the machine do not count. Then the real nightly job runs on Ray and publishes to S3 (moto, over HTTP), by
 the wall clock, and where there is a GPU an OPT-6.7B of random weights does the same users, measured against the GPU's
 own matmul.
 """
@@ -37,7 +38,7 @@ from allmrec.data.sequences import Sequences
 from allmrec.evaluation.systems import Cases
 from allmrec.scorer import Scorer
 from allmrec.storage import open_storage
-from benchmarks.choosers import FREE, LIKELIHOOD, STRAIGHT, TRIE, Ways
+from benchmarks.choosers import FREE, LIKELIHOOD, LISTED, STRAIGHT, TRIE, Ways
 from benchmarks.clock import Stopwatch, now
 from benchmarks.large_llm import as_large_as, opt_67b
 from benchmarks.report import ROOT, Benchmark, Row
@@ -79,7 +80,7 @@ def compare(benchmark: Benchmark, scorer: Scorer, cases: Cases, seed: int, trial
             }
             benchmark.measured({"way": name, "trial": trial}, numbers)
 
-    judge_speed(benchmark, TRIE, FREE, STRAIGHT)
+    judge_speed(benchmark, TRIE, FREE, STRAIGHT, LISTED)
     likelihood, trie = (fastest(benchmark, name) for name in (LIKELIHOOD, TRIE))
     benchmark.at_least("users/s: trie ranking / title likelihood", trie / likelihood, 1)
     hits = {name: benchmark.mean("hit@1", way=name) for name in ways.by_name}

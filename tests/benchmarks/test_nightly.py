@@ -8,7 +8,7 @@ import typer
 from transformers import OPTConfig, OPTForCausalLM
 from typer.testing import CliRunner
 
-from benchmarks.choosers import CONSTRAINED, FREE, LIKELIHOOD, STRAIGHT, TRIE, Ways
+from benchmarks.choosers import CONSTRAINED, FREE, LIKELIHOOD, LISTED, STRAIGHT, TRIE, Ways
 from benchmarks.large_llm import as_large_as
 from benchmarks.nightly import main, stored_cases
 from benchmarks.report import Benchmark
@@ -36,8 +36,9 @@ def test_constrained_decoding_always_names_somebody(scorer, cases):  # noqa: F81
     ways = Ways(scorer, seed=0)
     chosen = ways.constrained(cases)
     assert not chosen.unnamed and ((chosen.hit_B >= 0) & (chosen.hit_B <= 1)).all()
-    free, straight = ways.free(cases), ways.straight(cases)
-    assert free.unnamed == straight.unnamed == len(cases), "a random LLM writes no title"
+    free, straight, listed = ways.free(cases), ways.straight(cases), ways.straight(cases, beams=3)
+    assert free.unnamed == straight.unnamed == listed.unnamed == len(cases), "a random LLM writes no title"
+    assert listed.tokens > straight.tokens
 
 
 def test_another_llm_on_the_same_prompts(scorer, cases, tmp_path):  # noqa: F811
@@ -60,5 +61,6 @@ def test_the_command(tiny, tmp_path):  # noqa: F811
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
     content = json.loads((tmp_path / "nightly.json").read_text())
-    assert [row["way"] for row in content["measurements"]] == [TRIE, LIKELIHOOD, CONSTRAINED, FREE, STRAIGHT]
+    ways = [TRIE, LIKELIHOOD, CONSTRAINED, FREE, STRAIGHT, LISTED]
+    assert [row["way"] for row in content["measurements"]] == ways
     assert {bar["holds"] for bar in content["bars"]} == {None}
