@@ -12,10 +12,10 @@ One LLM, one bundle, one process and the same users, those of the run's stored t
     ..., ten by beams    and for a list of ten titles as a run publishes, where one text names one title
 
 All but the last two are batched by length under the same token budget; all that decode keep a KV cache. Seconds hold
-x_u, prompts and scores; loading and the first batch are outside of them. Without a GPU they are seconds of CPU time, so
-that other jobs on the machine do not count. Then the real nightly job runs on Ray and publishes to S3 (moto, over HTTP), by
-the wall clock, and where there is a GPU an OPT-6.7B of random weights does the same users, measured against the GPU's
-own matmul.
+x_u, prompts and scores; loading and the first batch are outside of them. Without a GPU they are seconds of CPU time,
+so that other jobs on the machine do not count. Then the real nightly job runs on Ray and publishes to S3 (moto, over
+HTTP), by the wall clock, and where there is a GPU an OPT-6.7B of random weights does the same users, measured against
+the GPU's own matmul.
 """
 
 import datetime
