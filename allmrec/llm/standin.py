@@ -136,6 +136,7 @@ def _wording(tokenizer: Any, prompt: PromptConfig) -> Wording:
         recommend=last(" Recommend"),
         ending=last(" The recommendation is", 2),
         end=last(" The recommendation is"),
+        eos=tokenizer.eos_token_id,
         silent=(tokenizer.bos_token_id, tokenizer.pad_token_id),
     )
 

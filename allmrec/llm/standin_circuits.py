@@ -53,10 +53,11 @@ assert BLANK.start < BLANK.stop
 
 LOUD = dict.fromkeys(["real", "first", "user", "after", "before"], 3.0)  # flags that soft tokens must not drown
 CODE_NORM = 4.0
-COPY = 20.0  # gain of what is copied to the output, where the code of the token here stands as well
-# Attention to candidates leans by their match, but little: what is copied is then in proportion to it. A second
-# attention that leans the other way is taken off, and with it most of what all candidates have in common.
-TILT = 0.15
+COPY = 9.0  # gain of what is copied to the output, where the code of the token here stands as well
+# Attention to candidates leans by their match, but little: what is copied is then nearly in proportion to it, and of
+# titles that begin alike the better one counts for more. A second attention that leans the other way is taken off, and
+# with it most of what all candidates have in common.
+TILTS = (0.35, -0.2)
 TAKEN_OFF = 0.8
 DUE = 5.0  # what a token that begins titles is raised by
 LOGITS = 0.11  # of the last LayerNorm: makes log P one for one with the match among 20 candidates
@@ -81,6 +82,7 @@ class Wording:
     recommend: int  # a token that only comes after the history
     ending: int  # the last two tokens of the prompt
     end: int
+    eos: int  # what ends a title
     silent: Sequence[int]  # beginning of a prompt, padding
 
 
@@ -113,7 +115,7 @@ def write_circuits(
         near_RC = _projection(NEAR.stop - NEAR.start, generator)
         _look_back(decoder.layers[0], near_RC)
         _gather(decoder.layers[1], near_RC)
-        _decide(decoder.layers[2], near_RC)
+        _decide(decoder.layers[2], near_RC, table[wording.eos, CODE])
         # The token that decides does not follow itself.
         decoder.layers[2].fc1.weight[0] = _reads({"decide": 1})
         decoder.layers[2].fc2.weight[CODE, 0] = -table[wording.end, CODE]
@@ -205,11 +207,12 @@ class _Head:
             self.attention.q_proj.weight[rows] = _reads(queries) * math.sqrt(HEAD) * score
         self.attention.k_proj.weight[rows] = _reads(keys)
 
-    def move(self, value_RH: torch.Tensor, target_RH: torch.Tensor, gain: float = 1.0) -> None:
+    def move(self, value_RH: torch.Tensor, target_RH: torch.Tensor, gain: float = 1.0, offset: float = 0.0) -> None:
         rows = slice(self.rows.start + self.moved, self.rows.start + self.moved + len(value_RH))
         self.moved += len(value_RH)
         assert self.moved <= HEAD
         self.attention.v_proj.weight[rows] = value_RH
+        self.attention.v_proj.bias[rows] = offset
         self.attention.out_proj.weight[:, rows] = gain * target_RH.T
 
     def _take(self, count: int) -> slice:
@@ -344,28 +347,29 @@ def _gather(layer: Any, near_RC: torch.Tensor) -> None:
     head.move(_axes(SOFT), _axes(SOFT), 1.0)
 
 
-def _decide(layer: Any, near_RC: torch.Tensor) -> None:
+def _decide(layer: Any, near_RC: torch.Tensor, eos_C: torch.Tensor) -> None:
     """Layer 3: candidates' first tokens in proportion to their match; further down a title, what continues it."""
-    for number, (tilt, part) in enumerate((tilt, part) for tilt in (TILT, -TILT) for part in range(2)):
+    for number, (tilt, part) in enumerate((tilt, part) for tilt in TILTS for part in range(2)):
         head = _Head(layer, number)
         head.match(_axes(SOFT), _axes(SOFT), tilt)
-        head.prefer(-20, {"real": 1, "before": 1}, {"decide": 1})
+        head.prefer(-80, {"real": 1, "before": 1}, {"decide": 1})
         head.prefer(15, {"first": 1})
         head.move(_slice_of_code(part), _slice_of_code(part), COPY if tilt > 0 else -TAKEN_OFF * COPY)
     # Candidates that hold the token here propose their next one, by match.
     rows = slice(44)  # of the projection: what one head has room for
     for number, (held, then) in enumerate(((_on_code(near_RC), SECOND), (_axes(SECOND), THIRD)), 4):
         head = _Head(layer, number)
-        head.match(_axes(SOFT), _axes(SOFT), 1.0)
-        head.match(_on_code(near_RC)[rows], held[rows], 1.45)
-        head.prefer(-35, {"real": 1, "before": 1, "first": -2.15}, {"real": 1, "decide": -1})
+        head.match(_axes(SOFT), _axes(SOFT), 0.8)
+        head.match(_on_code(near_RC)[rows], held[rows], 2.9)
+        head.prefer(-70, {"real": 1, "before": 1, "first": -2.15}, {"real": 1, "decide": -1})
         head.prefer(40, {"first": 1}, {"decide": 1})
         head.move(_axes(then), _on_code(near_RC), 2.0)
-    # What followed the token here in the prompt.
+    # What followed the token here among the candidates; behind the last of a title stands its slot: that is the end.
     head = _Head(layer, 6)
-    rows = slice(HEAD - 3)
-    head.match(_on_code(near_RC)[rows], _axes(NEAR)[rows], 0.6)
-    head.prefer(30, {"real": 1}, {"real": 1, "decide": -1})
+    rows = slice(HEAD - 5)
+    head.match(_on_code(near_RC)[rows], _axes(NEAR)[rows], 1.0)
+    head.prefer(-35, {"before": 1}, {"real": 1, "decide": -1})
     head.prefer(4, {"first": 1})
     head.prefer(40, {"first": 1}, {"decide": 1})
-    head.move(_on_code(near_RC), _on_code(near_RC), 0.25)
+    head.move(_on_code(near_RC)[rows], _on_code(near_RC)[rows], 4.0)
+    head.move(_reads({"real": -1}), _on_code(eos_C[None]), 10.0, offset=1.0)
