@@ -152,6 +152,7 @@ def test_spark_reads_the_same_from_s3_by_our_source(spark: Any, s3: S3Config, s3
         frame = with_python("allmrec.spark", s3_uri, "latest.json", spark=spark)
         if run_date:
             frame = spark.read.format("allmrec").option("run_date", run_date).load(s3_uri)
+            assert {str(row.run_date) for row in frame.select("run_date").collect()} == {run_date}
         return rows_of(exploded(frame))
 
     unpublished(storage)
