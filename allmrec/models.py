@@ -1,5 +1,7 @@
 """Where a pretrained model's files lie, and what makes it the same model: hub names, folders and s3:// prefixes.
 
+`standins/llm` and `standins/encoder` are the stand-ins that come with the package.
+
 Knows nothing of what is in the files.
 """
 
@@ -14,6 +16,7 @@ from allmrec.hashing import fingerprint
 from allmrec.storage import open_storage
 
 _CACHE = Path("~/.cache/allmrec/models")
+_SHIPPED = Path(__file__).parent
 _WEIGHTS, _OTHER_DATA = "*.safetensors", ["*.json", "*.txt", "*.model"]  # configs and vocabularies
 
 
@@ -24,7 +27,7 @@ def model_folder(name: str, revision: str | None, key: str, weights: bool = True
     (AWS_ENDPOINT_URL and so on).
 
     Args:
-        name: hub name, folder, or s3:// prefix.
+        name: hub name, folder, s3:// prefix, or a stand-in of this package.
         key: of the config, for messages.
         weights: or else its config and vocabulary alone.
 
@@ -34,14 +37,14 @@ def model_folder(name: str, revision: str | None, key: str, weights: bool = True
     from huggingface_hub import snapshot_download
 
     wanted = [_WEIGHTS, *_OTHER_DATA] if weights else _OTHER_DATA
-    folder = _copied(name, wanted) if name.startswith("s3://") else Path(name)
+    folder = _copied(name, wanted) if name.startswith("s3://") else _folder(name)
     try:
         if not folder.is_dir():
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{key} {name!r} cannot be loaded ({str(error).splitlines()[0]}); give a hub name, a folder or an s3:// "
-            "prefix with the model's files, e.g. a folder that `allmrec standin` wrote"
+            "prefix with the model's files, or standins/llm and standins/encoder, which come with allmrec"
         ) from None
     if weights and not any(folder.rglob(_WEIGHTS)):
         raise ValueError(
@@ -79,11 +82,17 @@ def model_identity(name: str, revision: str | None = None) -> str:
     if name.startswith("s3://"):
         _, root, files = _files(name)
         return fingerprint(sorted([file.path.removeprefix(root), file.size, file.mtime_ns] for file in files))
-    folder = Path(name)
+    folder = _folder(name)
     if not folder.is_dir():
         return f"{name}@{revision or 'main'}"
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return fingerprint({path.relative_to(folder).as_posix(): sha256(path.read_bytes()) for path in files})
+
+
+def _folder(name: str) -> Path:
+    """The folder of that name, here or in this package, whether or not there is one."""
+    shipped = _SHIPPED / name
+    return shipped if name.startswith("standins/") and not Path(name).is_dir() else Path(name)
 
 
 def _files(name: str) -> tuple[FileSystem, str, list[FileInfo]]:

@@ -45,7 +45,7 @@ def write_run(config: Config, num_users: int, num_items: int, hidden: int, layer
     _table(run.at("items"), items.SCHEMA, [pa.table(columns)])
     _table(run.at("sequences"), sequences.SCHEMA, _sequences(config, num_users, num_items, rng))
     titles = Catalogue.read(run.at("items")).titles
-    tokenizer = train_tokenizer(titles, config.prompt, 2000)
+    tokenizer = train_tokenizer(titles, [config.prompt], 2000)
     tokenizer.save_pretrained(folder)
     llm = _llm(len(tokenizer), hidden, layers)
     llm.save_pretrained(folder)

@@ -56,7 +56,7 @@ def shaped_llm(shape: str, titles: Any, prompt: PromptConfig, folder: Path) -> s
     from transformers import OPTConfig, OPTForCausalLM
 
     hidden, layers, heads, feed_forward = SHAPES[shape]
-    tokenizer = train_tokenizer(titles, prompt, 4096)
+    tokenizer = train_tokenizer(titles, [prompt], 4096)
     config = OPTConfig(
         vocab_size=_VOCABULARY,
         hidden_size=hidden,

@@ -186,6 +186,18 @@ def demo(
         run_demo(load_config(config, overrides), Console(log_json), run_date(None))
 
 
+@standin.command("shipped")
+def standin_shipped(
+    folder: Annotated[Path, typer.Option(help="where to write llm/ and encoder/")],
+    seed: int = 0,
+) -> None:
+    """Build the stand-ins that come with the package, standins/llm and standins/encoder, and their model cards."""
+    from jobs.standin_shipped import ship
+
+    with errors_in_one_line():
+        ship(folder, seed)
+
+
 @app.command("sample-data")
 def sample_data(
     output: Annotated[str, typer.Option(help="folder or s3:// prefix")] = "runs/demo/input",

@@ -11,13 +11,11 @@ import polars as pl
 from allmrec.artifacts import read_table
 from allmrec.recommendations import read_recommendations
 from allmrec.storage import Storage, open_storage
-from jobs.cli import load_step
 from jobs.config import Config
 from jobs.console import Console
 from jobs.evaluate import show
 from jobs.run import run
 from jobs.sample_data import sample_data
-from jobs.step import execute
 
 
 def demo(config: Config, console: Console, date: datetime.date) -> None:
@@ -28,8 +26,6 @@ def demo(config: Config, console: Console, date: datetime.date) -> None:
     else:
         with console.phase("sample-data") as phase:
             phase.facts(sample_data(store, seed=config.seed))
-    for module in ("prepare", "standin_encoder", "standin_llm"):
-        execute(load_step(f"jobs.{module}"), config, console)
     run(config, console, date)
     storage = open_storage(config.run_uri, config.storage)
     show_users(config, console, storage)

@@ -19,7 +19,7 @@ def run(context: Context) -> Facts:
     unseal(storage)
     for entry in list(storage.list()):  # of an earlier make
         storage.delete(entry.key)
-    standin = build(catalogue.titles, config.prompt, config.standin_llm, config.seed)
+    standin = build(catalogue.titles, [config.prompt], config.standin_llm, config.seed)
     standin.save(storage.root)
     seal(
         storage,

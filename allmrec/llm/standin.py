@@ -1,10 +1,11 @@
 """A stand-in for the LLM: a tiny OPT with its own tokenizer, for machines that hold no pretrained one.
 
 It goes through the same code as the real one: a folder in the Hugging Face layout, loaded by name, frozen, steered by
-soft tokens. It knows a catalogue's titles, the template's wording and one skill — to recommend the candidate whose
+soft tokens. It knows how titles are spelt, the template's wording and one skill — to recommend the candidate whose
 soft token agrees with the user's and the history's — and no interaction. Its figures are never the paper's.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,8 @@ class StandinLLMConfig(Section):
     max_positions: int = Field(1024, ge=64)
 
 
-def train_tokenizer(titles: pa.Array, prompt: PromptConfig, vocab_size: int) -> Any:
-    """A byte-level BPE tokenizer of the catalogue's titles and the template's wording; it takes any text."""
+def train_tokenizer(titles: pa.Array, wordings: Sequence[PromptConfig], vocab_size: int) -> Any:
+    """A byte-level BPE tokenizer of titles and of the template's wordings; it takes any text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -54,14 +55,15 @@ def train_tokenizer(titles: pa.Array, prompt: PromptConfig, vocab_size: int) -> 
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    wording = (
+    templates = [
         f" is a user representation. This user has {prompt.verb_past} nothing in the past. Recommend a {prompt.noun}"
         f" for this user to {prompt.verb} next from the following set of {prompt.noun} titles,."
         " The recommendation is"
-    )
+        for prompt in wordings
+    ]
     texts = [" " + title for title in titles.to_pylist()[1:]]
     # Often enough that every word of the template becomes one token.
-    bpe.train_from_iterator([*texts, *[wording] * (len(texts) + 10)], trainer)
+    bpe.train_from_iterator([*texts, *templates * (len(texts) + 10)], trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
     )
@@ -76,6 +78,13 @@ class Standin:
     prompts: PromptBuilder
     facts: dict[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def before(cls, titles: pa.Array, prompt: PromptConfig, llm: Any, tokenizer: Any) -> "Standin":
+        """A stand-in that reads prompts about n + 1 titles of a `Catalogue`."""
+        tokens = Titles.tokenise(titles, tokenizer, prompt.max_title_tokens)
+        room = llm.config.max_position_embeddings - ANSWER_ROOM
+        return cls(llm, tokenizer, PromptBuilder(prompt, tokenizer, tokens, True, room))
+
     def tasks(self, seed: int) -> TaskMaker:
         return TaskMaker(self.prompts, torch.eye(EMBEDDED)[SOFT] / GAIN, seed)
 
@@ -85,18 +94,16 @@ class Standin:
         self.tokenizer.save_pretrained(folder)
 
 
-def build(titles: pa.Array, prompt: PromptConfig, config: StandinLLMConfig, seed: int) -> Standin:
-    """A frozen stand-in, examined; the same for the same titles, config and seed.
+def build(titles: pa.Array, wordings: Sequence[PromptConfig], config: StandinLLMConfig, seed: int) -> Standin:
+    """A frozen stand-in, examined; the same for the same titles, wordings, config and seed.
 
     Args:
         titles: n + 1 strings of a `Catalogue`, the first one is padding.
+        wordings: that it is to understand; it is examined with the first.
     """
     from transformers import OPTConfig, OPTForCausalLM
 
-    tokenizer = train_tokenizer(titles, prompt, config.vocab_size)
-    tokens = Titles.tokenise(titles, tokenizer, prompt.max_title_tokens)
-    room = config.max_positions - ANSWER_ROOM
-    prompts = PromptBuilder(prompt, tokenizer, tokens, True, room)
+    tokenizer = train_tokenizer(titles, wordings, config.vocab_size)
     with torch.random.fork_rng(devices=[]):  # transformers initialises from the global generator
         torch.manual_seed(seed)
         llm = OPTForCausalLM(
@@ -114,24 +121,25 @@ def build(titles: pa.Array, prompt: PromptConfig, config: StandinLLMConfig, seed
                 pad_token_id=tokenizer.pad_token_id,
             )
         )
+    standin = Standin.before(titles, wordings[0], llm.eval().requires_grad_(False), tokenizer)
+    tokens = standin.prompts.titles
     firsts = tokens.tokens[tokens.offsets[1:-1][tokens.lengths[1:] > 0]]
     counts = np.bincount(firsts, minlength=len(tokenizer))
     frequent = torch.from_numpy(np.argsort(-counts, kind="stable"))
     generator = torch.Generator().manual_seed(seed)
-    write_circuits(llm, _wording(tokenizer, prompt), frequent, torch.from_numpy(counts > 0), generator)
-    standin = Standin(llm.eval().requires_grad_(False), tokenizer, prompts)
+    write_circuits(llm, _wording(tokenizer, wordings), frequent, torch.from_numpy(counts > 0), generator)
     standin.facts |= {"parameters": sum(p.numel() for p in llm.parameters()), "vocabulary": len(tokenizer)}
     standin.facts |= {name: round(value, 4) for name, value in examine(standin, seed).items()}
     return standin
 
 
-def _wording(tokenizer: Any, prompt: PromptConfig) -> Wording:
+def _wording(tokenizer: Any, wordings: Sequence[PromptConfig]) -> Wording:
     def last(text: str, back: int = 1) -> int:
         return tokenizer(text, add_special_tokens=False)["input_ids"][-back]
 
     return Wording(
         comma=last(","),
-        intro=last(f" This user has {prompt.verb_past}"),
+        intro=sorted({last(f" This user has {prompt.verb_past}") for prompt in wordings}),
         lead=last(" titles"),
         recommend=last(" Recommend"),
         ending=last(" The recommendation is", 2),

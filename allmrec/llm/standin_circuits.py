@@ -16,7 +16,7 @@ import torch
 # H residual stream, P embedding, V vocabulary, W head width, R rows of a projection
 
 HEAD = 80  # W
-MATCHED = 32  # soft tokens are read in this many dimensions
+MATCHED = 48  # soft tokens are read in this many dimensions
 NUM_HEADS = 7
 HIDDEN = NUM_HEADS * HEAD
 NUM_LAYERS = 3
@@ -25,11 +25,11 @@ GATHERED = 3  # tokens of a title that its slot gathers
 
 CODE = slice(0, 160)  # what token stands here, or should come next; at a slot: its title's first token
 SOFT = slice(160, 160 + MATCHED)  # at slots: the soft token; elsewhere: the user's and the history's
-NEAR = slice(192, 272)  # the code of the token before, projected
-SECOND = slice(272, 352)  # at a slot: the code of its title's second token, projected
-THIRD = slice(352, 432)  # and of the third
-PLACE = slice(432, 464)  # position, as sines and cosines
-FLAGS = 464
+NEAR = slice(SOFT.stop, SOFT.stop + 80)  # the code of the token before, projected
+SECOND = slice(NEAR.stop, NEAR.stop + 80)  # at a slot: the code of its title's second token, projected
+THIRD = slice(SECOND.stop, SECOND.stop + 80)  # and of the third
+PLACE = slice(THIRD.stop, THIRD.stop + 32)  # position, as sines and cosines
+FLAGS = PLACE.stop
 
 _OF_TOKENS = ["real", "comma", "lead", "intro", "ending", "recommend", "end"]
 _OF_POSITIONS = ["first", "user"]
@@ -53,18 +53,21 @@ assert BLANK.start < BLANK.stop
 
 LOUD = dict.fromkeys(["real", "first", "user", "after", "before"], 3.0)  # flags that soft tokens must not drown
 CODE_NORM = 4.0
-COPY = 9.0  # gain of what is copied to the output, where the code of the token here stands as well
+COPY = 34.0  # gain of what is copied to the output, where the code of the token here stands as well
 # Attention to candidates leans by their match, but little: what is copied is then nearly in proportion to it, and of
 # titles that begin alike the better one counts for more. A second attention that leans the other way is taken off, and
 # with it most of what all candidates have in common.
-TILTS = (0.35, -0.2)
-TAKEN_OFF = 0.8
+TILTS = (0.3, -0.1)
+TAKEN_OFF = 0.7
+# The beginning of the prompt, where nothing is, takes most of that attention: what a candidate gets then hardly depends
+# on how many others there are.
+SINK = 1.86
 DUE = 5.0  # what a token that begins titles is raised by
 LOGITS = 0.11  # of the last LayerNorm: makes log P one for one with the match among 20 candidates
 # What a soft token says is amplified on its way into the stream: a projector writes into all dimensions of the
 # embedding alike, and at this volume what it says is heard while the rest of it drowns nothing.
 GAIN = 18.0
-EMBEDDED = 200  # P, the embedding: code, soft token, the tokens' flags
+EMBEDDED = SOFT.stop + 8  # P, the embedding: code, soft token, the tokens' flags
 _FLAGS_IN = slice(SOFT.stop, SOFT.stop + len(_OF_TOKENS))  # of the embedding
 _FLAGS_OUT = slice(FLAGS, FLAGS + len(_OF_TOKENS))  # of the stream
 _BEGINS = _FLAGS_IN.stop  # of the embedding, on its way out: tokens that begin titles
@@ -77,7 +80,7 @@ class Wording:
     """Tokens of the template that the circuits hold on to."""
 
     comma: int
-    intro: int  # last token before the history
+    intro: Sequence[int]  # tokens that are the last one before the history
     lead: int  # last token before the comma that opens the candidates
     recommend: int  # a token that only comes after the history
     ending: int  # the last two tokens of the prompt
@@ -352,11 +355,11 @@ def _decide(layer: Any, near_RC: torch.Tensor, eos_C: torch.Tensor) -> None:
     for number, (tilt, part) in enumerate((tilt, part) for tilt in TILTS for part in range(2)):
         head = _Head(layer, number)
         head.match(_axes(SOFT), _axes(SOFT), tilt)
-        head.prefer(-80, {"real": 1, "before": 1}, {"decide": 1})
+        head.prefer(-80, {"real": 1, "before": 1, "first": -SINK}, {"decide": 1})
         head.prefer(15, {"first": 1})
         head.move(_slice_of_code(part), _slice_of_code(part), COPY if tilt > 0 else -TAKEN_OFF * COPY)
     # Candidates that hold the token here propose their next one, by match.
-    rows = slice(44)  # of the projection: what one head has room for
+    rows = slice(HEAD - MATCHED - 2)  # of the projection: what one head has room for
     for number, (held, then) in enumerate(((_on_code(near_RC), SECOND), (_axes(SECOND), THIRD)), 4):
         head = _Head(layer, number)
         head.match(_axes(SOFT), _axes(SOFT), 0.8)

@@ -17,7 +17,7 @@ from allmrec.llm.prompt import PromptBuilder
 # B prompts, C candidates, N items (n + 1), K vector, H token dimension
 
 BETA = 0.7  # of the softmax; makes an entropy of about 2 of ln 20 = 3
-VECTOR_STD = 0.6  # of an item's vector, per dimension
+VECTOR_SCALE = 1.43  # an item's vector has this over the fourth root of K per dimension: K does not change the entropy
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,9 @@ class TaskMaker:
     def _vectors(self, count: int, used: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Users' and items' vectors, (B, K) and (N, K), of this batch only; zeros for items that it does not use."""
         size = self.reads_KH.shape[0]
-        lengths_B = VECTOR_STD * (0.4 + torch.rand(count, 1, generator=self.generator))
+        std = VECTOR_SCALE / size**0.25
+        lengths_B = std * (0.4 + torch.rand(count, 1, generator=self.generator))
         user_BK = lengths_B * torch.randn(count, size, generator=self.generator)
         item_NK = torch.zeros(len(self.alphabetic) + 1, size)
-        item_NK[torch.from_numpy(used).long()] = VECTOR_STD * torch.randn(len(used), size, generator=self.generator)
+        item_NK[torch.from_numpy(used).long()] = std * torch.randn(len(used), size, generator=self.generator)
         return user_BK, item_NK

@@ -97,6 +97,11 @@ def start_engine(
     return engine
 
 
+def set_learning_rate(engine: Any, learning_rate: float) -> None:
+    for group in engine.optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
 @contextmanager
 def whole(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """Within it, weights that are cut over the workers are whole on each. Every worker must enter."""

@@ -21,6 +21,8 @@ WEIGHTS = "projectors.safetensors"
 
 class ProjectionConfig(Section):
     learning_rate: float = Field(1e-4, gt=0)  # of Adam, Table 3
+    # linear: falls to zero over the epochs, so that the last steps' noise averages out; the paper's is constant.
+    learning_rate_schedule: Literal["constant", "linear"] = "constant"
     epochs: int = Field(5, ge=1)  # at most; paper section 5.1
     batch_size: int = Field(4, ge=1)  # prompts in a step, over all workers together; paper section 5.1
     tokens_per_pass: int = Field(8192, ge=1)  # padded ones, of one worker; a larger share is accumulated over passes

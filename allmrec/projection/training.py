@@ -33,6 +33,7 @@ from allmrec.projection.engine import (
     checksum,
     full_size,
     moments,
+    set_learning_rate,
     set_moments,
     start_engine,
     weights,
@@ -173,6 +174,9 @@ class ProjectionTraining:
             started, loss = time.monotonic(), torch.zeros((), dtype=torch.float64, device=self.device)
             self.read, self.padded, tokens, prompts = 0, 0, 0, 0
             for step in range(first, last):
+                if config.learning_rate_schedule == "linear":
+                    done = epoch * self.steps_per_epoch + step
+                    set_learning_rate(self.engine, config.learning_rate * (1 - done / self.total_steps))
                 examples, built = self.examples.global_batch(epoch, step, config.batch_size)
                 loss += self.train_step(examples, built)
                 tokens, prompts = tokens + self.examples.target_tokens(examples), prompts + len(examples)

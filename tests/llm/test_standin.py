@@ -30,11 +30,11 @@ def titles() -> pa.Array:
 @pytest.fixture(scope="module")
 def standin() -> Standin:
     torch.set_num_threads(1)
-    return build(titles(), PROMPT, CONFIG, seed=1)
+    return build(titles(), [PROMPT], CONFIG, seed=1)
 
 
 def test_the_same_seed_gives_the_same_model(standin: Standin) -> None:
-    again, other = build(titles(), PROMPT, CONFIG, seed=1), build(titles(), PROMPT, CONFIG, seed=2)
+    again, other = build(titles(), [PROMPT], CONFIG, seed=1), build(titles(), [PROMPT], CONFIG, seed=2)
     assert again.tokenizer.get_vocab() == standin.tokenizer.get_vocab()
     state, twin, stranger = (s.llm.state_dict() for s in (standin, again, other))
     assert all(torch.equal(state[name], twin[name]) for name in state)

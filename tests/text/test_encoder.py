@@ -70,7 +70,7 @@ def test_identity_of_a_hub_name_holds_its_revision():
 
 
 def test_no_such_model_says_what_to_do(tmp_path):
-    with pytest.raises(ValueError, match="allmrec standin"):
+    with pytest.raises(ValueError, match="standins/encoder"):
         load_encoder(TextConfig(model=str(tmp_path / "nowhere")))
 
 
