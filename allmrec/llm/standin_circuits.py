@@ -44,7 +44,7 @@ _FLAG |= {
 }
 # A constant that outweighs what varies: LayerNorm then scales every position alike.
 STEADY = slice(max(_FLAG.values()) + 1, max(_FLAG.values()) + 3)
-LEVEL = 10.0
+LEVEL = 20.0
 # LayerNorm takes the mean away: what is written is balanced to a mean of zero here,
 BALANCE = slice(HIDDEN - 12, HIDDEN)
 # and flags are read against these, which hold nothing.
@@ -62,8 +62,8 @@ TAKEN_OFF = 0.7
 # The beginning of the prompt, where nothing is, takes most of that attention: what a candidate gets then hardly depends
 # on how many others there are.
 SINK = 1.86
-DUE = 5.0  # what a token that begins titles is raised by
-LOGITS = 0.11  # of the last LayerNorm: makes log P one for one with the match among 20 candidates
+DUE = 9.5  # what a token that begins titles is raised by
+LOGITS = 0.16  # of the last LayerNorm: makes log P one for one with the match among 20 candidates
 # What a soft token says is amplified on its way into the stream: a projector writes into all dimensions of the
 # embedding alike, and at this volume what it says is heard while the rest of it drowns nothing.
 GAIN = 18.0
@@ -72,7 +72,7 @@ _FLAGS_IN = slice(SOFT.stop, SOFT.stop + len(_OF_TOKENS))  # of the embedding
 _FLAGS_OUT = slice(FLAGS, FLAGS + len(_OF_TOKENS))  # of the stream
 _BEGINS = _FLAGS_IN.stop  # of the embedding, on its way out: tokens that begin titles
 assert _BEGINS < EMBEDDED
-STREAM = (15.4, 16.1, 16.8)  # expected norm of the residual stream, by layer
+STREAM = (28.9, 29.3, 29.7)  # expected norm of the residual stream, by layer
 
 
 @dataclass(frozen=True)

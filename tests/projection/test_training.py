@@ -100,6 +100,21 @@ def cases(examples) -> ValidationCases:
     return ValidationCases(examples.histories(users), candidates)
 
 
+def test_a_linear_schedule_falls_to_the_last_step(alone, llm_folder, teacher, joint, examples):
+    config = CONFIG.model_copy(update={"learning_rate_schedule": "linear"})
+    constant, linear = (
+        training(llm_folder, "replicated", teacher, joint, examples, config=config) for config in (CONFIG, config)
+    )
+    rates = []
+    for run in (constant, linear):
+        for _ in run.rounds():
+            rates.append(run.engine.optimizer.param_groups[0]["lr"])
+    total, half = linear.total_steps, len(rates) // 2
+    assert rates[:half] == [1e-2] * half
+    assert rates[half:] == sorted(rates[half:], reverse=True)
+    assert rates[-1] == pytest.approx(1e-2 / total)
+
+
 @pytest.mark.parametrize("placement", ["replicated", "sharded"])
 def test_steps_are_those_of_plain_torch_and_training_resumes(
     alone, placement, llm, llm_folder, teacher, joint, examples
