@@ -43,13 +43,13 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, s3: S3Config) -> tuple[
             "items": {"paths": [str(root / "input/movies/items.parquet")]},
             "num_shards": 3,
         },
-        "text": {"model": "standins/encoder"},
-        "llm": {"name": "standins/llm", "placement": "sharded"},
+        "text": {"model": str(root / "e2e/models/encoder")},
+        "llm": {"name": str(root / "e2e/models/llm"), "placement": "sharded"},
         "prompt": {"max_history": 4},
         "teacher": {"epochs": 4, "dim": 16},
         "alignment": {"epochs": 2},
         "projection": {"epochs": 1, "batch_size": 32, "num_candidates": 5, "soft_token_scale": 0.1},
-        "evaluation": {"num_negatives": 9, "max_users": 40},
+        "evaluation": {"num_negatives": 9, "max_users": 80},
         "nightly": {"output": output, "num_candidates": 8, "top_k": 5},
         "storage": s3.model_dump(mode="json"),
     }
@@ -77,7 +77,7 @@ def test_the_whole_run_and_again(deployment: tuple[Path, Path, str], s3: S3Confi
     assert planned.exit_code == 0 and not run.exists(), "a dry run touches nothing"
     assert [plan["verb"] for plan in events(planned, "plan")] == list(STEPS)
 
-    for verb in (("prepare",), ("run", "--date", DATE)):
+    for verb in (("prepare",), ("standin", "encoder"), ("standin", "llm"), ("run", "--date", DATE)):
         result = call(*verb, *options)
         assert result.exit_code == 0, result.output
     done = {line["verb"]: line for line in events(result, "done")}
