@@ -1,6 +1,6 @@
 """How fast Stage-2 trains, beside a straight implementation of the paper with the same LLM and batches.
 
-    python -m benchmarks.projection --run runs/beauty --llm runs/demo/models/llm
+    python -m benchmarks.projection --run runs/beauty --llm runs/beauty/models/llm
     python -m benchmarks.projection --run runs/beauty --shape opt-125m
 
 Both sides train on the same users and candidates, from the same projectors, one after the other step by step; their
