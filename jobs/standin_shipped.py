@@ -56,7 +56,7 @@ def ship(folder: Path, seed: int) -> None:
 
 
 def held_out(llm: Any, tokenizer: Any) -> Standin:
-    """The stand-in before the sample store's own catalogue, of which it has read no title."""
+    """The stand-in before the sample store's own catalogue, of whose titles it has read one in a hundred."""
     config = SampleConfig()
     table = items_table(config, "movies", draw_shelf(config, "movies"))
     titles = display_titles(table["title"]).combine_chunks()

@@ -26,7 +26,7 @@ def test_they_are_small() -> None:
 
 
 @pytest.mark.parametrize("alike", [0, 10])
-def test_the_llm_reads_its_slots_behind_titles_never_met(alike: int) -> None:
+def test_the_llm_reads_its_slots_behind_another_shops_titles(alike: int) -> None:
     """A reader of nothing is some 0.85 above the bound, and finds the best candidate in 5 % of the prompts."""
     before = standin_shipped.held_out(load_llm(LLM), load_tokenizer(LLM))
     found = examine(before, seed=7, prompts=192, num_candidates=20, alike=alike)

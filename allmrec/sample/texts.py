@@ -1,6 +1,7 @@
 """What a stand-in model reads before it meets a catalogue: titles and descriptions of generated shops.
 
-Of any shop but the sample store's own: a catalogue that a model is shown later is new to it.
+Of any shop but the sample store's own: a catalogue that a model is shown later is new to it, but
+for the few titles that chance makes alike (8 of the sample store's 800).
 """
 
 import pyarrow as pa
