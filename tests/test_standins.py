@@ -30,8 +30,8 @@ def test_the_llm_reads_its_slots_behind_another_shops_titles(alike: int) -> None
     """A reader of nothing is some 0.85 above the bound, and finds the best candidate in 5 % of the prompts."""
     before = standin_shipped.held_out(load_llm(LLM), load_tokenizer(LLM))
     found = examine(before, seed=7, prompts=192, num_candidates=20, alike=alike)
-    assert 0 < found["cross_entropy"] - found["bound"] < (0.28 if alike else 0.2)
-    assert found["agreement"] > (0.55 if alike else 0.68)
+    assert 0 < found["cross_entropy"] - found["bound"] < (0.25 if alike else 0.15)
+    assert found["agreement"] > (0.6 if alike else 0.78)
 
 
 def test_the_command_of_the_card_builds_what_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
