@@ -27,7 +27,7 @@ test: $(READY)
 
 # Jobs killed at random moments (ALLMREC_KILLS times), and nights in a row (ALLMREC_NIGHTS).
 test-faults: $(READY)
-	$(BIN)/pytest -m faults -s
+	$(BIN)/pytest -n 2 --dist loadfile -m faults
 
 # The storage and publishing tests against Ceph RADOS Gateway, a real S3 store (needs root for apt-get).
 test-s3: $(READY)

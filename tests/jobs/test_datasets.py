@@ -7,18 +7,10 @@ import pytest
 import ray
 from ray.exceptions import RayError
 
-from jobs.config import Config, WorkersConfig
+from jobs.config import WorkersConfig
 from jobs.datasets import over, pooled, tables, watched
-from jobs.workers import start_ray
 
 pytestmark = pytest.mark.e2e
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    start_ray(Config(name="test"))
-    yield
-    ray.shutdown()
 
 
 def square(batch):

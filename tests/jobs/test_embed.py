@@ -1,13 +1,11 @@
 """`embed` on Ray, with the stand-in encoder: what is known is not encoded again, and NaN is never published."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import ray
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -65,15 +63,14 @@ def write_items(config: Config, titles: list[str | None], left_out: tuple[int, .
 
 
 @pytest.fixture(scope="module")
-def embedded(tmp_path_factory) -> Iterator[Path]:
+def embedded(tmp_path_factory) -> Path:
     """A root with a run whose items are embedded."""
     root = tmp_path_factory.mktemp("root")
     config = config_in(root, root / "run/models/encoder")
     write_items(config, TITLES)
     execute(standin_encoder.STEP, config, Console())
     assert execute(embed.STEP, config, Console())
-    yield root
-    ray.shutdown()
+    return root
 
 
 @pytest.fixture

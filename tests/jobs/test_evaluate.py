@@ -1,10 +1,8 @@
 """`bundle` and `evaluate` on Ray: metrics.json, the report and the table, whatever the number of workers."""
 
 import json
-from collections.abc import Iterator
 
 import pytest
-import ray
 
 from allmrec.artifacts import MANIFEST, read_manifest
 from allmrec.bundle import latest_bundle
@@ -13,12 +11,6 @@ from jobs.console import Console
 from jobs.step import execute
 from tests.evaluation.tiny import NUM_USERS, tiny_config, write_tiny_run
 from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
-
-
-@pytest.fixture(scope="module", autouse=True)
-def stop_ray() -> Iterator[None]:
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,8 @@
 """`explain` on Ray: the table, the counts, and who is asked."""
 
 import json
-from collections.abc import Iterator
 
 import pytest
-import ray
 
 from allmrec.artifacts import read_manifest, read_table
 from jobs import bundle
@@ -15,12 +13,6 @@ from tests.evaluation.tiny import tiny_config, write_tiny_run
 from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
 
 TASK = "favourite-genre"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def stop_ray() -> Iterator[None]:
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

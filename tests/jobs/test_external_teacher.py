@@ -1,7 +1,6 @@
 """A team's own vectors as the teacher of a whole run: a plain matrix factorisation of the training interactions."""
 
 import json
-from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 
 from allmrec.artifacts import read_manifest, read_table
 from allmrec.cf.teacher import load_teacher
@@ -29,12 +27,6 @@ pytestmark = pytest.mark.e2e
 USERS, ITEMS, DIM, DATE = 400, 300, 12, date(2026, 11, 20)
 SYSTEMS = ("random", "teacher", "a-llmrec")
 CONSOLE = Console(log_json=True)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def stop_ray() -> Iterator[None]:
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

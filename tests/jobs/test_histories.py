@@ -3,25 +3,15 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 
 from allmrec.artifacts import read_manifest, read_table
 from allmrec.hashing import shard_of
 from jobs import prepare
-from jobs.config import Config
-from jobs.workers import start_ray
 from tests.jobs.test_prepare import SHOP, config_of, digests, log, prepared, write_parquet
 
 pytestmark = pytest.mark.e2e
 
 FILTERS = {"min_item_interactions": 3, "min_user_interactions": 2, "core": "iterated", "repeats": "last"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    start_ray(Config(name="test", workers={"object_store_mb": 100}))
-    yield
-    ray.shutdown()
 
 
 def day_of(number):
@@ -60,10 +50,6 @@ def test_days_one_by_one_give_what_one_preparation_of_all_gives(tmp_path, shop_p
     facts = read_manifest(storage.at("histories")).facts
     kept = {*files, *(shard["rejected"] for shard in facts["shards"]), facts["items"]}
     assert {entry.key for entry in storage.at("histories").list()} == {"manifest.json", *kept}
-
-
-def test_the_object_store_is_capped_by_config():
-    assert ray.cluster_resources()["object_store_memory"] == 100 * 2**20
 
 
 def test_a_day_of_one_user_writes_one_shard(tmp_path, shop_path):

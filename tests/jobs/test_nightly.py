@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from datetime import date, timedelta
 from pathlib import Path
 from threading import Event, Thread
@@ -15,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 import yaml
 
 from allmrec.artifacts import read_manifest, read_table, read_tensors, seal, write_tensors
@@ -34,15 +32,9 @@ DATE = date(2026, 11, 20)
 QUIET = Console(log_json=True)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def stop_ray() -> Iterator[None]:
-    yield
-    ray.shutdown()
-
-
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory, llm, tokenizer, s3) -> tuple[Config, Storage]:  # noqa: F811
-    """A run up to its bundle. `s3` comes first, so that Ray's workers find its credentials."""
+def tiny(tmp_path_factory, llm, tokenizer) -> tuple[Config, Storage]:  # noqa: F811
+    """A run up to its bundle."""
     config = tiny_config(tmp_path_factory.mktemp("tiny"))
     run = write_tiny_run(config, llm, tokenizer)
     execute(bundle.STEP, config, QUIET)
@@ -57,16 +49,21 @@ def with_nightly(config: Config, storage: S3Config | None = None, **changes: obj
     return Config(**settings)
 
 
-def test_every_user_once_and_nothing_seen(tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config, run = tiny
-    config = with_nightly(config, output=str(tmp_path / "out"))
-    nightly(config, QUIET, DATE, dry_run=True)
-    assert not (tmp_path / "out").exists(), "a dry run touches nothing"
+@pytest.fixture(scope="module")
+def undisturbed(tiny, tmp_path_factory) -> Config:
+    """Of a run that one worker made and nobody disturbed."""
+    config = with_nightly(tiny[0], output=str(tmp_path_factory.mktemp("undisturbed") / "out"))
     nightly(config, QUIET, DATE)
-    done = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert done["users"] == NUM_USERS and done["shards"] == NUM_SHARDS and done["tokens/s of a worker"] > 0
+    return config
 
-    table = read_recommendations(str(tmp_path / "out"))
+
+def recommendations(config: Config) -> pa.Table:
+    return read_recommendations(str(config.nightly.output), s3=config.storage)
+
+
+def test_every_user_once_and_nothing_seen(tiny, undisturbed: Config) -> None:
+    _, run = tiny
+    table = recommendations(undisturbed)
     users = read_table(run.at("sequences"))
     assert sorted(table.column("user_id").to_pylist()) == sorted(users.column("user_id").to_pylist())
     seen = dict(zip(users.column("user_id").to_pylist(), users.column("item_index").to_pylist(), strict=True))
@@ -78,27 +75,26 @@ def test_every_user_once_and_nothing_seen(tiny, tmp_path: Path, capsys: pytest.C
         assert scores == sorted(scores, reverse=True) and scores[-1] > 0 and sum(scores) <= 1 + 1e-5
         assert not {item["item_id"] for item in listed} & {item_ids[index - 1] for index in seen[row["user_id"]]}
 
-    nightly(config, QUIET, DATE)
+
+def test_a_date_is_published_once(undisturbed: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    nightly(undisturbed, QUIET, DATE)
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["event"] == "skip", "published already"
-    changed = with_nightly(config, output=str(tmp_path / "out"), top_k=4)
     with pytest.raises(ValueError, match=r"nightly\.top_k was 5 and is 4"):
-        nightly(changed, QUIET, DATE)
+        nightly(with_nightly(undisturbed, top_k=4), QUIET, DATE)
 
 
-def test_the_number_of_workers_changes_nothing(tiny, tmp_path: Path) -> None:
-    tables = []
-    for workers in (1, 2):
-        output = str(tmp_path / str(workers))
-        config = with_nightly(tiny[0], output=output)
-        nightly(
-            config.model_copy(
-                update={"workers": config.workers.model_copy(update={"num_workers": workers, "min_workers": 1})}
-            ),
-            QUIET,
-            DATE,
-        )
-        tables.append(read_recommendations(output))
-    assert tables[0].equals(tables[1])
+def test_the_number_of_workers_changes_nothing(
+    undisturbed: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = with_nightly(undisturbed, output=str(tmp_path / "out"))
+    two = config.workers.model_copy(update={"num_workers": 2, "min_workers": 1})
+    config = config.model_copy(update={"workers": two})
+    nightly(config, QUIET, DATE, dry_run=True)
+    assert not (tmp_path / "out").exists(), "a dry run touches nothing"
+    nightly(config, QUIET, DATE)
+    done = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert done["users"] == NUM_USERS and done["shards"] == NUM_SHARDS and done["tokens/s of a worker"] > 0
+    assert recommendations(config).equals(recommendations(undisturbed))
 
 
 def test_candidates_of_another_system(tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -261,9 +257,9 @@ def test_two_runs_of_one_date_at_once(tiny, s3: S3Config, s3_uri: str, tmp_path:
 
 
 @pytest.mark.s3
-def test_a_killed_run_goes_on(tiny, s3: S3Config, s3_uri: str, tmp_path: Path) -> None:
-    config = with_nightly(tiny[0], storage=s3, output=f"{s3_uri}/killed")
-    store = open_storage(f"{s3_uri}/killed", s3)
+def test_a_killed_run_goes_on(undisturbed: Config, s3: S3Config, s3_uri: str, tmp_path: Path) -> None:
+    config = with_nightly(undisturbed, storage=s3, output=s3_uri)
+    store = open_storage(s3_uri, s3)
     victim = Started(config, tmp_path, "victim")
     while not list(store.list(f"_runs/run_date={DATE}/shards/")):
         assert victim.process.poll() is None, victim.end()
@@ -271,6 +267,4 @@ def test_a_killed_run_goes_on(tiny, s3: S3Config, s3_uri: str, tmp_path: Path) -
     victim.kill()
     assert not store.exists("latest.json")
     nightly(config, QUIET, DATE)
-    undisturbed = with_nightly(tiny[0], storage=s3, output=f"{s3_uri}/undisturbed")
-    nightly(undisturbed, QUIET, DATE)
-    assert read_recommendations(f"{s3_uri}/killed", s3=s3).equals(read_recommendations(f"{s3_uri}/undisturbed", s3=s3))
+    assert recommendations(config).equals(recommendations(undisturbed))

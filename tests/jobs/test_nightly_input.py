@@ -1,13 +1,11 @@
 """What the nightly run cannot work with is named in one line; nothing is published."""
 
-from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 
 from allmrec.storage import LocalStorage, Storage, open_storage
 from jobs import bundle
@@ -20,12 +18,6 @@ from tests.jobs.test_nightly import with_nightly
 from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
 
 DATE, QUIET = date(2026, 11, 20), Console(log_json=True)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def stop_ray() -> Iterator[None]:
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 
 from allmrec.artifacts import read_manifest, read_table
 from allmrec.data import readers
@@ -17,20 +16,12 @@ from jobs.config import Config
 from jobs.console import Console
 from jobs.prepare import STEP
 from jobs.step import execute
-from jobs.workers import start_ray
 
 pytestmark = pytest.mark.e2e
 
 SHOP = [
     {"asin": f"i{number}", "title": f"Item &amp; {number}", "description": ["One.", "Two."]} for number in range(30)
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster(moto_endpoint):  # its credentials must be there when Ray starts its workers
-    start_ray(Config(name="test"))
-    yield
-    ray.shutdown()
 
 
 def log(count=600, seed=0):

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import ray
 
 from allmrec.artifacts import read_manifest, read_table
 from allmrec.data.sequences import Sequences
@@ -11,7 +10,6 @@ from jobs.config import Config
 from jobs.console import Console
 from jobs.prepare import STEP
 from jobs.step import execute
-from jobs.workers import start_ray
 from tests.jobs.test_prepare import SHOP, config_of, log, write_parquet
 
 ORDER = [(column, "ascending") for column in ("user_id", "split", "protocol")]
@@ -23,13 +21,6 @@ SPLITS = {
     "few-shot": {"users": 7},
     "cross-domain": {"trained_in": "runs/elsewhere"},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    start_ray(Config(name="test"))
-    yield
-    ray.shutdown()
 
 
 def prepared(root, shards: int, kind: str) -> Storage:

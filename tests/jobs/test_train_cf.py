@@ -5,7 +5,6 @@ import signal
 import time
 
 import pytest
-import ray
 import torch
 
 from allmrec.artifacts import read_manifest
@@ -17,12 +16,6 @@ from jobs.step import execute
 from tests.jobs import training_run
 
 undisturbed = train_cf.loop
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _ray():
-    yield
-    ray.shutdown()
 
 
 def dying(settings: dict) -> dict:

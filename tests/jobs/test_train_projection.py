@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-import ray
 import torch
 
 from allmrec.alignment.network import AlignmentNetwork, save_alignment
@@ -34,12 +33,6 @@ pytestmark = pytest.mark.e2e
 
 undisturbed = train_projection.loop
 STEPS, DIES_AT = 4, 3  # 120 users in batches of 35, of which workers have unequal shares
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _ray():
-    yield
-    ray.shutdown()
 
 
 def digest(model: torch.nn.Module) -> str:

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pyarrow as pa
 import pytest
-import ray
 import torch
 
 from allmrec.alignment.network import AlignmentNetwork, load_joint, save_alignment
@@ -25,12 +24,6 @@ from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
 from tests.text.tiny import DIM, build_tiny_sbert
 
 QUIET = Console(log_json=True)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _ray():
-    yield
-    ray.shutdown()
 
 
 def write_texts(run: Storage, encoder: str, seed: int) -> np.ndarray:

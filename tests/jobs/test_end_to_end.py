@@ -1,7 +1,6 @@
 """From a raw log to recommendations that DuckDB and pandas read from S3: the console's verbs, as a user types them."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
@@ -9,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pyarrow.dataset as ds
 import pytest
-import ray
 import yaml
 from typer.testing import CliRunner, Result
 
@@ -17,14 +15,8 @@ from allmrec.artifacts import read_table
 from allmrec.storage import S3Config, open_storage
 from jobs.cli import app
 
-USERS, DATE = 240, "2026-11-20"
+USERS, DATE = 160, "2026-11-20"
 STEPS = ("prepare", "embed", "train-cf", "train-alignment", "train-projection", "bundle", "nightly", "evaluate")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def stop_ray() -> Iterator[None]:
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +41,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, s3: S3Config) -> tuple[
         "teacher": {"epochs": 4, "dim": 16},
         "alignment": {"epochs": 2},
         "projection": {"epochs": 1, "batch_size": 32, "num_candidates": 5, "soft_token_scale": 0.1},
-        "evaluation": {"num_negatives": 9, "max_users": 80},
+        "evaluation": {"num_negatives": 9, "max_users": 40},
         "nightly": {"output": output, "num_candidates": 8, "top_k": 5},
         "storage": s3.model_dump(mode="json"),
     }
@@ -101,8 +93,6 @@ def test_the_whole_run_and_again(deployment: tuple[Path, Path, str], s3: S3Confi
 
     again = call("run", *options, "--date", DATE)
     assert [line["verb"] for line in events(again, "skip")] == list(STEPS), "nothing has changed"
-    more = call("nightly", *options, "--date", "2026-11-21")
-    assert events(more, "done")[0]["log_entry"] == 2, "the next night is one more entry of the log"
 
 
 @pytest.mark.e2e
