@@ -50,11 +50,11 @@ class Projectors(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, x_BD: torch.Tensor, e_IJ: torch.Tensor, items_ID: torch.Tensor, norm: float) -> None:
-        """Start both networks from one random map of the teacher's space, at mean zero and RMS norm `norm`.
+        """Start both networks as the teacher's vectors, repeated along the token, at mean zero and RMS norm `norm`.
 
         The teacher scores by s(x^u, E_i). Two networks that start apart would have to find that product again through
-        the LLM; with one map for both (for items behind the least squares fit of E_i by e_i) their soft tokens'
-        products follow it from the first step, and it is the LLM's tokens' scale that they have, not the teacher's.
+        the LLM; with one map for both (for items behind the least squares fit of E_i by e_i) it is their soft tokens'
+        product from the first step, and it is the LLM's tokens' scale that they have, not the teacher's.
 
         Args:
             items_ID: E_i of the items of `e_IJ`.
@@ -68,8 +68,12 @@ class Projectors(nn.Module):
         deviation_IJ = (e_IJ - e_IJ.mean(0)).double()
         to_teacher_JD = torch.linalg.lstsq(deviation_IJ, (items_ID - items_ID.mean(0)).double(), driver="gelsd")[0]
         first, _, last = _layers(self.user)
-        half = first.out_features // 2
-        map_KD, out_HK = first.weight[:half].clone(), last.weight[:, :half].clone()
+        half, dim = first.out_features // 2, first.in_features
+        # Orthonormal, so that the product stays what it is, and whole in any D dimensions in a row: what reads only a part
+        # of a token's, as the stand-in LLM does, would find it blurred under a random map.
+        left, _, right = torch.linalg.svd(first.weight[:half], full_matrices=False)
+        map_KD = left @ right
+        out_HK = map_KD.T[torch.arange(last.out_features) % dim]
         for network, inputs, map_K in (
             (self.user, x_BD, map_KD),
             (self.item, e_IJ, map_KD @ to_teacher_JD.T.to(map_KD.dtype)),
