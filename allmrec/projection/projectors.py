@@ -69,8 +69,8 @@ class Projectors(nn.Module):
         to_teacher_JD = torch.linalg.lstsq(deviation_IJ, (items_ID - items_ID.mean(0)).double(), driver="gelsd")[0]
         first, _, last = _layers(self.user)
         half, dim = first.out_features // 2, first.in_features
-        # Orthonormal, so that the product stays what it is, and whole in any D dimensions in a row: what reads a part of
-        # a token's, as the stand-in LLM does, would find it blurred under a random map.
+        # Orthonormal, so that the product stays what it is, and whole in any D dimensions in a row: what reads a part
+        # of a token's, as the stand-in LLM does, would find it blurred under a random map.
         left, _, right = torch.linalg.svd(first.weight[:half], full_matrices=False)
         map_KD = left @ right
         out_HK = map_KD.T[torch.arange(last.out_features) % dim]
