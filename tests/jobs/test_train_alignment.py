@@ -116,7 +116,8 @@ def test_two_workers_with_a_death_tune_sbert_as_one_process_does(tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(train_alignment, "loop", dying)
         assert execute(train_alignment.STEP, config, CONSOLE)
-    assert storage.exists("alignment/died") and storage.exists("alignment/began-2"), "it went on from a checkpoint"
+    assert storage.exists("alignment/died")
+    assert any(storage.exists(f"alignment/began-{epoch}") for epoch in (1, 2)), "it went on from a checkpoint"
     check(storage, alone(config, storage))
 
     facts, tuned = read_manifest(storage.at("alignment")).facts, TextConfig(model=storage.name("fine_tuned/encoder"))
