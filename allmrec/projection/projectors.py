@@ -54,7 +54,7 @@ class Projectors(nn.Module):
 
         The teacher scores by s(x^u, E_i). Two networks that start apart would have to find that product again through
         the LLM; with one map for both (for items behind the least squares fit of E_i by e_i) it is their soft tokens'
-        product from the first step, and it is the LLM's tokens' scale that they have, not the teacher's.
+        product from the first step, but for the means, and they have the LLM's tokens' scale, not the teacher's.
 
         Args:
             items_ID: E_i of the items of `e_IJ`.
