@@ -10,7 +10,7 @@ from ray.exceptions import RayError
 from jobs.config import WorkersConfig
 from jobs.datasets import over, pooled, tables, watched
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("started_ray")]
 
 
 def square(batch):

@@ -14,6 +14,8 @@ from jobs.step import Context
 from jobs.workers import _keep_only, fit, report, resume
 from tests.jobs.conftest import STORE_MB
 
+pytestmark = pytest.mark.usefixtures("started_ray")
+
 
 def _context(root: str | Path, made_by: str = "identity", storage: S3Config | None = None, **workers: int) -> Context:
     config = Config(name="test", root=str(root), workers=workers, storage=storage or S3Config())
