@@ -33,7 +33,7 @@ FLAGS = PLACE.stop
 
 _OF_TOKENS = ["real", "comma", "lead", "intro", "ending", "recommend", "end"]
 _OF_POSITIONS = ["first", "user"]
-_COMPUTED = ["after", "before", "decide", "rest1", "rest2", "rest3"]
+_COMPUTED = ["word", "after", "before", "decide", "rest1", "rest2", "rest3"]
 _NAMES = _OF_TOKENS + _OF_POSITIONS + _COMPUTED
 _LOOKED_BACK = _OF_TOKENS[:5]  # known of the tokens 1 ... GATHERED + 1 places before, too
 _FLAG = {name: FLAGS + i for i, name in enumerate(_NAMES)}
@@ -51,7 +51,7 @@ BALANCE = slice(HIDDEN - 12, HIDDEN)
 BLANK = slice(STEADY.stop, BALANCE.start)
 assert BLANK.start < BLANK.stop
 
-LOUD = dict.fromkeys(["real", "first", "user", "after", "before"], 3.0)  # flags that soft tokens must not drown
+LOUD = dict.fromkeys(["real", "first", "user", "after", "before", "word"], 3.0)  # flags that soft tokens must not drown
 CODE_NORM = 4.0
 COPY = 34.0  # gain of what is copied to the output, where the code of the token here stands as well
 # Attention to candidates leans by their match, but little: what is copied is then nearly in proportion to it, and of
@@ -314,6 +314,8 @@ def _look_back(layer: Any, near_RC: torch.Tensor) -> None:
     found = {k: {f"rest{k}": -1.0} for k in range(1, GATHERED + 1)}
     steps = [(reads, found[k]) for way in slot_and_comma for k, reads in enumerate(way, 1)]
     steps.append(({"end": 1.0, "ending-1": 1.0, "real": -1.0}, {"decide": 1.0}))
+    # A soft token writes a little into every flag: "real" would bias the attention to each slot, "word" is exactly zero.
+    steps.append(({"real": 1.0}, {"word": 1.0}))
     for number, (reads, writes) in enumerate(steps):  # 0 up to a quarter, 1 from a half on
         for neuron, bias, sign in ((2 * number, -1, 1), (2 * number + 1, -2, -1)):
             layer.fc1.weight[neuron] = 4 * _reads(reads)
@@ -332,20 +334,20 @@ def _gather(layer: Any, near_RC: torch.Tensor) -> None:
         head = _Head(layer, part)
         head.match(recency, _axes(PLACE))
         head.prefer(-45, {"rest1": 1})
-        head.prefer(150, {"first": 1}, {"real": 1})
+        head.prefer(150, {"first": 1}, {"word": 1})
         head.move(_slice_of_code(part), _slice_of_code(part), 1.0)
     for number, (rest, target) in enumerate({"rest2": SECOND, "rest3": THIRD}.items(), 2):
         head = _Head(layer, number)
         head.match(recency, _axes(PLACE))
         head.prefer(-45, {rest: 1})
-        head.prefer(150, {"first": 1}, {"real": 1})
+        head.prefer(150, {"first": 1}, {"word": 1})
         head.move(_on_code(near_RC), _axes(target), 1.0)
     head = _Head(layer, 4)
-    head.prefer(40, {"user": 1}, {"real": 1})
+    head.prefer(40, {"user": 1}, {"word": 1})
     head.prefer(15, {"first": 1})
     head.move(_axes(SOFT), _axes(SOFT), 1.0)
     head = _Head(layer, 5)
-    head.prefer(-20, {"real": 1, "after": 1, "user": 1}, {"real": 1})
+    head.prefer(-20, {"word": 1, "after": 1, "user": 1}, {"word": 1})
     head.prefer(15, {"first": 1})
     head.move(_axes(SOFT), _axes(SOFT), 1.0)
 
@@ -355,7 +357,7 @@ def _decide(layer: Any, near_RC: torch.Tensor, eos_C: torch.Tensor) -> None:
     for number, (tilt, part) in enumerate((tilt, part) for tilt in TILTS for part in range(2)):
         head = _Head(layer, number)
         head.match(_axes(SOFT), _axes(SOFT), tilt)
-        head.prefer(-80, {"real": 1, "before": 1, "first": -SINK}, {"decide": 1})
+        head.prefer(-80, {"word": 1, "before": 1, "first": -SINK}, {"decide": 1})
         head.prefer(15, {"first": 1})
         head.move(_slice_of_code(part), _slice_of_code(part), COPY if tilt > 0 else -TAKEN_OFF * COPY)
     # Candidates that hold the token here propose their next one, by match.
@@ -364,15 +366,15 @@ def _decide(layer: Any, near_RC: torch.Tensor, eos_C: torch.Tensor) -> None:
         head = _Head(layer, number)
         head.match(_axes(SOFT), _axes(SOFT), 0.8)
         head.match(_on_code(near_RC)[rows], held[rows], 2.9)
-        head.prefer(-70, {"real": 1, "before": 1, "first": -2.15}, {"real": 1, "decide": -1})
+        head.prefer(-70, {"word": 1, "before": 1, "first": -2.15}, {"word": 1, "decide": -1})
         head.prefer(40, {"first": 1}, {"decide": 1})
         head.move(_axes(then), _on_code(near_RC), 2.0)
     # What followed the token here among the candidates; behind the last of a title stands its slot: that is the end.
     head = _Head(layer, 6)
     rows = slice(HEAD - 5)
     head.match(_on_code(near_RC)[rows], _axes(NEAR)[rows], 1.0)
-    head.prefer(-35, {"before": 1}, {"real": 1, "decide": -1})
+    head.prefer(-35, {"before": 1}, {"word": 1, "decide": -1})
     head.prefer(4, {"first": 1})
     head.prefer(40, {"first": 1}, {"decide": 1})
     head.move(_on_code(near_RC)[rows], _on_code(near_RC)[rows], 4.0)
-    head.move(_reads({"real": -1}), _on_code(eos_C[None]), 10.0, offset=1.0)
+    head.move(_reads({"word": -1}), _on_code(eos_C[None]), 10.0, offset=1.0)

@@ -45,6 +45,7 @@ class TaskMaker:
 
     def __init__(self, builder: PromptBuilder, reads: torch.Tensor, seed: int):
         self.builder, self.reads_KH = builder, reads
+        self.unread_H = (reads == 0).all(dim=0) * reads.abs().max()
         self.random = np.random.default_rng(seed)
         self.generator = torch.Generator().manual_seed(seed)
         titles = builder.titles
@@ -64,8 +65,14 @@ class TaskMaker:
         mean_BK = sums_BK / torch.from_numpy(history.lengths).clamp(min=1)[:, None]
         chosen_BCK = item_NK[torch.from_numpy(candidates).long()]
         scores_BC = BETA * torch.einsum("bk,bck->bc", user_BK + mean_BK, chosen_BCK)
-        soft = SoftTokens(user_BK @ self.reads_KH, item_NK @ self.reads_KH)
+        soft = SoftTokens(self._tokens(user_BK), self._tokens(item_NK))
         return Task(history, candidates, scores_BC.double().numpy(), soft)
+
+    def _tokens(self, vectors_NK: torch.Tensor) -> torch.Tensor:
+        """Soft tokens (N, H), as loud in the dimensions that the LLM does not read: a projector writes into all."""
+        noise_NH = torch.randn(len(vectors_NK), len(self.unread_H), generator=self.generator)
+        loudness_N1 = vectors_NK.square().mean(dim=1, keepdim=True).sqrt()
+        return vectors_NK @ self.reads_KH + loudness_N1 * self.unread_H * noise_NH
 
     def _history(self, count: int, longest: int) -> Sequences:
         lengths = self.random.integers(0, longest + 1, size=count)
