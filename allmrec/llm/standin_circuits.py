@@ -314,7 +314,7 @@ def _look_back(layer: Any, near_RC: torch.Tensor) -> None:
     found = {k: {f"rest{k}": -1.0} for k in range(1, GATHERED + 1)}
     steps = [(reads, found[k]) for way in slot_and_comma for k, reads in enumerate(way, 1)]
     steps.append(({"end": 1.0, "ending-1": 1.0, "real": -1.0}, {"decide": 1.0}))
-    # A soft token writes a little into every flag: "real" would bias the attention to each slot, "word" is exactly zero.
+    # A soft token writes a little into every flag: "real" would bias attention to its slot, "word" is exactly zero.
     steps.append(({"real": 1.0}, {"word": 1.0}))
     for number, (reads, writes) in enumerate(steps):  # 0 up to a quarter, 1 from a half on
         for neuron, bias, sign in ((2 * number, -1, 1), (2 * number + 1, -2, -1)):
