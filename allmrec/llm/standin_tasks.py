@@ -45,7 +45,7 @@ class TaskMaker:
 
     def __init__(self, builder: PromptBuilder, reads: torch.Tensor, seed: int):
         self.builder, self.reads_KH = builder, reads
-        self.unread_H = (reads == 0).all(dim=0) * reads.abs().max()
+        self.unread_H = (reads == 0).all(dim=0) * reads.abs().max()  # how loud, in the dimensions not read
         self.random = np.random.default_rng(seed)
         self.generator = torch.Generator().manual_seed(seed)
         titles = builder.titles
