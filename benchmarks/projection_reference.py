@@ -57,7 +57,7 @@ class StraightStage2:
 
     def loss(self, examples: np.ndarray, epoch: int) -> torch.Tensor:
         histories, candidates = self.examples.histories(examples), self.examples.candidates(examples, epoch)
-        user_BH = self.projectors.user(self.teacher.represent(histories).clone())
+        user_BH = self.projectors.user(self.teacher.represent(histories).clone()).to(self.llm.dtype)
         embed, rows, labels = self.llm.get_input_embeddings(), [], []
         for row, example in enumerate(examples):
             history = histories.items[histories.offsets[row] : histories.offsets[row + 1]].tolist()
@@ -98,7 +98,7 @@ class StraightStage2:
             if place:
                 parts.append(embed(self._ids(",")))
             parts.append(embed(self._tensor(self._title(item))))
-            parts.append(self.projectors.item(self.e_NJ[item])[None])
+            parts.append(self.projectors.item(self.e_NJ[item])[None].to(self.llm.dtype))
         return parts
 
     def _title(self, item: int) -> list[int]:
