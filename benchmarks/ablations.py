@@ -4,8 +4,9 @@
     python -m benchmarks.ablations --config jobs/configs/demo.yaml --table 9 --seeds 0,1,2
 
 Needs a finished run (`allmrec run` or `allmrec demo`). Each row of a table is its config with a key or two changed,
-trained from there in a run of its own over the same prepared tables and the same teacher; a row that changes nothing is
-that run. The models are whatever the config names: figures of stand-ins are not the paper's.
+trained from there in a run of its own over the same prepared tables and the same teacher; a row whose config is the one
+that the run was made with is that run. The models are whatever the config names: figures of stand-ins are not the
+paper's.
 """
 
 import json
@@ -15,12 +16,14 @@ from typing import Annotated, Any
 
 import typer
 
+from allmrec.artifacts import read_manifest
+from allmrec.storage import open_storage
 from benchmarks.report import ROOT, Benchmark, Row
 from jobs import bundle, evaluate, train_alignment, train_projection
 from jobs.cli import errors_in_one_line
 from jobs.config import Config, load_config
 from jobs.console import Console
-from jobs.step import execute
+from jobs.step import execute, resolved
 
 NAME = "ablations"
 SHARED = ("items", "sequences", "evaluation_cases", "rejected", "item_text_embeddings", "teacher")
@@ -60,17 +63,18 @@ BESIDE = ("random", "popularity", "teacher", "llm-only")  # of the finished run
 
 def train(config: Config, base: Config, console: Console) -> list[Row]:
     """Train and evaluate one row in a fresh run, as far as it differs from the finished one. Returns its metrics."""
+    storage, finished = open_storage(base.run_uri, base.storage), Path(base.run_uri)
 
-    def same(*sections: str) -> bool:
-        return all(getattr(config, section) == getattr(base, section) for section in ("seed", *sections))
+    def made_with(config: Config, artifact: str) -> bool:
+        recorded = read_manifest(storage.at(artifact)).config
+        return recorded == resolved(config, tuple(section for section in recorded if section != "seed"))
 
-    finished = Path(base.run_uri)
-    if same("alignment", "projection", "prompt"):
+    kept = made_with(config, "alignment")
+    if kept and made_with(config, "projectors") and made_with(base, "evaluation"):
         return json.loads((finished / "metrics.json").read_text())
     folder = Path(config.run_uri)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    kept = same("alignment")
     for artifact in (*SHARED, "alignment") if kept else SHARED:
         (folder / artifact).symlink_to((finished / artifact).resolve())
     for step in (train_projection.STEP, bundle.STEP, evaluate.STEP) if kept else STEPS:

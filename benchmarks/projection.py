@@ -81,7 +81,7 @@ class Sides:
         storage = open_storage(str(run))
         catalogue, sequences = Catalogue.read(storage.at("items")), Sequences.read_train(storage.at("sequences"))
         model, tokenizer = load_llm(llm).to(DEVICE), load_tokenizer(llm)
-        self.dtype = model.dtype
+        self.dtype: torch.dtype = model.dtype  # type: ignore[assignment]
         titles = Titles.tokenise(catalogue.titles, tokenizer, prompt.max_title_tokens)
         room = max_positions(model) - prompt.max_title_tokens - 1
         builder = PromptBuilder(prompt, tokenizer, titles, soft=True, max_tokens=room)
@@ -129,7 +129,8 @@ class Sides:
             size = len(batch), int(batch.prompts.lengths.max())
             embeds_BTH = torch.zeros(*size, llm.get_input_embeddings().weight.shape[1], dtype=self.dtype, device=DEVICE)
             positions_BT = torch.arange(size[1], device=DEVICE).expand(size)
-            hidden_states(llm, embeds_BTH.requires_grad_(), torch.ones_like(positions_BT), positions_BT).sum().backward()
+            hidden_BTH = hidden_states(llm, embeds_BTH.requires_grad_(), torch.ones_like(positions_BT), positions_BT)
+            hidden_BTH.sum().backward()
 
     def forget(self) -> None:
         """Count from here."""
