@@ -23,6 +23,7 @@ from torch import distributed as dist
 from allmrec.cf.teacher import TeacherConfig, build_teacher
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
+from allmrec.llm.batches import padded_tokens
 from allmrec.llm.loading import LLMConfig, hidden_states, load_llm, load_tokenizer, max_positions
 from allmrec.llm.prompt import PromptBuilder, PromptConfig, Titles
 from allmrec.llm.standin import train_tokenizer
@@ -114,6 +115,7 @@ class Sides:
         return self.ours.loss(examples, prompts), self.straight.loss(examples, 0).item()
 
     def step(self, side: str, number: int) -> None:
+        torch.set_flush_denormal(side != "straight")  # as loading an LLM does
         if side == "ours":
             self.ours.train_step(*self.examples.global_batch(0, number, self.batch_size))
         elif side == "layers alone":
@@ -126,11 +128,11 @@ class Sides:
         llm = self.ours.engine.module.llm
         examples, prompts = self.examples.global_batch(0, number, self.batch_size)
         for batch in self.examples.passes(examples, prompts, 0, 1, self.ours.config.tokens_per_pass):
-            size = len(batch), int(batch.prompts.lengths.max())
-            embeds_BTH = torch.zeros(*size, llm.get_input_embeddings().weight.shape[1], dtype=self.dtype, device=DEVICE)
-            positions_BT = torch.arange(size[1], device=DEVICE).expand(size)
-            hidden_BTH = hidden_states(llm, embeds_BTH.requires_grad_(), torch.ones_like(positions_BT), positions_BT)
-            hidden_BTH.sum().backward()
+            tokens_BT = padded_tokens(batch.prompts, int(batch.prompts.lengths.max()), 0).to(DEVICE)
+            positions_BT = torch.arange(tokens_BT.shape[1], device=DEVICE).expand_as(tokens_BT)
+            embeds_BTH = llm.get_input_embeddings()(tokens_BT).requires_grad_()
+            hidden_BTH = hidden_states(llm, embeds_BTH, torch.ones_like(tokens_BT), positions_BT)
+            hidden_BTH.backward(torch.randn_like(hidden_BTH))
 
     def forget(self) -> None:
         """Count from here."""
