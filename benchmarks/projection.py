@@ -115,7 +115,7 @@ class Sides:
         return self.ours.loss(examples, prompts), self.straight.loss(examples, 0).item()
 
     def step(self, side: str, number: int) -> None:
-        torch.set_flush_denormal(side != "straight")  # as loading an LLM does
+        torch.set_flush_denormal(side != "straight")  # as our job does
         if side == "ours":
             self.ours.train_step(*self.examples.global_batch(0, number, self.batch_size))
         elif side == "layers alone":
@@ -155,6 +155,7 @@ def compare(benchmark: Benchmark, sides: Sides, steps: int, ceiling: float | Non
                 sides.step(side, number)
                 seconds[side] += now() - started
             bar.advance(1)
+    torch.set_flush_denormal(False)
     for side, counts in (("ours", sides.ours), ("straight", sides.straight)):
         numbers: Row = {
             "prompts/s": steps * sides.batch_size / seconds[side],

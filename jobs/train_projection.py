@@ -10,6 +10,7 @@ worker holds all training sequences as flat arrays (4 bytes an interaction).
 from typing import Any, get_args
 
 import numpy as np
+import torch
 
 from allmrec.alignment.network import load_joint
 from allmrec.artifacts import read_manifest, seal, shard_name, unseal
@@ -64,6 +65,8 @@ def run(context: Context) -> Facts:
 
 def loop(settings: dict[str, Any]) -> Facts:
     """On every worker: train, keep the best epoch; rank 0 writes its projectors."""
+    # Where attention is sure, its softmax is full of numbers below 1e-38, and a CPU takes many times as long for each.
+    torch.set_flush_denormal(True)
     projection, prompt, llm_config, seed = (settings[name] for name in (*SECTIONS, "seed"))
     outline = llm_outline(llm_config)
     placement = placed(llm_config, projection, outline)

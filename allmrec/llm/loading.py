@@ -54,17 +54,8 @@ def load_llm(config: LLMConfig) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     folder = llm_folder(config)
-    flush_denormals()
     llm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch_dtype(config), use_safetensors=True)
     return llm.requires_grad_(False).eval()
-
-
-def flush_denormals() -> None:
-    """From now on, numbers below 1e-38 are zero to the CPU in this thread and those that it starts.
-
-    Where attention is sure, its softmax is full of them; a CPU takes many times as long for each, and Stage-2 with it.
-    """
-    torch.set_flush_denormal(True)
 
 
 def torch_dtype(config: LLMConfig) -> torch.dtype:

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from allmrec.distributed import place
-from allmrec.llm.loading import LLMConfig, Placement, flush_denormals, llm_folder, load_llm, torch_dtype
+from allmrec.llm.loading import LLMConfig, Placement, llm_folder, load_llm, torch_dtype
 from allmrec.projection.deepspeed_config import loading_config
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names of Adam's moments
@@ -42,7 +42,6 @@ def load_placed_llm(config: LLMConfig, placement: Placement, largest_weight: int
     from transformers.initialization import no_init_weights
 
     folder = llm_folder(config)
-    flush_denormals()
     outline = AutoConfig.from_pretrained(folder)
     settings = loading_config(config, placement, torch_dtype(config), largest_weight)
     with no_init_weights(), deepspeed.zero.Init(config_dict_or_path=settings):

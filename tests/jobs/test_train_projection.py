@@ -70,6 +70,7 @@ def observed(settings: dict) -> dict:
             (folder / "dies").unlink()
             os.kill(os.getpid(), signal.SIGKILL)
         total = train_step(self, *arguments)
+        notes["denormal"] = float(torch.tensor([1e-30]) * torch.tensor([1e-10]))
         model = self.engine.module
         notes["trained"] = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         notes["gradients of the LLM"] = sum(parameter.grad is not None for parameter in model.llm.parameters())
@@ -165,6 +166,10 @@ def test_the_frozen_llm_is_bit_identical_afterwards(calm, models):
     assert notes["before"] == notes["after"] == digest(load_llm(LLMConfig(name=str(models))))
     facts = read_manifest(storage.at("projectors")).facts
     assert facts["llm"] == model_identity(str(models), None), "nor is its folder touched"
+
+
+def test_a_step_meets_no_denormals(calm):
+    assert calm[1]["denormal"] == 0
 
 
 def test_only_the_projectors_carry_gradients_and_the_llm_is_cut_in_two(calm):
