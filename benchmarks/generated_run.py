@@ -40,6 +40,7 @@ def write_run(config: Config, num_users: int, num_items: int, hidden: int, layer
         "available": pa.nulls(num_items, pa.bool_()),
         "item_index": numbers,
         "popularity": num_items // numbers,
+        "interactions": num_items // numbers,
         "text_hash": ids,
     }
     _table(run.at("items"), items.SCHEMA, [pa.table(columns)])

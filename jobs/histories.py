@@ -127,19 +127,16 @@ class Histories:
         return len(log.pieces)
 
 
-def shard_reports(
-    context: Context, title: str, dataset: Dataset, num_items: int | None = None
-) -> tuple[dict[int, dict[str, Any]], np.ndarray]:
-    """Run a pass over shards: what it reports by shard, and the sum of its counts by item, int64 (n + 1,)."""
+def shard_reports(context: Context, title: str, dataset: Dataset) -> tuple[dict[int, dict[str, Any]], np.ndarray]:
+    """Run a pass over shards: what it reports by shard, and the sum of the shards' item counts, int64."""
     reports: dict[int, dict[str, Any]] = {}
-    item_counts = np.zeros((num_items or 0) + 1, dtype=np.int64)
+    item_counts = np.zeros(1, dtype=np.int64)
     with context.console.progress(title, context.config.data.num_shards) as bar:
         for table in tables(dataset):
             for shard, report, counts in zip(*table.columns, strict=True):
                 assert shard.as_py() not in reports, "a shard reports once"
                 reports[shard.as_py()] = json.loads(report.as_py())
-                if num_items is not None:
-                    item_counts += counts.values.to_numpy()
+                item_counts = item_counts + counts.values.to_numpy()
                 bar.advance()
     return reports, item_counts
 

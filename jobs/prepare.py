@@ -15,10 +15,11 @@ import numpy as np
 import pyarrow as pa
 
 from allmrec.artifacts import MANIFEST, Manifest, read_manifest, seal, shard_name, unseal, write_shard
+from allmrec.data.catalogue import ItemCounts
 from allmrec.data.clean import is_id, log_columns
 from allmrec.data.config import SourceConfig
 from allmrec.data.finish import CountItems, DrawUsers, Finish
-from allmrec.data.items import ITEMS, CleanItems, index_items, with_popularity
+from allmrec.data.items import ITEMS, CleanItems, index_items, with_counts
 from allmrec.data.sources import Column, Source, find_files, open_source
 from allmrec.data.splits import Split
 from allmrec.evaluation.cases import SPLITS, DrawCases
@@ -62,21 +63,24 @@ def run(context: Context) -> Facts:
     unseal(sequences)
     split = _split(context, frequent_I)
     finish = Finish(context.artifact("histories"), sequences, before, data, frequent_I, split)
-    reports, popularity = shard_reports(context, "write sequences", over(data.num_shards, finish), len(item_ids))
+    reports, counted = shard_reports(context, "write sequences", over(data.num_shards, finish))
+    popularity_I, interactions_I = counted.reshape(2, -1)
     users, interactions = _sum(reports, "users"), _sum(reports, "interactions")
     if not users:
         raise ValueError("interactions: no user is left; lower data.min_user_interactions or let in more events")
 
-    sizes = {"users": users, "items": len(item_ids), "interactions": interactions}
+    sizes = {"users": users, "items": int(np.count_nonzero(interactions_I)), "interactions": interactions}
     _seal(context, sequences, reports, "sequences", sizes)
     clear(items)
-    entry = write_shard(items, items_schema.SCHEMA, shard_name(0), with_popularity(item_table, popularity))
+    entry = write_shard(
+        items, items_schema.SCHEMA, shard_name(0), with_counts(item_table, popularity_I, interactions_I)
+    )
     seal(items, "items", context.made_by, {shard_name(0): entry}, context.resolved("data"), sizes)
 
     clear(cases)
-    evaluation = config.evaluation
+    evaluation, counts = config.evaluation, ItemCounts(popularity_I, interactions_I, users)
     fractions = {part: (evaluation.max_users or np.inf) / max(_sum(reports, part), 1) for part in SPLITS}
-    draw = DrawCases(sequences, popularity, cases, evaluation, split, config.seed, fractions)
+    draw = DrawCases(sequences, counts, cases, evaluation, split, config.seed, fractions)
     reports, _ = shard_reports(context, "draw evaluation cases", over(data.num_shards, draw))
     _seal(context, cases, reports, "evaluation_cases", {part: _sum(reports, part) for part in SPLITS})
 
@@ -86,7 +90,8 @@ def run(context: Context) -> Facts:
         **{f"left out as {reason}": count for reason, count in sorted(left_out.items())},
         "rejected items": bad_items.num_rows,
         **sizes,
-        "items with training interactions": int(np.count_nonzero(popularity)),
+        "items of the catalogue": len(item_ids),
+        "items with training interactions": int(np.count_nonzero(popularity_I)),
         "interactions per user": interactions / users,
         "evaluation cases": sum(report["evaluation_cases"]["rows"] for report in reports.values()),
         "rows/s": round(rows / (time.monotonic() - started)),
@@ -151,7 +156,7 @@ def _frequent_items(context: Context, num_items: int) -> np.ndarray:
     least, min_user = data.min_item_interactions, data.min_user_interactions if data.core == "iterated" else 1
     while least > 1:
         count = CountItems(context.artifact("histories"), data, frequent_I, min_user)
-        _, counts_I = shard_reports(context, "count items", over(data.num_shards, count), num_items)
+        _, counts_I = shard_reports(context, "count items", over(data.num_shards, count))
         left_I = frequent_I & (counts_I >= least)
         if data.core == "once" or (left_I == frequent_I).all():
             return left_I

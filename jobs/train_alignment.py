@@ -20,7 +20,7 @@ from allmrec.alignment.texts import TrainedTexts
 from allmrec.alignment.training import AlignmentTraining, alignment_quality
 from allmrec.artifacts import MANIFEST, read_manifest, read_table, seal, unseal
 from allmrec.cf.teacher import load_teacher
-from allmrec.data.catalogue import Catalogue
+from allmrec.data.catalogue import Catalogue, drawable_items
 from allmrec.data.sequences import Sequences
 from allmrec.distributed import place
 from allmrec.storage import Storage
@@ -92,6 +92,7 @@ def loop(settings: dict[str, Any]) -> Facts:
         seed,
         device(),
         trained_texts,
+        drawable_items(read_table(settings["items"])),
     )
     state = resume()
     if state is not None:

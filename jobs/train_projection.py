@@ -71,7 +71,8 @@ def loop(settings: dict[str, Any]) -> Facts:
     outline = llm_outline(llm_config)
     placement = placed(llm_config, projection, outline)
     llm, tokenizer = load_placed_llm(llm_config, placement, outline.largest_weight), load_tokenizer(llm_config)
-    titles = Titles.tokenise(Catalogue.read(settings["items"]).titles, tokenizer, prompt.max_title_tokens)
+    catalogue = Catalogue.read(settings["items"])
+    titles = Titles.tokenise(catalogue.titles, tokenizer, prompt.max_title_tokens)
     # Prompt and answer (a title and the end token) share the LLM's positions.
     room = max_positions(llm) - prompt.max_title_tokens - 1
     builder = PromptBuilder(prompt, tokenizer, titles, soft=True, max_tokens=room)
@@ -86,7 +87,14 @@ def loop(settings: dict[str, Any]) -> Facts:
         llm,
         teacher,
         item_inputs(projection, e_NJ, teacher.item_embeddings.detach(), seed),
-        Examples(Sequences.read_train(sequences), builder, projection.num_candidates, seed, targets=projection.targets),
+        Examples(
+            Sequences.read_train(sequences),
+            builder,
+            projection.num_candidates,
+            seed,
+            projection.targets,
+            catalogue.drawable,
+        ),
         cases,
         device(),
         resume(),

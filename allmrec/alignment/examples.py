@@ -18,10 +18,9 @@ import torch
 from allmrec.alignment.network import AlignmentConfig
 from allmrec.cf.teacher import Teacher
 from allmrec.data.sequences import Sequences, offsets_of, ranges
-from allmrec.hashing import draws, key64, uniforms
+from allmrec.hashing import Draw, draws, key64, uniforms
 from allmrec.negatives import draw_negatives
 
-_BATCHES, _HELD_OUT = 0x4142, 0x4148  # purposes of random draws
 _WINDOW = 128  # batches whose rows are made at once
 _BLOCK = 4096  # targets whose users are represented at once
 
@@ -45,15 +44,25 @@ class Rows:
 
 def held_out_items(config: AlignmentConfig, num_rows: int, seed: int) -> np.ndarray:
     """bool (N,): items that no row has, so that the alignment can be measured on them."""
-    return uniforms(np.arange(num_rows, dtype=np.uint64), key64(seed, _HELD_OUT), 1)[:, 0] < config.held_out
+    return (
+        uniforms(np.arange(num_rows, dtype=np.uint64), key64(seed, Draw.ALIGNMENT_HELD_OUT), 1)[:, 0] < config.held_out
+    )
 
 
 class Examples:
-    def __init__(self, config: AlignmentConfig, teacher: Teacher, sequences: Sequences, seed: int):
+    def __init__(
+        self,
+        config: AlignmentConfig,
+        teacher: Teacher,
+        sequences: Sequences,
+        seed: int,
+        drawable: np.ndarray | None = None,
+    ):
         """
         Args:
             teacher: frozen, on the device that `x_PD` is to lie on.
             sequences: the training part of everyone's history (`Sequences.read_train`).
+            drawable: `Catalogue.drawable`, which unseen items come from; by default every item.
 
         Raises:
             ValueError: no user has an item with a history before it.
@@ -71,13 +80,14 @@ class Examples:
         # Neither padding nor items without an E_i: the one point that they share would draw their q_i together.
         known = teacher.item_embeddings.any(1).cpu().numpy()
         self.usable = known & ~held_out_items(config, len(known), seed)
+        self.drawable = np.arange(1, len(known)) if drawable is None else drawable
 
     def __len__(self) -> int:
         return len(self.sequences)
 
     def batches(self, epoch: int) -> Iterator[Rows]:
         """The global batches of an epoch, of `batch_size` users; those without any row are left out."""
-        order = draws(self.hashes, key64(self.seed, epoch, _BATCHES), 1)[:, 0].argsort(kind="stable")
+        order = draws(self.hashes, key64(self.seed, epoch, Draw.ALIGNMENT_BATCHES), 1)[:, 0].argsort(kind="stable")
         for first in range(0, len(order), self.batch_size * _WINDOW):
             users = order[first : first + self.batch_size * _WINDOW]
             rows = self.rows(users, epoch)
@@ -93,10 +103,9 @@ class Examples:
             self.hashes[users],
             histories.rows(),
             histories.items,
-            len(self.usable) - 1,
+            self.drawable,
             int(counts.max()),
-            self.seed,
-            epoch,
+            key64(self.seed, epoch, Draw.ALIGNMENT_UNSEEN),
         )
         user, target = np.repeat(np.arange(len(users)), counts), ranges(self.offsets[users], counts)
         items = np.stack([self.targets[target], unseen_UC[user, ranges(np.zeros_like(counts), counts)]], axis=1)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -39,6 +40,7 @@ class AlignmentTraining:
         seed: int,
         device: torch.device | str = "cpu",
         trained_texts: TrainedTexts | None = None,
+        drawable: np.ndarray | None = None,
     ):
         """
         Args:
@@ -46,12 +48,13 @@ class AlignmentTraining:
             sequences: the training part of everyone's history (`Sequences.read_train`).
             texts_NS: Q of the catalogue, before any fine-tuning; row 0 is padding.
             trained_texts: SBERT, where it is fine-tuned along, on the device.
+            drawable: `Catalogue.drawable`, which unseen items come from; by default every item.
         """
         self.config, self.device = config, torch.device(device)
         teacher = teacher.to(self.device)
         self.items_ND, texts_NS = teacher.item_embeddings.detach(), texts_NS.to(self.device)
         assert len(self.items_ND) == len(texts_NS), "teacher and texts are of one catalogue"
-        self.examples = Examples(config, teacher, sequences, seed)
+        self.examples = Examples(config, teacher, sequences, seed, drawable)
         torch.manual_seed(seed)
         self.network = AlignmentNetwork(self.items_ND.shape[1], texts_NS.shape[1], config.joint_dim)
         self.network.to(self.device).standardise(self.items_ND, texts_NS)

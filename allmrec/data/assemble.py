@@ -32,7 +32,9 @@ REPORT = pa.schema(
     [
         pa.field("shard", pa.int32(), nullable=False),
         pa.field("report", pa.string(), nullable=False),  # JSON: entries for the manifests, counts
-        pa.field("item_counts", pa.list_(pa.int64()), nullable=False),  # by item_index, entry 0 is padding
+        pa.field(
+            "item_counts", pa.list_(pa.int64()), nullable=False
+        ),  # by item_index, entry 0 is padding; one list behind another
     ]
 )
 

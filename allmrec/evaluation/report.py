@@ -25,13 +25,15 @@ FIGURES = {
 }
 CANDIDATES = {
     "random": "Random negatives, as in the paper. They reward popularity.",
-    "matched": "Negatives about as popular as the target: what is left when popularity tells nothing.",
+    "matched": "Negatives about as popular as the target, drawn as held-out items are: what is left when popularity "
+    "tells nothing. Targets that too few others are as popular as are left out.",
     "swap": "Random negatives, but every user has another user's representation and history. "
     "A system that is personal loses by it.",
 }
 PROTOCOLS = CANDIDATES | {
-    "full": "All items that the history has not, for systems that can score them all. Recall@N is how often the target "
-    "is among as many items as the nightly run retrieves: the most that a ranker of these can reach.",
+    "full": "All items of the filtered data that the history has not, for systems that can score them all. Recall@N is "
+    "how often the target is among as many items as the nightly run retrieves: the most that a ranker of these can "
+    "reach.",
 }
 SUBSETS = {
     "all": "all targets",
@@ -71,7 +73,9 @@ def render(report: Report) -> str:
         plots=[
             (
                 "Hit@1 by protocol",
-                _bars(report, systems["random"], [(name, (name, "all", "hit@1")) for name in CANDIDATES]),
+                _bars(
+                    report, systems["random"], [(name, (name, "all", "hit@1")) for name in CANDIDATES if systems[name]]
+                ),
             ),
             (
                 "Hit@1 of warm and cold items, random negatives",

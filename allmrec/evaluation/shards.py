@@ -1,6 +1,7 @@
 """One shard's evaluation: every system on every protocol, boiled down to sums.
 
-Protocol "full" places the target among all items that the history has not, for systems that can score them all.
+Protocol "full" places the target among all drawable items that the history has not, for systems that can score them
+all.
 
 Dimensions: B cases, M metrics
 """

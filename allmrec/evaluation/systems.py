@@ -17,12 +17,11 @@ import pyarrow.compute as pc
 
 from allmrec.cf.retrieval import places_in_catalogue, refuse_nonfinite
 from allmrec.data.sequences import Sequences
-from allmrec.hashing import draws, hash_strings, key64, mix64, permutations
+from allmrec.hashing import Draw, draws, hash_strings, key64, mix64, permutations
 from allmrec.scorer import Scorer
 
 NEED_LLM = frozenset({"llm-only", "a-llmrec", "a-llmrec-sbert"})
 IN_CATALOGUE = frozenset({"random", "popularity", "teacher"})  # those that can score every item
-_SCORES, _ORDER, _PARTNERS, _PLACES = 0x5243, 0x4F52, 0x5057, 0x504C  # keys of the draws
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class Cases:
         """Every user with the history of the next one in a shuffled circle. A single user has nobody: no cases."""
         if len(self) < 2:
             return self.take(np.arange(0))
-        circle = np.argsort(draws(self.hashes, key64(seed, _PARTNERS), 1)[:, 0], kind="stable")
+        circle = np.argsort(draws(self.hashes, key64(seed, Draw.EVALUATION_PARTNERS), 1)[:, 0], kind="stable")
         partner = np.empty(len(self), dtype=np.int64)
         partner[circle] = np.roll(circle, -1)
         return replace(self, histories=self.histories.take(partner))
@@ -94,7 +93,7 @@ class Systems:
     """Scores cases by name of the system: `systems.score("a-llmrec", cases)`.
 
     `systems.in_catalogue` has those that can place a target in the whole catalogue. They give int64 (B,) twice: how
-    many of the items that the history has not are above the target, and how many are tied with it.
+    many of the drawable items that the history has not are above the target, and how many are tied with it.
     """
 
     def __init__(self, scorer: Scorer, seed: int):
@@ -127,14 +126,14 @@ class Systems:
         return scores_BC
 
     def random(self, cases: Cases) -> np.ndarray:
-        key = key64(self.seed, _SCORES)
+        key = key64(self.seed, Draw.EVALUATION_SCORES)
         return mix64(cases.hashes[:, None] ^ mix64(cases.candidates_BC.astype(np.uint64) ^ key))
 
     def random_in_catalogue(self, cases: Cases) -> tuple[np.ndarray, np.ndarray]:
         """In a random order, the target stands anywhere."""
         seen, _ = _seen_others(cases)
-        competing_B = self.scorer.bundle.catalogue.num_items - np.bincount(seen, minlength=len(cases))
-        drawn_B = draws(cases.hashes, key64(self.seed, _PLACES), 1)[:, 0]
+        competing_B = len(self.scorer.bundle.catalogue.drawable) - np.bincount(seen, minlength=len(cases))
+        drawn_B = draws(cases.hashes, key64(self.seed, Draw.EVALUATION_PLACES), 1)[:, 0]
         return (drawn_B % competing_B.astype(np.uint64)).astype(np.int64), np.zeros(len(cases), np.int64)
 
     def popularity(self, cases: Cases) -> np.ndarray:
@@ -142,7 +141,10 @@ class Systems:
 
     def popularity_in_catalogue(self, cases: Cases) -> tuple[np.ndarray, np.ndarray]:
         popularity = self.scorer.bundle.catalogue.popularity
-        ordered, own_B = np.sort(popularity[1:]), popularity[cases.candidates_BC[:, 0]]
+        ordered, own_B = (
+            np.sort(popularity[self.scorer.bundle.catalogue.drawable]),
+            popularity[cases.candidates_BC[:, 0]],
+        )
         up_to_B = np.searchsorted(ordered, own_B, side="right")
         better_B, tied_B = len(ordered) - up_to_B, up_to_B - np.searchsorted(ordered, own_B) - 1  # without itself
         row, item = _seen_others(cases)
@@ -158,7 +160,8 @@ class Systems:
         teacher, x_BD = self.scorer.teacher, self.scorer.represent(cases.histories)
         refuse_nonfinite(teacher.item_embeddings, self.scorer.bundle.catalogue.item_ids, "embeds items")
         refuse_nonfinite(x_BD, cases.user_ids, "represents users")
-        return places_in_catalogue(teacher, x_BD, cases.histories, cases.candidates_BC[:, 0])
+        drawable = self.scorer.bundle.catalogue.drawable
+        return places_in_catalogue(teacher, x_BD, cases.histories, cases.candidates_BC[:, 0], drawable)
 
     def llm_only(self, cases: Cases) -> np.ndarray:
         """The same LLM and prompt without soft tokens (paper Figure 6). Identical titles stay tied."""
@@ -176,7 +179,7 @@ class Systems:
 
     def shown_order(self, cases: Cases) -> np.ndarray:
         """In which order a prompt shows the candidates, int64 (B, C): by the user, so that all systems agree."""
-        return permutations(cases.hashes, key64(self.seed, _ORDER), cases.candidates_BC.shape[1])
+        return permutations(cases.hashes, key64(self.seed, Draw.EVALUATION_SHOWN), cases.candidates_BC.shape[1])
 
 
 def places(scores_BC: np.ndarray) -> np.ndarray:

@@ -18,11 +18,11 @@ from allmrec.cf.retrieval import Pairs, refuse_nonfinite, retrieve
 from allmrec.cf.teacher import Teacher
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
-from allmrec.hashing import draws, key64
+from allmrec.hashing import Draw, draws, key64
 from allmrec.nightly.config import NightlyConfig
 from allmrec.nightly.filters import ItemFilter
 
-_SAMPLE, _SAMPLED = 0x5243, 64  # key and number of users of a shard on whom the index is compared
+_SAMPLED = 64  # users of a shard on whom the index is compared
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Retriever:
         return Candidates(items_UN, index=self._compared(users, x_UD, items_UN))
 
     def _compared(self, users: Sequences, x_UD: torch.Tensor, items_UN: np.ndarray) -> dict[str, int]:
-        sample = draws(users.hashes(), key64(self.seed, _SAMPLE), 1)[:, 0].argsort()[:_SAMPLED]
+        sample = draws(users.hashes(), key64(self.seed, Draw.NIGHTLY_RECALL), 1)[:, 0].argsort()[:_SAMPLED]
         exact_SN = self._exact(users.take(sample), x_UD[torch.from_numpy(sample).to(x_UD.device)])
         found_SNN = (exact_SN[:, :, None] == items_UN[sample, None, :]) & (exact_SN > 0)[:, :, None]
         return {"index_compared": int((exact_SN > 0).sum()), "index_found": int(found_SNN.sum())}

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from allmrec.artifacts import read_table
 from allmrec.bundle import load_bundle, read_description
 from allmrec.data.sequences import Sequences, offsets_of
-from allmrec.hashing import key64, permutations
+from allmrec.hashing import Draw, key64, permutations
 from allmrec.llm.loading import LLMConfig
 from allmrec.nightly.blend import blended
 from allmrec.nightly.candidates import Candidates, Retriever, given, most_popular
@@ -36,7 +36,6 @@ from allmrec.scorer import Scorer
 from allmrec.storage import Storage
 from schemas.recommendations import ITEM, SCHEMA
 
-_ORDER = 0x4E49  # purpose of the draws that shuffle candidates in a prompt
 POPULAR, TEACHER, LLM = "popular", "teacher", "llm"
 
 
@@ -160,7 +159,7 @@ class ScoreShards:
         if weight == 0:
             return self.scorer.teacher_scores(x_UD, candidates_UN)
         # The prompt must not give the teacher's order away: training showed the target anywhere.
-        order = permutations(users.hashes(), key64(self.night.seed, _ORDER), candidates_UN.shape[1])
+        order = permutations(users.hashes(), key64(self.night.seed, Draw.NIGHTLY_SHOWN), candidates_UN.shape[1])
         shown = np.take_along_axis(candidates_UN, order, axis=1)
         log_p_UN = np.empty(candidates_UN.shape, dtype=np.float32)
         np.put_along_axis(log_p_UN, order, self.scorer.llm_scores(x_UD, users, shown), axis=1)

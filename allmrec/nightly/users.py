@@ -14,10 +14,8 @@ import pyarrow.compute as pc
 
 from allmrec.artifacts import read_table
 from allmrec.data.sequences import Sequences, num_shards, offsets_of
-from allmrec.hashing import key64, mix64
+from allmrec.hashing import Draw, key64, mix64
 from allmrec.storage import Storage
-
-_LIMIT = 0x4C49  # purpose of the draw that chooses users under a limit
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,9 @@ class NightlyUsers:
         if self.limit is not None:
             shards = num_shards(self.sequences)
             share = self.limit // shards + (shard < self.limit % shards)
-            users = users.take(np.sort(np.argsort(mix64(users.hashes() ^ key64(_LIMIT)), kind="stable")[:share]))
+            users = users.take(
+                np.sort(np.argsort(mix64(users.hashes() ^ key64(Draw.NIGHTLY_USERS)), kind="stable")[:share])
+            )
         return ShardOfUsers(users, left_out)
 
 

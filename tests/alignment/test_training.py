@@ -80,6 +80,14 @@ def test_negatives_are_unseen_items_and_new_in_each_epoch(teacher, texts):
     assert not (drawn[0][:, None] == examples.sequences.padded(6)).any() and (drawn[0] != drawn[1]).mean() > 0.8
 
 
+def test_unseen_items_may_be_drawn(teacher, texts):
+    drawable = np.array([3, 50, 77, 120, 150, 180, 199], np.int32)
+    users = cycles(1000, NUM_ITEMS, 6)
+    run = AlignmentTraining(FAST.model_copy(update={"held_out": 0}), teacher, users, texts, 0, drawable=drawable)
+    rows = next(run.examples.batches(0))
+    assert set(rows.item_R[~rows.positive_R].tolist()) <= set(drawable.tolist())
+
+
 @pytest.mark.parametrize("targets", ["last", "all"])
 def test_targets_come_with_the_history_before_them(teacher, targets):
     histories = [[1, 2, 3], [9], [4, 5], [6, 7, 8, 9]]

@@ -172,6 +172,17 @@ def test_places_in_the_catalogue_equal_brute_force(systems, cases, scorer, monke
     assert name == "teacher" or tied.any()
 
 
+@pytest.mark.parametrize("name", ["random", "popularity", "teacher"])
+def test_in_the_catalogue_compete_items_of_the_filtered_data_alone(systems, cases, scorer, monkeypatch, name):
+    before = sum(systems.in_catalogue[name](cases))
+    gone = np.setdiff1d(np.arange(1, 41), np.append(cases.histories.items, cases.candidates_BC[:, 0]))[:4]
+    left = np.setdiff1d(np.arange(1, 41), gone)
+    monkeypatch.setitem(vars(scorer.bundle.catalogue), "drawable", left.astype(np.int32))
+    better, tied = systems.in_catalogue[name](cases)
+    assert len(gone) and (better + tied <= left.size - 1 - cases.histories.lengths).all()
+    assert (better + tied).sum() < before.sum()
+
+
 def test_a_random_place_is_any_of_those_that_are_left(systems, cases):
     """40 items less the history, each place as likely."""
     rows = np.repeat(np.arange(len(cases)), 2000)

@@ -58,6 +58,10 @@ def test_what_is_held_out_does_not_train(kind, tmp_path):
         assert tested == {user for user, row in rows.items() if len(row["item_index"]) >= 3}
     popularity = read_table(run.at("items")).column("popularity").to_pylist()
     assert popularity == np.bincount(train.items, minlength=31)[1:].tolist()
+    kept = {item for row in rows.values() for item in row["item_index"]}
+    assert {item for case in cases for item in case["candidates"]} - {0} <= kept < set(range(1, 31))
+    matched = kind != "cross-domain"
+    assert {case["protocol"] for case in cases} == ({"random", "matched"} if matched else {"random"})
 
     again = read_table(other.at("evaluation_cases")).sort_by(ORDER)
     assert again.equals(table)

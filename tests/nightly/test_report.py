@@ -40,7 +40,9 @@ def rows(lists: dict[str, str], source: str = "llm", scores: tuple[float, ...] =
 @pytest.fixture
 def catalogue() -> Catalogue:
     titles = pa.array(["", HOSTILE, *IDS[2:]])
-    return Catalogue(pa.array(IDS), titles, titles, titles, np.array([0, 50, 30, 10, 5, 5]), np.arange(6) > 0)
+    return Catalogue(
+        pa.array(IDS), titles, titles, titles, np.array([0, 50, 30, 10, 5, 5]), np.arange(6) > 0, np.arange(1, 6)
+    )
 
 
 @pytest.fixture
