@@ -2,8 +2,8 @@
 
     python -m jobs.evaluate --config jobs/configs/demo.yaml
 
-Ray Data deals the shards to workers that hold the bundle and the LLM. They write what came of each case, shard by shard;
-sums come back, never cases.
+Ray Data deals the shards to workers that hold the bundle and the LLM. They write what came of each case; sums come
+back, never cases.
 """
 
 import json
@@ -63,8 +63,8 @@ def run(context: Context) -> Facts:
 
     # Write.
     shard_entries = {shard_name(shard["shard"]): shard["entry"] for shard in shards}
-    made_of = {"cases": read_manifest(context.artifact("evaluation_cases")).digest, "bundle": version}
-    made_of["recall_at"] = config.nightly.num_candidates
+    cases = read_manifest(context.artifact("evaluation_cases")).digest
+    made_of = {"cases": cases, "bundle": version, "recall_at": config.nightly.num_candidates}
     seal(results, "evaluation_results", context.made_by, shard_entries, context.resolved(*STEP.sections), made_of)
     report = Report(
         name=config.name,
@@ -94,18 +94,10 @@ def score(context: Context, version: str) -> list[dict[str, Any]]:
     """One row a shard, by shard; see `EvaluateShards`."""
     config, count = context.config, num_shards(context.artifact("evaluation_cases"))
     start_ray(config)
-    settings, recall_at = config.evaluation, config.nightly.num_candidates
-    writing = min(1.0, settings.generation_users / max(1, tested_users(context)))
-    arguments = (
-        context.storage,
-        version,
-        config.llm,
-        settings.systems,
-        config.seed,
-        recall_at,
-        settings.baseline,
-        writing,
-    )
+    asked = config.evaluation
+    writing = min(1.0, asked.generation_users / max(1, tested_users(context)))
+    compared = (asked.systems, config.seed, config.nightly.num_candidates, asked.baseline, writing)
+    arguments = (context.storage, version, config.llm, *compared)
     dataset = pooled(range(count), EvaluateShards, arguments, config.workers)
     rows: list[dict[str, Any]] = []
     with context.console.progress("evaluate", count) as bar:
@@ -188,11 +180,8 @@ def plan(context: Context) -> Facts:
         "shards": num_shards(context.artifact("evaluation_cases")),
         "cases": cases * ((len(PROTOCOLS) + 1) * len(systems) + len(IN_CATALOGUE & systems)),
         "systems": ", ".join(settings.systems),
-    } | (
-        {"answers": min(settings.generation_users, cases) * len(NEED_LLM & systems)}
-        if settings.generation_users
-        else {}
-    )
+        "answers": min(settings.generation_users, cases) * len(NEED_LLM & systems),
+    }
 
 
 STEP = Step(

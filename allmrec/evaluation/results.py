@@ -22,8 +22,7 @@ FULL, GENERATION, SWAP = "full", "generation", "swap"
 WRITTEN = ("named", "hit@1", "hit@1 substring")
 _METRICS = {FULL: (*METRICS, "recall"), GENERATION: WRITTEN}  # of the other protocols: METRICS
 
-# By protocol and system: rows of `evaluation_results`.
-Results = Mapping[tuple[str, str], pa.Table]
+Results = Mapping[Any, pa.Table]  # by protocol and system: rows of `evaluation_results`
 
 
 def metrics_of(protocol: str) -> Sequence[str]:
@@ -70,10 +69,10 @@ def sums_of(results: Results, baseline: str | None, recall_at: int) -> list[dict
     Args:
         recall_at: N of Recall@N.
     """
-    out = []
+    out: list[dict[str, Any]] = []
     for (protocol, system), own in results.items():
         columns = {metric: metric for metric in metrics_of(protocol)}
-        key = (protocol, baseline)
+        key: tuple[str, str | None] = (protocol, baseline)
         if protocol == SWAP:
             key = ("random", system)
         elif protocol == GENERATION and key not in results:
@@ -96,8 +95,8 @@ def compare(own: Storage, system: str, other: Storage, baseline: str) -> list[di
     ours, theirs = read_manifest(own), read_manifest(other)
     if any(ours.facts[fact] != theirs.facts[fact] for fact in ("cases", "recall_at")):
         raise ValueError(
-            f"{own.uri} and {other.uri} are of different evaluation cases or of another nightly.num_candidates; evaluate "
-            "both over the same prepared tables"
+            f"{own.uri} and {other.uri} are of different evaluation cases, or of another nightly.num_candidates; "
+            "evaluate both over the same prepared tables"
         )
     out: list[dict[str, Any]] = []
     for name in ours.files:
