@@ -107,11 +107,6 @@ class Bundle:
         few_N, unknown_N = self._text_forms()
         return few_N | unknown_N
 
-    def shown_by_text(self) -> torch.Tensor:
-        """bool (N,): the items whose soft token is made of q_i; none where F_I projects no joint embeddings."""
-        joint = ProjectionConfig(**self.config["projection"]).item_input == "joint"
-        return self.by_text() & joint
-
     def forms(self) -> dict[str, int]:
         """How many items are shown by e_i, and how many by q_i and why."""
         few_N, unknown_N = (mask_N[1:] for mask_N in self._text_forms())

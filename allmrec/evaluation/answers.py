@@ -60,7 +60,7 @@ class Answers:
         shown_BC = np.take_along_axis(cases.candidates_BC, self.systems.shown_order(cases), axis=1)
         prompts = builder.build(cases.histories, shown_BC)
         generator = Generator(self.scorer.llm, builder.end, self.scorer.config.tokens_per_batch)
-        texts = generator.free(prompts, soft, builder.config.max_title_tokens + 1)
+        texts = generator.free(prompts, soft, int(builder.titles.lengths.max()) + 1)
         spent = (generator.tokens, generator.padding, prompts.dropped_history, prompts.cut_titles)
         for name, count in zip(self.spent, spent, strict=True):
             self.spent[name] += count

@@ -21,6 +21,7 @@ from allmrec.cf.retrieval import places_in_catalogue, refuse_nonfinite
 from allmrec.data.sequences import Sequences
 from allmrec.hashing import draws, hash_strings, key64, mix64, permutations, uniforms
 from allmrec.llm.batches import SoftTokens
+from allmrec.projection.projectors import ProjectionConfig
 from allmrec.scorer import Scorer
 
 # Systems of an LLM: what `Scorer.soft_tokens` is told; None for prompts without soft tokens.
@@ -186,7 +187,8 @@ class Systems:
             return None
         if how.get("text"):
             return np.ones(bundle.catalogue.num_items + 1, dtype=bool)
-        return bundle.shown_by_text().numpy()
+        joint = ProjectionConfig(**bundle.config["projection"]).item_input == "joint"
+        return bundle.by_text().numpy() & joint
 
     def shown_order(self, cases: Cases) -> np.ndarray:
         """In which order a prompt shows the candidates, int64 (B, C): by the user, so that all systems agree."""

@@ -151,7 +151,7 @@ def test_two_runs_are_compared_by_user(tmp_path):
 
 def test_runs_that_cannot_be_compared_are_refused(tmp_path):
     own, base = stored(tmp_path / "own", "a-llmrec", {"u1": 1}), stored(tmp_path / "base", "a-llmrec", {"u1": 0})
-    with pytest.raises(ValueError, match="no user was evaluated by 'a-llmrec'.*and by 'a-llmrec-untrained'"):
+    with pytest.raises(ValueError, match=r"no user was evaluated by 'a-llmrec'.*and by 'a-llmrec-untrained'"):
         compare(own, "a-llmrec", base, "a-llmrec-untrained")
     other = stored(tmp_path / "other", "a-llmrec", {"u1": 0}, cases="others")
     with pytest.raises(ValueError, match="different evaluation cases"):
