@@ -119,6 +119,28 @@ def test_the_share_of_candidates_shown_by_q_i(scorer, tiny, monkeypatch):
     assert found("a-llmrec")["by_text"] == 0.0, "F_I projects no joint embeddings, so there is no q_i"
 
 
+def test_answers_are_compared_with_the_baselines_answers_or_else_with_its_ranking():
+    cases = Cases(pa.array(["a", "b", "c"]), None, np.ones((3, 2), np.int32), *np.zeros((2, 3), bool))
+
+    def by_hand(system: str, protocol: str, *hits: float) -> dict:
+        values = np.tile(np.array(hits)[:, None], len(metrics_of(protocol)))
+        return {(protocol, system): rows(system, protocol, cases, values, np.zeros(3, dtype=int), None)}
+
+    results = by_hand("teacher", "random", 1, 0, 0) | by_hand("llm-only", "random", 0, 0, 1)
+    results |= by_hand("llm-only", "generation", 0, 0, 0) | by_hand("a-llmrec", "generation", 1, 1, 0)
+
+    def of_hits(baseline: str) -> list:
+        summary = summarise(sums_of(results, baseline, 7))
+        return [
+            row["difference"]
+            for row in summary
+            if (row["system"], row["protocol"], row["subset"]) == ("a-llmrec", "generation", "all")
+        ]
+
+    assert of_hits("llm-only") == pytest.approx([2 / 3] * 3)
+    assert of_hits("teacher") == [None, pytest.approx(1 / 3), pytest.approx(1 / 3)], "a teacher names nothing"
+
+
 def stored(folder, system: str, hits: dict[str, float], **facts) -> object:
     """A run's results: hit@1 of protocol random by user, in two shards."""
     storage, files = open_storage(str(folder)), {}
