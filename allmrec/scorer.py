@@ -68,6 +68,11 @@ class Scorer:
             self._item_tokens[text] = self.projectors.item(self.bundle.item_inputs(text).to(self.device))
         return self._item_tokens[text]
 
+    @torch.inference_mode()
+    def soft_tokens(self, x_BD: torch.Tensor, text: bool = False) -> SoftTokens:
+        """O_u = F_U(x^u) and O_i; see `item_tokens`."""
+        return SoftTokens(self.projectors.user(x_BD), self.item_tokens(text))
+
     def represent(self, histories: Sequences) -> torch.Tensor:
         """x^u, (B, D)."""
         return self.teacher.represent(histories)
@@ -87,5 +92,4 @@ class Scorer:
             candidates_BC: in the order that the prompt shows them; zeros are no candidates.
             text: the text form q_i of all items instead of e_i.
         """
-        soft = SoftTokens(self.projectors.user(x_BD), self.item_tokens(text))
-        return self.ranker(True).log_probabilities(histories, candidates_BC, soft)
+        return self.ranker(True).log_probabilities(histories, candidates_BC, self.soft_tokens(x_BD, text))

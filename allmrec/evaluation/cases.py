@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from allmrec.artifacts import read_table, shard_name, write_shard
 from allmrec.config import Section
@@ -40,6 +40,17 @@ class EvaluationConfig(Section):
     matched_strata: int = Field(10, ge=1)  # of popularity, at most; matched negatives come from the target's
     max_users: int | None = Field(None, ge=1)  # evaluate a sample of about so many users; default: everyone
     systems: tuple[System, ...] = get_args(System)  # which to compare
+    baseline: System | None = "teacher"  # with which the others are compared user by user; null: with none
+    generation_users: int = Field(0, ge=0)  # LLM systems also write their answers for about so many users; 0: never
+
+    @model_validator(mode="after")
+    def _baseline_is_evaluated(self) -> "EvaluationConfig":
+        if self.baseline is not None and self.baseline not in self.systems:
+            raise ValueError(
+                f"baseline {self.baseline!r} is not among the systems {', '.join(self.systems)}; add it to "
+                "evaluation.systems, or set evaluation.baseline to one of them, or to null for no comparison"
+            )
+        return self
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The evaluation as one self-contained HTML page: models, data, metrics with standard errors, plots, costs.
+"""The evaluation as one self-contained HTML page: models, data, metrics with errors and differences, plots, costs.
 
 Knows metrics rows and manifests' facts, as plain data; draws and words them. All text is escaped: names of models and
 runs are whatever somebody wrote.
@@ -23,6 +23,11 @@ FIGURES = {
     "warm hit@1": ("random", "warm", "hit@1"),
     "cold hit@1": ("random", "cold", "hit@1"),
 }
+WRITTEN_FIGURES = {
+    "named": ("generation", "all", "named"),
+    "hit@1": ("generation", "all", "hit@1"),
+    "hit@1 substring": ("generation", "all", "hit@1 substring"),
+}
 CANDIDATES = {
     "random": "Random negatives, as in the paper. They reward popularity.",
     "matched": "Negatives about as popular as the target, drawn as held-out items are: what is left when popularity "
@@ -34,6 +39,9 @@ PROTOCOLS = CANDIDATES | {
     "full": "All items of the filtered data that the history has not, for systems that can score them all. Recall@N is "
     "how often the target is among as many items as the nightly run retrieves: the most that a ranker of these can "
     "reach.",
+    "generation": "Random negatives, and the LLM writes freely instead of ranking, for a sample of the users. Named: "
+    "the answer is the title of a candidate. Hit@1: it is the target's title and nothing else. Substring: the target's "
+    "title appears anywhere in it.",
 }
 SUBSETS = {
     "all": "all targets",
@@ -69,6 +77,10 @@ def render(report: Report) -> str:
         protocols=PROTOCOLS,
         subsets=SUBSETS,
         cell=lambda *key: figure(report.metrics, *key),
+        difference=lambda *key: difference(report.metrics, *key),
+        baseline=baseline_of(report.metrics),
+        tied=lambda *key: (_row(report.metrics, *key) or {}).get("tied"),
+        by_text=lambda *key: (_row(report.metrics, *key) or {}).get("by_text"),
         count=lambda protocol, subset: _count(report.metrics, protocol, subset),
         plots=[
             (
@@ -102,6 +114,19 @@ def figure(metrics: Sequence[Mapping[str, Any]], system: str, protocol: str, sub
     if row is None:
         return "–"
     return f"{row['value']:.3f}" + (f" ± {row['stderr']:.3f}" if row["stderr"] is not None else "")
+
+
+def difference(metrics: Sequence[Mapping[str, Any]], system: str, protocol: str, subset: str, metric: str) -> str:
+    """To the row's baseline, with its paired 95 % interval, `+0.031 [0.012, 0.050]`; a dash where there is none."""
+    row = _row(metrics, system, protocol, subset, metric)
+    if row is None or row["difference"] is None:
+        return "–"
+    return f"{row['difference']:+.3f}" + (f" [{row['low']:.3f}, {row['high']:.3f}]" if row["low"] is not None else "")
+
+
+def baseline_of(metrics: Sequence[Mapping[str, Any]]) -> str | None:
+    """The system that the others are compared with (under the swap, each with itself); None where there is none."""
+    return next((row["baseline"] for row in metrics if row["protocol"] != "swap" and row["baseline"]), None)
 
 
 def distinct(metrics: Sequence[Mapping[str, Any]], column: str, protocol: str) -> list[str]:
