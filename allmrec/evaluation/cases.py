@@ -27,7 +27,7 @@ from schemas import evaluation_cases
 
 SPLITS = ("valid", "test")
 PROTOCOLS = ("random", "matched")
-System = Literal["random", "popularity", "teacher", "llm-only", "a-llmrec", "a-llmrec-sbert"]
+System = Literal["random", "popularity", "teacher", "llm-only", "a-llmrec", "a-llmrec-untrained", "a-llmrec-sbert"]
 _NEGATIVES, _SAMPLE = 0x4556, 0x5341  # keys: these draws are none of the training's
 _BLOCK = 1 << 15  # users at once: pools of matched negatives are some 200 items wide
 

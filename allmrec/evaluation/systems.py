@@ -20,7 +20,7 @@ from allmrec.data.sequences import Sequences
 from allmrec.hashing import draws, hash_strings, key64, mix64, permutations
 from allmrec.scorer import Scorer
 
-NEED_LLM = frozenset({"llm-only", "a-llmrec", "a-llmrec-sbert"})
+NEED_LLM = frozenset({"llm-only", "a-llmrec", "a-llmrec-untrained", "a-llmrec-sbert"})
 IN_CATALOGUE = frozenset({"random", "popularity", "teacher"})  # those that can score every item
 _SCORES, _ORDER, _PARTNERS, _PLACES = 0x5243, 0x4F52, 0x5057, 0x504C  # keys of the draws
 
@@ -105,6 +105,7 @@ class Systems:
             "teacher": self.teacher,
             "llm-only": self.llm_only,
             "a-llmrec": self.a_llmrec,
+            "a-llmrec-untrained": lambda cases: self.a_llmrec(cases, untrained=True),
             "a-llmrec-sbert": lambda cases: self.a_llmrec(cases, text=True),
         }
         self.in_catalogue: dict[str, Callable[[Cases], tuple[np.ndarray, np.ndarray]]] = {
@@ -166,11 +167,11 @@ class Systems:
         shown = np.take_along_axis(cases.candidates_BC, order, axis=1)
         return _unshuffled(self.scorer.ranker(False).log_probabilities(cases.histories, shown), order)
 
-    def a_llmrec(self, cases: Cases, text: bool = False) -> np.ndarray:
+    def a_llmrec(self, cases: Cases, text: bool = False, untrained: bool = False) -> np.ndarray:
         """Candidates with identical titles share a probability and are ordered by the teacher."""
         x_BD, order = self.scorer.represent(cases.histories), self.shown_order(cases)
         shown = np.take_along_axis(cases.candidates_BC, order, axis=1)
-        log_p = _unshuffled(self.scorer.llm_scores(x_BD, cases.histories, shown, text), order)
+        log_p = _unshuffled(self.scorer.llm_scores(x_BD, cases.histories, shown, text, untrained), order)
         by_teacher = places(self.scorer.teacher_scores(x_BD, cases.candidates_BC))
         return np.where(np.isfinite(log_p), places(log_p) * log_p.shape[1] + by_teacher, log_p)
 
