@@ -50,7 +50,7 @@ class BundleConfig(Section):
     """How the parts are put together."""
 
     # Items with fewer training interactions are shown by the text form q_i: their E_i has learnt next to nothing.
-    # So are those for which an external teacher has no E_i. Stage-2 trains on these forms, so it runs again by this key.
+    # So are those for which an external teacher has no E_i. Stage-2 trains on these forms.
     text_form_below: int = Field(1, ge=0)
 
 

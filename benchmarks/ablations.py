@@ -5,8 +5,9 @@
 
 Needs a finished run (`allmrec run` or `allmrec demo`). Each row of a table is its config with a key or two changed,
 trained from there in a run of its own over the same prepared tables and the same teacher; a row whose config is the one
-that the run was made with is that run. The models are whatever the config names: figures of stand-ins are not the
-paper's.
+that the run was made with is that run. Beside each row stands its untrained one, whose projectors are where Stage-2
+started (`projection.start`): what training added. The models are whatever the config names: figures of stand-ins are
+not the paper's.
 """
 
 import json
@@ -50,7 +51,7 @@ TABLES: dict[str, dict[str, list[str]]] = {
         "A-LLMRec": [],
         "w/o user representation": ["prompt.user_slot=false"],
         "w/o joint embedding": ["prompt.item_slots=false"],
-        "random joint embedding": ["projection.item_input=random"],
+        "random joint embedding": ["projection.item_input=random", "projection.start=ordinary"],
         "MLP-LLM": ["projection.item_input=teacher"],
     },
     "all": {
@@ -125,10 +126,11 @@ def main(
                     f"seed={seed}",
                     f"name=table-{table}-{number}",
                     f"root={root / NAME}",
-                    "evaluation.systems=[a-llmrec]",
+                    "evaluation.systems=[a-llmrec, a-llmrec-untrained]",
                 ]
                 metrics = train(load_config(config, changed), base, console)
-                benchmark.measured({"row": name, "seed": seed}, figures(metrics, "a-llmrec"))
+                for system, row in (("a-llmrec", name), ("a-llmrec-untrained", f"{name}, untrained")):
+                    benchmark.measured({"row": row, "seed": seed}, figures(metrics, system))
         finished = json.loads((Path(base.run_uri) / "metrics.json").read_text())
         for system in BESIDE:
             benchmark.measured({"row": system, "seed": str(base.seed)}, figures(finished, system))

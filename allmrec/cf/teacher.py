@@ -122,7 +122,7 @@ class Teacher(nn.Module, ABC):
 
     @torch.inference_mode()
     def scores_by_product(self) -> bool:
-        """Whether s(x^u, E_i) is the dot product of x^u and E_i: tried on some known items, also in the users' place."""
+        """Whether s(x^u, E_i) is the dot product of x^u and E_i, tried on some items in both places."""
         known = self.item_embeddings.any(1).nonzero()[:, 0]
         some = known[:: max(1, len(known) // _TRIED)]
         x_KD = self.item_embeddings[some]

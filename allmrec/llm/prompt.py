@@ -233,9 +233,9 @@ class PromptBuilder:
         cap = free // num_candidates - around
         if (cap[room < 0] < 1).any():
             raise ValueError(
-                f"a prompt of {int(num_candidates.max())} candidates does not fit into {self.max_tokens} tokens with an "
-                f"answer of up to {int(titles.max(initial=0)) + 1}, however titles are cut; lower nightly.num_candidates "
-                "or evaluation.num_negatives, or set prompt.max_title_tokens"
+                f"a prompt of {int(num_candidates.max())} candidates does not fit into {self.max_tokens} tokens with "
+                f"an answer of up to {int(titles.max(initial=0)) + 1}, however titles in it are cut; lower "
+                "nightly.num_candidates or evaluation.num_negatives, or prompt.max_title_tokens"
             )
         return dropped, np.where(room < 0, cap, _WHOLE)
 

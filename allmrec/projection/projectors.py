@@ -72,8 +72,8 @@ class ProjectionConfig(Section):
     def _no_knowledge_by_the_back_door(self) -> "ProjectionConfig":
         if self.start == "teacher" and self.item_input == "random":
             raise ValueError(
-                "start: teacher fits the projectors to the teacher's scores, and item_input: random is there to hold no "
-                "collaborative knowledge; set start: ordinary"
+                "start: teacher begins with the teacher's scores, and item_input: random is there to hold none of its "
+                "knowledge; set start: ordinary"
             )
         return self
 

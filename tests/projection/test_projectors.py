@@ -45,7 +45,8 @@ def test_saved_projectors_come_back_equal_and_frozen(tmp_path):
 def test_the_papers_preset_is_the_papers_and_gives_way_to_what_is_written():
     """Table 3 and section 5.1; the paper clips no gradient and chooses no epoch."""
     paper = ProjectionConfig(preset="paper")
-    assert (paper.learning_rate, paper.learning_rate_schedule, paper.batch_size, paper.epochs) == (1e-4, "constant", 4, 5)
+    assert (paper.learning_rate, paper.learning_rate_schedule) == (1e-4, "constant")
+    assert (paper.batch_size, paper.epochs) == (4, 5)
     assert (paper.max_gradient_norm, paper.validation_users, paper.patience) == (0, 0, None)
     assert (paper.start, paper.targets, paper.item_input) == ("ordinary", "last", "joint")
     assert ProjectionConfig(preset="paper", epochs=2) == paper.model_copy(update={"epochs": 2})
