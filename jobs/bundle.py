@@ -7,6 +7,7 @@ Building promotes what it built. Promoting an older version goes back to it, unt
 """
 
 import json
+from typing import Any
 
 from allmrec.artifacts import describe, read_manifest, seal, unseal
 from allmrec.bundle import (
@@ -73,7 +74,7 @@ def list_bundles(config: Config, console: Console) -> None:
     run = open_storage(config.run_uri, config.storage)
     promotions = list(entries_after(run.at("bundles"), 0))
     last = {entry["version"]: entry for entry in promotions}
-    rows = []
+    rows: list[list[Any]] = []
     for version in bundle_versions(run):
         try:
             description, entry = read_description(run, version), last.get(version, {})
