@@ -284,6 +284,7 @@ def test_training_sees_every_item_as_a_bundle_shows_it(item_input, llm, tokenize
     with pytest.raises(Caught) as caught:
         undisturbed({**sections, "seed": config.seed, **{name: run.at(name) for name in inputs}})
     torch.set_flush_denormal(False)
+    assert "bundle" in train_projection.STEP.sections, "which trains again when the rule changes"
     inputs_NJ, by_text_N = caught.value.args
     bundle = load_bundle(run, build_bundle(run, resolved(config, bundle_job.SECTIONS)))
     assert torch.equal(inputs_NJ, bundle.item_inputs()) and torch.equal(by_text_N, bundle.by_text())
