@@ -84,16 +84,16 @@ class Sides:
         model, tokenizer = load_llm(llm).to(DEVICE), load_tokenizer(llm)
         self.dtype: torch.dtype = model.dtype  # type: ignore[assignment]
         titles = Titles.tokenise(catalogue.titles, tokenizer, prompt.max_title_tokens)
-        room = max_positions(model) - prompt.max_title_tokens - 1
-        builder = PromptBuilder(prompt, tokenizer, titles, soft=True, max_tokens=room)
+        builder = PromptBuilder(prompt, tokenizer, titles, soft=True, max_tokens=max_positions(model))
         self.batch_size = projection.batch_size
         self.examples = Examples(sequences, builder, projection.num_candidates, seed=0)
         self.order = self.examples.order(0)
         torch.manual_seed(0)
         teacher = build_teacher(TeacherConfig(dim=_DIM), catalogue.num_items).eval().requires_grad_(False)
         e_NJ = torch.randn(catalogue.num_items + 1, _DIM)
+        nothing_by_text = torch.zeros(len(e_NJ), dtype=torch.bool)
         self.ours = ProjectionTraining(
-            projection, llm, "replicated", model, teacher, e_NJ, self.examples, device=DEVICE
+            projection, llm, "replicated", model, teacher, e_NJ, nothing_by_text, self.examples, device=DEVICE
         )
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         projectors = copy.deepcopy(self.ours.projectors)

@@ -30,7 +30,7 @@ from schemas import evaluation_cases
 
 SPLITS = ("valid", "test")
 PROTOCOLS = ("random", "matched")
-System = Literal["random", "popularity", "teacher", "llm-only", "a-llmrec", "a-llmrec-sbert"]
+System = Literal["random", "popularity", "teacher", "llm-only", "a-llmrec", "a-llmrec-untrained", "a-llmrec-sbert"]
 _BLOCK = 1 << 15  # users at once
 
 

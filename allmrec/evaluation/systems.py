@@ -25,7 +25,12 @@ from allmrec.projection.projectors import ProjectionConfig
 from allmrec.scorer import Scorer
 
 # Systems of an LLM: what `Scorer.soft_tokens` is told; None for prompts without soft tokens.
-SOFT: dict[str, dict[str, bool] | None] = {"llm-only": None, "a-llmrec": {}, "a-llmrec-sbert": {"text": True}}
+SOFT: dict[str, dict[str, bool] | None] = {
+    "llm-only": None,
+    "a-llmrec": {},
+    "a-llmrec-untrained": {"untrained": True},
+    "a-llmrec-sbert": {"text": True},
+}
 NEED_LLM = frozenset(SOFT)
 IN_CATALOGUE = frozenset({"random", "popularity", "teacher"})  # those that can score every item
 

@@ -21,6 +21,7 @@ from allmrec.llm.prompt import PromptBuilder, Prompts
 from allmrec.negatives import draw_negatives
 
 Targets = Literal["last", "all"]
+_BLOCK = 4096  # prompts built at once to be counted
 _WINDOW = 64  # batches among which prompts are sorted by length: padding against randomness
 
 
@@ -106,6 +107,14 @@ class Examples:
 
     def prompts(self, examples: np.ndarray, epoch: int) -> Prompts:
         return self.builder.build(self.histories(examples), self.candidates(examples, epoch))
+
+    def shortened(self, epoch: int = 0) -> dict[str, int]:
+        """What an epoch's prompts lose because they would not fit into the LLM's positions."""
+        dropped_history = cut_titles = 0
+        for examples in np.array_split(np.arange(len(self)), max(1, len(self) // _BLOCK)):
+            prompts = self.prompts(examples, epoch)
+            dropped_history, cut_titles = dropped_history + prompts.dropped_history, cut_titles + prompts.cut_titles
+        return {"history items dropped": dropped_history, "prompts with cut titles": cut_titles}
 
     def global_batch(self, epoch: int, step: int, batch_size: int) -> tuple[np.ndarray, Prompts]:
         """The examples of a step, longest prompt first, and their prompts.

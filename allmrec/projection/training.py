@@ -40,10 +40,9 @@ from allmrec.projection.engine import (
     whole,
 )
 from allmrec.projection.examples import Batch, Examples
-from allmrec.projection.projectors import ProjectionConfig, Projectors, fresh_projectors
+from allmrec.projection.projectors import ProjectionConfig, Projectors
+from allmrec.projection.start import start
 from allmrec.projection.validation import Choices
-
-_CALIBRATION = 4096  # users and items that the projectors' start is fitted to
 
 
 class Stage2Model(nn.Module):
@@ -92,6 +91,7 @@ class ProjectionTraining:
         llm: Any,
         teacher: Teacher,
         e_NJ: torch.Tensor,
+        by_text_N: torch.Tensor,
         examples: Examples,
         cases: ValidationCases | None = None,
         device: torch.device | str = "cpu",
@@ -102,8 +102,12 @@ class ProjectionTraining:
             placement: where the LLM lies.
             llm: from `load_placed_llm`, with the same placement.
             e_NJ: what F_I projects, by item index (`item_inputs`).
+            by_text_N: bool, of the items that it knows by their texts alone (`Forms.by_text_N`).
             cases: this worker's share of those that choose the best epoch; without any the last one is kept.
             state: where to go on from.
+
+        Raises:
+            ValueError: the projectors cannot start as the config says; see `start`.
         """
         self.config, self.examples, self.device = config, examples, torch.device(device)
         self.teacher, self.e_NJ = teacher.to(self.device), e_NJ.to(self.device)
@@ -113,15 +117,11 @@ class ProjectionTraining:
         embedding = llm.get_input_embeddings()
         with whole(embedding.parameters()):
             token_norm, token_dim = embedding.weight.float().norm(dim=1).mean().item(), embedding.weight.shape[1]
-        some = examples.order(0)[:_CALIBRATION]
-        x_UD = self.teacher.represent(examples.histories(some))
-        self.projectors = fresh_projectors(x_UD.shape[1], e_NJ.shape[1], token_dim, examples.seed)
-        if state is None:
-            some_items = slice(1, 1 + _CALIBRATION)
-            items_ND = self.teacher.item_embeddings.detach()[some_items].cpu()
-            norm = config.soft_token_scale * token_norm
-            self.projectors.calibrate(x_UD.cpu(), e_NJ[some_items].cpu(), items_ND, norm)
-        else:
+        self.projectors = start(
+            config, self.teacher, examples, e_NJ, by_text_N, token_dim, config.soft_token_scale * token_norm
+        )
+        self.untrained = weights(self.projectors)
+        if state is not None:
             self.projectors.load_state_dict(state["projectors"])
         if config.activation_checkpointing:
             checkpoint_activations(llm)

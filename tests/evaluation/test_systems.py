@@ -16,7 +16,7 @@ from allmrec.evaluation.systems import NEED_LLM, Cases, Systems, places
 from allmrec.llm.ranking import Ranker
 from schemas.evaluation_cases import SCHEMA
 
-NAMES = ("random", "popularity", "teacher", "llm-only", "a-llmrec", "a-llmrec-sbert")
+NAMES = ("random", "popularity", "teacher", "llm-only", "a-llmrec", "a-llmrec-untrained", "a-llmrec-sbert")
 
 
 @pytest.fixture

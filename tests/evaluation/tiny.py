@@ -103,8 +103,10 @@ def write_tiny_run(config: Config, llm: Any, tokenizer: Any, num_users: int = NU
     network = AlignmentNetwork(config.teacher.dim, 5, JOINT)
     e_NJ, q_NJ = network.joint(teacher.item_embeddings, torch.randn(NUM_ITEMS + 1, 5))
     seal(run.at("alignment"), "alignment", "test", save_alignment(run.at("alignment"), network, e_NJ, q_NJ), settings)
-    projectors = fresh_projectors(config.teacher.dim, JOINT, llm.config.hidden_size, seed=0)
-    files = save_projectors(run.at("projectors"), projectors.state_dict())
+    trained, untrained = (
+        fresh_projectors(config.teacher.dim, JOINT, llm.config.hidden_size, seed).state_dict() for seed in (0, 1)
+    )
+    files = save_projectors(run.at("projectors"), trained, untrained)
     identity = model_identity(config.llm.name, config.llm.revision)
     seal(run.at("projectors"), "projectors", "test", files, settings, {"loss": 2.5, "llm": identity})
     return run

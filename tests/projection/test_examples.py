@@ -7,7 +7,7 @@ import pytest
 from allmrec.alignment.examples import Examples as Stage1
 from allmrec.alignment.network import AlignmentConfig
 from allmrec.data.sequences import Sequences, offsets_of
-from allmrec.llm.prompt import USER_SLOT
+from allmrec.llm.prompt import USER_SLOT, PromptBuilder
 from allmrec.projection.examples import Examples
 from tests.projection.conftest import NUM_ITEMS, NUM_USERS
 
@@ -155,6 +155,15 @@ def test_a_prompt_depends_on_the_user_and_not_on_the_company(examples):
     together = examples.prompts(np.array([3, 9, 4]), epoch=2)
     alone = examples.prompts(np.array([9]), epoch=2)
     assert together.tokens[together.offsets[1] : together.offsets[2]].tolist() == alone.tokens.tolist()
+
+
+def test_what_over_long_prompts_lose_is_counted(sequences, examples, builder, tokenizer):
+    assert set(examples.shortened().values()) == {0}
+    tight = PromptBuilder(builder.config, tokenizer, builder.titles, soft=True, max_tokens=100)
+    lost = Examples(sequences, tight, num_candidates=5, seed=7).shortened(epoch=1)
+    prompts = tight.build(examples.histories(np.arange(NUM_USERS)), examples.candidates(np.arange(NUM_USERS), 1))
+    assert lost == {"history items dropped": prompts.dropped_history, "prompts with cut titles": prompts.cut_titles}
+    assert lost["history items dropped"] > 0
 
 
 def test_nobody_to_learn_from_is_an_error(sequences, builder):

@@ -8,6 +8,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from allmrec.alignment.joint import Forms
 from allmrec.cf.training import ValidationCases
 from allmrec.evaluation.metrics import METRICS, measure
 from allmrec.llm.batches import SoftTokens, fill_slots, take
@@ -19,6 +20,7 @@ from allmrec.projection.examples import Examples
 from allmrec.projection.placement import llm_outline
 from allmrec.projection.projectors import ProjectionConfig, fresh_projectors, item_inputs
 from allmrec.projection.training import ProjectionTraining, Stage2Model
+from tests.projection.conftest import NUM_ITEMS
 
 CONFIG = ProjectionConfig(
     batch_size=7, tokens_per_pass=400, epochs=2, num_candidates=4, learning_rate=1e-2, checkpoint_every_steps=3
@@ -88,7 +90,10 @@ def test_without_labels_nothing_is_learnt(llm, teacher, joint, examples):
 def training(llm_folder, placement, teacher, joint, examples, config=CONFIG, cases=None, state=None, **llm_settings):
     llm_config = LLMConfig(name=str(llm_folder), **{"dtype": "float32"} | llm_settings)
     llm = load_placed_llm(llm_config, placement, llm_outline(llm_config).largest_weight)
-    return ProjectionTraining(config, llm_config, placement, llm, teacher, joint, examples, cases, state=state)
+    by_text_N = torch.zeros(len(joint), dtype=torch.bool)
+    return ProjectionTraining(
+        config, llm_config, placement, llm, teacher, joint, by_text_N, examples, cases, state=state
+    )
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +162,11 @@ def test_steps_are_those_of_plain_torch_and_training_resumes(
 
     again = training(llm_folder, placement, teacher, joint, examples, state=state)
     assert again.step == 3
+    start = fresh_projectors(8, 6, 32, seed=0)
+    for name, weight in run.untrained.items():
+        assert torch.equal(weight, again.untrained[name]) and not torch.equal(weight, found[name]), "of no step"
+        factor = weight / start.state_dict()[name]
+        torch.testing.assert_close(factor, factor.mean().expand_as(factor), rtol=1e-4, atol=1e-6)
     list(again.rounds())
     for name, expected in found.items():
         assert torch.equal(weights(again.projectors)[name], expected), name
@@ -305,12 +315,13 @@ def test_a_model_that_lacks_a_weight_is_refused(alone, llm, tmp_path):
 
 
 def test_what_f_i_projects(teacher, joint):
-    items_ND = teacher.item_embeddings.detach()
+    items_ND, q_NJ = teacher.item_embeddings.detach(), torch.randn_like(joint)
+    forms = Forms.of(np.arange(NUM_ITEMS + 1), items_ND, text_form_below=4)
     by_kind = {
-        kind: item_inputs(CONFIG.model_copy(update={"item_input": kind}), joint, items_ND, seed=3)
+        kind: item_inputs(CONFIG.model_copy(update={"item_input": kind}), forms, joint, q_NJ, items_ND, seed=3)
         for kind in ("joint", "teacher", "random")
     }
-    assert by_kind["joint"] is joint and by_kind["teacher"] is items_ND
+    assert torch.equal(by_kind["joint"], torch.cat([q_NJ[:4], joint[4:]])) and by_kind["teacher"] is items_ND
     assert by_kind["random"].shape == joint.shape and not by_kind["random"][0].any()
     assert abs(torch.corrcoef(torch.stack([by_kind["random"].flatten(), joint.flatten()]))[0, 1]) < 0.5
 
