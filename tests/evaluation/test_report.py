@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -81,6 +82,14 @@ def test_it_names_the_models_and_the_numbers():
     assert "10.0 %" in text, "padding"
     assert "0.4321" in text and "3 → 2.5" in text, "what training said"
     assert "fewest" not in text, "no table for a subset without cases"
+
+
+def test_a_protocol_without_cases_is_said_to_be_left_out():
+    whole, sentence = report(), "Protocol matched is left out"
+    nothing_trains = replace(whole, metrics=[row for row in whole.metrics if row["protocol"] != "matched"])
+    text, usual = (" ".join(Tags(render(one)).words) for one in (nothing_trains, whole))
+    assert sentence in text and "Protocol: matched" not in text and "Protocol: random" in text
+    assert sentence not in usual and "Protocol: matched" in usual
 
 
 def test_hostile_names_inject_nothing():
