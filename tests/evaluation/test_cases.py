@@ -54,7 +54,7 @@ def test_every_case_holds_what_the_schema_says():
         assert len(negatives) == 9 == len(set(negatives))
         assert not set(negatives) & {0, *history}
         if case["protocol"] == "matched":
-            assert max(negatives) - min(negatives) < 100
+            assert max(negatives) - min(negatives) < 130  # the least popular third of the line is half of the items
         assert case["warm"] == (target <= 70)  # 35 % of 200
         assert case["cold"] == (target > 130)
 

@@ -96,6 +96,14 @@ def test_it_names_the_models_and_the_numbers():
     assert "fewest" not in text, "no table for a subset without cases"
 
 
+def test_a_protocol_without_cases_is_said_to_be_left_out():
+    whole, sentence = report(), "Protocol matched is left out"
+    nothing_trains = replace(whole, metrics=[row for row in whole.metrics if row["protocol"] != "matched"])
+    text, usual = (" ".join(Tags(render(one)).words) for one in (nothing_trains, whole))
+    assert sentence in text and "Protocol: matched" not in text and "Protocol: random" in text
+    assert sentence not in usual and "Protocol: matched" in usual
+
+
 def test_hostile_names_inject_nothing():
     benign, hostile = Tags(render(report())), Tags(render(report(HOSTILE, HOSTILE)))
     assert hostile.tags == benign.tags

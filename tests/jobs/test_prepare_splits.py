@@ -29,6 +29,7 @@ def prepared(root, shards: int, kind: str) -> Storage:
     config = config_of(root / f"runs-{shards}", log_path, shop_path, num_shards=shards)
     settings = config.model_dump()
     settings["evaluation"]["split"] = {"kind": kind, **SPLITS[kind]}
+    settings["data"]["min_item_interactions"] = 8  # some of the 30 items go, and are drawn nowhere
     config = Config(**settings)
     execute(STEP, config, Console(log_json=True))
     return open_storage(config.run_uri)
