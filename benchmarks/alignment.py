@@ -3,9 +3,10 @@
     python -m benchmarks.alignment --run runs/beauty --model sentence-transformers/all-MiniLM-L6-v2
 
 Both train as the paper's preset does: the same encoder, the same batches of 32 users with one negative each, a process
-for every contender; they take steps in turns, and their losses must be equal at every step. The straight one runs a frozen SBERT in every step too; ours reads
-what `embed` computed once, whose time does not count. The teacher has fresh weights: speed does not
-depend on them. "samples/CPU s" is what is left of "samples/s" to compare where other work shares the machine.
+for every contender. They take steps in turns, and their losses must be equal at every step. The straight one runs a
+frozen SBERT in every step too; ours reads what `embed` computed once, whose time does not count. The teacher has fresh
+weights: speed does not depend on them. "samples/CPU s" is what is left of "samples/s" to compare where other work
+shares the machine.
 """
 
 import time
