@@ -86,7 +86,7 @@ def test_both_rows_of_table_7_have_a_form_of_their_own(runs, item_embeddings):
     torch.testing.assert_close(q_NJ[1:], network.encode_texts(read_texts(games.at("item_text_embeddings")))[1:])
     assert (e_NJ[1:] - q_NJ[1:]).abs().amax(1).min() > 1e-4, "no item's e is its q"
     known_ND = load_teacher(movies.at("teacher")).item_embeddings
-    assert bool((torch.cdist(items_ND, known_ND).amin(1) < 1e-6).all()) == (item_embeddings == "drawn")
+    assert bool((torch.cdist(items_ND, known_ND).amin(1) < 0.01).all()) == (item_embeddings == "drawn")
 
 
 def test_a_fine_tuned_encoder_comes_along(runs, tmp_path):
