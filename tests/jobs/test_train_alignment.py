@@ -148,7 +148,7 @@ def test_two_workers_with_a_death_tune_sbert_as_one_process_does(tmp_path, monke
     ("data", "beta"), [("movies-and-tv", 0.5), ("video-games", 0.5), ("beauty", 0.2), ("toys", 0.2)]
 )
 def test_the_papers_configs_train_as_table_3_says(data, beta):
-    found = load_config(f"jobs/configs/paper-{data}.yaml").alignment
+    found = load_config(Path(train_alignment.__file__).parent / f"configs/paper-{data}.yaml").alignment
     assert found == AlignmentConfig(preset="paper", beta=beta)
     assert (found.learning_rate, found.joint_dim, found.alpha, found.batch_size) == (0.0001, 128, 0.5, 32)
 
