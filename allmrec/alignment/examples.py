@@ -1,9 +1,12 @@
 """What Stage-1 learns from: rows of an item, the user's own or one unseen, and x^u of the history before.
 
 A user's targets are the last training item (paper section 4.1.3) or, with `alignment.targets: all`, every item that has
-a history before it (A-LLMRec_all, section 5.4.2); each comes with one unseen item. Rows whose item has no E_i, or is
-held out to measure the alignment on, are left out. x^u is computed once, for the teacher is frozen; batches and unseen
-items are drawn by counter.
+a history before it (A-LLMRec_all, section 5.4.2); each comes with one unseen item. Items that have no E_i, or are held
+out to measure the alignment on, are neither. x^u is computed once, for the teacher is frozen; batches and unseen items
+are drawn by counter.
+
+Equations 2 to 4 take the expectation over a user's own items; an unseen item counts there by `alignment.unseen_weight`.
+Equation 5 takes both, as a sum over targets or as the mean that the other equations are.
 
 Dimensions: U users, P targets of all users, R rows, N = n + 1 items (0 is padding), D = teacher.dim
 """
@@ -33,10 +36,15 @@ class Rows:
     target_R: np.ndarray  # int64, into `Examples.x_PD`
     item_R: np.ndarray  # int32
     positive_R: np.ndarray  # bool, whether the item is the user's own
-    weight_R: np.ndarray  # float32, a user's sum to 1: the expectation over the items of S^u in equations 2 to 4
+    weight_R: np.ndarray  # float32, in equations 2 to 4: of a user's own items they sum to 1
+    rec_weight_R: np.ndarray  # float32, in equation 5
 
     def __len__(self) -> int:
         return len(self.item_R)
+
+    @property
+    def num_users(self) -> int:
+        return len(np.unique(self.user_R))
 
     def take(self, rows: np.ndarray | slice) -> "Rows":
         return Rows(*(getattr(self, field.name)[rows] for field in fields(self)))
@@ -70,7 +78,8 @@ class Examples:
         learnable = np.flatnonzero(sequences.lengths >= 2)  # an item and a history before it
         if not len(learnable):
             raise ValueError("no user has two training interactions, so there is nothing to align; add data")
-        self.sequences, self.seed, self.batch_size = sequences.take(learnable), seed, config.batch_size
+        self.sequences, self.seed, self.config = sequences.take(learnable), seed, config
+        self.batch_size = config.batch_size
         self.hashes, lengths = self.sequences.hashes(), self.sequences.lengths
         first = lengths - 1 if config.targets == "last" else np.ones_like(lengths)
         self.counts = lengths - first
@@ -86,7 +95,7 @@ class Examples:
         return len(self.sequences)
 
     def batches(self, epoch: int) -> Iterator[Rows]:
-        """The global batches of an epoch, of `batch_size` users; those without any row are left out."""
+        """The global batches of an epoch, of `batch_size` users; users without any row are left out."""
         order = draws(self.hashes, key64(self.seed, epoch, Draw.ALIGNMENT_BATCHES), 1)[:, 0].argsort(kind="stable")
         for first in range(0, len(order), self.batch_size * _WINDOW):
             users = order[first : first + self.batch_size * _WINDOW]
@@ -109,9 +118,14 @@ class Examples:
         )
         user, target = np.repeat(np.arange(len(users)), counts), ranges(self.offsets[users], counts)
         items = np.stack([self.targets[target], unseen_UC[user, ranges(np.zeros_like(counts), counts)]], axis=1)
+        kept = self.usable[items[:, 0]]
+        user, target, items = user[kept], target[kept], items[kept]
+        share = (1 / np.bincount(user, minlength=len(users)).clip(min=1))[user]  # of a target among its user's
         at, column = self.usable[items].nonzero()
-        weights = 1 / np.bincount(user[at], minlength=len(users)).clip(min=1)
-        return Rows(user[at], target[at], items[at, column], column == 0, weights[user[at]].astype(np.float32))
+        weight = share[at] * np.where(column == 0, 1, self.config.unseen_weight)
+        rec_weight = share[at] if self.config.rec_loss == "mean" else np.ones(len(at))
+        columns = (weight.astype(np.float32), rec_weight.astype(np.float32))
+        return Rows(user[at], target[at], items[at, column], column == 0, *columns)
 
     def _represent(self, teacher: Teacher, lengths_P: np.ndarray) -> torch.Tensor:
         """x^u after the first `lengths_P` items of each target's user: (P, D)."""

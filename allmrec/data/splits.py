@@ -33,6 +33,7 @@ class SplitConfig(Section):
     valid_from: datetime | None = None  # temporal: events before it train, in UTC
     test_from: datetime | None = None  # temporal: the first event from here on is the test target
     trained_in: str | None = None  # cross-domain: folder or URI of the run whose models `transfer` takes
+    item_embeddings: Literal["decoded", "drawn"] = "decoded"  # cross-domain: E_i from the text, or any trained item's
     users: int | None = Field(None, ge=1)  # few-shot: K; cold-users: how many are held out, null: all of them
 
     @model_validator(mode="after")
