@@ -32,7 +32,11 @@ def refuse_inexact(llm: Any) -> None:
     """Raises ValueError naming the LLM's architecture when it cannot be ranked by tries. Measures an LLM once."""
     if llm not in _sound:
         refuse_by_name(llm)
-        refuse_deviating(llm, deviation(llm))
+        try:
+            found = deviation(llm)
+        except (AttributeError, IndexError, RuntimeError, TypeError) as error:
+            raise refusal(llm, f"its forward pass fails on a row with a trie ({error})") from error
+        refuse_deviating(llm, found)
         _sound.add(llm)
 
 
