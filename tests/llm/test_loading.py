@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 
 from allmrec.llm.loading import LLMConfig, load_llm, load_tokenizer
 from allmrec.llm.ranking import Ranker
 from tests.llm.architectures import ARCHITECTURES, CANDIDATES, HISTORIES, plain, prompts_for
+from tests.text.tiny import change
 
 
 @pytest.fixture
@@ -19,13 +20,6 @@ def folder(llm, tokenizer, tmp_path) -> Path:
     llm.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     return tmp_path
-
-
-def change(folder: Path, **tensors: torch.Tensor | None) -> None:
-    """Put tensors into the checkpoint, or take them out."""
-    held = load_file(folder / "model.safetensors") | tensors
-    kept = {name: tensor for name, tensor in held.items() if tensor is not None}
-    save_file(kept, folder / "model.safetensors", {"format": "pt"})
 
 
 FC1 = "model.decoder.layers.0.fc1.weight"

@@ -21,7 +21,8 @@ from allmrec.projection.placement import llm_outline
 from allmrec.projection.projectors import ProjectionConfig, fresh_projectors, item_inputs
 from allmrec.projection.training import ProjectionTraining, Stage2Model
 from tests.llm.architectures import ARCHITECTURES
-from tests.llm.test_loading import DAMAGES, change
+from tests.llm.test_loading import DAMAGES
+from tests.text.tiny import change
 
 CONFIG = ProjectionConfig(
     batch_size=7, tokens_per_pass=400, epochs=2, num_candidates=4, learning_rate=1e-2, checkpoint_every_steps=3
