@@ -67,10 +67,7 @@ def _read_weights(name: str, llm: nn.Module, folder: Path) -> None:
     refuse_other_weights(
         name,
         llm,
-        # A tied weight by its first name.
-        missing_keys={
-            id(tensor): name for name, tensor in reversed(wanted.items()) if id(tensor) not in there
-        }.values(),
+        missing_keys=[name for name, tensor in wanted.items() if id(tensor) not in there],
         unexpected_keys=[
             name for name in found.keys() - wanted.keys() if not any(re.search(pattern, name) for pattern in ignored)
         ],
