@@ -24,7 +24,7 @@ from allmrec.cf.teacher import TeacherConfig, build_teacher
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
 from allmrec.llm.batches import padded_tokens
-from allmrec.llm.loading import LLMConfig, hidden_states, load_llm, load_tokenizer, max_positions
+from allmrec.llm.loading import LLMConfig, load_llm, load_tokenizer, max_positions
 from allmrec.llm.prompt import PromptBuilder, PromptConfig, Titles
 from allmrec.llm.standin import train_tokenizer
 from allmrec.projection.examples import Examples
@@ -131,7 +131,12 @@ class Sides:
             tokens_BT = padded_tokens(batch.prompts, int(batch.prompts.lengths.max()), 0).to(DEVICE)
             positions_BT = torch.arange(tokens_BT.shape[1], device=DEVICE).expand_as(tokens_BT)
             embeds_BTH = llm.get_input_embeddings()(tokens_BT).requires_grad_()
-            hidden_BTH = hidden_states(llm, embeds_BTH, torch.ones_like(tokens_BT), positions_BT)
+            hidden_BTH = llm.base_model(
+                inputs_embeds=embeds_BTH,
+                attention_mask=torch.ones_like(tokens_BT),
+                position_ids=positions_BT,
+                use_cache=False,
+            ).last_hidden_state
             hidden_BTH.backward(torch.randn_like(hidden_BTH))
 
     def forget(self) -> None:
