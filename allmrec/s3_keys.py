@@ -4,19 +4,22 @@ Knows keys and bytes; `allmrec.data.files` says which keys come here. Nothing is
 """
 
 import io
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
 from pyarrow.fs import FileInfo, FileSelector, FileSystemHandler, FileType, PyFileSystem
 
-from allmrec.s3 import S3Storage
+from allmrec.s3 import Connection, S3Storage
+from allmrec.storage import S3Config
 
 _BLOCK = 8 << 20  # bytes asked for at once
 
 
-def any_keys(bucket: S3Storage) -> PyFileSystem:
+@lru_cache
+def any_keys(bucket: str, s3: S3Config) -> PyFileSystem:
     """A file system of paths `bucket/key`, with keys as they stand."""
-    return PyFileSystem(_Keys(bucket))
+    return PyFileSystem(_Keys(S3Storage(bucket, "", Connection(s3))))
 
 
 class _Keys(FileSystemHandler):

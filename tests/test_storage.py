@@ -11,7 +11,7 @@ import pytest
 
 from allmrec.s3 import S3Storage
 from allmrec.storage import Entry, S3Config, Storage, open_storage
-from tests.s3_fixtures import Proxy, new_bucket, proxied, together
+from tests.s3_fixtures import PREFIX, Proxy, new_bucket, proxied, together
 
 
 def test_what_is_put_is_read_copied_listed_and_deleted(storage: Storage) -> None:
@@ -245,7 +245,7 @@ def test_what_is_written_is_encrypted_as_configured(moto_endpoint: str) -> None:
     assert storage.create("created", b"2") and not storage.create("created", b"3")
     storage.copy("written", "copied")
     for key in ("written", "created", "copied"):
-        head = storage.client.head_object(Bucket=storage.bucket, Key=f"prefix/{key}")
+        head = storage.client.head_object(Bucket=storage.bucket, Key=f"{PREFIX}/{key}")
         assert (head["ServerSideEncryption"], head["SSEKMSKeyId"]) == ("aws:kms", "key-1")
     with pytest.raises(ValueError, match="kms_key_id is a key of encryption aws:kms"):
         S3Config(kms_key_id="key-1")

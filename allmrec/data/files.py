@@ -56,10 +56,9 @@ def locate(uri: str, s3: S3Config) -> tuple[Any, str]:
     if uri.startswith("s3://"):
         bucket, key = s3_key(uri)
         if not is_plain_key(key):
-            from allmrec.s3 import Connection, S3Storage
             from allmrec.s3_keys import any_keys
 
-            return any_keys(S3Storage(bucket, "", Connection(s3))), f"{bucket}/{key}"
+            return any_keys(bucket, s3), f"{bucket}/{key}"
     return open_storage(uri, s3).arrow()
 
 

@@ -118,9 +118,13 @@ class _Store(FileIO):
     def __init__(self, s3: S3Config):
         super().__init__()
         self.s3 = s3
+        self.folders: dict[str, Storage] = {}  # each has a client of its own
 
     def new_input(self, location: str) -> IcebergInput:
-        return _Object(location, self.s3)
+        folder, _, key = _uri(location).rpartition("/")
+        if folder not in self.folders:
+            self.folders[folder] = open_storage(folder, self.s3)
+        return _Object(location, self.folders[folder], key)
 
     def new_output(self, location: str) -> Any:
         raise NotImplementedError("tables are only read")
@@ -129,10 +133,9 @@ class _Store(FileIO):
 
 
 class _Object(IcebergInput):
-    def __init__(self, location: str, s3: S3Config):
+    def __init__(self, location: str, folder: Storage, key: str):
         super().__init__(location)
-        folder, _, self.key = _uri(location).rpartition("/")
-        self.folder = open_storage(folder, s3)
+        self.folder, self.key = folder, key
 
     def __len__(self) -> int:
         return len(self.folder.read(self.key))
