@@ -155,7 +155,7 @@ class S3Storage(Storage):
 
     def _writer(self, key: str) -> str | None:
         head = self.head(key)
-        return head and head["Metadata"].get("writer")
+        return head["Metadata"].get("writer") if head else None
 
     def head(self, key: str) -> dict[str, Any] | None:
         """What the store says of an object; None if there is none."""

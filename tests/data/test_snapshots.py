@@ -250,7 +250,7 @@ def test_a_table_is_never_read_as_files(tmp_path: Path) -> None:
         opened(tmp_path / "lake/other.parquet", version=3)
     (tmp_path / "hudi/.hoodie").mkdir(parents=True)
     pq.write_table(LOG, tmp_path / "hudi/part.parquet")
-    with pytest.raises(ValueError, match="is a table of Hudi, which is not read; export .* as Parquet"):
+    with pytest.raises(ValueError, match=r"is a table of Hudi, which is not read; export .* as Parquet"):
         opened(tmp_path / "hudi")
     pq.write_table(LOG, tmp_path / "lake/log/extra.parquet")
     (tmp_path / "lake/log/_delta_log" / f"{0:020}.json").write_text("junk")
