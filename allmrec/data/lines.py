@@ -98,7 +98,7 @@ def compressed(*suffixes: str) -> tuple[str, ...]:
 
 
 def is_compressed(path: str) -> bool:
-    return path.endswith(tuple(COMPRESSION))
+    return path.lower().endswith(tuple(COMPRESSION))
 
 
 def read_lines(filesystem: Any, path: str, start: int, stop: int, quote: bytes | None = None) -> Iterator[Lines]:
@@ -107,12 +107,13 @@ def read_lines(filesystem: Any, path: str, start: int, stop: int, quote: bytes |
     With `quote`, newlines between two of these characters end no line; the range must be the whole file then.
     """
     for suffix, compression in COMPRESSION.items():
-        if path.endswith(suffix):
+        if path.lower().endswith(suffix):
             with filesystem.open_input_stream(path, compression=compression) as stream:
                 yield from _split(_blocks(stream, None, is_head=True), quote)
             return
     with filesystem.open_input_file(path) as file:
-        begin, end = _next_line(file, start), _next_line(file, stop)
+        size = file.size()  # beyond it, files of stores cannot be sought
+        begin, end = (size if at >= size else _next_line(file, at) for at in (start, stop))
         file.seek(begin)
         yield from _split(_blocks(file, end - begin, is_head=begin == 0), quote)
 
