@@ -23,6 +23,7 @@ from allmrec.data.lines import MALFORMED, NUMBER, Lines, well_formed
 _TOLD_FROM = 1000  # lines
 _FINE = 64  # lines parsed at once where a chunk holds a bad one
 
+_KEPT = (pa.list_(pa.string()), pa.list_(pa.list_(pa.string())))
 _HAS_NONE = re.compile(rb"\b(?:nan|inf)\b")
 
 Load = Callable[[bytes], dict[str, Any]]  # a line's object; raises ValueError where there is none
@@ -179,25 +180,26 @@ def spellings(key: str) -> set[bytes]:
 
 
 def _told(lines: Lines, wanted: pa.Schema, load: Load) -> pa.Schema:
-    """The wanted columns with the types that some of the lines tell; lists stay lists, and nothing else becomes one.
+    """The wanted columns with the types that some of the lines tell, but for lists, which stay lists.
 
-    The lines are spread evenly, and of a column of which nothing is known the first ones with its key are among them.
+    The lines are spread evenly; the first ones with the key of a column of which little is known are among them.
     """
     at = np.unique(np.linspace(0, len(lines) - 1, _TOLD_FROM).astype(int))
     for field in wanted:
-        if pa.types.is_null(field.type):
+        if field.type in (pa.null(), pa.string()):
             at = np.union1d(at, _lines_with(lines, field.name))
     starts, stops = lines.starts, lines.stops
     try:
         told = column_types([lines.text[starts[line] : stops[line]] for line in at.tolist()], load)
     except pa.ArrowInvalid:
         return wanted
-    return pa.schema([(field.name, _sooner(field.type, told.get(field.name, pa.null()))) for field in wanted])
-
-
-def _sooner(known: pa.DataType, told: pa.DataType) -> pa.DataType:
-    keep = pa.types.is_null(told) or pa.types.is_list(known)
-    return known if keep or (pa.types.is_list(told) and not pa.types.is_null(known)) else told
+    kinds = {field.name: told.get(field.name, pa.null()) for field in wanted}
+    return pa.schema(
+        [
+            field if field.type in _KEPT or kinds[field.name] == pa.null() else field.with_type(kinds[field.name])
+            for field in wanted
+        ]
+    )
 
 
 def _lines_with(lines: Lines, key: str) -> np.ndarray:
@@ -211,11 +213,13 @@ def _lines_with(lines: Lines, key: str) -> np.ndarray:
     return np.searchsorted(lines.starts, found, side="right").astype(np.int64) - 1
 
 
+def parse_literals(lines: Lines, wanted: pa.Schema) -> pa.Table:
+    """Lines of Python literals as a table of the wanted columns, MALFORMED and NUMBER."""
+    return parse_singly(lines, _told(lines, wanted, load_literal), load_literal)
+
+
 def parse_singly(lines: Lines, wanted: pa.Schema, load: Load) -> pa.Table:
-    """Line by line, plain values as text. Of a column of which nothing is known (null), the lines tell the type."""
-    if len(lines) and any(pa.types.is_null(field.type) for field in wanted):
-        told = _told(lines, wanted, load)
-        wanted = pa.schema([new if pa.types.is_null(old.type) else old for old, new in zip(wanted, told, strict=True)])
+    """Line by line, plain values as text."""
     columns = [field if pa.types.is_list(field.type) else field.with_type(pa.string()) for field in wanted]
     rows: list[dict[str, Any]] = []
     for line, number in zip(lines.each(), lines.numbers.tolist(), strict=True):

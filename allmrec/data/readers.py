@@ -85,9 +85,8 @@ class ParquetReader(Reader):
 
     def read(self, filesystem: Any, path: str, piece: Piece, wanted: pa.Schema) -> Iterator[pa.Table]:
         encoded = [field.name for field in wanted if pa.types.is_dictionary(field.type)]
-        with pq.ParquetFile(
-            path, filesystem=filesystem, read_dictionary=encoded, coerce_int96_timestamp_unit="us"
-        ) as file:
+        options = {"read_dictionary": encoded, "coerce_int96_timestamp_unit": "us"}
+        with pq.ParquetFile(path, filesystem=filesystem, **options) as file:
             columns = [name for name in wanted.names if name in file.schema_arrow.names]
             number = piece.before + 1
             for batch in file.iter_batches(_BATCH, row_groups=range(piece.start, piece.stop), columns=columns):
@@ -121,7 +120,7 @@ class ObjectReader(Reader):
             if self.config.format == "jsonl":
                 yield jsonl.parse_json(lines, wanted)
             else:
-                yield jsonl.parse_singly(lines, wanted, jsonl.load_literal)
+                yield jsonl.parse_literals(lines, wanted)
 
 
 class DelimitedReader(Reader):
@@ -138,18 +137,21 @@ class DelimitedReader(Reader):
         names = self._names(filesystem, path)
         columns = [name for name in wanted.names if name in names]
         skip = int(self.config.names is None and piece.start == 0)  # the header
-        for lines in read_lines(filesystem, path, piece.start, piece.stop, self._quote()):
+        for lines in read_lines(filesystem, path, piece.start, piece.stop, self._quote(), self._escape()):
             yield delimited.parse(lines.slice(skip, len(lines)), names, columns, self.config)
             skip = 0
 
     def _names(self, filesystem: Any, path: str) -> list[str]:
         if self.config.names is not None:
             return self.config.names
-        head = next(read_lines(filesystem, path, 0, _HEAD, self._quote()), None)
+        head = next(read_lines(filesystem, path, 0, _HEAD, self._quote(), self._escape()), None)
         return delimited.header(head, self.config) if head else []
 
     def _quote(self) -> bytes | None:
         return self.config.quote.encode() if self.config.quoted_newlines and self.config.quote else None
+
+    def _escape(self) -> bytes | None:
+        return self.config.escape.encode() if self.config.escape else None
 
 
 READERS: dict[str, type[Reader]] = {
