@@ -19,8 +19,33 @@ import pyarrow.parquet as pq
 from allmrec.data.config import DataConfig
 from schemas import rejected
 
-TEXTS = ["007", "Ann", "a b", 'say "hi"', "it's", "C:\\new", "back\\", "x,y", "p|q", "5;6", "1e3", "é", "ü-1", "tab\there"]
-TITLES = ["Desk Lamp", 'The "Best" Lamp', "Rug, 2 m", "C:\\mugs\\new", "Café", "it's a | b; c", "1984", '5" pipe', "2.0"]
+TEXTS = [
+    "007",
+    "Ann",
+    "a b",
+    'say "hi"',
+    "it's",
+    "C:\\new",
+    "back\\",
+    "x,y",
+    "p|q",
+    "5;6",
+    "1e3",
+    "é",
+    "ü-1",
+    "tab\there",
+]
+TITLES = [
+    "Desk Lamp",
+    'The "Best" Lamp',
+    "Rug, 2 m",
+    "C:\\mugs\\new",
+    "Café",
+    "it's a | b; c",
+    "1984",
+    '5" pipe',
+    "2.0",
+]
 YES = ["true", "True", "TRUE", "t", "yes", "Y", "on", "1", "1.0", " in_stock ", "12"]
 NO = ["false", "False", "f", "no", "N", "off", "0", "0.0", "out of stock"]
 ZONES = ["", "Z", " UTC", "+00", "+00:00", "+0000", "+05:30", "-08"]
@@ -189,7 +214,7 @@ class Input:
             "int": lambda: pa.array(whole, pa.int64()),
             "float": lambda: pa.array([np.nan if value is None else value / 1.0 for value in whole], pa.float64()),
             "decimal": lambda: pa.array([None if v is None else Decimal(v) for v in whole], pa.decimal128(38, 3)),
-            "timestamp": lambda: pa.array(times, pa.timestamp(self.one_of(["us", "ns"]))),
+            "timestamp": lambda: pa.array(times, pa.timestamp("us")).cast(pa.timestamp(self.one_of(["us", "ns"]))),
             "zoned": lambda: pa.array(times, pa.timestamp("us", self.one_of(["UTC", "Europe/Berlin"]))),
             "text": lambda: pa.array([value and self._iso(value) for value in times], pa.string()).dictionary_encode(),
             "epoch text": lambda: pa.array([None if v is None else f" {v}.0" for v in whole], pa.large_string()),

@@ -36,8 +36,12 @@ def read_log(source, drawn) -> tuple[list[tuple], Counter]:
 
 
 def read_items(source) -> list[dict]:
-    tables = [table for piece in source.pieces for table in source.read(piece)]
-    return [row for table in tables for row in clean_items(table, source.config, {"file": "items"}).to_pylist()]
+    found = [
+        clean_items(table, source.config, source.place(piece))
+        for piece in source.pieces
+        for table in source.read(piece)
+    ]
+    return [row for table in found for row in table.to_pylist()]
 
 
 def check(seed: int, root: str, s3: S3Config) -> int:
@@ -56,7 +60,9 @@ def check(seed: int, root: str, s3: S3Config) -> int:
     assert others == reasons
     assert good == expected
 
-    found = read_items(open_source("items", log.model_copy(update={"paths": [f"{root}/items{drawn.suffix}"]}), s3, ITEMS))
+    found = read_items(
+        open_source("items", log.model_copy(update={"paths": [f"{root}/items{drawn.suffix}"]}), s3, ITEMS)
+    )
     assert [{name: row[name] for name in items[0]} for row in found if row["reason"] is None] == items
     assert [row["reason"] for row in found if row["reason"]][-1] in (rejected.BAD_AVAILABLE, rejected.NULL_ID)
     return len(good) + others.total() + len(found)
