@@ -168,8 +168,7 @@ class Input:
             buffer = io.BytesIO()
             columns = {name: [row[name] for row in rows] for name in rows[0]}
             kind = self._id_type()
-            columns["item_id"] = pa.array(columns["item_id"][:-1] + [None], pa.string())
-            columns["item_id"] = self._as_type(columns["item_id"].to_pylist(), kind)
+            columns["item_id"] = self._as_type([*columns["item_id"][:-1], None], kind)
             pq.write_table(pa.table(columns), buffer)
             return items, buffer.getvalue()
         return items, self._lines(rows, lambda name, value: value)

@@ -6,6 +6,7 @@ A few by default; ALLMREC_INPUTS says how many are drawn with `-m faults`.
 import os
 from collections import Counter
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -18,7 +19,7 @@ from allmrec.storage import S3Config, open_storage
 from schemas import rejected
 from tests.data.inputs import Input
 
-FEW, MANY = 48, int(os.environ.get("ALLMREC_INPUTS", "2000"))
+FEW, MANY = 32, int(os.environ.get("ALLMREC_INPUTS", "2000"))
 
 
 def read_log(source, drawn) -> tuple[list[tuple], Counter]:
@@ -36,12 +37,11 @@ def read_log(source, drawn) -> tuple[list[tuple], Counter]:
 
 
 def read_items(source) -> list[dict]:
-    found = [
-        clean_items(table, source.config, source.place(piece))
-        for piece in source.pieces
-        for table in source.read(piece)
-    ]
-    return [row for table in found for row in table.to_pylist()]
+    rows = []
+    for piece in source.pieces:
+        for table in source.read(piece):
+            rows += clean_items(table, source.config, source.place(piece)).to_pylist()
+    return rows
 
 
 def check(seed: int, root: str, s3: S3Config) -> int:
@@ -60,12 +60,27 @@ def check(seed: int, root: str, s3: S3Config) -> int:
     assert others == reasons
     assert good == expected
 
-    found = read_items(
-        open_source("items", log.model_copy(update={"paths": [f"{root}/items{drawn.suffix}"]}), s3, ITEMS)
-    )
+    shop = log.model_copy(update={"paths": [f"{root}/items{drawn.suffix}"]})
+    found = read_items(open_source("items", shop, s3, ITEMS))
     assert [{name: row[name] for name in items[0]} for row in found if row["reason"] is None] == items
     assert [row["reason"] for row in found if row["reason"]][-1] in (rejected.BAD_AVAILABLE, rejected.NULL_ID)
     return len(good) + others.total() + len(found)
+
+
+def check_damaged(seed: int, root: str, s3: S3Config) -> None:
+    """Files with bytes that are lost or others: read as far as they can be, or refused in one line."""
+    drawn, storage = Input(seed), open_storage(root, s3)
+    for number, data in enumerate(drawn.files()):
+        harmed = np.frombuffer(data, dtype=np.uint8)[: len(data) - int(drawn.rng.integers(0, 9))].copy()
+        at = drawn.rng.integers(0, max(len(harmed), 1), min(len(harmed), 3))
+        harmed[at] = drawn.rng.integers(0, 256, len(at))
+        storage.write(f"damaged/{number}{drawn.suffix}", harmed.tobytes())
+    log = SourceConfig(paths=[f"{root}/damaged"], **drawn.settings)
+    drawn.data = drawn.data.model_copy(update={"interactions": log})
+    try:
+        read_log(open_source("interactions", log, s3, log_columns(drawn.data)), drawn)
+    except ValueError as error:
+        assert "\n" not in str(error)
 
 
 def fuzz(seeds, tmp_path, s3, s3_uri, monkeypatch) -> Counter:
@@ -77,6 +92,7 @@ def fuzz(seeds, tmp_path, s3, s3_uri, monkeypatch) -> Counter:
         root = f"{s3_uri}/{seed}" if on_s3 else str(tmp_path / str(seed))
         try:
             counts["rows"] += check(seed, root, s3)
+            check_damaged(seed, root, s3)
         except Exception as error:
             raise AssertionError(f"input {seed} in {root}") from error
         counts["inputs", "s3" if on_s3 else "local", Input(seed).format] += 1

@@ -22,7 +22,7 @@ COLUMNS = {  # type → values as Spark takes them, and the ids
     "bigint": ([1, None, 2**60], ["1", None, str(2**60)]),
     "double": ([1.0, None, 3.0], ["1", None, "3"]),
     "decimal(38,0)": ([Decimal(1), None, Decimal(10**30)], ["1", None, str(10**30)]),
-    "decimal(10,2)": ([Decimal(1), None, Decimal("2.50")], ["1", None, "2.50"]),
+    "decimal(10,2)": ([Decimal(1), None, Decimal("2.00")], ["1", None, "2"]),
 }
 
 
