@@ -50,6 +50,11 @@ class SourceConfig(Section):
             pl.select(pl.lit("").str.contains(self.no_title or ""))
         except pl.exceptions.ComputeError:
             raise ValueError(f"no_title: {self.no_title!r} is no regular expression") from None
+        try:
+            pl.Series(["", None]).str.strptime(pl.Datetime("us"), self.timestamp_format or "%Y", strict=False)
+        except pl.exceptions.PolarsError as error:
+            what = str(error).split("\n")[0]
+            raise ValueError(f"timestamp_format: {self.timestamp_format!r} cannot be read: {what}") from None
         return self
 
 

@@ -46,9 +46,14 @@ def parse(lines: Lines, names: Sequence[str], wanted: Sequence[str], config: Sou
     fits = _decodable(lines, config.encoding)
     tables = [malformed(lines.filter(~fits), schema, config.encoding)]
     lines = lines.filter(fits)
-    fits = ~_misquoted(lines, config)
-    tables.append(malformed(lines.filter(~fits), schema, config.encoding))
-    lines = lines.filter(fits)
+    misquoted = _misquoted(lines, config)
+    for line in np.flatnonzero(misquoted).tolist():
+        record = lines.slice(line, line + 1)
+        if b"\n" in record.text:  # perhaps no record with newlines in it, but some without
+            tables.append(parse(Lines.of(record.text, int(record.numbers[0])), names, wanted, config))
+        else:
+            tables.append(malformed(record, schema, config.encoding))
+    lines = lines.filter(~misquoted)
     odd = _odd_quotes(lines, config)  # these would draw their neighbours in
     parts = [lines.filter(~odd), *(lines.slice(line, line + 1) for line in np.flatnonzero(odd).tolist())]
     while parts:
