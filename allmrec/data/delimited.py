@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 
 from allmrec.data.config import SourceConfig
@@ -32,7 +33,7 @@ def header(lines: Lines, config: SourceConfig) -> list[str]:
         (fields,) = _strictly(text, delimiter, config)
     except csv.Error as error:
         raise pa.ArrowInvalid(f"its first line, which names the columns, is misquoted: {error}") from None
-    return [field.strip() for field in fields]
+    return [field.replace(delimiter.decode(), config.delimiter).strip() for field in fields]
 
 
 def parse(lines: Lines, names: Sequence[str], wanted: Sequence[str], config: SourceConfig) -> pa.Table:
@@ -160,6 +161,9 @@ def _rows(lines: Lines, width: int, config: SourceConfig) -> tuple[pa.Table, np.
     )
     if len(table) + len(wrong) != len(lines) + 1:
         return None
+    if delimiter.decode() != config.delimiter:  # a stand-in that is left is in a value
+        values = [pc.replace_substring(column, delimiter.decode(), config.delimiter) for column in table.columns]
+        table = pa.table(values, names=columns)
     right = np.ones(len(lines) + 1, dtype=bool)
     right[wrong] = False
     return table.slice(0, len(table) - 1), right[:-1]

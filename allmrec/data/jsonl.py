@@ -23,7 +23,6 @@ from allmrec.data.lines import MALFORMED, NUMBER, Lines, well_formed
 _TOLD_FROM = 1000  # lines
 _FINE = 64  # lines parsed at once where a chunk holds a bad one
 
-_KEPT = (pa.list_(pa.string()), pa.list_(pa.list_(pa.string())))
 _HAS_NONE = re.compile(rb"\b(?:nan|inf)\b")
 
 Load = Callable[[bytes], dict[str, Any]]  # a line's object; raises ValueError where there is none
@@ -180,26 +179,27 @@ def spellings(key: str) -> set[bytes]:
 
 
 def _told(lines: Lines, wanted: pa.Schema, load: Load) -> pa.Schema:
-    """The wanted columns with the types that some of the lines tell, but for lists, which stay lists.
+    """The wanted columns with the types that some of the lines tell.
 
-    The lines are spread evenly; the first ones with the key of a column of which little is known are among them.
+    The lines are spread evenly; the first ones with the key of a column of which nothing is known are among them.
     """
     at = np.unique(np.linspace(0, len(lines) - 1, _TOLD_FROM).astype(int))
     for field in wanted:
-        if field.type in (pa.null(), pa.string()):
+        if pa.types.is_null(field.type):
             at = np.union1d(at, _lines_with(lines, field.name))
     starts, stops = lines.starts, lines.stops
     try:
         told = column_types([lines.text[starts[line] : stops[line]] for line in at.tolist()], load)
     except pa.ArrowInvalid:
         return wanted
-    kinds = {field.name: told.get(field.name, pa.null()) for field in wanted}
-    return pa.schema(
-        [
-            field if field.type in _KEPT or kinds[field.name] == pa.null() else field.with_type(kinds[field.name])
-            for field in wanted
-        ]
-    )
+    return pa.schema([(field.name, _later(field.type, told.get(field.name, pa.null()))) for field in wanted])
+
+
+def _later(known: pa.DataType, told: pa.DataType) -> pa.DataType:
+    """What a column is where later lines tell another type: a plain value does not become a list, nor the reverse."""
+    if pa.types.is_null(known) or pa.types.is_null(told):
+        return known if pa.types.is_null(told) else told
+    return known if pa.types.is_list(known) or pa.types.is_list(told) or pa.types.is_boolean(told) else told
 
 
 def _lines_with(lines: Lines, key: str) -> np.ndarray:

@@ -134,7 +134,9 @@ def open_source(
             for ours, theirs in names.items():
                 needed = expected[ours].required or ours != theirs
                 if reader.late_keys and theirs not in columns and (not needed or is_somewhere(theirs)):
-                    columns[theirs] = pa.null()  # the rows will tell
+                    columns[theirs] = pa.null()
+                if reader.late_keys and columns.get(theirs) == pa.null():
+                    columns[theirs] = _late_type(expected[ours])
             _check_columns(columns, expected, names, f"{name}: column", file.uri, section or f"data.{name}")
         for ours, theirs in names.items():
             if theirs in columns and expected[ours].read and pa.types.is_null(fields.get(ours, pa.null())):
@@ -158,6 +160,13 @@ def _check_columns(
         if theirs not in columns and (column.required or ours != theirs):
             has = f"is missing in {uri}, which has {shorten(', '.join(columns), 500, placeholder=' …')}"
             raise ValueError(f"{what} {theirs!r} {has}; name the right one in {section}.columns.{ours}")
+
+
+def _late_type(column: Column) -> pa.DataType:
+    """What a column is taken for whose first rows say nothing: null, if only the rows can tell whether it is a list."""
+    if column.accepts(pa.list_(pa.string())):
+        return pa.null()
+    return pa.bool_() if column.accepts(pa.bool_()) else pa.string()
 
 
 def _encoded(kind: pa.DataType) -> pa.DataType:

@@ -69,6 +69,8 @@ def test_delimiters_of_several_characters():
     everything = bytes(set(range(1, 32)) - set(b"\t\r\n"))  # no byte is free in this line
     assert values(read(b"1::a::5\n2::" + everything + b"::5", delimiter="::"))[0] == ("1", "a", "5")
     assert values(read("1¦a¦5".encode(), delimiter="¦")) == [("1", "a", "5")]
+    assert values(read(b'1::"a::b"::5', delimiter="::")) == [("1", "a::b", "5")]
+    assert header(Lines.of(b'a::"b::c"'), SourceConfig(format="csv", delimiter="::")) == ["a", "b::c"]
     assert values(read(b"1\x01a\x015", delimiter="\x01")) == [("1", "a", "5")]
 
 
