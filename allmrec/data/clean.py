@@ -14,6 +14,18 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from allmrec.data.cells import (
+    ID_TYPES,
+    accepts,
+    as_encoded_ids,
+    as_ids,
+    as_numbers,
+    as_series,
+    is_id,
+    is_number,
+    is_text,
+    plain_chunks,
+)
 from allmrec.data.config import DataConfig
 from allmrec.data.lines import MALFORMED, NUMBER
 from allmrec.data.sources import Column, Source
@@ -43,41 +55,24 @@ _ASIDE: dict[str, Any] = {
 }
 
 _ISO = (
-    r"^\s*(?<day>\d{4}-\d{2}-\d{2})(?:[T ](?<minutes>\d{2}:\d{2})(?::(?<seconds>\d{2}(?:\.\d{1,9})?))?)?"
-    r"\s*(?<zone>Z|[+-]\d{2}:?\d{2})?\s*$"
+    r"^\s*(?<day>\d{4}-\d{2}-\d{2})(?:[Tt ](?<minutes>\d{2}:\d{2})(?::(?<seconds>\d{2}(?:[.,]\d{1,9})?)\d*)?)?"
+    r"\s*(?<zone>[Zz]|UTC|GMT|[+-]\d{2}(?::?\d{2})?)?\s*$"
 )
 
 
-def is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return kind in (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary())
-
-
-def is_id(kind: pa.DataType) -> bool:
-    return is_text(kind) or pa.types.is_integer(kind)
-
-
-def is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
-
-
-def _is_time(kind: pa.DataType) -> bool:
-    return is_text(kind) or is_number(kind) or pa.types.is_timestamp(kind) or pa.types.is_date(kind)
-
-
-def _is_rating(kind: pa.DataType) -> bool:
-    return is_number(kind) or is_text(kind) or pa.types.is_null(kind)
+_is_time = accepts(is_text, is_number, pa.types.is_timestamp, pa.types.is_date)
+_is_rating = accepts(is_text, is_number)
+_OTHERS = {"rating": as_numbers, "event": as_ids}
 
 
 def log_columns(data: DataConfig) -> dict[str, Column]:
     """What columns the log must have; those that nothing asks for are not read."""
     return {
-        "user_id": Column(True, is_id, "text or an integer"),
-        "item_id": Column(True, is_id, "text or an integer", repeats=True),
+        "user_id": Column(True, is_id, ID_TYPES),
+        "item_id": Column(True, is_id, ID_TYPES, repeats=True),
         "timestamp": Column(True, _is_time, "a timestamp, a date, a number or ISO 8601 text"),
         "rating": Column(data.min_rating is not None, _is_rating, "a number", read=data.min_rating is not None),
-        "event": Column(data.events is not None, is_id, "text or an integer", read=data.events is not None),
+        "event": Column(data.events is not None, is_id, ID_TYPES, read=data.events is not None),
     }
 
 
@@ -96,10 +91,10 @@ class ItemLookup:
 
     def find(self, ids: pa.ChunkedArray) -> pa.ChunkedArray:
         """The item_index of each id, int32; null where it is none of the catalogue."""
-        return pa.chunked_array([self._find(chunk.dictionary_encode()) for chunk in ids.chunks], pa.int32())
+        return pa.chunked_array([self._find(chunk) for chunk in as_encoded_ids(ids).chunks], pa.int32())
 
     def _find(self, ids: pa.DictionaryArray) -> pa.Array:
-        values = ids.dictionary.cast(pa.string()).fill_null("")
+        values = ids.dictionary.fill_null("")
         at = np.searchsorted(self.hashes, hash_strings(values)).clip(max=len(self.hashes) - 1)
         index = pa.array(self.order[at])
         known = pc.equal(self.item_ids.take(index), values)
@@ -133,8 +128,8 @@ def clean_interactions(table: pa.Table, data: DataConfig, lookup: ItemLookup, pl
         the good rows, then one for each that is rejected, then one for each reason to leave rows out.
     """
     source = data.interactions
-    users, items = table.column("user_id").cast(pa.string()), table.column("item_id")
-    item_index, times = lookup.find(items), pl.Series("timestamp", table.column("timestamp"))
+    users, items = as_ids(table.column("user_id")), as_encoded_ids(table.column("item_id"))
+    item_index, times = lookup.find(items), as_series(table.column("timestamp"))
     no_item = _is_blank(items.cast(pa.string())) if item_index.null_count else item_index.is_null()
     facts = pl.DataFrame(
         {
@@ -142,7 +137,7 @@ def clean_interactions(table: pa.Table, data: DataConfig, lookup: ItemLookup, pl
             "no_id": pc.or_(_is_blank(users), no_item),
             "timestamp": microseconds(times, source.timestamp_unit, source.timestamp_format),
             "item_index": item_index,
-            **{name: table.column(name) for name in ("rating", "event") if name in table.column_names},
+            **{name: parse(table.column(name)) for name, parse in _OTHERS.items() if name in table.column_names},
         }
     )
     faults = _faults(data)
@@ -165,13 +160,12 @@ def _faults(data: DataConfig) -> dict[str, pl.Expr]:
         rejected.ABSURD_TIMESTAMP: ~timestamp.is_between(_midnight(data.earliest), _midnight(data.latest)),
     }
     if data.events is not None:
-        faults[OTHER_EVENT] = ~pl.col("event").cast(pl.String).is_in(data.events).fill_null(False)
+        faults[OTHER_EVENT] = ~pl.col("event").is_in(data.events).fill_null(False)
     if data.start is not None or data.end is not None:
         before = timestamp < _midnight(data.start or date.min)
         faults[OUTSIDE_WINDOW] = before | (timestamp >= _midnight(data.end or date.max))
     if data.min_rating is not None:
-        rating = pl.col("rating").cast(pl.Float64, strict=False)
-        faults[BELOW_MIN_RATING] = ~(rating >= data.min_rating).fill_null(False)
+        faults[BELOW_MIN_RATING] = ~(pl.col("rating") >= data.min_rating).fill_null(False)
     return {**faults, rejected.UNKNOWN_ITEM: pl.col("item_index").is_null()}
 
 
@@ -218,9 +212,14 @@ def microseconds(times: pl.Series, unit: str, format: str | None = None) -> pl.S
     Args:
         format: of text other than numbers and ISO 8601, as `strptime` takes it; numbers are taken as text then.
     """
+    if times.dtype == pl.Null:
+        return times.cast(pl.Int64)
     if format is not None:
         kind = pl.Datetime("us", "UTC" if "%z" in format else None)
-        return times.cast(pl.String).str.strptime(kind, format, strict=False).cast(pl.Int64)
+        if times.dtype.is_float() or times.dtype.is_decimal():
+            times = times.cast(pl.Int64, strict=False)
+        lenient = format.replace("%z", "%#z")  # takes +02 besides +0200
+        return times.cast(pl.String).str.strptime(kind, lenient, strict=False).cast(pl.Int64)
     factor = {"s": 1_000_000, "ms": 1_000, "us": 1}[unit]
     largest = (2**63 - 1) // factor
     if times.dtype == pl.String:
@@ -236,14 +235,14 @@ def microseconds(times: pl.Series, unit: str, format: str | None = None) -> pl.S
                 pl.lit("T"),
                 "minutes",
                 pl.lit(":"),
-                pl.col("seconds").fill_null("00"),
-                pl.col("zone").fill_null("Z").replace("Z", "+0000"),
+                pl.col("seconds").fill_null("00").str.replace(",", ".", literal=True),
+                pl.col("zone").fill_null("").str.replace("^(?:[Zz]|UTC|GMT|)$", "+00").str.replace("^...$", "${0}00"),
             ).str.strptime(pl.Datetime("us", "UTC"), "%Y-%m-%dT%H:%M:%S%.f%z", strict=False)
         ).to_series()
         return pl.select(pl.coalesce(iso.cast(pl.Int64), whole, real)).to_series().alias(times.name)
     if times.dtype.is_temporal():
         return times.cast(pl.Datetime("us")).cast(pl.Int64)
-    if times.dtype.is_float():
+    if times.dtype.is_float() or times.dtype.is_decimal():
         scaled = (times.cast(pl.Float64).fill_nan(None) * factor).clip(-(2.0**62), 2.0**62)
         return scaled.round().cast(pl.Int64)
     if times.dtype == pl.UInt64:
@@ -253,7 +252,7 @@ def microseconds(times: pl.Series, unit: str, format: str | None = None) -> pl.S
 
 def to_polars(table: pa.Table) -> pl.DataFrame:
     """With text as String, whatever Arrow's encoding of it."""
-    frame = pl.from_arrow(table)
+    frame = pl.from_arrow(pa.table({name: plain_chunks(table.column(name)) for name in table.column_names}))
     assert isinstance(frame, pl.DataFrame)
     return frame.with_columns(pl.col(pl.Categorical).cast(pl.String))
 

@@ -133,7 +133,7 @@ def open_source(
         section: where `config` stands, for messages; `data.<name>` by default.
 
     Every Parquet footer and every header of CSV is read. The columns of JSON lines are told from the head of the first
-    file.
+    file; one that must be there and is not there is looked for in all rows.
 
     Raises:
         ValueError: as `find_files`; a required or a mapped column is missing or of a wrong type; a file is not of
@@ -145,10 +145,10 @@ def open_source(
     table_of = {file.uri: snapshot for snapshot in snapshots.values() for file in snapshot.files}
     layouts: dict[str, Layout] = {}
 
-    def opened(file: InputFile) -> tuple[Columns, list[Piece]]:
+    def opened(file: InputFile, is_first: bool) -> tuple[Columns, list[Piece]]:
         try:
             filesystem, path = locate(file.uri, s3)
-            columns, pieces = reader.open(filesystem, path, file, is_first=file is files[0])
+            columns, pieces = reader.open(filesystem, path, file, is_first=is_first)
             if file.uri not in table_of:
                 return columns and columns | dict.fromkeys(partitions(file.uri), pa.string()), pieces
             table, schema = table_of[file.uri], pq.read_schema(path, filesystem=filesystem)
@@ -158,17 +158,35 @@ def open_source(
         except (OSError, pa.ArrowException) as error:
             raise ValueError(f"{name}: cannot read {file.uri} as {config.format}: {_first_line(error)}") from None
 
+    def is_somewhere(key: str) -> bool:
+        try:
+            return any(reader.holds(*locate(file.uri, s3), key) for file in files)
+        except (OSError, pa.ArrowException) as error:
+            raise ValueError(f"{name}: cannot look for {key!r} in all files: {_first_line(error)}") from None
+
     with ThreadPoolExecutor(_OPENED_AT_ONCE) as pool:  # a store takes its time to answer
-        heads = list(pool.map(opened, files))
+        heads = list(pool.map(lambda file: opened(file, file is files[0]), files))
+    for number, file in enumerate(files):
+        if any(columns for columns, _ in heads):
+            break
+        heads[number] = opened(file, True)  # those before it hold no line
     fields: dict[str, pa.DataType] = {}
     for file, (columns, _) in zip(files, heads, strict=True):
         if columns:
+            for ours, theirs in names.items():
+                needed = expected[ours].required or ours != theirs
+                if reader.late_keys and theirs not in columns and (not needed or is_somewhere(theirs)):
+                    columns[theirs] = pa.null()
+                if reader.late_keys and columns.get(theirs) == pa.null():
+                    columns[theirs] = _late_type(expected[ours])
             _check_columns(columns, expected, names, f"{name}: column", file.uri, section or f"data.{name}")
         for ours, theirs in names.items():
-            if theirs in columns and expected[ours].read and fields.get(ours, pa.null()) == pa.null():
+            if theirs in columns and expected[ours].read and pa.types.is_null(fields.get(ours, pa.null())):
                 encode = expected[ours].repeats and config.format == "parquet"
                 fields[ours] = _encoded(columns[theirs]) if encode else columns[theirs]
-    for ours in [ours for ours, kind in fields.items() if kind == pa.null()]:  # null in every file: any type will do
+    for ours in [ours for ours, kind in fields.items() if pa.types.is_null(kind)]:  # null in every file
+        if expected[ours].accepts(pa.null()):
+            continue
         if expected[ours].accepts(pa.string()):
             fields[ours] = pa.string()
         elif expected[ours].required:
@@ -178,7 +196,7 @@ def open_source(
     pieces = tuple(piece for _, cut in heads for piece in cut)
     versions = {uri: snapshot.version for uri, snapshot in snapshots.items()}
     source = Source(name, config, s3, pa.schema(list(fields.items())), tuple(found), pieces, layouts, versions, skipped)
-    if not source.pieces or source.rows == 0:
+    if not fields or not source.pieces or source.rows == 0:
         raise ValueError(f"{name}: the table is empty: no row in {', '.join(config.paths)}")
     return source
 
@@ -199,6 +217,13 @@ def _check_columns(
 def _typed(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
     """A column that is null in its file as that of the table."""
     return pa.chunked_array([pa.nulls(len(column), kind)]) if pa.types.is_null(column.type) else column
+
+
+def _late_type(column: Column) -> pa.DataType:
+    """What a column is taken for whose first rows say nothing: null, if only the rows can tell whether it is a list."""
+    if column.accepts(pa.list_(pa.string())):
+        return pa.null()
+    return pa.bool_() if column.accepts(pa.bool_()) else pa.string()
 
 
 def _encoded(kind: pa.DataType) -> pa.DataType:

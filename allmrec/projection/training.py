@@ -118,8 +118,8 @@ class ProjectionTraining:
             state: where to go on from.
 
         Raises:
-            ValueError: the LLM's architecture cannot be ranked by tries, or the projectors cannot start as the config says;
-                see `start`.
+            ValueError: the LLM's architecture cannot be ranked by tries, or the projectors cannot start as the config
+                says; see `start`.
         """
         self.config, self.examples, self.device = config, examples, torch.device(device)
         self.teacher, self.e_NJ = teacher.to(self.device), e_NJ.to(self.device)
@@ -144,7 +144,7 @@ class ProjectionTraining:
             config.learning_rate,
             deepspeed_config(config, llm_config, placement, token_dim, largest),
         )
-        refuse_deviating(llm, float(self.engine(None, x_UD[:0], e_NJ[:0])))
+        refuse_deviating(llm, float(self.engine(None, e_NJ[:0], e_NJ[:0])))
         self.frozen_checksum = checksum(llm)
         self.validation = [] if cases is None else self._choices(cases, llm_config.tokens_per_batch)
         self.read = self.padded = 0  # tokens of this worker's passes, without and with padding

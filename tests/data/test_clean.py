@@ -1,5 +1,6 @@
 import datetime as dt
 import json
+from decimal import Decimal
 
 import polars as pl
 import pyarrow as pa
@@ -18,7 +19,7 @@ from allmrec.data.clean import (
     set_aside,
     to_polars,
 )
-from allmrec.data.config import DataConfig
+from allmrec.data.config import DataConfig, SourceConfig
 from allmrec.data.lines import MALFORMED, NUMBER
 from allmrec.hashing import shard_of
 from schemas import rejected
@@ -151,6 +152,14 @@ def test_a_row_fares_the_same_in_any_batch(order, cut):
         ("2018-06-16T22:00:00-0200", 17_699 * DAY_US),
         ("1529193600", 17_699 * DAY_US),
         ("1529193600.5", 17_699 * DAY_US + 500_000),
+        ("2018-06-17 00:00:00+00", 17_699 * DAY_US),
+        ("2018-06-17 05:30:00.5+05:30", 17_699 * DAY_US + 500_000),
+        ("2018-06-17 02:00:00.5+02", 17_699 * DAY_US + 500_000),
+        ("2018-06-17 00:00:00 UTC", 17_699 * DAY_US),
+        ("2018-06-17 00:00:00.25 GMT", 17_699 * DAY_US + 250_000),
+        ("2018-06-17t00:00:00z", 17_699 * DAY_US),
+        ("2018-06-17 00:00:00,250", 17_699 * DAY_US + 250_000),
+        ("2018-06-17 00:00:00 CET", None),
         ("2018-02-31", None),
         ("2018-06-17T25:00:00", None),
         ("06 17, 2018", None),
@@ -176,6 +185,10 @@ def test_timestamps_of_other_types():
         (pl.Series([moment]).cast(berlin), "s"),
     ]:
         assert microseconds(values, unit).to_list() == [us], values
+    fractions = pl.Series([Decimal("0.1"), Decimal("0.123456"), None], dtype=pl.Decimal(38, 6))
+    assert microseconds(fractions, "s").to_list() == [100_000, 123_456, None]
+    assert microseconds(pl.Series([None, None]), "s").to_list() == [None, None]
+    assert microseconds(pl.Series([None]), "s", "%Y").to_list() == [None]
     assert microseconds(pl.Series([moment.date()]), "s").to_list() == [17_699 * DAY_US]
     assert microseconds(pl.Series([float("nan"), float("inf")]), "s").to_list() == [None, 2**62]
 
@@ -190,6 +203,10 @@ def test_timestamps_of_a_format():
     assert microseconds(pl.Series([20180617, 20181399]), "s", "%Y%m%d").to_list() == [17_699 * DAY_US, None]
     zoned = pl.Series(["17.06.2018 02:00 +0200"])
     assert microseconds(zoned, "s", "%d.%m.%Y %H:%M %z").to_list() == [17_699 * DAY_US]
+    assert microseconds(pl.Series(["17.06.2018 02:00+02"]), "s", "%d.%m.%Y %H:%M%z").to_list() == [17_699 * DAY_US]
+    with pytest.raises(ValueError, match=r"timestamp_format: '%d %H' cannot be read"):
+        SourceConfig(timestamp_format="%d %H")
+    assert microseconds(pl.Series([20180617.0, None]), "s", "%Y%m%d").to_list() == [17_699 * DAY_US, None]
 
 
 def test_numbers_as_text_beside_other_text():
@@ -211,3 +228,22 @@ def test_lookup_agrees_with_a_dictionary(catalogue, others, kind):
     wanted = [*item_ids, *others, *item_ids]
     found = ItemLookup(pa.array(item_ids)).find(pa.chunked_array([pa.array(wanted).cast(kind), pa.array([], kind)]))
     assert found.to_pylist() == [index.get(item_id) for item_id in wanted]
+
+
+def test_times_in_a_dictionary_of_text_and_ratings_that_are_none():
+    table = pa.table(
+        {
+            "user_id": ["u", "v", "w"],
+            "item_id": pa.array([1.0, 2.0, None]),
+            "timestamp": pa.array(["2018-06-17", "2018-06-18", "2018-06-17"]).dictionary_encode(),
+            "rating": pa.array([4.0, float("nan"), 5.0]),
+            "event": pa.array([1.0, 1.0, 1.0]),
+            MALFORMED: pa.nulls(3, pa.string()),
+            NUMBER: pa.array([1, 2, 3]),
+        }
+    )
+    data = DataConfig(min_rating=3, events=["1"])
+    found = clean_interactions(table, data, ItemLookup(pa.array(["1", "2"])), PLACE).to_pylist()
+    assert (found[0]["user_id"], found[0]["item_index"], found[0]["timestamp"]) == ("u", 1, 17_699 * DAY_US)
+    reasons = [json.loads(row["aside"])["reason"] for row in found[1:]]
+    assert reasons == [rejected.NULL_ID, BELOW_MIN_RATING]

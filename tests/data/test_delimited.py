@@ -17,7 +17,8 @@ NAMES = ["user", "item", "stars"]
 def read(text, wanted=NAMES, **settings):
     config = SourceConfig(format="csv", **settings)
     quote = config.quote.encode() if config.quoted_newlines else None
-    table = parse(Lines.of(text, quote=quote), NAMES, wanted, config).sort_by(NUMBER)
+    lines = Lines.of(text, quote=quote, escape=config.escape.encode() if config.escape else None)
+    table = parse(lines, NAMES, wanted, config).sort_by(NUMBER)
     assert table.schema.names == [*wanted, MALFORMED, NUMBER]
     return table.to_pylist()
 
@@ -68,6 +69,8 @@ def test_delimiters_of_several_characters():
     everything = bytes(set(range(1, 32)) - set(b"\t\r\n"))  # no byte is free in this line
     assert values(read(b"1::a::5\n2::" + everything + b"::5", delimiter="::"))[0] == ("1", "a", "5")
     assert values(read("1¦a¦5".encode(), delimiter="¦")) == [("1", "a", "5")]
+    assert values(read(b'1::"a::b"::5', delimiter="::")) == [("1", "a::b", "5")]
+    assert header(Lines.of(b'a::"b::c"'), SourceConfig(format="csv", delimiter="::")) == ["a", "b::c"]
     assert values(read(b"1\x01a\x015", delimiter="\x01")) == [("1", "a", "5")]
 
 
@@ -124,3 +127,40 @@ def test_a_line_fares_the_same_in_any_company(lines, seed):
     alone = [row for line in lines for row in values(read(line.encode()))]
     assert together == alone
     assert mixed == [alone[number] for number in order]
+
+
+def test_an_escape_makes_a_quote_a_delimiter_and_itself_a_character():
+    text = b'1,"The \\"Best\\" Lamp","a, b"\n2\\,3,C:\\\\mugs,C:\\new\n4,"ends in \\\\",5" pipe'
+    assert values(read(text, escape="\\")) == [
+        ("1", 'The "Best" Lamp', "a, b"),
+        ("2,3", "C:\\mugs", "C:\\new"),
+        ("4", "ends in \\", '5" pipe'),
+    ]
+    assert values(read(b'\\N,"x\\"y",NULL', escape="\\", nulls=["NULL", "\\N"])) == [(None, 'x"y', None)]
+    tabs = read(b"1\ta\\\tb\t\\N", escape="\\", delimiter="\t", quote=None, nulls=["\\N"])
+    assert values(tabs) == [("1", "a\tb", None)]
+    records = read(b'1,"a \\"\nb",2\n3,"open\\",4', escape="\\", quoted_newlines=True)
+    assert values(records) == [("1", 'a "\nb', "2"), '3,"open\\",4']
+    assert values(read(b"1::a\\::b::c\\", escape="\\", delimiter="::")) == [("1", "a::b", "c\\")]
+    assert header(Lines.of(b'a,"b\\"c",d'), SourceConfig(format="csv", escape="\\")) == ["a", 'b"c', "d"]
+    for wrong in "é", '"', ",":
+        with pytest.raises(ValueError, match="escape must be an ASCII character"):
+            SourceConfig(format="csv", escape=wrong)
+
+
+@pytest.mark.parametrize("line", [b'1,The,"say "hi" now"', b'1,"The \\"Best\\" Lamp",x', b'"a" ,b,c', b'1,"5"",x"6",b'])
+def test_quotes_that_end_before_their_value_are_not_guessed_at(line):
+    good = b'2,5" pipe,6" pipe\n3,"a ""b""","c"'
+    rows = [("2", '5" pipe', '6" pipe'), ("3", 'a "b"', "c")]
+    assert values(read(good + b"\n" + line)) == [*rows, line.decode()]
+
+
+@settings(deadline=None, max_examples=50)
+@given(rows=st.lists(fields, max_size=20), quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))
+def test_what_is_written_with_an_escape_is_read_back(rows, quoting):
+    target = io.StringIO()
+    csv.writer(target, lineterminator="\n", quoting=quoting, escapechar="\\", doublequote=False).writerows(rows)
+    text = target.getvalue().removesuffix("\n")
+    lines = [line for line in text.split("\n") if line]
+    assert len(lines) == len(rows)
+    assert values(read(text.encode(), escape="\\")) == [tuple(row) for row in rows]

@@ -141,3 +141,26 @@ def test_counts_are_set_by_index():
     assert counted.schema == items.SCHEMA
     assert counted.column("popularity").to_pylist() == [5, 0, 7]
     assert counted.column("interactions").to_pylist() == [6, 2, 9]
+
+
+def test_what_says_neither_yes_nor_no_is_rejected_and_counted():
+    rows = [
+        {"item_id": str(number), "title": "t", "available": text} for number, text in enumerate(["t", "", "f", "hm"])
+    ]
+    cleaned = clean_items(table(rows))
+    assert cleaned.column("available").to_pylist() == [True, None, False, None]
+    prepared, bad = index_items(cleaned)
+    assert prepared.column("item_id").to_pylist() == ["0", "1", "2"]
+    assert bad.select(["reason", "row"]).to_pylist() == [
+        {"reason": rejected.BAD_AVAILABLE, "row": '{"item_id":"3","title":"t","available":"hm"}'}
+    ]
+
+
+def test_numbers_may_be_ids_titles_and_categories():
+    row = {"item_id": 7.0, "title": 1984, "categories": [3, None]}
+    (found,) = clean_items(
+        table([row], item_id=pa.float64(), title=pa.int64(), categories=pa.large_list(pa.int32()))
+    ).to_pylist()
+    assert (found["item_id"], found["title"], found["categories"]) == ("7", "1984", ["3"])
+    empty = [{"item_id": "a", "title": None}, {"item_id": "b", "title": None}]
+    assert clean_items(table(empty, title=pa.null())).column("title").to_pylist() == [None, None]

@@ -3,7 +3,7 @@ import json
 import pyarrow as pa
 import pytest
 
-from allmrec.data.jsonl import column_types, load_json, load_literal, parse_json, parse_singly
+from allmrec.data.jsonl import column_types, load_json, load_literal, parse_json, parse_literals, parse_singly
 from allmrec.data.lines import MALFORMED, NUMBER, Lines
 
 WANTED = pa.schema([("id", pa.int64()), ("words", pa.list_(pa.string()))])
@@ -76,7 +76,7 @@ def test_types_are_told_from_the_first_lines():
         "deep": pa.list_(pa.list_(text)),
         "object": text,
         "big": text,
-        "none": text,
+        "none": pa.null(),
     }
     assert column_types([b"junk", *(json.dumps(row).encode() for row in rows)], load_json) == types
     rare = [b'{"id": "a", "words": ["b", "c"]}', b'{"id": ["a"], "words": "b"}', b'{"id": 1, "words": [[1]]}']
@@ -110,3 +110,48 @@ def test_python_literals_are_read_and_nothing_is_run(tmp_path):
     assert [(row["id"], row["words"]) for row in rows[:2]] == [("7", ["it's", "café"]), ("0\\d7", None)]
     assert [row[MALFORMED] for row in rows[2:]] == bad
     assert not target.exists()
+
+
+UNKNOWN = pa.schema([(name, pa.null()) for name in ("flag", "words", "real", "missing")])
+
+
+@pytest.mark.parametrize("bad", [[], ["junk"]])
+def test_a_key_that_comes_late_is_read_with_its_type(bad):
+    rows = [{"id": number} for number in range(2500)]
+    rows[2400] |= {"flag": False, "words": ["a", "b"], "real": 1.5}
+    lines = [*map(json.dumps, rows), *bad]
+    table = parse_json(Lines.of("\n".join(lines).encode()), UNKNOWN).sort_by(NUMBER)
+    kinds = {"flag": pa.bool_(), "words": pa.list_(pa.string()), "real": pa.float64(), "missing": pa.null()}
+    late = {"flag": False, "words": ["a", "b"], "real": 1.5, "missing": None}
+    if bad:  # plain values as text, in this company
+        late |= {"flag": "false", "real": "1.5"}
+    else:
+        assert dict(zip(table.schema.names, table.schema.types, strict=True)).items() >= kinds.items()
+    found = table.select(UNKNOWN.names).to_pylist()
+    assert found[2400] == late
+    assert all(value is None for row in found[:2400] for value in row.values())
+    literals = parse_literals(Lines.of("\n".join(map(repr, rows)).encode()), UNKNOWN).select(UNKNOWN.names).to_pylist()
+    assert literals[2400] == {"flag": "false", "words": ["a", "b"], "real": "1.5", "missing": None}
+
+
+def test_numbers_that_are_none_are_null():
+    wanted = pa.schema([("real", pa.float64()), ("text", pa.string()), ("words", pa.list_(pa.string()))])
+    lines = b'{"real": NaN, "text": NaN, "words": [NaN, "a"]}\n{"real": -Infinity, "text": "NaN"}\n{"real": 1.5}'
+    expected = [(None, None, [None, "a"]), (None, "NaN", None), ("1.5", None, None)]
+    found = parse_json(Lines.of(lines), wanted).select(wanted.names).to_pylist()
+    assert [tuple(row.values()) for row in found] == expected
+    literals = lines.replace(b"NaN,", b"nan,").replace(b"NaN}", b"nan}").replace(b"-Infinity", b"-inf")
+    found = parse_literals(Lines.of(literals), wanted).select(wanted.names).to_pylist()
+    assert [tuple(row.values()) for row in found] == expected
+    whole = parse_json(Lines.of(b'{"real": Infinity}\n{"real": NaN}\n{"real": 2}'), pa.schema([wanted.field(0)]))
+    assert whole.column("real").to_pylist() == [None, None, 2.0]
+    told = column_types(
+        [b'{"a": NaN, "b": 1}', b'{"a": 1, "b": 1.5}', b'{"c": 1.5}', b'{"c": 9007199254740993}'], load_json
+    )
+    assert told == {"a": pa.int64(), "b": pa.float64(), "c": pa.string()}
+
+
+def test_real_numbers_beside_bad_lines_keep_their_digits():
+    wanted = pa.schema([("id", pa.float64())])
+    table = parse_json(Lines.of(b'{"id": 123456789012.0}\n{"id": 1600000000.125}\njunk'), wanted)
+    assert sorted(table.column("id").drop_null().to_pylist()) == ["123456789012.0", "1600000000.125"]

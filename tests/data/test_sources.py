@@ -27,7 +27,8 @@ def opened(paths, format="parquet", s3=None, settings=None, **columns):
 
 
 def read(source):
-    return pa.concat_tables([table for piece in source.pieces for table in source.read(piece)])
+    tables = [table for piece in source.pieces for table in source.read(piece)]
+    return pa.concat_tables(tables, promote_options="default")
 
 
 def rows_of(source):
@@ -249,3 +250,35 @@ def test_a_gzip_file_cut_short_is_named(tmp_path):
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=f"interactions: cannot read {path}"):
         read(source)
+
+
+def test_keys_are_sought_in_all_rows_of_all_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "RANGE", 1000)
+    rows = [{"user_id": "u", "item_id": "i", "timestamp": number} for number in range(2000)]
+    late = [*rows, {**rows[0], "rating": 5, "stars": 4, "sku": "j"}]
+    for name, lines in ("a.jsonl", rows), ("b.jsonl", late):
+        (tmp_path / name).write_text("\n".join(map(json.dumps, lines)))
+    plain = rows_of(opened([tmp_path], "jsonl"))
+    assert len(plain) == 4001 and [row["rating"] for row in plain if row["rating"] is not None] == [5]
+    mapped = rows_of(opened([tmp_path], "jsonl", rating="stars", item_id="sku"))
+    assert [(row["rating"], row["item_id"]) for row in mapped if row["item_id"] is not None] == [(4, "j")]
+    with pytest.raises(ValueError, match=r"'asin' is missing in .*a\.jsonl"):
+        opened([tmp_path], "jsonl", item_id="asin")
+
+
+def test_files_without_rows_and_columns_without_values_stop_nothing(tmp_path):
+    write_parquet(tmp_path / "parquet/a.parquet", [{"user_id": None, "item_id": None, "timestamp": None}])
+    write_parquet(tmp_path / "parquet/b.parquet", [{"user_id": "u", "item_id": 7, "timestamp": 1.5}])
+    pq.write_table(pa.table({name: pa.nulls(0) for name in ROWS[0]}), tmp_path / "parquet/c.parquet")
+    source = opened([tmp_path / "parquet"])
+    found = [row for piece in source.pieces for table in source.read(piece) for row in table.to_pylist()]
+    assert [row["user_id"] for row in found] == [None, "u"]
+    line = {"jsonl": json.dumps(ROWS[3]), "csv": "user_id,item_id,timestamp\nu3,0,3"}
+    for form, text in line.items():
+        (tmp_path / form).mkdir()
+        (tmp_path / form / f"a.{form}.gz").write_bytes(gzip.compress(b""))
+        (tmp_path / form / f"b.{form}").write_text("\n\n")
+        (tmp_path / form / f"c.{form}").write_text(text)
+        assert [row["user_id"] for row in read(opened([tmp_path / form], form)).to_pylist()] == ["u3"]
+        with pytest.raises(ValueError, match="the table is empty"):
+            opened([tmp_path / form / f"b.{form}"], form)

@@ -21,9 +21,9 @@ from allmrec.projection.examples import Examples
 from allmrec.projection.placement import llm_outline
 from allmrec.projection.projectors import ProjectionConfig, fresh_projectors, item_inputs
 from allmrec.projection.training import ProjectionTraining, Stage2Model
-from tests.projection.conftest import NUM_ITEMS
 from tests.llm.architectures import ARCHITECTURES
 from tests.llm.test_loading import DAMAGES
+from tests.projection.conftest import NUM_ITEMS
 from tests.text.tiny import change
 
 CONFIG = ProjectionConfig(
