@@ -6,10 +6,22 @@ configures, and `jobs.config.Config` composes them.
 
 import difflib
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+
+
+def _known_zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError(f"no time zone {name!r}; write it as in Europe/Berlin") from None
+    return name
+
+
+Timezone = Annotated[str, AfterValidator(_known_zone)]  # a name of the tz database
 
 
 class Section(BaseModel):
