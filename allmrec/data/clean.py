@@ -15,6 +15,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from allmrec.data.cells import ID_TYPES, accepts, as_encoded_ids, as_ids, is_id, is_number, is_text
 from allmrec.data.config import DataConfig
 from allmrec.data.lines import MALFORMED, NUMBER
 from allmrec.data.sources import Column, Source
@@ -49,36 +50,18 @@ _ISO = (
 )
 
 
-def is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return kind in (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary())
-
-
-def is_id(kind: pa.DataType) -> bool:
-    return is_text(kind) or pa.types.is_integer(kind)
-
-
-def is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
-
-
-def _is_time(kind: pa.DataType) -> bool:
-    return is_text(kind) or is_number(kind) or pa.types.is_timestamp(kind) or pa.types.is_date(kind)
-
-
-def _is_rating(kind: pa.DataType) -> bool:
-    return is_number(kind) or is_text(kind) or pa.types.is_null(kind)
+_is_time = accepts(is_text, is_number, pa.types.is_timestamp, pa.types.is_date)
+_is_rating = accepts(is_text, is_number)
 
 
 def log_columns(data: DataConfig) -> dict[str, Column]:
     """What columns the log must have; those that nothing asks for are not read."""
     return {
-        "user_id": Column(True, is_id, "text or an integer"),
-        "item_id": Column(True, is_id, "text or an integer", repeats=True),
+        "user_id": Column(True, is_id, ID_TYPES),
+        "item_id": Column(True, is_id, ID_TYPES, repeats=True),
         "timestamp": Column(True, _is_time, "a timestamp, a date, a number or ISO 8601 text"),
         "rating": Column(data.min_rating is not None, _is_rating, "a number", read=data.min_rating is not None),
-        "event": Column(data.events is not None, is_id, "text or an integer", read=data.events is not None),
+        "event": Column(data.events is not None, is_id, ID_TYPES, read=data.events is not None),
     }
 
 
@@ -97,10 +80,10 @@ class ItemLookup:
 
     def find(self, ids: pa.ChunkedArray) -> pa.ChunkedArray:
         """The item_index of each id, int32; null where it is none of the catalogue."""
-        return pa.chunked_array([self._find(chunk.dictionary_encode()) for chunk in ids.chunks], pa.int32())
+        return pa.chunked_array([self._find(chunk) for chunk in as_encoded_ids(ids).chunks], pa.int32())
 
     def _find(self, ids: pa.DictionaryArray) -> pa.Array:
-        values = ids.dictionary.cast(pa.string()).fill_null("")
+        values = ids.dictionary.fill_null("")
         at = np.searchsorted(self.hashes, hash_strings(values)).clip(max=len(self.hashes) - 1)
         index = pa.array(self.order[at])
         known = pc.equal(self.item_ids.take(index), values)
@@ -134,7 +117,7 @@ def clean_interactions(table: pa.Table, data: DataConfig, lookup: ItemLookup, pl
         the good rows, then one for each that is rejected, then one for each reason to leave rows out.
     """
     source = data.interactions
-    users, items = table.column("user_id").cast(pa.string()), table.column("item_id")
+    users, items = as_ids(table.column("user_id")), as_encoded_ids(table.column("item_id"))
     item_index, times = lookup.find(items), pl.Series("timestamp", table.column("timestamp"))
     no_item = _is_blank(items.cast(pa.string())) if item_index.null_count else item_index.is_null()
     facts = pl.DataFrame(

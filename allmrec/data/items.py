@@ -15,7 +15,8 @@ import polars as pl
 import pyarrow as pa
 
 from allmrec.data.catalogue import item_texts
-from allmrec.data.clean import as_text, is_id, is_text, to_arrow, to_polars
+from allmrec.data.cells import ID_TYPES, is_id, is_text
+from allmrec.data.clean import as_text, to_arrow, to_polars
 from allmrec.data.config import SourceConfig
 from allmrec.data.lines import MALFORMED, NUMBER
 from allmrec.data.sources import Column, Source
@@ -42,7 +43,7 @@ def _is_flag(kind: pa.DataType) -> bool:
 
 
 ITEMS = {
-    "item_id": Column(True, is_id, "text or an integer"),
+    "item_id": Column(True, is_id, ID_TYPES),
     "title": Column(True, _is_words, "text"),
     "description": Column(False, _is_words, "text or a list of texts"),
     "categories": Column(False, _is_words, "a list of texts, or text"),

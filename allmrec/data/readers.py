@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from allmrec.data import delimited, jsonl
+from allmrec.data.cells import plain
 from allmrec.data.config import SourceConfig
 from allmrec.data.files import InputFile
 from allmrec.data.lines import MALFORMED, NUMBER, Lines, compressed, is_compressed, read_lines, well_formed
@@ -80,7 +81,7 @@ class ParquetReader(Reader):
             columns = [name for name in wanted.names if name in file.schema_arrow.names]
             number = piece.before + 1
             for batch in file.iter_batches(_BATCH, row_groups=range(piece.start, piece.stop), columns=columns):
-                table = pa.table({name: _as_text(batch.column(name)) for name in columns})
+                table = pa.table({name: plain(batch.column(name)) for name in columns})
                 yield _well_encoded(table, np.arange(number, number + len(batch)))
                 number += len(batch)
 
@@ -140,14 +141,6 @@ READERS: dict[str, type[Reader]] = {
     "jsonl": ObjectReader,
     "literal": ObjectReader,
 }
-
-
-def _as_text(column: pa.Array) -> pa.Array:
-    """Text in a layout that all functions take; bytes that are not said to be text are."""
-    if pa.types.is_string_view(column.type):
-        return column.cast(pa.string())
-    texts = {pa.binary(): pa.string(), pa.large_binary(): pa.large_string()}
-    return column.view(texts[column.type]) if column.type in texts else column
 
 
 def _well_encoded(table: pa.Table, numbers: np.ndarray) -> pa.Table:

@@ -1,0 +1,164 @@
+"""What a cell says, whatever type its file gave it: Arrow columns of any type as ids, words, numbers and flags.
+
+docs/data.md has the table of types. Knows nothing of files, nor which column is which; times are `clean`'s business.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+_UUID_BYTES, _UUID_WIDTH = 16, 36
+_DIGITS_AT = [at for at in range(_UUID_WIDTH) if at not in (8, 13, 18, 23)]  # the others are hyphens
+_WHOLE = r"^(-?(?:0|[1-9][0-9]*))\.0+$"  # a whole number as programs write it that keep it as a real one
+_EXACT = {pa.float32(): 2.0**24, pa.float64(): 2.0**53}  # whole numbers below are told from their neighbours
+_TEXTS = {pa.binary(): pa.string(), pa.large_binary(): pa.large_string()}
+
+ID_TYPES = "text, a number or a UUID"
+
+TRUE = ("true", "t", "yes", "y", "on", "available", "instock", "preorder", "backorder")
+FALSE = ("false", "f", "no", "n", "off", "unavailable", "outofstock", "soldout", "discontinued")
+
+
+def plain(column: pa.Array) -> pa.Array:
+    """A column in one of few types, without a copy where it is of them already.
+
+    Views and fixed lengths go, bytes that are not said to be text are text (nobody checks the encoding here), a UUID
+    is its usual text, and of dictionaries only those of text stay. What has no meaning here, such as a struct, comes
+    out as it is.
+    """
+    kind = column.type
+    if isinstance(kind, pa.UuidType):
+        return _uuids(column.storage)
+    if isinstance(kind, pa.JsonType):
+        return plain(column.storage)
+    if isinstance(kind, pa.Bool8Type):
+        return column.storage.cast(pa.bool_())
+    if pa.types.is_run_end_encoded(kind):
+        return plain(pc.run_end_decode(column))
+    if pa.types.is_dictionary(kind):
+        values = plain(column.dictionary)
+        if not is_text(values.type):
+            return values.take(column.indices)
+        return column if values.type == kind.value_type else pa.DictionaryArray.from_arrays(column.indices, values)
+    if pa.types.is_fixed_size_binary(kind):
+        return _uuids(column) if kind.byte_width == _UUID_BYTES else plain(column.cast(pa.binary()))
+    if kind in _TEXTS:
+        return column.view(_TEXTS[kind])
+    if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):
+        return column.cast(pa.binary()).view(pa.string())
+    if pa.types.is_decimal256(kind):
+        return column.cast(pa.string())
+    if pa.types.is_decimal32(kind) or pa.types.is_decimal64(kind):
+        return column.cast(pa.decimal128(kind.precision, kind.scale))
+    if kind == pa.float16():
+        return column.cast(pa.float32())
+    return _plain_list(column) if is_list(kind) else column
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """What `plain` makes of a column of this type."""
+    return plain(pa.nulls(0, kind)).type
+
+
+def is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return kind in (pa.string(), pa.large_string())
+
+
+def is_list(kind: pa.DataType) -> bool:
+    return any(
+        test(kind)
+        for test in (
+            pa.types.is_list,
+            pa.types.is_large_list,
+            pa.types.is_fixed_size_list,
+            pa.types.is_list_view,
+            pa.types.is_large_list_view,
+        )
+    )
+
+
+def is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+
+
+def accepts(*tests: Callable[[pa.DataType], bool]) -> Callable[[pa.DataType], bool]:
+    """Whether a column of a type, once it is plain, passes one of the tests; one of nulls alone always does."""
+
+    def accepted(kind: pa.DataType) -> bool:
+        kind = plain_type(kind)
+        return pa.types.is_null(kind) or any(test(kind) for test in tests)
+
+    return accepted
+
+
+is_id = accepts(is_text, is_number)
+
+
+def as_ids(column: pa.Array | pa.ChunkedArray) -> pa.ChunkedArray:
+    """Ids of any type that `is_id` accepts as string (N,): one id is one text, whatever its type was.
+
+    Text stays as it is (007), but for whole numbers with zeros behind the point: 1, 1.0 and 1.00 are the id 1. A real
+    number that is too large to be told from its neighbours (2^53 and more, in float32 2^24) is null, as NaN is.
+    """
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    return pa.chunked_array([_ids(plain(chunk)).cast(pa.string()) for chunk in chunks], pa.string())
+
+
+def as_encoded_ids(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """As `as_ids`, for ids that come many times: dictionary<int32, string> (N,), in which a text may stand twice."""
+    chunks = [_ids(plain(chunk).dictionary_encode()) for chunk in column.chunks]
+    kind = pa.dictionary(pa.int32(), pa.string())
+    return pa.chunked_array([chunk.cast(kind) for chunk in chunks], kind)
+
+
+def _ids(column: pa.Array) -> pa.Array:
+    """Of a plain column; a dictionary stays one."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return pa.DictionaryArray.from_arrays(column.indices, _ids(column.dictionary))
+    if pa.types.is_floating(kind):
+        return _float_ids(column)
+    texts = column.cast(pa.string())
+    may_be_whole = is_text(kind) or pa.types.is_decimal(kind)
+    if may_be_whole and pc.any(pc.match_substring(texts, ".0")).as_py():
+        return pc.replace_substring_regex(texts, _WHOLE, r"\1")
+    return texts
+
+
+def _float_ids(column: pa.Array) -> pa.Array:
+    values = column.to_numpy(zero_copy_only=False)
+    known = np.abs(values) < _EXACT[column.type]  # false of NaN, which nulls are here
+    whole = known & (values == np.floor(values))
+    texts = pa.array(np.where(whole, values, 0).astype(np.int64), mask=~whole).cast(pa.string())
+    if (whole == known).all():
+        return texts
+    return pc.coalesce(texts, pc.if_else(known, pl.Series(values).cast(pl.String).to_arrow().cast(pa.string()), None))
+
+
+def _uuids(column: pa.Array) -> pa.Array:
+    """Sixteen bytes each → their usual text, 8-4-4-4-12 hexadecimal digits."""
+    raw = np.frombuffer(column.buffers()[1] or b"", dtype=np.uint8)
+    raw = raw[column.offset * _UUID_BYTES :][: len(column) * _UUID_BYTES].reshape(-1, _UUID_BYTES)
+    digits = np.stack([raw >> 4, raw & 15], axis=2).reshape(-1, 2 * _UUID_BYTES)
+    text = np.full((len(column), _UUID_WIDTH), ord("-"), dtype=np.uint8)
+    text[:, _DIGITS_AT] = np.frombuffer(b"0123456789abcdef", dtype=np.uint8)[digits]
+    offsets = np.arange(len(column) + 1, dtype=np.int32) * _UUID_WIDTH
+    texts = pa.StringArray.from_buffers(len(column), pa.py_buffer(offsets), pa.py_buffer(text))
+    return pc.if_else(column.is_valid(), texts, None)
+
+
+def _plain_list(column: pa.Array) -> pa.Array:
+    """As list<item>, the items plain and no dictionary."""
+    kind = column.type.value_type
+    if pa.types.is_list(column.type) and plain_type(kind) == kind and not pa.types.is_dictionary(kind):
+        return column
+    values = plain(column.flatten())  # of the lists that are not null, in their order
+    values = values.cast(pa.string()) if pa.types.is_dictionary(values.type) else values
+    lengths = pc.list_value_length(column).fill_null(0).to_numpy()
+    offsets = pa.array(np.append(0, np.cumsum(lengths)), pa.int32())
+    return pa.ListArray.from_arrays(offsets, values, mask=column.is_null())
