@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from allmrec.data.clean import is_id
+from allmrec.data.cells import ID_TYPES, as_ids, is_id
 from allmrec.data.config import ListConfig, SourceConfig
 from allmrec.data.files import locate
 from allmrec.data.lines import MALFORMED, NUMBER
@@ -54,7 +54,7 @@ def open_list(name: str, config: SourceConfig, column: str, s3: S3Config, sectio
             columns = {}  # what is wrong with it `open_source` says
         if len(columns) == 1 and column not in columns:
             config = config.model_copy(update={"names": [column]})
-    return open_source(name, config, s3, {column: Column(True, is_id, "text or an integer")}, section)
+    return open_source(name, config, s3, {column: Column(True, is_id, ID_TYPES)}, section)
 
 
 def read_list(name: str, config: ListConfig, column: str, s3: S3Config, section: str, more: Any = ()) -> IdList:
@@ -80,7 +80,7 @@ def ids_of(source: Source, piece: Piece, column: str) -> Iterator[pa.ChunkedArra
                 f"{source.name}: {len(bad):,} lines of {piece.uri} cannot be read, the first is number "
                 f"{bad.column(NUMBER)[0]}; a list must be whole: mend it, or look at its encoding, delimiter and quotes"
             )
-        yield table.column(column).cast(pa.string()).drop_null()
+        yield as_ids(table.column(column)).drop_null()
 
 
 def spellings(ids: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -89,8 +89,9 @@ def spellings(ids: pa.ChunkedArray) -> pa.ChunkedArray:
     return both.filter(pc.greater(pc.binary_length(trimmed(both)), 0))
 
 
-def trimmed(ids: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    return pc.utf8_trim_whitespace(ids)
+def trimmed(ids: pa.Array | pa.ChunkedArray) -> pa.ChunkedArray:
+    """Without spaces around them: what the log has where it has none."""
+    return as_ids(pc.utf8_trim_whitespace(ids))
 
 
 def refuse_unknown(name: str, listed: int, known: int, least: float, what: str = "ids") -> None:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from allmrec.artifacts import shard_name, write_shard
-from allmrec.data.clean import is_id, is_number, is_text
+from allmrec.data.cells import ID_TYPES, accepts, as_ids, is_id, is_list, is_number, is_text, plain_type
 from allmrec.data.known import Known
 from allmrec.data.lists import ids_of, spellings, trimmed
 from allmrec.data.readers import Piece
@@ -36,20 +36,19 @@ def item_of(kind: pa.DataType) -> str | None:
 
 
 def _is_list_of_ids(kind: pa.DataType) -> bool:
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+    if not is_list(kind):
         return False
-    entry = kind.value_type
+    entry = plain_type(kind).value_type
     return item_of(entry) is not None if pa.types.is_struct(entry) else is_id(entry)
 
 
-def _orders(kind: pa.DataType) -> bool:
-    return is_number(kind) or is_text(kind)
+_orders = accepts(is_number, is_text)
 
 
 CANDIDATES = {
-    "user_id": Column(True, is_id, "text or an integer"),
-    "item_ids": Column(False, _is_list_of_ids, "a list of text, of integers, or of structs with a field item_id"),
-    "item_id": Column(False, is_id, "text or an integer"),
+    "user_id": Column(True, is_id, ID_TYPES),
+    "item_ids": Column(False, _is_list_of_ids, "a list of ids, or of structs with a field item_id"),
+    "item_id": Column(False, is_id, ID_TYPES),
     "rank": Column(False, _orders, "a number"),
     "score": Column(False, _orders, "a number"),
 }
@@ -95,8 +94,9 @@ class WideRows(Rows):
             if pa.types.is_struct(entries.type):
                 entries = pc.struct_field(entries, item_of(entries.type))
             lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
-            items = _lists(offsets_of(lengths), entries.cast(pa.string()))
-            yield pa.table([table.column("user_id").cast(pa.string()), items], schema=self.schema)
+            items = _lists(offsets_of(lengths), as_ids(entries).combine_chunks())
+            rows = pa.table([as_ids(table.column("user_id")), items], names=self.schema.names)
+            yield rows.drop_null().cast(self.schema)
 
     def whole(self, rows: pa.Table) -> pa.Table:
         rows = rows.append_column("length", pc.list_value_length(rows.column("item_ids")))
@@ -121,10 +121,10 @@ class LongRows(Rows):
 
     def read(self, source: Source, piece: Piece) -> Iterator[pa.Table]:
         for table in source.read(piece):
-            ids = [table.column(name).cast(pa.string()) for name in ("user_id", "item_id")]
+            ids = [as_ids(table.column(name)) for name in ("user_id", "item_id")]
             order = self._numbers(table.column(self.by), source.name)
-            rows = pa.table([*ids, pc.negate(order) if self.by == "score" else order], schema=self.schema)
-            yield rows.filter(pc.and_(ids[0].is_valid(), ids[1].is_valid()))
+            rows = pa.table([*ids, pc.negate(order) if self.by == "score" else order], names=self.schema.names)
+            yield rows.filter(pc.and_(ids[0].is_valid(), ids[1].is_valid())).cast(self.schema)
 
     def whole(self, rows: pa.Table) -> pa.Table:
         rows = rows.sort_by([(name, "ascending") for name in ("user_id", "order", "item_id")])
