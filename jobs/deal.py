@@ -66,9 +66,7 @@ class Dealt:
         facts, least = read_manifest(run.at(self.artifact)).facts, self.config(nightly).min_known_fraction
         found = [ListCount(f"nightly.{self.key}", "users", facts["listed"], facts["known"], least)]
         if self.schema is candidates.SCHEMA:
-            found.append(
-                ListCount(f"nightly.{self.key}", "items", facts["items_listed"], facts["items_known"], least)
-            )
+            found.append(ListCount(f"nightly.{self.key}", "items", facts["items_listed"], facts["items_known"], least))
         return found
 
     def plan(self, context: Context) -> Facts:

@@ -51,12 +51,10 @@ class SourceConfig(Section):
 
 # What a list's file is, by its suffix. Of text one line is one id: no text holds this delimiter.
 LINES: dict[str, Any] = {"format": "csv", "delimiter": "\x1f"}
+_JSON, _PARQUET = {"format": "jsonl"}, {"format": "parquet"}
 _SUFFIXES: dict[str, dict[str, Any]] = {
-    **dict.fromkeys((".parquet", ".pq"), {"format": "parquet"}),
-    **dict.fromkeys((".jsonl", ".ndjson", ".json"), {"format": "jsonl"}),
-    ".csv": {"format": "csv"},
-    ".tsv": {"format": "csv", "delimiter": "\t"},
-    ".txt": LINES,
+    **{".parquet": _PARQUET, ".pq": _PARQUET, ".jsonl": _JSON, ".ndjson": _JSON, ".json": _JSON},
+    **{".csv": {"format": "csv"}, ".tsv": {"format": "csv", "delimiter": "\t"}, ".txt": LINES},
 }
 
 

@@ -12,10 +12,11 @@ import pyarrow.compute as pc
 
 from allmrec.artifacts import MANIFEST, read_manifest, read_part, read_table
 from allmrec.data.sequences import num_shards
-from allmrec.hashing import fingerprint
+from allmrec.hashing import fingerprint, shard_of
 from allmrec.storage import Storage
 
 USER, ITEM = 0, 1  # kinds of id
+KNOWN = "forgotten_known"  # in the histories' manifest: hashes of the forgotten whom a log or catalogue has named
 
 
 def id_hash(kind: int, id: str) -> str:
@@ -27,12 +28,19 @@ def id_hash(kind: int, id: str) -> str:
 class Known:
     run: Storage
 
-    @cached_property
-    def num_shards(self) -> int:
-        return num_shards(self.run.at("sequences")) if self.run.exists(f"sequences/{MANIFEST}") else 0
+    def users(self, ids: pa.Array) -> np.ndarray:
+        """Which of these ids are known: bool (N,)."""
+        found = np.zeros(len(ids), dtype=bool)
+        if len(ids) and self.run.exists(f"sequences/{MANIFEST}"):
+            shards = num_shards(self.run.at("sequences"))
+            shard_N = shard_of(ids, shards)
+            for shard in np.unique(shard_N).tolist():
+                mine = np.flatnonzero(shard_N == shard)
+                found[mine] = self.users_of(shard, ids.take(pa.array(mine)))
+        return found
 
-    def users(self, shard: int, ids: pa.Array) -> np.ndarray:
-        """Which of these ids, all of the shard, are known: bool (N,)."""
+    def users_of(self, shard: int, ids: pa.Array) -> np.ndarray:
+        """As `users`, of ids that are all of one shard."""
         name = f"histories/{MANIFEST}"
         if self.run.exists(name):  # `sequences` lacks those of too few events
             histories = self.run.at("histories")
@@ -55,7 +63,7 @@ class Known:
     @cached_property
     def _forgotten(self) -> frozenset[str]:
         found = self.run.exists(f"histories/{MANIFEST}")
-        return frozenset(read_manifest(self.run.at("histories")).facts.get("forgotten_known", ()) if found else ())
+        return frozenset(read_manifest(self.run.at("histories")).facts.get(KNOWN, ()) if found else ())
 
     def _among(self, kind: int, ids: pa.Array, known: pa.Array) -> np.ndarray:
         found = pc.is_in(ids, known).to_numpy(zero_copy_only=False)

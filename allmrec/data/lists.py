@@ -95,7 +95,7 @@ def trimmed(ids: pa.Array | pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def refuse_unknown(name: str, listed: int, known: int, least: float, what: str = "ids") -> None:
-    """Raise ValueError if too few of a list are known, or none; `min_known_fraction: 0` takes any list that has some.
+    """Raise ValueError if too few of a list are known, or none; a fraction of 0 takes any list that is not empty.
 
     Args:
         what: is listed.
@@ -105,7 +105,7 @@ def refuse_unknown(name: str, listed: int, known: int, least: float, what: str =
     if least > 0 and (not known or known < least * listed):
         raise ValueError(
             f"{name}: of {listed:,} {what} listed, {known:,} are known, less than min_known_fraction = {least:g} asks "
-            f"for; look at the list's column and at how it spells ids, or set {name}.min_known_fraction: 0 to take any"
+            "for; look at its column and at how it spells ids, or take any list by a min_known_fraction of 0"
         )
 
 

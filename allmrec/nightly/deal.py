@@ -188,7 +188,7 @@ class WriteRows:
         """An id with spaces around it stands only for a user who is known by it; without them it is listed, too."""
         ids = rows.column("user_id").combine_chunks()
         users = pc.unique(ids)
-        known = users.filter(pa.array(self.known.users(shard, users)))
+        known = users.filter(pa.array(self.known.users_of(shard, users)))
         is_plain = pc.equal(ids, trimmed(ids))
         if "item_ids" in self.schema.names:
             items = pc.list_flatten(rows.column("item_ids")).drop_null().combine_chunks()
@@ -200,5 +200,3 @@ class WriteRows:
 
 def _lists(offsets: np.ndarray, values: pa.Array) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)
-
-

@@ -17,7 +17,7 @@ class ListCount:
 
     @property
     def facts(self) -> dict[str, Any]:
-        return {"name": self.name, "of": self.of, "listed": self.listed, "known": self.known}
+        return {"list": self.name, "of": self.of, "listed": self.listed, "known": self.known}
 
 
 def check_lists(counts: Sequence[ListCount]) -> None:

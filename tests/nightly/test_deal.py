@@ -29,13 +29,14 @@ def run(tmp_path: Path) -> Storage:
     files = {}
     for shard in range(SHARDS):
         mine = ids.filter(pa.array(shard_of(ids, SHARDS) == shard))
-        columns = {"user_id": mine, "item_index": [[1]] * len(mine), "timestamp": [[0]] * len(mine)}
-        table = pa.table([pa.array(values, field.type) for values, field in zip(columns.values(), sequences.SCHEMA)]
-                         + [pa.array([1] * len(mine), pa.int32())], schema=sequences.SCHEMA)
+        rows = [{"user_id": id, "item_index": [1], "timestamp": [0], "train_length": 1} for id in mine.to_pylist()]
+        table = pa.Table.from_pylist(rows, sequences.SCHEMA)
         files[shard_name(shard)] = write_shard(run.at("sequences"), sequences.SCHEMA, shard_name(shard), table)
     seal(run.at("sequences"), "sequences", "test", files)
-    rows = [{**dict.fromkeys(items.SCHEMA.names), "item_id": id, "item_index": n, "popularity": 0, "text_hash": ""}
-            for n, id in enumerate(["10", "20", "30"], 1)]
+    rows = [
+        {**dict.fromkeys(items.SCHEMA.names), "item_id": id, "item_index": n, "popularity": 0, "text_hash": ""}
+        for n, id in enumerate(["10", "20", "30"], 1)
+    ]
     table = pa.Table.from_pylist(rows, items.SCHEMA)
     entry = write_shard(run.at("items"), items.SCHEMA, shard_name(0), table)
     seal(run.at("items"), "items", "test", {shard_name(0): entry})
@@ -124,7 +125,10 @@ def test_candidates_that_cannot_be_read_name_column_type_and_fix(run: Storage, t
     bad_struct = pa.array([[{"a": 1, "b": 2}]], pa.list_(pa.struct([("a", pa.int32()), ("b", pa.int32())])))
     for table, message in (
         ({"item_ids": ["10"]}, r"'item_ids' is string in .*; it must be a list of ids"),
-        ({"item_ids": bad_struct}, r"'item_ids' is list<.*a: int32, b: int32.* must be .* structs with a field item_id"),
+        (
+            {"item_ids": bad_struct},
+            r"'item_ids' is list<.*a: int32, b: int32.* structs with a field item_id",
+        ),
         ({"item_id": ["10"]}, r"nor item_id with rank or score .* nightly\.candidates\.columns"),
         ({"recommendations": [[10]]}, r"neither a column item_ids .* such as item_ids: recommendations"),
         ({"item_id": ["10"], "score": ["high"]}, r"column 'score' is not all numbers"),
@@ -139,4 +143,7 @@ def test_lists_of_users_in_any_spelling(run: Storage, tmp_path: Path) -> None:
     """7 is known; 9 only with a blank behind it; new is a stranger who is asked for, without the blank."""
     path = tmp_path / "users.txt"
     path.write_bytes('\ufeff7\r\n"8"\r\n8 \r\n9 \r\n\r\n new\r\n'.encode())
-    assert asked(path, run) == (["7", "8", "9", "9 ", "new"], {"listed": 4, "known": 3, "items_listed": 0, "items_known": 0})
+    assert asked(path, run) == (
+        ["7", "8", "9", "9 ", "new"],
+        {"listed": 4, "known": 3, "items_listed": 0, "items_known": 0},
+    )
