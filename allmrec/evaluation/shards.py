@@ -17,6 +17,7 @@ from allmrec.bundle import load_bundle
 from allmrec.data.sequences import Sequences
 from allmrec.evaluation import metrics
 from allmrec.evaluation.cases import PROTOCOLS
+from allmrec.evaluation.doubts import thin_cases
 from allmrec.evaluation.systems import IN_CATALOGUE, NEED_LLM, Cases, Systems
 from allmrec.llm.loading import LLMConfig
 from allmrec.scorer import Scorer
@@ -58,7 +59,7 @@ class EvaluateShards:
                         rows, cost = self._measured(name, protocol, cases)
                         sums += rows
                         costs.append(cost)
-            facts = {"users": len(sequences), "interactions": len(sequences.items)}
+            facts = {"users": len(sequences), "interactions": len(sequences.items), **thin_cases(drawn.candidates_BC)}
             yield pa.Table.from_pylist([{"shard": shard, "sums": sums, "costs": costs, **facts}])
 
     def _measured(self, name: str, protocol: str, cases: Cases) -> tuple[list[dict[str, Any]], dict[str, Any]]:
