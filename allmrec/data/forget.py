@@ -9,6 +9,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from allmrec.data.cells import as_ids
+
 FORGOTTEN = "forgotten"  # left out by data.forgotten_users or data.forgotten_items: counted, not rejected
 
 
@@ -67,7 +69,12 @@ def _json(row: pl.Expr) -> pl.Expr:
 
 
 def _value(json: pl.Expr, column: str) -> pl.Expr:
-    return json.str.json_path_match(f"$.{column}")
+    """The id that a row names, spelled as ids are: as the log's reader made it of the same value."""
+    return json.str.json_path_match(f"$.{column}").map_batches(_as_ids, return_dtype=pl.String)
+
+
+def _as_ids(values: pl.Series) -> pl.Series:
+    return pl.Series(as_ids(values.to_arrow()), dtype=pl.String)
 
 
 def _listed(found: list[pl.Series], ids: pa.Array) -> list[str]:

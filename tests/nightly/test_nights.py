@@ -13,6 +13,7 @@ import pytest
 
 from allmrec.artifacts import read_manifest, read_table, seal, sha256, shard_name, write_shard
 from allmrec.hashing import shard_of
+from allmrec.nightly.users import known_before
 from allmrec.storage import Storage, open_storage
 from jobs import bundle
 from jobs.config import Config
@@ -250,3 +251,12 @@ def test_what_was_seen_may_be_recommended_again(tiny, first, tmp_path: Path) -> 
     assert again.night.run.identity != never.night.run.identity
     whole = make(with_nightly(config, tmp_path / "whole", recommend_seen=True, ranker="teacher"), run)
     assert any({*whole.lists()[user]} & {*items} for user, items in given.items()), "the teacher retrieves them, too"
+
+
+def test_a_date_ends_at_midnight_of_its_time_zone() -> None:
+    """An event at 20:00 UTC is of the next day in Tokyo."""
+    stamp = datetime(2026, 11, 20, 20, tzinfo=UTC)
+    row = {"user_id": "u", "item_index": [1], "timestamp": [stamp], "train_length": 1}
+    table = pa.Table.from_pylist([row], sequences.SCHEMA)
+    assert len(known_before(table, FIRST)) == len(known_before(table, SECOND, "Asia/Tokyo")) == 1
+    assert len(known_before(table, FIRST, "Asia/Tokyo")) == 0
