@@ -1,16 +1,18 @@
 """The base of every config section: frozen, validated when built, unknown keys refused.
 
-Knows how YAML and `--set a.b=c` become a nested dictionary. Knows no section: each stands next to what it
-configures, and `jobs.config.Config` composes them.
+Knows how YAML and `--set a.b=c` become a nested dictionary of texts, whose types the sections parse. Knows no section:
+each stands next to what it configures, and `jobs.config.Config` composes them.
 """
 
 import difflib
+import json
 from collections.abc import Sequence
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+
+from allmrec import strict_yaml
 
 
 def _known_zone(name: str) -> str:
@@ -41,16 +43,14 @@ class Section(BaseModel):
         return values
 
 
-def read_settings(text: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def read_settings(text: str | bytes, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Parse a YAML mapping and lay `path.to.key=value` overrides over it.
 
     Raises:
-        ValueError: the text is no YAML mapping, or an override has no `=`.
+        ValueError: the text is no YAML mapping or is not read (see `strict_yaml`), or an override has no `=`.
     """
-    try:
-        settings = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"the config is not valid YAML: {error}") from None
+    settings = strict_yaml.load(text)
+    settings = {} if settings is None else settings
     if not isinstance(settings, dict):
         raise ValueError("the config must be a YAML mapping of sections, e.g. `data: {...}`")
     for override in overrides:
@@ -63,8 +63,26 @@ def read_settings(text: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
             target = target.setdefault(parent, {})
             if not isinstance(target, dict):
                 raise ValueError(f"--set {override!r}: {parent!r} is a value, not a section")
-        target[leaf] = yaml.safe_load(value)
+        try:
+            target[leaf] = strict_yaml.load(value)
+        except ValueError as error:
+            raise ValueError(f"--set {override!r}: {error}") from None
     return settings
+
+
+def _with_types(value: Any) -> Any:
+    """Text as the number or the boolean that it is in JSON; other text as it is."""
+    if isinstance(value, dict):
+        return {key: _with_types(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_with_types(entry) for entry in value]
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+OtherSettings = Annotated[dict[str, Any], BeforeValidator(_with_types)]  # of another program, which knows its keys
 
 
 def one_line(error: ValidationError) -> str:

@@ -65,12 +65,16 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         ValueError: no such file, or a key or value that is not valid; one line, naming it.
     """
     try:
-        text = Path(path).read_text()
+        text = Path(path).read_bytes()
     except FileNotFoundError:
         raise ValueError(f"no config at {path}; the shipped ones lie in jobs/configs/") from None
+    except OSError as error:
+        raise ValueError(f"cannot read the config {path}: {error.strerror}") from None
     try:
         config = Config(**read_settings(text, overrides))
     except ValidationError as error:
         raise ValueError(f"{path}: {one_line(error)}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     os.environ.update(store_environment(config.storage))  # for what opens s3:// by its URI alone
     return config

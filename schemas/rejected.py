@@ -9,6 +9,7 @@ BAD_TIMESTAMP = "bad_timestamp"  # missing or unparsable
 ABSURD_TIMESTAMP = "absurd_timestamp"  # before data.earliest or after data.latest
 UNKNOWN_ITEM = "unknown_item"  # not in the catalogue
 DUPLICATE_EVENT = "duplicate_event"  # same user, item and timestamp as a row that was kept
+BAD_AVAILABLE = "bad_available"  # a catalogue row whose `available` is neither yes nor no
 DUPLICATE_ITEM = "duplicate_item"  # a catalogue row whose item_id another row has, which was kept
 REASONS = (
     MALFORMED,
@@ -17,6 +18,7 @@ REASONS = (
     ABSURD_TIMESTAMP,
     UNKNOWN_ITEM,
     DUPLICATE_EVENT,
+    BAD_AVAILABLE,
     DUPLICATE_ITEM,
 )
 

@@ -116,6 +116,67 @@ def as_encoded_ids(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.chunked_array([chunk.cast(kind) for chunk in chunks], kind)
 
 
+def as_id_lists(column: pa.Array | pa.ChunkedArray) -> pa.ChunkedArray:
+    """Lists of ids as list<string> (N,): every entry as `as_ids` makes it."""
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    return pa.chunked_array([_each(_ids, plain(chunk)) for chunk in chunks], pa.list_(pa.string()))
+
+
+def as_words(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Words, alone or in lists or in lists of lists: text as it is, numbers as `as_ids` makes them."""
+    chunks = [_each(_words, plain(chunk)) for chunk in column.chunks]
+    return pa.chunked_array(chunks, None if chunks else plain_type(column.type))
+
+
+def as_numbers(column: pa.ChunkedArray) -> pl.Series:
+    """float64 (N,), null where there is no number."""
+    numbers = as_series(column)
+    if numbers.dtype == pl.String:
+        numbers = numbers.str.strip_chars()
+    return numbers.cast(pl.Float64, strict=False).fill_nan(None)
+
+
+def as_flags(column: pa.ChunkedArray) -> tuple[pl.Series, pl.Series]:
+    """Yes or no as people and programs write it: bool (N,), and where it cannot be read, bool (N,).
+
+    Numbers are yes above 0 (a stock) and no at 0; an empty text, NaN and null say nothing, which is null.
+    """
+    if pa.types.is_boolean(plain_type(column.type)):
+        flags = as_series(column)
+        return flags, flags.is_null() & False
+    words = as_series(column).cast(pl.String).str.strip_chars().str.to_lowercase()
+    number = words.cast(pl.Float64, strict=False)
+    word = words.str.replace_all("[ _-]", "")
+    yes = (number > 0) & number.is_finite() | word.is_in(TRUE)
+    no = (number == 0) | word.is_in(FALSE)
+    empty = words.is_null() | (words == "") | number.is_nan()
+    yes, no, empty = (test.fill_null(False) for test in (yes, no, empty))
+    flags = pl.select(pl.when(yes).then(True).when(no).then(False)).to_series()
+    return flags, ~(yes | no | empty)
+
+
+def as_series(column: pa.ChunkedArray) -> pl.Series:
+    """A column for Polars, plain, and none of it in a dictionary."""
+    column = plain_chunks(column)
+    kind = column.type
+    return pl.Series(column.cast(kind.value_type) if pa.types.is_dictionary(kind) else column)
+
+
+def plain_chunks(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pa.chunked_array(map(plain, column.chunks), plain_type(column.type))
+
+
+def _each(convert: Callable[[pa.Array], pa.Array], column: pa.Array) -> pa.Array:
+    """A plain column, or the entries of its lists, converted."""
+    if not is_list(column.type):
+        return convert(column)
+    return _relisted(column, _each(convert, column.flatten()))
+
+
+def _words(column: pa.Array) -> pa.Array:
+    return column.cast(pa.string()) if is_text(column.type) else _ids(column)
+
+
 def _ids(column: pa.Array) -> pa.Array:
     """Of a plain column; a dictionary stays one."""
     kind = column.type
@@ -157,8 +218,12 @@ def _plain_list(column: pa.Array) -> pa.Array:
     kind = column.type.value_type
     if pa.types.is_list(column.type) and plain_type(kind) == kind and not pa.types.is_dictionary(kind):
         return column
-    values = plain(column.flatten())  # of the lists that are not null, in their order
-    values = values.cast(pa.string()) if pa.types.is_dictionary(values.type) else values
+    values = plain(column.flatten())
+    return _relisted(column, values.cast(pa.string()) if pa.types.is_dictionary(values.type) else values)
+
+
+def _relisted(column: pa.Array, values: pa.Array) -> pa.Array:
+    """Lists of the same lengths, of other values: those of the lists that are not null, in their order."""
     lengths = pc.list_value_length(column).fill_null(0).to_numpy()
     offsets = pa.array(np.append(0, np.cumsum(lengths)), pa.int32())
     return pa.ListArray.from_arrays(offsets, values, mask=column.is_null())

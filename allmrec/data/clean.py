@@ -15,7 +15,18 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from allmrec.data.cells import ID_TYPES, accepts, as_encoded_ids, as_ids, is_id, is_number, is_text
+from allmrec.data.cells import (
+    ID_TYPES,
+    accepts,
+    as_encoded_ids,
+    as_ids,
+    as_numbers,
+    as_series,
+    is_id,
+    is_number,
+    is_text,
+    plain_chunks,
+)
 from allmrec.data.config import DataConfig
 from allmrec.data.lines import MALFORMED, NUMBER
 from allmrec.data.sources import Column, Source
@@ -45,13 +56,14 @@ _ASIDE: dict[str, Any] = {
 }
 
 _ISO = (
-    r"^\s*(?<day>\d{4}-\d{2}-\d{2})(?:[T ](?<minutes>\d{2}:\d{2})(?::(?<seconds>\d{2}(?:\.\d{1,9})?))?)?"
-    r"\s*(?<zone>Z|[+-]\d{2}:?\d{2})?\s*$"
+    r"^\s*(?<day>\d{4}-\d{2}-\d{2})(?:[Tt ](?<minutes>\d{2}:\d{2})(?::(?<seconds>\d{2}(?:[.,]\d{1,9})?)\d*)?)?"
+    r"\s*(?<zone>[Zz]|UTC|GMT|[+-]\d{2}(?::?\d{2})?)?\s*$"
 )
 
 
 _is_time = accepts(is_text, is_number, pa.types.is_timestamp, pa.types.is_date)
 _is_rating = accepts(is_text, is_number)
+_OTHERS = {"rating": as_numbers, "event": as_ids}
 
 
 def log_columns(data: DataConfig) -> dict[str, Column]:
@@ -118,7 +130,7 @@ def clean_interactions(table: pa.Table, data: DataConfig, lookup: ItemLookup, pl
     """
     source = data.interactions
     users, items = as_ids(table.column("user_id")), as_encoded_ids(table.column("item_id"))
-    item_index, times = lookup.find(items), pl.Series("timestamp", table.column("timestamp"))
+    item_index, times = lookup.find(items), as_series(table.column("timestamp"))
     no_item = _is_blank(items.cast(pa.string())) if item_index.null_count else item_index.is_null()
     facts = pl.DataFrame(
         {
@@ -126,7 +138,7 @@ def clean_interactions(table: pa.Table, data: DataConfig, lookup: ItemLookup, pl
             "no_id": pc.or_(_is_blank(users), no_item),
             "timestamp": microseconds(times, source.timestamp_unit, source.timestamp_format, data.timezone),
             "item_index": item_index,
-            **{name: table.column(name) for name in ("rating", "event") if name in table.column_names},
+            **{name: parse(table.column(name)) for name, parse in _OTHERS.items() if name in table.column_names},
         }
     )
     faults = _faults(data)
@@ -149,13 +161,12 @@ def _faults(data: DataConfig) -> dict[str, pl.Expr]:
         rejected.ABSURD_TIMESTAMP: ~timestamp.is_between(_midnight(data.earliest), _midnight(data.latest)),
     }
     if data.events is not None:
-        faults[OTHER_EVENT] = ~pl.col("event").cast(pl.String).is_in(data.events).fill_null(False)
+        faults[OTHER_EVENT] = ~pl.col("event").is_in(data.events).fill_null(False)
     if data.start is not None or data.end is not None:
         before = timestamp < _midnight(data.start or date.min, data.timezone)
         faults[OUTSIDE_WINDOW] = before | (timestamp >= _midnight(data.end or date.max, data.timezone))
     if data.min_rating is not None:
-        rating = pl.col("rating").cast(pl.Float64, strict=False)
-        faults[BELOW_MIN_RATING] = ~(rating >= data.min_rating).fill_null(False)
+        faults[BELOW_MIN_RATING] = ~(pl.col("rating") >= data.min_rating).fill_null(False)
     return {**faults, rejected.UNKNOWN_ITEM: pl.col("item_index").is_null()}
 
 
@@ -203,9 +214,14 @@ def microseconds(times: pl.Series, unit: str, format: str | None = None, timezon
         format: of text other than numbers and ISO 8601, as `strptime` takes it; numbers are taken as text then.
         timezone: of times that name none.
     """
+    if times.dtype == pl.Null:
+        return times.cast(pl.Int64)
     if format is not None:
         zone = "UTC" if "%z" in format else None
-        parsed = times.cast(pl.String).str.strptime(pl.Datetime("us", zone), format, strict=False)
+        if times.dtype.is_float() or times.dtype.is_decimal():
+            times = times.cast(pl.Int64, strict=False)
+        lenient = format.replace("%z", "%#z")  # takes +02 besides +0200
+        parsed = times.cast(pl.String).str.strptime(pl.Datetime("us", zone), lenient, strict=False)
         return (parsed if zone else _local(parsed, timezone)).cast(pl.Int64)
     factor = {"s": 1_000_000, "ms": 1_000, "us": 1}[unit]
     largest = (2**63 - 1) // factor
@@ -222,8 +238,8 @@ def microseconds(times: pl.Series, unit: str, format: str | None = None, timezon
                 pl.lit("T"),
                 "minutes",
                 pl.lit(":"),
-                pl.col("seconds").fill_null("00"),
-                pl.col("zone").fill_null("Z").replace("Z", "+0000"),
+                pl.col("seconds").fill_null("00").str.replace(",", ".", literal=True),
+                pl.col("zone").fill_null("").str.replace("^(?:[Zz]|UTC|GMT|)$", "+00").str.replace("^...$", "${0}00"),
             ).str.strptime(pl.Datetime("us", "UTC"), "%Y-%m-%dT%H:%M:%S%.f%z", strict=False)
         ).to_series()
         naive = _local(iso.dt.replace_time_zone(None), timezone)
@@ -233,7 +249,7 @@ def microseconds(times: pl.Series, unit: str, format: str | None = None, timezon
         zone = getattr(times.dtype, "time_zone", None)
         times = times.cast(pl.Datetime("us", zone))
         return (times if zone else _local(times, timezone)).cast(pl.Int64)
-    if times.dtype.is_float():
+    if times.dtype.is_float() or times.dtype.is_decimal():
         scaled = (times.cast(pl.Float64).fill_nan(None) * factor).clip(-(2.0**62), 2.0**62)
         return scaled.round().cast(pl.Int64)
     if times.dtype == pl.UInt64:
@@ -249,7 +265,7 @@ def _local(naive: pl.Series, timezone: str) -> pl.Series:
 
 def to_polars(table: pa.Table) -> pl.DataFrame:
     """With text as String, whatever Arrow's encoding of it."""
-    frame = pl.from_arrow(table)
+    frame = pl.from_arrow(pa.table({name: plain_chunks(table.column(name)) for name in table.column_names}))
     assert isinstance(frame, pl.DataFrame)
     return frame.with_columns(pl.col(pl.Categorical).cast(pl.String))
 

@@ -26,6 +26,7 @@ class SourceConfig(Section):
     delimiter: str = Field(",", min_length=1)  # one character or several
     names: list[str] | None = None  # of the columns, by position; null: the first line of each file has them
     quote: str | None = Field('"', min_length=1, max_length=1)  # null: quotes are characters like any other
+    escape: str | None = Field(None, min_length=1, max_length=1)  # makes a quote or a delimiter a character: \\
     quoted_newlines: bool = False  # values may hold newlines; files are read whole then, not in parts
     nulls: list[str] = Field(default_factory=list)  # values that mean null, such as NULL or \N
     encoding: Literal["utf-8", "latin-1", "cp1252"] = "utf-8"
@@ -33,11 +34,15 @@ class SourceConfig(Section):
     @model_validator(mode="after")
     def _fits_the_format(self) -> "SourceConfig":
         defaults = SourceConfig.model_construct()
-        for key in ("delimiter", "names", "quote", "quoted_newlines", "nulls", "encoding"):
+        for key in ("delimiter", "names", "quote", "escape", "quoted_newlines", "nulls", "encoding"):
             if self.format != "csv" and getattr(self, key) != getattr(defaults, key):
                 raise ValueError(f"{key} is a key of format csv; this is {self.format}")
         if "\n" in self.delimiter or "\r" in self.delimiter or self.quote in [*self.delimiter, "\n", "\r"]:
             raise ValueError("delimiter and quote must differ, and neither can end a line")
+        if self.escape is not None and (self.escape in [*self.delimiter, self.quote, "\n", "\r"] or self.escape > "~"):
+            raise ValueError(
+                "escape must be an ASCII character, neither delimiter nor quote; a doubled quote needs none"
+            )
         if self.names is not None and len(set(self.names)) < len(self.names):
             raise ValueError("names: a name comes twice; each column needs its own")
         if self.list_separator == "":

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from allmrec.data.config import SourceConfig
-from allmrec.data.lines import Lines, malformed, well_formed
+from allmrec.data.lines import Lines, escapes_in, malformed, quotes_in, well_formed
 
 # What stands for a delimiter of several bytes while lines are parsed: a character that does not occur in them.
 _STANDINS = [bytes([code]) for code in range(31, 0, -1) if code not in b"\t\n\r"]
@@ -28,9 +28,10 @@ def header(lines: Lines, config: SourceConfig) -> list[str]:
     if not (prepared := _prepared(first, config)):
         raise pa.ArrowInvalid("its first line holds no names of columns")
     text, delimiter = prepared
-    dialect: dict[str, Any] = {"delimiter": delimiter.decode(), "quotechar": config.quote}
-    dialect["quoting"] = csv.QUOTE_NONE if config.quote is None else csv.QUOTE_MINIMAL
-    (fields,) = csv.reader([text.decode()], **dialect)
+    try:
+        (fields,) = _strictly(text, delimiter, config)
+    except csv.Error as error:
+        raise pa.ArrowInvalid(f"its first line, which names the columns, is misquoted: {error}") from None
     return [field.strip() for field in fields]
 
 
@@ -45,7 +46,10 @@ def parse(lines: Lines, names: Sequence[str], wanted: Sequence[str], config: Sou
     fits = _decodable(lines, config.encoding)
     tables = [malformed(lines.filter(~fits), schema, config.encoding)]
     lines = lines.filter(fits)
-    odd = _odd_quotes(lines, config.quote)  # these would draw their neighbours in
+    fits = ~_misquoted(lines, config)
+    tables.append(malformed(lines.filter(~fits), schema, config.encoding))
+    lines = lines.filter(fits)
+    odd = _odd_quotes(lines, config)  # these would draw their neighbours in
     parts = [lines.filter(~odd), *(lines.slice(line, line + 1) for line in np.flatnonzero(odd).tolist())]
     while parts:
         part = parts.pop()
@@ -78,12 +82,45 @@ def _decodable(lines: Lines, encoding: str) -> np.ndarray:
     return np.array([decodes(line) for line in lines.each()])
 
 
-def _odd_quotes(lines: Lines, quote: str | None) -> np.ndarray:
+def _quotes(lines: Lines, config: SourceConfig) -> np.ndarray:
+    """Where in the text the quotes are that no escape precedes, int64."""
+    if config.quote is None:
+        return np.array([], dtype=np.int64)
+    return quotes_in(lines.text, config.quote.encode(), config.escape.encode() if config.escape else None)
+
+
+def _odd_quotes(lines: Lines, config: SourceConfig) -> np.ndarray:
     """Which lines hold an odd number of quotes, bool (N,)."""
-    text = np.frombuffer(lines.text if quote else b"", dtype=np.uint8)
-    quotes = np.flatnonzero(text == ord(quote or " "))
-    owners = np.searchsorted(lines.starts, quotes, side="right") - 1
+    owners = np.searchsorted(lines.starts, _quotes(lines, config), side="right") - 1
     return np.bincount(owners, minlength=len(lines)) % 2 == 1
+
+
+def _misquoted(lines: Lines, config: SourceConfig) -> np.ndarray:
+    """Which lines hold a value whose quotes end before it does, such as "The "Best" Lamp", bool (N,).
+
+    Each parser makes something else of them. Only lines with a quote amid other characters are looked at one by one.
+    """
+    wrong = np.zeros(len(lines), dtype=bool)
+    quotes = _quotes(lines, config)
+    if not len(quotes):
+        return wrong
+    text = np.frombuffer(b"\n" + lines.text + b"\n", dtype=np.uint8)
+    edges = [*config.delimiter.encode(config.encoding, "replace"), ord(config.quote or " "), ord("\n"), ord("\r")]
+    inner = ~np.isin(text[quotes], edges) & ~np.isin(text[quotes + 2], edges)
+    for line in np.unique(np.searchsorted(lines.starts, quotes[inner], side="right") - 1).tolist():
+        try:
+            if prepared := _prepared(lines.slice(line, line + 1), config):
+                _strictly(*prepared, config)
+        except csv.Error:
+            wrong[line] = True
+    return wrong
+
+
+def _strictly(text: bytes, delimiter: bytes, config: SourceConfig) -> list[list[str]]:
+    """Records as Python's own parser reads them. Raises csv.Error where quotes are amiss."""
+    quoting = csv.QUOTE_NONE if config.quote is None else csv.QUOTE_MINIMAL
+    dialect: dict[str, Any] = {"delimiter": delimiter.decode(), "quotechar": config.quote, "escapechar": config.escape}
+    return list(csv.reader([text.decode()], **dialect, quoting=quoting, strict=True))
 
 
 def _rows(lines: Lines, width: int, config: SourceConfig) -> tuple[pa.Table, np.ndarray] | None:
@@ -106,6 +143,7 @@ def _rows(lines: Lines, width: int, config: SourceConfig) -> tuple[pa.Table, np.
         parse_options=pa.csv.ParseOptions(
             delimiter=delimiter.decode(),
             quote_char=config.quote or False,
+            escape_char=config.escape or False,
             newlines_in_values=config.quoted_newlines,
             invalid_row_handler=skip,
         ),
@@ -132,4 +170,14 @@ def _prepared(lines: Lines, config: SourceConfig) -> tuple[bytes, bytes] | None:
         if free is None:
             return None
         text, delimiter = text.replace(delimiter, free), free
+    if config.escape is not None:
+        text = _escaped(text, config.escape.encode(), {*delimiter, ord(config.quote or config.escape)})
     return text.replace(b"\r", b" "), delimiter  # the parser would take it for the end of a line
+
+
+def _escaped(text: bytes, escape: bytes, escapable: set[int]) -> bytes:
+    """The text with every escape doubled that stands before something else, as in \\N and C:\\new: it is meant."""
+    data = np.frombuffer(text, dtype=np.uint8)
+    at = escapes_in(text, escape)
+    behind = np.append(data, ord("\n"))[at + 1]
+    return np.insert(data, at[~np.isin(behind, list(escapable))], ord(escape)).tobytes()

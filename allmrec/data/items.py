@@ -15,7 +15,7 @@ import polars as pl
 import pyarrow as pa
 
 from allmrec.data.catalogue import item_texts
-from allmrec.data.cells import ID_TYPES, is_id, is_text
+from allmrec.data.cells import ID_TYPES, accepts, as_flags, as_ids, as_words, is_id, is_list, is_number, is_text
 from allmrec.data.clean import as_text, to_arrow, to_polars
 from allmrec.data.config import SourceConfig
 from allmrec.data.lines import MALFORMED, NUMBER
@@ -28,18 +28,13 @@ _REJECTED = rejected.SCHEMA.names[1:]
 CLEANED = pa.schema([*items.INPUT, *(rejected.SCHEMA.field(name).with_nullable(True) for name in _REJECTED)])
 CLEANED = CLEANED.set(0, CLEANED.field(0).with_nullable(True))  # a rejected row may have no id
 
+_WORDS = ("title", "description", "categories")
 _ENTITY = r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,31});"
 _MARKUP = r"(?is)<script\b.*?</script\s*>|<style\b.*?</style\s*>|<!--.*?-->|</?[a-z][^<>]*>"
 
 
 def _is_words(kind: pa.DataType, depth: int = 2) -> bool:
-    if depth and (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
-        return _is_words(kind.value_type, depth - 1)
-    return is_text(kind) or pa.types.is_null(kind)
-
-
-def _is_flag(kind: pa.DataType) -> bool:
-    return pa.types.is_boolean(kind) or pa.types.is_integer(kind) or is_text(kind) or pa.types.is_null(kind)
+    return _is_words(kind.value_type, depth - 1) if depth and is_list(kind) else is_id(kind)
 
 
 ITEMS = {
@@ -47,7 +42,7 @@ ITEMS = {
     "title": Column(True, _is_words, "text"),
     "description": Column(False, _is_words, "text or a list of texts"),
     "categories": Column(False, _is_words, "a list of texts, or text"),
-    "available": Column(False, _is_flag, "a boolean"),
+    "available": Column(False, accepts(pa.types.is_boolean, is_number, is_text), "a boolean, a number or text"),
 }
 
 
@@ -71,27 +66,33 @@ def clean_items(table: pa.Table, config: SourceConfig, place: Mapping[str, Any])
         place: `Source.place` of the rows.
     """
     raw = to_polars(table)
-    words = raw.select(
-        _words(raw, "title"), _words(raw, "description"), _words(raw, "categories", config.list_separator)
+    texts = to_polars(pa.table({name: as_words(table.column(name)) for name in _WORDS if name in table.column_names}))
+    words = texts.select(
+        _words(texts, "title"), _words(texts, "description"), _words(texts, "categories", config.list_separator)
     )
+    nothing = pa.chunked_array([pa.nulls(len(table))])
+    available, unreadable = as_flags(table.column("available") if "available" in table.column_names else nothing)
     if config.no_title:
         junk = pl.col("title").list.eval(pl.element().str.contains(config.no_title)).list.any()
         words = words.with_columns(pl.when(~junk).then("title").alias("title"))
     entities = _entities(words)
     rows = raw.select(
-        pl.col("item_id").cast(pl.String),
+        pl.Series("item_id", as_ids(table.column("item_id"))),
         MALFORMED,
         *(_plain(words[column], entities) for column in words.columns),
         as_text(pl.struct(pl.all().exclude(MALFORMED, NUMBER))),
         *(pl.lit(value).alias(name) for name, value in place.items()),
-        available=_flag(raw),
+        available=available,
+        unreadable=unreadable,
         number=NUMBER,
     ).with_columns(
         pl.col("title", "description").list.join(" ").replace("", None),
         reason=pl.when(pl.col(MALFORMED).is_not_null())
         .then(pl.lit(rejected.MALFORMED))
         .when(pl.col("item_id").fill_null("") == "")
-        .then(pl.lit(rejected.NULL_ID)),
+        .then(pl.lit(rejected.NULL_ID))
+        .when("unreadable")
+        .then(pl.lit(rejected.BAD_AVAILABLE)),
     )
     is_rejected = pl.col("reason").is_not_null()
     rows = rows.with_columns(pl.when(is_rejected).then(pl.col(name)) for name in ("row", "from_byte", "number"))
@@ -179,10 +180,3 @@ def _plain(lists: pl.Series, entities: list[str]) -> pl.Series:
     text = text.str.replace_all(_MARKUP, " ").str.replace_all(r"\s+", " ").str.strip_chars()
     plain = pl.col(lists.name).list.eval(text.filter(text != "")).list.unique(maintain_order=True)
     return lists.to_frame().select(plain).to_series()
-
-
-def _flag(raw: pl.DataFrame) -> pl.Expr:
-    kind = raw.schema.get("available", pl.Null())
-    if kind == pl.String:
-        return pl.col("available").str.to_lowercase().is_in(["true", "1"])
-    return pl.lit(None, pl.Boolean) if kind == pl.Null else pl.col("available").cast(pl.Boolean)

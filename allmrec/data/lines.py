@@ -27,11 +27,11 @@ class Lines:
     numbers: np.ndarray  # int64 (N,)
 
     @staticmethod
-    def of(text: bytes, first: int = 1, quote: bytes | None = None) -> "Lines":
+    def of(text: bytes, first: int = 1, quote: bytes | None = None, escape: bytes | None = None) -> "Lines":
         """Whole lines, empty ones dropped; with `quote`, a newline between two of these characters ends none."""
         if b"\r" in text:
             text = text.removesuffix(b"\r").replace(b"\r\n", b"\n")
-        ends = line_ends(text, quote)
+        ends = line_ends(text, quote, escape)
         starts, stops = np.append(0, ends + 1), np.append(ends, len(text))
         newlines = ends if quote is None else line_ends(text)
         numbers = first + np.searchsorted(newlines, starts)
@@ -70,14 +70,30 @@ class Lines:
         return [self.text[start:stop] for start, stop in bounds]
 
 
-def line_ends(text: bytes, quote: bytes | None = None) -> np.ndarray:
+def line_ends(text: bytes, quote: bytes | None = None, escape: bytes | None = None) -> np.ndarray:
     """Where the newlines are, int64; with `quote`, only those with an even number of these characters before them."""
     data = np.frombuffer(text, dtype=np.uint8)
     ends = np.flatnonzero(data == ord("\n"))
     if quote is not None and quote in text:
-        quotes = np.flatnonzero(data == ord(quote))
+        quotes = quotes_in(text, quote, escape)
         ends = ends[np.searchsorted(quotes, ends) % 2 == 0]
     return ends
+
+
+def quotes_in(text: bytes, quote: bytes, escape: bytes | None = None) -> np.ndarray:
+    """Where the quotes are, int64, but for those that are escaped."""
+    quotes = np.flatnonzero(np.frombuffer(text, dtype=np.uint8) == ord(quote))
+    return quotes if escape is None else np.setdiff1d(quotes, escapes_in(text, escape) + 1)
+
+
+def escapes_in(text: bytes, escape: bytes) -> np.ndarray:
+    """Where the characters are that escape the one behind them, int64, which is none of their own kind."""
+    at = np.flatnonzero(np.frombuffer(text, dtype=np.uint8) == ord(escape))
+    if not len(at):
+        return at
+    begins = np.flatnonzero(np.diff(at, prepend=-2) > 1)  # of runs; of two in one the first escapes the second
+    lengths = np.diff(begins, append=len(at))
+    return at[begins + lengths - 1][lengths % 2 == 1]
 
 
 def malformed(lines: Lines, schema: pa.Schema, encoding: str = "utf-8") -> pa.Table:
@@ -98,27 +114,31 @@ def compressed(*suffixes: str) -> tuple[str, ...]:
 
 
 def is_compressed(path: str) -> bool:
-    return path.endswith(tuple(COMPRESSION))
+    return path.lower().endswith(tuple(COMPRESSION))
 
 
-def read_lines(filesystem: Any, path: str, start: int, stop: int, quote: bytes | None = None) -> Iterator[Lines]:
+def read_lines(
+    filesystem: Any, path: str, start: int, stop: int, quote: bytes | None = None, escape: bytes | None = None
+) -> Iterator[Lines]:
     """The lines that begin in bytes `start ... stop - 1`, some 16 MB at a time. A compressed file is read whole.
 
-    With `quote`, newlines between two of these characters end no line; the range must be the whole file then.
+    With `quote`, newlines between two of these characters end no line; the range must be the whole file then. Those
+    behind an `escape` do not count.
     """
     for suffix, compression in COMPRESSION.items():
-        if path.endswith(suffix):
+        if path.lower().endswith(suffix):
             with filesystem.open_input_stream(path, compression=compression) as stream:
-                yield from _split(_blocks(stream, None, is_head=True), quote)
+                yield from _split(_blocks(stream, None, is_head=True), quote, escape)
             return
     with filesystem.open_input_file(path) as file:
-        begin, end = _next_line(file, start), _next_line(file, stop)
+        size = file.size()  # beyond it, files of stores cannot be sought
+        begin, end = (size if at >= size else _next_line(file, at) for at in (start, stop))
         file.seek(begin)
-        yield from _split(_blocks(file, end - begin, is_head=begin == 0), quote)
+        yield from _split(_blocks(file, end - begin, is_head=begin == 0), quote, escape)
 
 
-def _split(blocks: Iterator[bytes], quote: bytes | None) -> Iterator[Lines]:
-    return _lines(blocks) if quote is None else _records(blocks, quote)
+def _split(blocks: Iterator[bytes], quote: bytes | None, escape: bytes | None) -> Iterator[Lines]:
+    return _lines(blocks) if quote is None else _records(blocks, quote, escape)
 
 
 def _next_line(file: Any, position: int) -> int:
@@ -155,15 +175,15 @@ def _lines(blocks: Iterator[bytes]) -> Iterator[Lines]:
         yield lines
 
 
-def _records(blocks: Iterator[bytes], quote: bytes) -> Iterator[Lines]:
+def _records(blocks: Iterator[bytes], quote: bytes, escape: bytes | None) -> Iterator[Lines]:
     """As `_lines`, but with newlines in quotes. Where a quote stays open, the line that it is on goes by itself."""
     rest, first = b"", 1
     block = next(blocks, None)
     while block is not None:
         text, block = rest + block, next(blocks, None)
-        whole, is_open = _whole_records(text, quote, block is None)
+        whole, is_open = _whole_records(text, quote, escape, block is None)
         while True:
-            if lines := Lines.of(text[:whole].removesuffix(b"\n"), first, quote):
+            if lines := Lines.of(text[:whole].removesuffix(b"\n"), first, quote, escape):
                 yield lines
             first, text = first + text.count(b"\n", 0, whole), text[whole:]
             if not is_open:
@@ -172,15 +192,15 @@ def _records(blocks: Iterator[bytes], quote: bytes) -> Iterator[Lines]:
             if lines := Lines.of(text[:line].removesuffix(b"\n"), first):
                 yield lines
             first, text = first + text.count(b"\n", 0, line), text[line:]
-            whole, is_open = _whole_records(text, quote, block is None)
+            whole, is_open = _whole_records(text, quote, escape, block is None)
         rest = text
 
 
-def _whole_records(text: bytes, quote: bytes, is_last: bool) -> tuple[int, bool]:
+def _whole_records(text: bytes, quote: bytes, escape: bytes | None, is_last: bool) -> tuple[int, bool]:
     """How many bytes of the text are whole records, and whether a quote stays open behind them."""
-    starts = np.append(0, line_ends(text, quote) + 1)
+    starts = np.append(0, line_ends(text, quote, escape) + 1)
     too_long = np.diff(starts, append=len(text)) > _RECORD
-    if is_last and text.count(quote, starts[-1]) % 2:
+    if is_last and len(quotes_in(text[starts[-1] :], quote, escape)) % 2:
         too_long[-1] = True
     if too_long.any():
         return int(starts[too_long.argmax()]), True

@@ -18,7 +18,7 @@ from allmrec.data import delimited, jsonl
 from allmrec.data.cells import plain
 from allmrec.data.config import SourceConfig
 from allmrec.data.files import InputFile
-from allmrec.data.lines import MALFORMED, NUMBER, Lines, compressed, is_compressed, read_lines, well_formed
+from allmrec.data.lines import MALFORMED, NUMBER, compressed, is_compressed, read_lines, well_formed
 
 RANGE = 64 << 20  # bytes of a plain text file in one piece
 ROWS = 1 << 20  # rows of a Parquet piece, whole row groups
@@ -44,13 +44,21 @@ class Reader(ABC):
     """Reads one format. Raises OSError and ArrowException for files that are not of it."""
 
     suffixes: ClassVar[tuple[str, ...]]
+    late_keys: ClassVar[bool] = False  # whether rows may have columns that the first ones do not
 
     def __init__(self, config: SourceConfig):
         self.config = config
 
     @abstractmethod
     def open(self, filesystem: Any, path: str, file: InputFile, is_first: bool) -> tuple[Columns, list[Piece]]:
-        """A file's columns and its pieces. Where types must be told from rows, only the first file's are (or {})."""
+        """A file's columns and its pieces. Where types must be told from rows, only the first file's are (or {}).
+
+        {} is also what a text file without a line has. A column's type is null where its first rows do not tell it.
+        """
+
+    def holds(self, filesystem: Any, path: str, key: str) -> bool:
+        """Whether some row of a file has a column that `open` did not find."""
+        return False
 
     @abstractmethod
     def read(self, filesystem: Any, path: str, piece: Piece, wanted: pa.Schema) -> Iterator[pa.Table]:
@@ -77,7 +85,8 @@ class ParquetReader(Reader):
 
     def read(self, filesystem: Any, path: str, piece: Piece, wanted: pa.Schema) -> Iterator[pa.Table]:
         encoded = [field.name for field in wanted if pa.types.is_dictionary(field.type)]
-        with pq.ParquetFile(path, filesystem=filesystem, read_dictionary=encoded) as file:
+        options = {"read_dictionary": encoded, "coerce_int96_timestamp_unit": "us"}
+        with pq.ParquetFile(path, filesystem=filesystem, **options) as file:
             columns = [name for name in wanted.names if name in file.schema_arrow.names]
             number = piece.before + 1
             for batch in file.iter_batches(_BATCH, row_groups=range(piece.start, piece.stop), columns=columns):
@@ -90,21 +99,28 @@ class ObjectReader(Reader):
     """JSON lines, and lines of Python literals."""
 
     suffixes = compressed(".json", ".jsonl", ".ndjson", ".txt")
+    late_keys = True
 
     def open(self, filesystem: Any, path: str, file: InputFile, is_first: bool) -> tuple[Columns, list[Piece]]:
         columns: Columns = {}
         if is_first:
             load = jsonl.load_json if self.config.format == "jsonl" else jsonl.load_literal
             lines = chain.from_iterable(lines.each() for lines in read_lines(filesystem, path, 0, _HEAD))
-            columns = jsonl.column_types(list(islice(lines, 1000)), load)
+            if head := list(islice(filter(bytes.strip, lines), 1000)):
+                columns = jsonl.column_types(head, load)
         return columns, _ranges(file)
+
+    def holds(self, filesystem: Any, path: str, key: str) -> bool:
+        spellings = jsonl.spellings(key)
+        lines = read_lines(filesystem, path, 0, filesystem.get_file_info(path).size)
+        return any(spelling in part.text for part in lines for spelling in spellings)
 
     def read(self, filesystem: Any, path: str, piece: Piece, wanted: pa.Schema) -> Iterator[pa.Table]:
         for lines in read_lines(filesystem, path, piece.start, piece.stop):
             if self.config.format == "jsonl":
                 yield jsonl.parse_json(lines, wanted)
             else:
-                yield jsonl.parse_singly(lines, wanted, jsonl.load_literal)
+                yield jsonl.parse_literals(lines, wanted)
 
 
 class DelimitedReader(Reader):
@@ -121,18 +137,21 @@ class DelimitedReader(Reader):
         names = self._names(filesystem, path)
         columns = [name for name in wanted.names if name in names]
         skip = int(self.config.names is None and piece.start == 0)  # the header
-        for lines in read_lines(filesystem, path, piece.start, piece.stop, self._quote()):
+        for lines in read_lines(filesystem, path, piece.start, piece.stop, self._quote(), self._escape()):
             yield delimited.parse(lines.slice(skip, len(lines)), names, columns, self.config)
             skip = 0
 
     def _names(self, filesystem: Any, path: str) -> list[str]:
         if self.config.names is not None:
             return self.config.names
-        head = next(read_lines(filesystem, path, 0, _HEAD, self._quote()), Lines.of(b""))
-        return delimited.header(head, self.config)
+        head = next(read_lines(filesystem, path, 0, _HEAD, self._quote(), self._escape()), None)
+        return delimited.header(head, self.config) if head else []
 
     def _quote(self) -> bytes | None:
         return self.config.quote.encode() if self.config.quoted_newlines and self.config.quote else None
+
+    def _escape(self) -> bytes | None:
+        return self.config.escape.encode() if self.config.escape else None
 
 
 READERS: dict[str, type[Reader]] = {

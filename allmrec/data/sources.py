@@ -99,7 +99,7 @@ def open_source(
         section: where `config` stands, for messages; `data.<name>` by default.
 
     Every Parquet footer and every header of CSV is read. The columns of JSON lines are told from the head of the first
-    file.
+    file; one that must be there and is not there is looked for in all rows.
 
     Raises:
         ValueError: as `find_files`; a required or a mapped column is missing or of a wrong type; a file is not of
@@ -109,26 +109,40 @@ def open_source(
     found = find_files(name, config, s3)
     files = [file for file in found if file.size]
 
-    def opened(file: InputFile) -> tuple[Columns, list[Piece]]:
+    def opened(file: InputFile, is_first: bool) -> tuple[Columns, list[Piece]]:
         try:
-            return reader.open(*locate(file.uri, s3), file, is_first=file is files[0])
+            return reader.open(*locate(file.uri, s3), file, is_first)
         except (OSError, pa.ArrowException) as error:
             raise ValueError(f"{name}: cannot read {file.uri} as {config.format}: {_first_line(error)}") from None
 
+    def is_somewhere(key: str) -> bool:
+        try:
+            return any(reader.holds(*locate(file.uri, s3), key) for file in files)
+        except (OSError, pa.ArrowException) as error:
+            raise ValueError(f"{name}: cannot look for {key!r} in all files: {_first_line(error)}") from None
+
     with ThreadPoolExecutor(_OPENED_AT_ONCE) as pool:  # a store takes its time to answer
-        heads = list(pool.map(opened, files))
+        heads = list(pool.map(lambda file: opened(file, file is files[0]), files))
+    for number, file in enumerate(files):
+        if any(columns for columns, _ in heads):
+            break
+        heads[number] = opened(file, True)  # those before it hold no line
     fields: dict[str, pa.DataType] = {}
     for file, (columns, _) in zip(files, heads, strict=True):
         if columns:
             columns |= dict.fromkeys(partitions(file.uri), pa.string())
+            for ours, theirs in names.items():
+                needed = expected[ours].required or ours != theirs
+                if reader.late_keys and theirs not in columns and (not needed or is_somewhere(theirs)):
+                    columns[theirs] = pa.null()  # the rows will tell
             _check_columns(columns, expected, names, f"{name}: column", file.uri, section or f"data.{name}")
         for ours, theirs in names.items():
-            if theirs in columns and expected[ours].read:
+            if theirs in columns and expected[ours].read and pa.types.is_null(fields.get(ours, pa.null())):
                 encode = expected[ours].repeats and config.format == "parquet"
-                fields.setdefault(ours, _encoded(columns[theirs]) if encode else columns[theirs])
+                fields[ours] = _encoded(columns[theirs]) if encode else columns[theirs]
     pieces = tuple(piece for _, cut in heads for piece in cut)
     source = Source(name, config, s3, pa.schema(list(fields.items())), tuple(found), pieces)
-    if not source.pieces or source.rows == 0:
+    if not fields or not source.pieces or source.rows == 0:
         raise ValueError(f"{name}: the table is empty: no row in {', '.join(config.paths)}")
     return source
 

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from allmrec.config import Section
+from allmrec.config import OtherSettings, Section
 from allmrec.models import model_folder
 
 # B prompts, T tokens, K branching nodes, H token dimension, V vocabulary
@@ -32,7 +32,7 @@ class LLMConfig(Section):
     # ZeRO++: besides, keep the weights whole within groups of so many workers (those of a node), so that the backward
     # pass gathers them there and not across nodes; 1: no.
     hpz_group: int = Field(1, ge=1)
-    deepspeed: dict[str, Any] = Field({})  # laid over the generated DeepSpeed config, key by key
+    deepspeed: OtherSettings = Field({})  # laid over the generated DeepSpeed config, key by key
 
 
 def llm_folder(config: LLMConfig, weights: bool = True) -> Path:

@@ -37,7 +37,7 @@ def item_of(kind: pa.DataType) -> str | None:
 
 def _is_list_of_ids(kind: pa.DataType) -> bool:
     if not is_list(kind):
-        return False
+        return pa.types.is_null(kind)
     entry = plain_type(kind).value_type
     return item_of(entry) is not None if pa.types.is_struct(entry) else is_id(entry)
 
@@ -145,7 +145,7 @@ class LongRows(Rows):
 
 def rows_of(source: Source) -> Rows:
     """How candidates are written. Raises ValueError where they are neither a list a user nor a row a pair."""
-    names = source.fields.names
+    names = [field.name for field in source.fields if not pa.types.is_null(field.type)]
     if "item_ids" in names:
         return WideRows()
     by = next((name for name in ("rank", "score") if name in names), None)
