@@ -19,6 +19,7 @@ from allmrec.bundle import check_items, check_llm, latest_bundle, read_descripti
 from allmrec.data.catalogue import UNTITLED, Catalogue
 from allmrec.data.sequences import num_shards
 from allmrec.evaluation.cases import PROTOCOLS
+from allmrec.evaluation.doubts import doubts
 from allmrec.evaluation.metrics import summarise
 from allmrec.evaluation.report import (
     FIGURES,
@@ -74,6 +75,7 @@ def run(context: Context) -> Facts:
         data=data_facts(context),
         metrics=metrics,
         costs=costs,
+        doubts=doubts(shards, config.evaluation.num_negatives),
     )
     files = {"metrics.json": json.dumps(metrics, indent=1).encode(), "report.html": render(report).encode()}
     target = context.artifact("evaluation")
@@ -84,9 +86,18 @@ def run(context: Context) -> Facts:
     scored = sum(cost["cases"] for cost in costs.values())
     facts = {"cases": scored, "cases/s": round(scored / seconds, 1), **speed(costs)}
     entries = {name: describe(data) for name, data in files.items()}
-    seal(target, "evaluation", context.made_by, entries, context.resolved(*STEP.sections), {"bundle": version, **facts})
+    seal(
+        target,
+        "evaluation",
+        context.made_by,
+        entries,
+        context.resolved(*STEP.sections),
+        {"bundle": version, **facts, "doubts": report.doubts},
+    )
 
     show(context.console, metrics)
+    for doubt in report.doubts:
+        context.console.event("doubt", why=doubt)
     return {**facts, "report": context.storage.name("report.html")}
 
 

@@ -9,21 +9,23 @@ Nothing on the driver grows with the number of users or events; it holds the cat
 
 import time
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from allmrec.artifacts import MANIFEST, Manifest, read_manifest, seal, shard_name, unseal, write_shard
 from allmrec.data.catalogue import ItemCounts
-from allmrec.data.clean import is_id, log_columns
-from allmrec.data.config import SourceConfig
+from allmrec.data.clean import log_columns
 from allmrec.data.finish import CountItems, DrawUsers, Finish
 from allmrec.data.items import ITEMS, CleanItems, index_items, with_counts
-from allmrec.data.sources import Column, Source, find_files, open_source
+from allmrec.data.lists import IdList, read_list, refuse_unknown
+from allmrec.data.sources import Source, find_files, open_source
 from allmrec.data.splits import Split
 from allmrec.evaluation.cases import SPLITS, DrawCases
-from allmrec.storage import S3Config, Storage
+from allmrec.storage import Storage
 from jobs.cli import main
 from jobs.config import Config
 from jobs.datasets import over, tables
@@ -39,7 +41,8 @@ def run(context: Context) -> Facts:
     items, sequences, rejected, cases = (context.artifact(name) for name in STEP.outputs)
     log, catalogue = open_sources(context)
     start_ray(config)
-    forgotten = forgotten_ids(context.config)
+    lists = forgotten_lists(context.config)
+    forgotten = [sorted(found.spellings.to_pylist()) if found else [] for found in lists]
     histories = Histories(context, log, *forgotten)
 
     # The catalogue is one table; the order of its ids gives the item indices, new ones after those that are known.
@@ -49,6 +52,7 @@ def run(context: Context) -> Facts:
     if not len(item_ids):
         raise ValueError(f"items: no row is left of {bad_items.num_rows:,}: {_counted(bad_items.column('reason'))}")
     logged = histories.update(item_ids)
+    listed = _lists_known(lists, histories.forgotten_known(logged))
 
     # What was not used, and whether it was too much: then nothing else is written.
     _write_rejected(context, logged, bad_items)
@@ -92,6 +96,7 @@ def run(context: Context) -> Facts:
         **{f"rejected as {reason}": count for reason, count in sorted(reasons.items())},
         **{f"left out as {reason}": count for reason, count in sorted(left_out.items())},
         "rejected items": bad_items.num_rows,
+        **listed,
         **sizes,
         "items of the catalogue": len(item_ids),
         "items with training interactions": int(np.count_nonzero(popularity_I)),
@@ -147,18 +152,27 @@ STEP = Step(
 )
 
 
-def forgotten_ids(config: Config) -> tuple[list[str], list[str]]:
-    """Ids of the users and of the items that must not appear, sorted; none where no table of them is configured."""
-    data = config.data
-    tables = ("forgotten_users", data.forgotten_users, "user_id"), ("forgotten_items", data.forgotten_items, "item_id")
-    users, items = (_ids(*table, config.storage) if table[1].paths else [] for table in tables)
+def forgotten_lists(config: Config) -> tuple[IdList | None, IdList | None]:
+    """The users and the items that must not appear; None where no table of them is configured."""
+    users, items = (
+        read_list(name, listed, column, config.storage, f"data.{name}") if listed.paths else None
+        for name, listed, column in (
+            ("forgotten_users", config.data.forgotten_users, "user_id"),
+            ("forgotten_items", config.data.forgotten_items, "item_id"),
+        )
+    )
     return users, items
 
 
-def _ids(name: str, config: SourceConfig, column: str, s3: S3Config) -> list[str]:
-    source = open_source(name, config, s3, {column: Column(True, is_id, "text or an integer")})
-    ids = [table.column(column) for piece in source.pieces for table in source.read(piece)]
-    return sorted(set(pa.chunked_array(ids).cast(pa.string()).drop_null().to_pylist()))
+def _lists_known(lists: Iterable[IdList | None], known: Iterable[list[str]]) -> Facts:
+    """How much of the lists is known. Raises ValueError where that is too little."""
+    facts: Facts = {}
+    for found, ids in zip(lists, known, strict=True):
+        if found:
+            count = found.known(pc.is_in(found.spellings, pa.array(ids, pa.string())).to_numpy(zero_copy_only=False))
+            refuse_unknown(found.name, len(found), count, found.least)
+            facts |= {f"{found.name} listed": len(found), f"{found.name} known": count}
+    return facts
 
 
 def _frequent_items(context: Context, num_items: int) -> np.ndarray:

@@ -62,6 +62,7 @@ class Report:
     data: Mapping[str, int]  # users, items, interactions, ... (paper Table 2)
     metrics: Sequence[Mapping[str, Any]]  # rows of metrics.json
     costs: Mapping[str, Counter[str]]  # by system
+    doubts: Sequence[str] = ()  # why its figures mean less than they seem to
 
 
 def render(report: Report) -> str:

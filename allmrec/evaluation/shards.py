@@ -20,6 +20,7 @@ from allmrec.data.sequences import Sequences
 from allmrec.evaluation import metrics
 from allmrec.evaluation.answers import Answers
 from allmrec.evaluation.cases import PROTOCOLS
+from allmrec.evaluation.doubts import thin_cases
 from allmrec.evaluation.results import FULL, GENERATION, SWAP, metrics_of, rows, sums_of
 from allmrec.evaluation.systems import IN_CATALOGUE, NEED_LLM, Cases, Systems
 from allmrec.llm.loading import LLMConfig
@@ -80,7 +81,7 @@ class EvaluateShards:
                 self.results, SCHEMA, shard_name(shard), pa.concat_tables([SCHEMA.empty_table(), *results.values()])
             )
             sums = sums_of(results, self.baseline, self.recall_at)
-            facts = {"users": len(sequences), "interactions": len(sequences.items)}
+            facts = {"users": len(sequences), "interactions": len(sequences.items), **thin_cases(drawn.candidates_BC)}
             yield pa.Table.from_pylist([{"shard": shard, "entry": entry, "sums": sums, "costs": costs, **facts}])
 
     def _asked(self, protocol: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Candidates for a shard of users: the teacher's top-N, another system's, checked and topped up, or popular items.
 
-Items that a user has seen, that the filter refuses or that the catalogue does not know never become candidates.
+Items that the filter refuses or that the catalogue does not know never become candidates; those that a user has seen
+only by `nightly.recommend_seen`.
 
 Dimensions: U users, D = teacher.dim, N candidates
 """
@@ -46,7 +47,7 @@ class Retriever:
         Raises:
             ValueError: an item's embedding is NaN or inf, or the index cannot be built; see `ApproximateIndex`.
         """
-        self.teacher, self.count, self.seed = teacher, config.num_candidates, seed
+        self.teacher, self.count, self.seed, self.config = teacher, config.num_candidates, seed, config
         refuse_nonfinite(teacher.item_embeddings, catalogue.item_ids, "embeds items")
         self.allowed_I = torch.from_numpy(allowed_I.copy()).to(teacher.item_embeddings.device)
         self.index = None
@@ -74,7 +75,13 @@ class Retriever:
 
     def _seen(self, users: Sequences) -> Pairs:
         device = self.allowed_I.device
+        users = hidden(users, self.config)
         return torch.from_numpy(users.rows()).to(device), torch.from_numpy(users.items.copy()).to(device)
+
+
+def hidden(users: Sequences, config: NightlyConfig) -> Sequences:
+    """The users with the items that they must not be recommended: those that they have seen, or none."""
+    return users.shortened(np.zeros(len(users), dtype=np.int64)) if config.recommend_seen else users
 
 
 def given(
@@ -85,6 +92,7 @@ def given(
     Args:
         table: rows of the `candidates` table; users that are not in `users` are ignored.
         proposals: the teacher's, (U, N); N is how many candidates every user gets.
+        users: with what must not come back, see `hidden`.
     """
     row = pc.index_in(table.column("user_id"), users.user_ids)
     lists = table.column("item_ids").combine_chunks()

@@ -25,10 +25,11 @@ from allmrec.data.sequences import Sequences, offsets_of
 from allmrec.hashing import Draw, key64, permutations
 from allmrec.llm.loading import LLMConfig
 from allmrec.nightly.blend import blended
-from allmrec.nightly.candidates import Candidates, Retriever, given, most_popular
+from allmrec.nightly.candidates import Candidates, Retriever, given, hidden, most_popular
 from allmrec.nightly.carry_over import LastRun, input_digests, item_digests, write_digests
 from allmrec.nightly.config import NightlyConfig
 from allmrec.nightly.filters import ItemFilter
+from allmrec.nightly.lists import ListCount
 from allmrec.nightly.progress import note
 from allmrec.nightly.publish import Run
 from allmrec.nightly.users import NightlyUsers
@@ -54,6 +55,7 @@ class Night:
     given: Storage | None = None  # another system's candidates, dealt to shards
     last: LastRun | None = None  # what tonight is compared with
     carry_over: bool = True  # the rows of `last` that have not changed
+    lists: tuple[ListCount, ...] = ()  # that the config names, for the report
 
     def ranking(self, description: Mapping[str, Any]) -> dict[str, Any]:
         """What ranks a user's candidates, whoever the user is and whatever the items.
@@ -141,7 +143,8 @@ class ScoreShards:
         proposals = replace(proposals, items=items_UN)
         if night.given is None:
             return proposals
-        return given(read_table(night.given, [shard]), proposals, self.catalogue, night.filter, users)
+        seen = hidden(users, night.config)
+        return given(read_table(night.given, [shard]), proposals, self.catalogue, night.filter, seen)
 
     def scores(self, users: Sequences, candidates_UN: np.ndarray) -> np.ndarray:
         """float32 (U, N), higher is better; -inf for no candidate.
