@@ -124,9 +124,9 @@ def _misquoted(lines: Lines, config: SourceConfig) -> np.ndarray:
 
 def _strictly(text: bytes, delimiter: bytes, config: SourceConfig) -> list[list[str]]:
     """Records as Python's own parser reads them. Raises csv.Error where quotes are amiss."""
-    quoting = csv.QUOTE_NONE if config.quote is None else csv.QUOTE_MINIMAL
     dialect: dict[str, Any] = {"delimiter": delimiter.decode(), "quotechar": config.quote, "escapechar": config.escape}
-    return list(csv.reader([text.decode()], **dialect, quoting=quoting, strict=True))
+    dialect["quoting"] = csv.QUOTE_NONE if config.quote is None else csv.QUOTE_MINIMAL
+    return list(csv.reader([text.decode()], **dialect, strict=True))
 
 
 def _rows(lines: Lines, width: int, config: SourceConfig) -> tuple[pa.Table, np.ndarray] | None:
