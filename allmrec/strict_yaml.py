@@ -7,7 +7,7 @@ what type a key has, parse the rest. Anchors, aliases and merges (`<<`) are read
 
 import codecs
 import re
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -18,8 +18,8 @@ _OTHERS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
 class _Loader(yaml.SafeLoader):
     """Knows text, null, lists and mappings."""
 
-    yaml_implicit_resolvers: ClassVar = {}  # type: ignore[misc]
-    yaml_constructors: ClassVar = {
+    yaml_implicit_resolvers = {}  # noqa: RUF012
+    yaml_constructors = {  # noqa: RUF012
         tag: constructor
         for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
         if tag in (_TEXT, _NULL, "tag:yaml.org,2002:seq", "tag:yaml.org,2002:map", None)

@@ -111,9 +111,9 @@ def as_ids(column: pa.Array | pa.ChunkedArray) -> pa.ChunkedArray:
 
 def as_encoded_ids(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """As `as_ids`, for ids that come many times: dictionary<int32, string> (N,), in which a text may stand twice."""
-    chunks = [_ids(plain(chunk).dictionary_encode()) for chunk in column.chunks]
     kind = pa.dictionary(pa.int32(), pa.string())
-    return pa.chunked_array([chunk.cast(kind) for chunk in chunks], kind)
+    chunks = [_ids(plain(chunk).dictionary_encode()) for chunk in column.chunks]
+    return pa.chunked_array([chunk if chunk.type == kind else chunk.cast(kind) for chunk in chunks], kind)
 
 
 def as_id_lists(column: pa.Array | pa.ChunkedArray) -> pa.ChunkedArray:
@@ -181,14 +181,19 @@ def _ids(column: pa.Array) -> pa.Array:
     """Of a plain column; a dictionary stays one."""
     kind = column.type
     if pa.types.is_dictionary(kind):
-        return pa.DictionaryArray.from_arrays(column.indices, _ids(column.dictionary))
+        return pa.DictionaryArray.from_arrays(column.indices, _ids(column.dictionary), safe=False)
     if pa.types.is_floating(kind):
         return _float_ids(column)
     texts = column.cast(pa.string())
-    may_be_whole = is_text(kind) or pa.types.is_decimal(kind)
-    if may_be_whole and pc.any(pc.match_substring(texts, ".0")).as_py():
-        return pc.replace_substring_regex(texts, _WHOLE, r"\1")
-    return texts
+    if pa.types.is_integer(kind) or not (_points(texts) and pc.any(pc.match_substring(texts, ".0")).as_py()):
+        return texts
+    return pc.replace_substring_regex(texts, _WHOLE, r"\1")
+
+
+def _points(texts: pa.Array) -> bool:
+    """Whether there is a point in any of them, or near them: a look at the bytes costs nothing."""
+    data = texts.buffers()[2]
+    return data is not None and bool((np.frombuffer(data, dtype=np.uint8) == ord(".")).any())
 
 
 def _float_ids(column: pa.Array) -> pa.Array:

@@ -124,13 +124,8 @@ def _misquoted(lines: Lines, config: SourceConfig) -> np.ndarray:
 
 def _strictly(text: bytes, delimiter: bytes, config: SourceConfig) -> list[list[str]]:
     """Records as Python's own parser reads them. Raises csv.Error where quotes are amiss."""
-    quoting = csv.QUOTE_NONE if config.quote is None else csv.QUOTE_MINIMAL
-    dialect: dict[str, Any] = {
-        "quoting": quoting,
-        "delimiter": delimiter.decode(),
-        "quotechar": config.quote,
-        "escapechar": config.escape,
-    }
+    dialect: dict[str, Any] = {"delimiter": delimiter.decode(), "quotechar": config.quote, "escapechar": config.escape}
+    dialect["quoting"] = csv.QUOTE_NONE if config.quote is None else csv.QUOTE_MINIMAL
     return list(csv.reader([text.decode()], **dialect, strict=True))
 
 

@@ -12,6 +12,7 @@ import pytest
 from allmrec.data.cells import as_ids, as_series
 from allmrec.data.clean import log_columns, microseconds
 from allmrec.data.config import DataConfig, SourceConfig
+from allmrec.data.lines import MALFORMED
 from allmrec.data.sources import open_source
 from allmrec.storage import S3Config
 
@@ -42,28 +43,25 @@ def spark(tmp_path_factory):
         session.stop()
 
 
+@pytest.fixture(scope="module")
+def frame(spark):
+    values = zip(*(values for values, _ in COLUMNS.values()), strict=True)
+    rows = [(number, moment, *row) for number, (moment, row) in enumerate(zip(MOMENTS, values, strict=True))]
+    kinds = ", ".join(f"user{number} {kind}" for number, kind in enumerate(COLUMNS))
+    return spark.createDataFrame(rows, f"item_id int, timestamp timestamp, {kinds}").coalesce(1)
+
+
 @pytest.mark.parametrize("form", ["parquet", "parquet int96", "csv", "json"])
-def test_spark(spark, tmp_path, form):
-    frame = [
-        spark.createDataFrame(
-            list(zip(range(3), values, MOMENTS, strict=True)), f"item_id int, user_id {kind}, timestamp timestamp"
-        ).coalesce(1)
-        for kind, (values, _) in COLUMNS.items()
-    ]
-    kind = "INT96" if "int96" in form else "TIMESTAMP_MICROS"
-    spark.conf.set("spark.sql.parquet.outputTimestampType", kind)
-    form = form.split()[0]
-    options = {"csv": {"header": "true"}, "json": {"ignoreNullFields": "true"}}.get(form, {})
+def test_spark(spark, frame, tmp_path, form):
+    spark.conf.set("spark.sql.parquet.outputTimestampType", "INT96" if "int96" in form else "TIMESTAMP_MICROS")
+    form, folder = form.split()[0], tmp_path / "log"
+    frame.write.format(form).options(**{"header": "true"} if form == "csv" else {}).save(str(folder))
+    keys = {"csv": {"format": "csv", "escape": "\\"}, "json": {"format": "jsonl"}}.get(form, {})
     for number, (_, ids) in enumerate(COLUMNS.values()):
-        folder = tmp_path / str(number)
-        frame[number].write.format(form).options(**options).save(str(folder))
-        keys = {"csv": {"format": "csv", "escape": "\\"}, "json": {"format": "jsonl"}}.get(form, {})
-        config = SourceConfig(paths=[str(folder)], **keys)
+        config = SourceConfig(paths=[str(folder)], columns={"user_id": f"user{number}"}, **keys)
         source = open_source("interactions", config, S3Config(), log_columns(DataConfig()))
-        table = pa.concat_tables(
-            [table for piece in source.pieces for table in source.read(piece)], promote_options="permissive"
-        )
-        assert table.column("_malformed").null_count == 3
+        table = pa.concat_tables([table for piece in source.pieces for table in source.read(piece)])
+        assert table.column(MALFORMED).null_count == 3
         assert [found or None for found in as_ids(table.column("user_id")).to_pylist()] == ids
         us = [moment and round(moment.timestamp() * 1e6) for moment in MOMENTS]
         assert microseconds(as_series(table.column("timestamp")), "s").to_list() == us
