@@ -5,7 +5,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> object:
     if name == "read_recommendations":  # importing the version alone stays quick
-        from allmrec.recommendations import read_recommendations
+        from allmrec.publishing.reader import read_recommendations
 
         return read_recommendations
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

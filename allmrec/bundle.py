@@ -5,7 +5,7 @@
     bundles/<version>/alignment/                     loads here by the function that loads it from a run
     bundles/<version>/projectors/
     bundles/<version>/items/
-    bundles/_log/00000003.json                       the version that is promoted from then on (`allmrec.journal`)
+    bundles/_log/00000003.json                       the version that is promoted from then on (`allmrec.core.commit_log`)
 
 The version is a hash of the content: equal parts, models and config make the same version anywhere. Weights are
 safetensors; nothing is unpickled. Knows where things lie; leaves what they compute to their owners.
@@ -27,17 +27,17 @@ from pydantic import Field
 import allmrec
 from allmrec.alignment.joint import Forms
 from allmrec.alignment.network import load_joint
-from allmrec.artifacts import MANIFEST, Manifest, describe, read_file, read_manifest, sha256
 from allmrec.cf.teacher import Teacher, load_teacher
-from allmrec.config import Section
+from allmrec.core.artifacts import MANIFEST, Manifest, describe, read_file, read_manifest, sha256
+from allmrec.core.commit_log import Entry, append_next, newest_entry
+from allmrec.core.hashing import fingerprint
+from allmrec.core.pretrained import model_identity
+from allmrec.core.settings import Section
+from allmrec.core.storage import Storage
 from allmrec.data.catalogue import Catalogue
-from allmrec.hashing import fingerprint
-from allmrec.journal import Entry, append_next, newest_entry
 from allmrec.llm.loading import LLMConfig
 from allmrec.llm.prompt import PromptConfig
-from allmrec.models import model_identity
 from allmrec.projection.projectors import ProjectionConfig, Projectors, item_inputs, load_projectors
-from allmrec.storage import Storage
 
 PARTS = ("teacher", "alignment", "projectors", "items")
 DESCRIPTION = "bundle.json"

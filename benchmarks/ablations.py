@@ -17,15 +17,15 @@ from typing import Annotated, Any
 
 import typer
 
-from allmrec.artifacts import read_manifest
+from allmrec.core.artifacts import read_manifest
+from allmrec.core.storage import Storage, open_storage
 from allmrec.evaluation.results import compare
-from allmrec.storage import Storage, open_storage
 from benchmarks.report import ROOT, Benchmark, Row
 from jobs import bundle, evaluate, train_alignment, train_projection
 from jobs.cli import errors_in_one_line
 from jobs.config import Config, load_config
-from jobs.console import Console
-from jobs.step import execute, resolved
+from jobs.runtime.console import Console
+from jobs.runtime.step import execute, resolved
 
 NAME = "ablations"
 SHARED = ("items", "sequences", "evaluation_cases", "rejected", "item_text_embeddings", "teacher")

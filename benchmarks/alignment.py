@@ -30,16 +30,16 @@ from allmrec.alignment.network import AlignmentConfig
 from allmrec.alignment.texts import TrainedTexts
 from allmrec.alignment.training import AlignmentTraining
 from allmrec.cf.teacher import Teacher, TeacherConfig, build_teacher
+from allmrec.core.storage import open_storage
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
-from allmrec.storage import open_storage
+from allmrec.demo.encoder import build_encoder
 from allmrec.text.encoder import TextConfig, TextEncoder, load_encoder
-from allmrec.text.standin import build_encoder
 from benchmarks.alignment_reference import NAMES, ReferenceTraining
 from benchmarks.report import ROOT, Benchmark
 from benchmarks.teachers import sample_store
 from jobs.cli import errors_in_one_line
-from jobs.console import Console
+from jobs.runtime.console import Console
 
 NAME = "alignment"
 TOLERANCE = 1e-3  # between two losses after a few steps, relative

@@ -32,12 +32,12 @@ from allmrec.alignment.network import AlignmentConfig
 from allmrec.alignment.training import AlignmentTraining, alignment_quality
 from allmrec.cf.teacher import Teacher, load_teacher
 from allmrec.cf.training import ValidationCases
+from allmrec.core.storage import open_storage
 from allmrec.data.sequences import Sequences
 from allmrec.projection.projectors import ProjectionConfig
-from allmrec.storage import open_storage
 from benchmarks.report import ROOT, Benchmark
 from jobs.cli import errors_in_one_line
-from jobs.console import Console
+from jobs.runtime.console import Console
 from jobs.train_alignment import read_texts
 
 NAME = "alignment_choices"

@@ -24,19 +24,19 @@ import ray
 import torch
 import typer
 
-from allmrec.artifacts import read_manifest, read_table, seal, shard_name, write_shard
+from allmrec.core.artifacts import read_manifest, read_table, seal, shard_name, write_shard
+from allmrec.core.storage import Storage, open_storage
 from allmrec.data.catalogue import item_texts
-from allmrec.sample.shop import SampleConfig, draw_shelf
-from allmrec.sample.titles import items_table
-from allmrec.storage import Storage, open_storage
+from allmrec.demo.encoder import build_encoder
+from allmrec.demo.sample.shop import SampleConfig, draw_shelf
+from allmrec.demo.sample.titles import items_table
 from allmrec.text.encoder import TextConfig, load_encoder
-from allmrec.text.standin import build_encoder
 from benchmarks.report import ROOT, Benchmark, Row
 from jobs import embed
 from jobs.cli import errors_in_one_line
 from jobs.config import Config
-from jobs.console import Console
-from jobs.step import execute
+from jobs.runtime.console import Console
+from jobs.runtime.step import execute
 from schemas import items as items_schema
 
 NAME = "embed"

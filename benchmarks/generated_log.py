@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from allmrec.hashing import hash_strings, mix64
+from allmrec.core.hashing import hash_strings, mix64
 
 ROWS_PER_FILE, ROWS_PER_GROUP = 1_000_000, 1 << 18
 OPENED, SECONDS = 1_420_070_400, 4 * 365 * 86_400  # the first day, as a unix time, and how long the log is
@@ -72,7 +72,7 @@ class GeneratedLog:
 
 
 def with_ties(events: pl.DataFrame) -> pl.DataFrame:
-    """The hash of user and item by which `allmrec.data.assemble` orders events of one time."""
+    """The hash of user and item by which `allmrec.data.prepare.histories` orders events of one time."""
     users, items = (pa.array(events[name].fill_null("").to_arrow()) for name in ("user_id", "item_id"))
     return events.with_columns(tie=mix64(hash_strings(users) ^ hash_strings(items, seed=1)))
 

@@ -8,19 +8,19 @@ import pyarrow as pa
 import torch
 
 from allmrec.alignment.network import AlignmentNetwork, save_alignment
-from allmrec.artifacts import seal, shard_name, write_shard
 from allmrec.cf.teacher import build_teacher, save_teacher
+from allmrec.core.artifacts import seal, shard_name, write_shard
+from allmrec.core.hashing import shard_of
+from allmrec.core.pretrained import model_identity
+from allmrec.core.storage import Storage, open_storage
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import offsets_of
-from allmrec.hashing import shard_of
-from allmrec.llm.standin import train_tokenizer
-from allmrec.models import model_identity
+from allmrec.demo.llm import train_tokenizer
 from allmrec.projection.projectors import fresh_projectors, save_projectors
-from allmrec.storage import Storage, open_storage
 from jobs import bundle
 from jobs.config import Config
-from jobs.console import Console
-from jobs.step import execute
+from jobs.runtime.console import Console
+from jobs.runtime.step import execute
 from schemas import items, sequences
 
 _TEXT_DIM, _LONGEST = 32, 30

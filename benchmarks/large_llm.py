@@ -5,9 +5,9 @@ from typing import Any
 import torch
 
 from allmrec.evaluation.systems import Cases
-from allmrec.scorer import Scorer
-from benchmarks.choosers import FREE, STRAIGHT, TRIE, Ways
+from allmrec.model import Scorer
 from benchmarks.clock import now
+from benchmarks.decoding_methods import FREE, STRAIGHT, TRIE, Ways
 from benchmarks.report import Benchmark
 
 

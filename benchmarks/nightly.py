@@ -32,23 +32,23 @@ import ray
 import torch
 import typer
 
-from allmrec.artifacts import read_table
 from allmrec.bundle import latest_bundle, load_bundle
+from allmrec.core.artifacts import read_table
+from allmrec.core.storage import open_storage
 from allmrec.data.sequences import Sequences
 from allmrec.evaluation.systems import Cases
-from allmrec.scorer import Scorer
-from allmrec.storage import open_storage
-from benchmarks.choosers import FREE, LIKELIHOOD, LISTED, STRAIGHT, TRIE, Ways
+from allmrec.model import Scorer
 from benchmarks.clock import Stopwatch, now
+from benchmarks.decoding_methods import FREE, LIKELIHOOD, LISTED, STRAIGHT, TRIE, Ways
 from benchmarks.large_llm import as_large_as, opt_67b
 from benchmarks.report import ROOT, Benchmark, Row
 from jobs.cli import errors_in_one_line, load_step
 from jobs.config import Config
-from jobs.console import Console, Phase
+from jobs.demo.sample_data import sample_data
 from jobs.nightly import nightly
-from jobs.run import TRAINING
-from jobs.sample_data import sample_data
-from jobs.step import execute
+from jobs.pipeline import TRAINING
+from jobs.runtime.console import Console, Phase
+from jobs.runtime.step import execute
 
 NAME, LARGE = "nightly", "OPT-6.7B"
 FULL: Row = {"users": 500, "trials": 3}

@@ -21,6 +21,7 @@ import typer
 from torch import distributed as dist
 
 from allmrec.cf.teacher import TeacherConfig, build_teacher
+from allmrec.core.storage import open_storage
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
 from allmrec.llm.loading import LLMConfig, Placement, load_tokenizer, max_positions
@@ -30,12 +31,11 @@ from allmrec.projection.examples import Examples
 from allmrec.projection.placement import llm_outline
 from allmrec.projection.projectors import ProjectionConfig
 from allmrec.projection.training import ProjectionTraining
-from allmrec.storage import open_storage
 from benchmarks.projection import SHAPES, shaped_llm
 from benchmarks.report import ROOT, Benchmark, Row
 from benchmarks.teachers import sample_store
 from jobs.cli import errors_in_one_line
-from jobs.console import Console
+from jobs.runtime.console import Console
 
 NAME = "placement"
 _DIM = 50  # of the teacher and of joint embeddings

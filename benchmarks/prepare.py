@@ -18,12 +18,12 @@ from typing import Annotated
 import polars as pl
 import typer
 
-from benchmarks.contenders import CONTENDERS
 from benchmarks.generated_log import GeneratedLog
 from benchmarks.memory import peak
+from benchmarks.prepare_engines import CONTENDERS
 from benchmarks.report import ROOT, Benchmark, Row
 from jobs.cli import errors_in_one_line
-from jobs.console import Console
+from jobs.runtime.console import Console
 
 NAME = "prepare"
 FULL, QUICK = 20_000_000, 200_000
@@ -33,7 +33,7 @@ def measure(contender: str, log: GeneratedLog, output: Path, threads: int) -> Ro
     """Run a contender in a process of its own. Raises ValueError if it fails."""
     for file in log.files():
         file.read_bytes()  # nobody waits for the disk
-    command = [sys.executable, "-m", "benchmarks.contenders", contender, str(log.folder), str(output)]
+    command = [sys.executable, "-m", "benchmarks.prepare_engines", contender, str(log.folder), str(output)]
     process = subprocess.Popen([*command, "--threads", str(threads)])
     memory = peak(process)
     if process.returncode:

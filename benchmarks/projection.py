@@ -21,23 +21,23 @@ import typer
 from torch import distributed as dist
 
 from allmrec.cf.teacher import TeacherConfig, build_teacher
+from allmrec.core.storage import open_storage
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
+from allmrec.demo.llm import train_tokenizer
 from allmrec.llm.batches import padded_tokens
 from allmrec.llm.loading import LLMConfig, load_llm, load_tokenizer, max_positions
 from allmrec.llm.prompt import PromptBuilder, PromptConfig, Titles
-from allmrec.llm.standin import train_tokenizer
 from allmrec.projection.examples import Examples
 from allmrec.projection.projectors import ProjectionConfig
 from allmrec.projection.training import ProjectionTraining
-from allmrec.storage import open_storage
 from benchmarks.clock import now
 from benchmarks.large_llm import matmul_rate
 from benchmarks.projection_reference import StraightStage2
 from benchmarks.report import ROOT, Benchmark, Row
 from benchmarks.teachers import sample_store
 from jobs.cli import errors_in_one_line
-from jobs.console import Console
+from jobs.runtime.console import Console
 
 NAME = "projection"
 # Hidden size, layers, heads and feed-forward size; all read 50,272 tokens, as the published models do.

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from jobs.console import Console
+from jobs.runtime.console import Console
 
 ROOT = Path("runs/benchmarks")
 _PACKAGES = (

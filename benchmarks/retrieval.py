@@ -26,7 +26,7 @@ from allmrec.cf.retrieval import Pairs, retrieve
 from allmrec.cf.teacher import Teacher
 from allmrec.data.sequences import Sequences
 from benchmarks.report import ROOT, Benchmark, Row
-from jobs.console import Console
+from jobs.runtime.console import Console
 
 NAME = "retrieval"
 SEEN, CENTRES, STRAIGHT_BLOCK, SAMPLE = 20, 1000, 512, 1000

@@ -21,24 +21,24 @@ import torch
 import typer
 from pydantic import ValidationError
 
-from allmrec.artifacts import read_manifest, read_table
 from allmrec.cf.retrieval import places_in_catalogue
 from allmrec.cf.teacher import Teacher, TeacherConfig, load_teacher
 from allmrec.cf.training import ValidationCases, validate
-from allmrec.config import one_line
+from allmrec.core.artifacts import read_manifest, read_table
+from allmrec.core.settings import one_line
+from allmrec.core.storage import open_storage
 from allmrec.data.catalogue import drawable_items
 from allmrec.data.sequences import Sequences
-from allmrec.evaluation.metrics import METRICS, measure, recall, worth
 from allmrec.evaluation.systems import Cases
-from allmrec.storage import open_storage
+from allmrec.metrics import METRICS, measure, recall, worth
 from benchmarks.report import ROOT, Benchmark, Row
 from benchmarks.sasrec_reference import Recipe, ReferenceTraining
 from jobs import prepare, train_cf
 from jobs.cli import errors_in_one_line
 from jobs.config import Config
-from jobs.console import Console
-from jobs.sample_data import sample_data
-from jobs.step import execute
+from jobs.demo.sample_data import sample_data
+from jobs.runtime.console import Console
+from jobs.runtime.step import execute
 
 NAME = "teachers"
 INPUTS = ("items", "sequences", "evaluation_cases")

@@ -9,7 +9,6 @@ Building promotes what it built. Promoting an older version goes back to it, unt
 import json
 from typing import Any
 
-from allmrec.artifacts import describe, read_manifest, seal, unseal
 from allmrec.bundle import (
     DESCRIPTION,
     PARTS,
@@ -22,13 +21,14 @@ from allmrec.bundle import (
     read_description,
     verify_bundle,
 )
-from allmrec.journal import entries_after
-from allmrec.models import model_identity
-from allmrec.storage import open_storage
+from allmrec.core.artifacts import describe, read_manifest, seal, unseal
+from allmrec.core.commit_log import entries_after
+from allmrec.core.pretrained import model_identity
+from allmrec.core.storage import open_storage
 from jobs.cli import main
 from jobs.config import Config
-from jobs.console import Console
-from jobs.step import Context, Facts, Step
+from jobs.runtime.console import Console
+from jobs.runtime.step import Context, Facts, Step
 
 SECTIONS = ("data", "text", "teacher", "alignment", "llm", "prompt", "projection", "bundle")
 

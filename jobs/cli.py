@@ -17,10 +17,10 @@ from zoneinfo import ZoneInfo
 
 import typer
 
-from jobs.console import Console
+from jobs.runtime.console import Console
 
 if TYPE_CHECKING:
-    from jobs.step import Step
+    from jobs.runtime.step import Step
 
 ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="YAML file of the deployment")]
 Overrides = Annotated[list[str], typer.Option("--set", help="override a key: section.key=value")]
@@ -47,8 +47,8 @@ STEPS = {
 }
 BUNDLE = {"build": ("jobs.bundle", "Gather what scoring needs into one verified, immutable bundle, and promote it.")}
 STANDINS = {
-    "encoder": ("jobs.standin_encoder", "Build a small SentenceTransformer from the catalogue's texts."),
-    "llm": ("jobs.standin_llm", "Build a tiny OPT that can copy titles and be steered by soft tokens."),
+    "encoder": ("jobs.demo.standin_encoder", "Build a small SentenceTransformer from the catalogue's texts."),
+    "llm": ("jobs.demo.standin_llm", "Build a tiny OPT that can copy titles and be steered by soft tokens."),
 }
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -102,7 +102,7 @@ def command(step: Callable[[], "Step"]) -> Callable[..., None]:
         force: Force = False,
     ) -> None:
         from jobs.config import load_config
-        from jobs.step import execute
+        from jobs.runtime.step import execute
 
         with errors_in_one_line():
             execute(step(), load_config(config, overrides), Console(log_json), dry_run, force)
@@ -184,7 +184,7 @@ def run(
 ) -> None:
     """All verbs in order; a step whose inputs and config have not changed is skipped."""
     from jobs.config import load_config
-    from jobs.run import run as run_all
+    from jobs.pipeline import run as run_all
 
     with errors_in_one_line():
         settings = load_config(config, overrides)
@@ -200,7 +200,7 @@ def demo(
 ) -> None:
     """A sample store, stand-in models, the whole run, and a look at the result."""
     from jobs.config import load_config
-    from jobs.demo import demo as run_demo
+    from jobs.demo.demo import demo as run_demo
 
     with errors_in_one_line():
         settings = load_config(config, overrides)
@@ -213,7 +213,7 @@ def standin_shipped(
     seed: int = 0,
 ) -> None:
     """Build the stand-ins that come with the package, standins/llm and standins/encoder, and their model cards."""
-    from jobs.standin_shipped import ship
+    from jobs.demo.standin_shipped import ship
 
     with errors_in_one_line():
         ship(folder, seed)
@@ -228,7 +228,7 @@ def sample_data(
     dirty: Annotated[float, typer.Option(help="fraction of dirty rows to add")] = 0.0,
 ) -> None:
     """Write a sample store: catalogues and logs of two domains that share users."""
-    from jobs.sample_data import sample_data as write
+    from jobs.demo.sample_data import sample_data as write
 
     arguments: dict[str, Any] = {"output": output, "users": users, "items": items, "seed": seed, "dirty": dirty}
     with errors_in_one_line():
@@ -242,7 +242,7 @@ def fetch_data(
     log_json: LogJson = False,
 ) -> None:
     """Download a public data set from its publisher; run again, it goes on where it was cut off."""
-    from jobs.fetch_data import fetch_data as fetch
+    from jobs.demo.fetch_data import fetch_data as fetch
 
     with errors_in_one_line():
         fetch(name, to, Console(log_json))

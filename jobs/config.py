@@ -9,17 +9,17 @@ from pydantic import Field, ValidationError
 from allmrec.alignment.network import AlignmentConfig
 from allmrec.bundle import BundleConfig
 from allmrec.cf.teacher import TeacherConfig
-from allmrec.config import Section, one_line, read_settings
+from allmrec.core.settings import Section, one_line, read_settings
+from allmrec.core.storage import S3Config
+from allmrec.core.storage.s3 import store_environment
 from allmrec.data.config import DataConfig
-from allmrec.evaluation.cases import EvaluationConfig
+from allmrec.data.evaluation_cases import EvaluationConfig
+from allmrec.demo.llm import StandinLLMConfig
 from allmrec.explain.answers import ExplainConfig
 from allmrec.llm.loading import LLMConfig
 from allmrec.llm.prompt import PromptConfig
-from allmrec.llm.standin import StandinLLMConfig
 from allmrec.nightly.config import NightlyConfig
 from allmrec.projection.projectors import ProjectionConfig
-from allmrec.s3 import store_environment
-from allmrec.storage import S3Config
 from allmrec.text.encoder import TextConfig
 
 

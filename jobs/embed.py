@@ -17,14 +17,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from allmrec.artifacts import MANIFEST, read_manifest, read_table, seal, unseal
+from allmrec.core.artifacts import MANIFEST, read_manifest, read_table, seal, unseal
 from allmrec.data.catalogue import UNTITLED, Catalogue
 from allmrec.text.blocks import EmbedTexts, LayOut
 from allmrec.text.cache import Index, TextCache
 from allmrec.text.encoder import encoder_folder, encoder_identity
-from jobs.datasets import tables
-from jobs.step import Context, Facts, Step
-from jobs.workers import start_ray
+from jobs.runtime.ray_data import tables
+from jobs.runtime.ray_train import start_ray
+from jobs.runtime.step import Context, Facts, Step
 
 BLOCKS_PER_WORKER = 16  # at least, so that workers end together
 MOST_BATCHES = 16  # of a block, which is the unit of resuming

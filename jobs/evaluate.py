@@ -14,13 +14,13 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from allmrec.artifacts import describe, read_manifest, seal, shard_name, unseal
 from allmrec.bundle import check_items, check_llm, latest_bundle, read_description
+from allmrec.core.artifacts import describe, read_manifest, seal, shard_name, unseal
+from allmrec.core.pretrained import model_identity
 from allmrec.data.catalogue import UNTITLED, Catalogue
+from allmrec.data.evaluation_cases import PROTOCOLS
 from allmrec.data.sequences import num_shards
-from allmrec.evaluation.cases import PROTOCOLS
 from allmrec.evaluation.doubts import doubts
-from allmrec.evaluation.metrics import summarise
 from allmrec.evaluation.report import (
     FIGURES,
     WRITTEN_FIGURES,
@@ -35,12 +35,12 @@ from allmrec.evaluation.report import (
 from allmrec.evaluation.results import FULL, GENERATION
 from allmrec.evaluation.shards import EvaluateShards
 from allmrec.evaluation.systems import IN_CATALOGUE, NEED_LLM
-from allmrec.models import model_identity
+from allmrec.metrics import summarise
 from jobs.cli import main
-from jobs.console import Console
-from jobs.datasets import pooled, tables
-from jobs.step import Context, Facts, Step
-from jobs.workers import start_ray
+from jobs.runtime.console import Console
+from jobs.runtime.ray_data import pooled, tables
+from jobs.runtime.ray_train import start_ray
+from jobs.runtime.step import Context, Facts, Step
 
 
 def run(context: Context) -> Facts:

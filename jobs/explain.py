@@ -11,15 +11,15 @@ from functools import partial
 import polars as pl
 import pyarrow as pa
 
-from allmrec.artifacts import read_manifest, seal, shard_name, unseal, write_shard
 from allmrec.bundle import check_items, check_llm, latest_bundle, read_description
+from allmrec.core.artifacts import read_manifest, seal, shard_name, unseal, write_shard
 from allmrec.data.sequences import num_shards
 from allmrec.explain.shards import ExplainShards, sample_users, shards_of
 from jobs.config import Config
-from jobs.console import Console
-from jobs.datasets import pooled, tables
-from jobs.step import Context, Facts, Step, execute
-from jobs.workers import start_ray
+from jobs.runtime.console import Console
+from jobs.runtime.ray_data import pooled, tables
+from jobs.runtime.ray_train import start_ray
+from jobs.runtime.step import Context, Facts, Step, execute
 from schemas.explanations import SCHEMA
 
 TASKS = ("favourite-genre",)

@@ -2,15 +2,15 @@
 
 import json
 
-from allmrec.artifacts import describe, read_file, read_manifest, seal, unseal
 from allmrec.bundle import latest_bundle
+from allmrec.core.artifacts import describe, read_file, read_manifest, seal, unseal
+from allmrec.core.pretrained import model_identity
+from allmrec.core.storage import Storage
 from allmrec.data.sequences import num_shards
-from allmrec.models import model_identity
 from allmrec.nightly.blend import METRIC, FitShards, best_weight
-from allmrec.storage import Storage
-from jobs.datasets import pooled, tables
-from jobs.step import Context, Facts, Step
-from jobs.workers import start_ray
+from jobs.runtime.ray_data import pooled, tables
+from jobs.runtime.ray_train import start_ray
+from jobs.runtime.step import Context, Facts, Step
 
 ARTIFACT, NAME = "blend", "blend.json"
 

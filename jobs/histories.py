@@ -16,18 +16,18 @@ import pyarrow.compute as pc
 from ray.data import Dataset
 
 import allmrec
-from allmrec.artifacts import MANIFEST, Manifest, describe, read_manifest, read_part, seal, to_parquet
-from allmrec.data.assemble import Draft, NamesItems
-from allmrec.data.clean import CleanInteractions
+from allmrec.core.artifacts import MANIFEST, Manifest, describe, read_manifest, read_part, seal, to_parquet
+from allmrec.core.hashing import fingerprint
+from allmrec.core.storage import Storage
 from allmrec.data.config import FILTERS
-from allmrec.data.exchange import Deal
-from allmrec.data.forget import Forgotten
 from allmrec.data.known import ITEM, KNOWN, USER, id_hash
-from allmrec.data.sources import Source
-from allmrec.hashing import fingerprint
-from allmrec.storage import Storage
-from jobs.datasets import over, tables
-from jobs.step import Context
+from allmrec.data.prepare.clean import CleanInteractions
+from allmrec.data.prepare.exclusions import Forgotten
+from allmrec.data.prepare.histories import Draft, NamesItems
+from allmrec.data.prepare.shuffle import Deal
+from allmrec.data.sources.source import Source
+from jobs.runtime.ray_data import over, tables
+from jobs.runtime.step import Context
 
 
 class Histories:

@@ -15,30 +15,31 @@ from typing import Any
 
 import numpy as np
 
-from allmrec.artifacts import MANIFEST, read_manifest
+from allmrec.core.artifacts import MANIFEST, read_manifest
+from allmrec.core.storage import Storage, open_storage
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import num_shards
 from allmrec.llm.prompt import PromptConfig
 from allmrec.nightly.estimate import cost_of, last_speed, tokens_of_a_prompt
-from allmrec.nightly.inspection import InspectShards, add_up
-from allmrec.nightly.lease import Lease, hold_lease
 from allmrec.nightly.lists import applied, check_lists
-from allmrec.nightly.log import LATEST, roll_back
 from allmrec.nightly.progress import diagnosis
-from allmrec.nightly.publish import Run
 from allmrec.nightly.report import FOLDER, alarms, refuse_alarms, render, summarise
 from allmrec.nightly.score import Night, ScoreShards
-from allmrec.nightly.upkeep import TRIALS
+from allmrec.nightly.statistics import InspectShards, add_up
 from allmrec.nightly.users import NightlyUsers
-from allmrec.storage import Storage, open_storage
-from jobs import deal, fit_blend
+from allmrec.publishing.lease import Lease, hold_lease
+from allmrec.publishing.log import LATEST, roll_back
+from allmrec.publishing.maintenance import TRIALS
+from allmrec.publishing.run import Run
+from jobs import fit_blend
+from jobs import user_tables as deal
 from jobs.config import Config
-from jobs.console import Console
-from jobs.datasets import over, pooled, tables, watched
-from jobs.metrics import NightlyMetrics
 from jobs.nightly_inputs import check_inputs, item_filter, open_night
-from jobs.step import Facts, execute
-from jobs.workers import start_ray
+from jobs.runtime.console import Console
+from jobs.runtime.prometheus import NightlyMetrics
+from jobs.runtime.ray_data import over, pooled, tables, watched
+from jobs.runtime.ray_train import start_ray
+from jobs.runtime.step import Facts, execute
 
 INPUTS = ("bundle", "sequences", "items")
 _AHEAD = 2  # shards that a worker has in hand: one with the LLM, one before or behind it

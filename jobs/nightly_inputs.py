@@ -4,24 +4,25 @@ import datetime
 from typing import Any
 
 import allmrec
-from allmrec.artifacts import read_manifest, read_table
 from allmrec.bundle import check_items, check_llm, latest_bundle, read_description
 from allmrec.cf.approximate import load_faiss
+from allmrec.core.artifacts import read_manifest, read_table
+from allmrec.core.storage import Storage
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.known import Known
-from allmrec.data.lists import IdList, read_list
 from allmrec.data.sequences import num_shards
-from allmrec.nightly.carry_over import LastRun
+from allmrec.data.sources.lists import IdList, read_list
 from allmrec.nightly.config import ItemsConfig
 from allmrec.nightly.filters import ItemFilter, build_filter
 from allmrec.nightly.lists import ListCount, check_lists
-from allmrec.nightly.publish import Run
+from allmrec.nightly.reuse import LastRun
 from allmrec.nightly.score import Night
 from allmrec.nightly.users import NightlyUsers
-from allmrec.storage import Storage
-from jobs import deal, fit_blend
+from allmrec.publishing.run import Run
+from jobs import fit_blend
+from jobs import user_tables as deal
 from jobs.config import Config
-from jobs.step import Facts
+from jobs.runtime.step import Facts
 
 
 def open_night(

@@ -16,22 +16,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from allmrec.artifacts import MANIFEST, Manifest, read_manifest, seal, shard_name, unseal, write_shard
+from allmrec.core.artifacts import MANIFEST, Manifest, read_manifest, seal, shard_name, unseal, write_shard
+from allmrec.core.storage import Storage
 from allmrec.data.catalogue import ItemCounts
-from allmrec.data.clean import log_columns
-from allmrec.data.finish import CountItems, DrawUsers, Finish
-from allmrec.data.items import ITEMS, CleanItems, index_items, with_counts
-from allmrec.data.lists import IdList, read_list, refuse_unknown
-from allmrec.data.sources import Source, find_files, open_source
+from allmrec.data.evaluation_cases import SPLITS, DrawCases
+from allmrec.data.prepare.clean import log_columns
+from allmrec.data.prepare.items import ITEMS, CleanItems, index_items, with_counts
+from allmrec.data.prepare.sequences import CountItems, DrawUsers, Finish
+from allmrec.data.sources.lists import IdList, read_list, refuse_unknown
+from allmrec.data.sources.source import Source, find_files, open_source
 from allmrec.data.splits import Split
-from allmrec.evaluation.cases import SPLITS, DrawCases
-from allmrec.storage import Storage
 from jobs.cli import main
 from jobs.config import Config
-from jobs.datasets import over, tables
 from jobs.histories import Histories, clear, shard_reports
-from jobs.step import Context, Facts, Step
-from jobs.workers import start_ray
+from jobs.runtime.ray_data import over, tables
+from jobs.runtime.ray_train import start_ray
+from jobs.runtime.step import Context, Facts, Step
 from schemas import items as items_schema
 from schemas import rejected as rejected_schema
 

@@ -14,17 +14,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from allmrec.core.storage import Storage, open_storage
 from allmrec.data.config import LINES, ListConfig, by_suffix
 from allmrec.data.known import Known
-from allmrec.data.lists import IdList, read_list
-from allmrec.nightly import upkeep
-from allmrec.nightly.lease import Lease, hold_lease
+from allmrec.data.sources.lists import IdList, read_list
 from allmrec.nightly.lists import ListCount, check_lists
-from allmrec.nightly.log import roll_back
-from allmrec.recommendations import published_runs, read_user, verify_run
-from allmrec.storage import Storage, open_storage
+from allmrec.publishing import maintenance as upkeep
+from allmrec.publishing.lease import Lease, hold_lease
+from allmrec.publishing.log import roll_back
+from allmrec.publishing.reader import published_runs, read_user, verify_run
 from jobs.config import Config
-from jobs.console import Console
+from jobs.runtime.console import Console
 
 
 def published(config: Config) -> Storage:

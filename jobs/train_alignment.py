@@ -18,18 +18,18 @@ from allmrec.alignment.examples import held_out_items
 from allmrec.alignment.network import AlignmentNetwork, load_network, save_alignment, save_network
 from allmrec.alignment.texts import TrainedTexts
 from allmrec.alignment.training import AlignmentTraining, alignment_quality, spread_kept
-from allmrec.artifacts import MANIFEST, read_manifest, read_table, seal, unseal
 from allmrec.cf.teacher import load_teacher
+from allmrec.core.artifacts import MANIFEST, read_manifest, read_table, seal, unseal
+from allmrec.core.distributed import place
+from allmrec.core.storage import Storage
 from allmrec.data.catalogue import Catalogue, drawable_items
 from allmrec.data.sequences import Sequences
-from allmrec.distributed import place
-from allmrec.storage import Storage
 from allmrec.text.cache import TextCache
 from allmrec.text.encoder import load_encoder, save_encoder
 from jobs.cli import main
 from jobs.embed import embed_by
-from jobs.step import Context, Facts, Step
-from jobs.workers import device, fit, report, resume
+from jobs.runtime.ray_train import device, fit, report, resume
+from jobs.runtime.step import Context, Facts, Step
 
 ENCODER = "encoder"  # the folder of SBERT in `fine_tuned`
 ARTIFACTS = ("teacher", "item_text_embeddings", "sequences", "items", "alignment", "fine_tuned")

@@ -10,16 +10,16 @@ the cases. A teacher that another system trained (`teacher.model: external`) is 
 import json
 from typing import Any
 
-from allmrec.artifacts import read_manifest, read_table, seal, unseal
 from allmrec.cf.external import ImportTeacher, open_tables, table_files
 from allmrec.cf.teacher import save_teacher
 from allmrec.cf.training import TeacherTraining, ValidationCases, training_parts
+from allmrec.core.artifacts import read_manifest, read_table, seal, unseal
+from allmrec.core.distributed import place
 from allmrec.data.catalogue import drawable_items
-from allmrec.distributed import place
 from jobs.cli import main
-from jobs.datasets import over, tables
-from jobs.step import Context, Facts, Step
-from jobs.workers import device, fit, report, resume, start_ray
+from jobs.runtime.ray_data import over, tables
+from jobs.runtime.ray_train import device, fit, report, resume, start_ray
+from jobs.runtime.step import Context, Facts, Step
 
 
 def run(context: Context) -> Facts:

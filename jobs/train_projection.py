@@ -14,15 +14,15 @@ import torch
 
 from allmrec.alignment.joint import Forms
 from allmrec.alignment.network import load_joint
-from allmrec.artifacts import read_manifest, seal, shard_name, unseal
 from allmrec.cf.teacher import load_teacher
 from allmrec.cf.training import ValidationCases
+from allmrec.core.artifacts import read_manifest, seal, shard_name, unseal
+from allmrec.core.distributed import place
+from allmrec.core.pretrained import model_identity
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
-from allmrec.distributed import place
 from allmrec.llm.loading import LLMConfig, Placement, load_tokenizer, max_positions
 from allmrec.llm.prompt import PromptBuilder, Titles
-from allmrec.models import model_identity
 from allmrec.projection.engine import checksum, load_placed_llm
 from allmrec.projection.estimate import tokens_per_prompt
 from allmrec.projection.examples import Examples
@@ -38,8 +38,8 @@ from allmrec.projection.placement import (
 from allmrec.projection.projectors import ProjectionConfig, item_inputs, save_projectors
 from allmrec.projection.training import ProjectionTraining
 from jobs.cli import main
-from jobs.step import Context, Facts, Step
-from jobs.workers import device, fit, report, resume
+from jobs.runtime.ray_train import device, fit, report, resume
+from jobs.runtime.step import Context, Facts, Step
 
 SECTIONS = ("projection", "prompt", "llm", "bundle")  # bundle says which form shows an item
 

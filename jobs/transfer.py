@@ -13,12 +13,12 @@ import torch
 
 from allmrec.alignment.network import load_network, save_alignment
 from allmrec.alignment.transfer import decoded_items, drawn_items, with_items
-from allmrec.artifacts import Manifest, read_file, read_manifest, seal, unseal
 from allmrec.cf.teacher import TeacherConfig, load_teacher, save_teacher
-from allmrec.storage import Storage, open_storage
+from allmrec.core.artifacts import Manifest, read_file, read_manifest, seal, unseal
+from allmrec.core.storage import Storage, open_storage
 from jobs.cli import main
 from jobs.embed import embed_by
-from jobs.step import Context, Facts, Step
+from jobs.runtime.step import Context, Facts, Step
 from jobs.train_alignment import ENCODER, read_texts
 from jobs.train_projection import identity
 

@@ -20,7 +20,7 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from allmrec.storage import S3Config, Storage, open_storage
+from allmrec.core.storage import S3Config, Storage, open_storage
 
 PREFIX = "pre fix#1?x=%41/ü[1]&+"  # nothing in it means anything
 

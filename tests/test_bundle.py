@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from allmrec.artifacts import MANIFEST
 from allmrec.bundle import DESCRIPTION, build_bundle, check_items, check_llm, load_bundle, read_description
 from allmrec.cf.teacher import load_teacher
+from allmrec.core.artifacts import MANIFEST
 from allmrec.data.sequences import Sequences
-from jobs.step import resolved
+from jobs.runtime.step import resolved
 from tests.evaluation.tiny import tiny_config, write_tiny_run
 from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
 

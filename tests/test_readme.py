@@ -9,11 +9,11 @@ import pytest
 import typer
 import yaml
 
-from allmrec.storage import LocalStorage
+from allmrec.core.storage import LocalStorage
 from jobs.cli import app
 from jobs.config import Config
 from tests.nightly.conftest import DAY, Shop
-from tests.nightly.test_publish import nightly
+from tests.publishing.test_run import nightly
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

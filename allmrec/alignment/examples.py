@@ -20,9 +20,9 @@ import torch
 
 from allmrec.alignment.network import AlignmentConfig
 from allmrec.cf.teacher import Teacher
+from allmrec.core.hashing import Draw, draws, key64, uniforms
+from allmrec.data.negative_sampling import draw_negatives
 from allmrec.data.sequences import Sequences, offsets_of, ranges
-from allmrec.hashing import Draw, draws, key64, uniforms
-from allmrec.negatives import draw_negatives
 
 _WINDOW = 128  # batches whose rows are made at once
 _BLOCK = 4096  # targets whose users are represented at once

@@ -19,9 +19,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from allmrec.artifacts import read_manifest, read_tensors, write_tensors
-from allmrec.config import Section
-from allmrec.storage import Storage
+from allmrec.core.artifacts import read_manifest, read_tensors, write_tensors
+from allmrec.core.settings import Section
+from allmrec.core.storage import Storage
 
 WEIGHTS, JOINT = "alignment.safetensors", "joint.safetensors"
 LossName = Literal["matching", "item_recon", "text_recon", "rec"]  # equations 2 to 5

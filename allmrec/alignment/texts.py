@@ -20,8 +20,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from allmrec.alignment.network import AlignmentConfig
+from allmrec.core.distributed import own, place
 from allmrec.data.sequences import offsets_of, ranges
-from allmrec.distributed import own, place
 from allmrec.text.encoder import default_prompt
 
 _BLOCK = 1024  # texts tokenised at once

@@ -21,8 +21,8 @@ from allmrec.alignment.losses import Losses, stage1_losses
 from allmrec.alignment.network import AlignmentConfig, AlignmentNetwork
 from allmrec.alignment.texts import FrozenTexts, TrainedTexts, make_dense
 from allmrec.cf.teacher import Teacher
+from allmrec.core.distributed import own, sum_gradients, summed
 from allmrec.data.sequences import Sequences
-from allmrec.distributed import own, sum_gradients, summed
 
 _NAMES = [field.name for field in fields(Losses)]
 

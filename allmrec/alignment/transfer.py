@@ -13,7 +13,7 @@ import torch
 
 from allmrec.alignment.network import AlignmentNetwork
 from allmrec.cf.teacher import SequenceTeacher, Teacher, TeacherConfig, build_teacher
-from allmrec.hashing import draws, key64
+from allmrec.core.hashing import draws, key64
 
 _DRAWN = 0x5452  # purpose of the draws
 

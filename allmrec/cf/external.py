@@ -17,15 +17,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from allmrec.artifacts import read_table, unseal
 from allmrec.cf.teacher import Teacher, TeacherConfig, save_teacher
 from allmrec.cf.training import ValidationCases, validate
+from allmrec.core.artifacts import read_table, unseal
+from allmrec.core.hashing import hash_strings
+from allmrec.core.storage import S3Config, Storage
 from allmrec.data.catalogue import drawable_items
-from allmrec.data.clean import is_id
+from allmrec.data.prepare.clean import is_id
 from allmrec.data.sequences import Sequences
-from allmrec.data.sources import Column, InputFile, Source, find_files, open_source
-from allmrec.hashing import hash_strings
-from allmrec.storage import S3Config, Storage
+from allmrec.data.sources.source import Column, InputFile, Source, find_files, open_source
 
 TABLES = {"item_embeddings": "item_id", "user_representations": "user_id"}  # table → the column of its ids
 LOWEST = torch.finfo(torch.float32).min  # finite, for a published score must be

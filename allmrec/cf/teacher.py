@@ -17,12 +17,12 @@ from pydantic import Field, field_validator, model_validator
 from torch import nn
 from torch.nn import functional as F
 
-from allmrec.artifacts import read_manifest, read_tensors, write_tensors
 from allmrec.cf.dropout import Dropout, Masks
-from allmrec.config import Section
+from allmrec.core.artifacts import read_manifest, read_tensors, write_tensors
+from allmrec.core.settings import Section
+from allmrec.core.storage import Storage
 from allmrec.data.config import SourceConfig
 from allmrec.data.sequences import Sequences
-from allmrec.storage import Storage
 from schemas import item_embeddings, user_representations
 
 WEIGHTS = "teacher.safetensors"

@@ -21,15 +21,15 @@ import pyarrow.compute as pc
 import torch
 from torch.nn import functional as F
 
-from allmrec.artifacts import read_manifest, read_table
 from allmrec.cf.retrieval import places_in_catalogue
 from allmrec.cf.teacher import SequenceTeacher, Teacher, TeacherConfig, build_teacher
+from allmrec.core.artifacts import read_manifest, read_table
+from allmrec.core.distributed import own, sum_gradients, summed
+from allmrec.core.hashing import Draw, draws, key64, uniforms
+from allmrec.core.storage import Storage
+from allmrec.data.negative_sampling import draw_negatives
 from allmrec.data.sequences import Sequences, num_shards
-from allmrec.distributed import own, sum_gradients, summed
-from allmrec.evaluation.metrics import METRICS, measure, worth
-from allmrec.hashing import Draw, draws, key64, uniforms
-from allmrec.negatives import draw_negatives
-from allmrec.storage import Storage
+from allmrec.metrics import METRICS, measure, worth
 
 _WINDOW = 32  # batches among which users are sorted by length, to pad less
 _BLOCK = 4096  # users validated at once

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from allmrec.artifacts import read_table
-from allmrec.storage import Storage
+from allmrec.core.artifacts import read_table
+from allmrec.core.storage import Storage
 
 UNTITLED = "untitled item"
 

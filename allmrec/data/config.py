@@ -7,7 +7,7 @@ from typing import Any, Literal
 import polars as pl
 from pydantic import Field, model_validator
 
-from allmrec.config import Section, Timezone
+from allmrec.core.settings import Section, Timezone
 from schemas import interactions, items
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from allmrec.artifacts import MANIFEST, read_manifest, read_part, read_table
+from allmrec.core.artifacts import MANIFEST, read_manifest, read_part, read_table
+from allmrec.core.hashing import fingerprint, shard_of
+from allmrec.core.storage import Storage
 from allmrec.data.sequences import num_shards
-from allmrec.hashing import fingerprint, shard_of
-from allmrec.storage import Storage
 
 USER, ITEM = 0, 1  # kinds of id
 KNOWN = "forgotten_known"  # in the histories' manifest: hashes of the forgotten whom a log or catalogue has named

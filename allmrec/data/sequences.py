@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from allmrec.artifacts import read_manifest, read_table
-from allmrec.hashing import hash_strings
-from allmrec.storage import Storage
+from allmrec.core.artifacts import read_manifest, read_table
+from allmrec.core.hashing import hash_strings
+from allmrec.core.storage import Storage
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from allmrec.config import Section
+from allmrec.core.hashing import Draw, draws, key64
+from allmrec.core.settings import Section
 from allmrec.data.sequences import Sequences
-from allmrec.hashing import Draw, draws, key64
 
 NONE = -1  # no held-out item
 COLD = 3  # items of a cold user

@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from allmrec.artifacts import read_manifest, read_part
-from allmrec.evaluation.metrics import METRICS, summarise, sums
+from allmrec.core.artifacts import read_manifest, read_part
+from allmrec.core.storage import Storage
 from allmrec.evaluation.systems import Cases
-from allmrec.storage import Storage
+from allmrec.metrics import METRICS, summarise, sums
 from schemas.evaluation_results import SCHEMA
 
 FULL, GENERATION, SWAP = "full", "generation", "swap"

@@ -14,18 +14,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from allmrec.artifacts import read_table, shard_name, write_shard
+from allmrec import metrics
 from allmrec.bundle import load_bundle
+from allmrec.core.artifacts import read_table, shard_name, write_shard
+from allmrec.core.storage import Storage
+from allmrec.data.evaluation_cases import PROTOCOLS
 from allmrec.data.sequences import Sequences
-from allmrec.evaluation import metrics
 from allmrec.evaluation.answers import Answers
-from allmrec.evaluation.cases import PROTOCOLS
 from allmrec.evaluation.doubts import thin_cases
 from allmrec.evaluation.results import FULL, GENERATION, SWAP, metrics_of, rows, sums_of
 from allmrec.evaluation.systems import IN_CATALOGUE, NEED_LLM, Cases, Systems
 from allmrec.llm.loading import LLMConfig
-from allmrec.scorer import Scorer
-from allmrec.storage import Storage
+from allmrec.model import Scorer
 from schemas.evaluation_results import SCHEMA
 
 SPLIT = "test"

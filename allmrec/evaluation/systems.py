@@ -18,11 +18,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from allmrec.cf.retrieval import places_in_catalogue, refuse_nonfinite
+from allmrec.core.hashing import Draw, draws, hash_strings, key64, mix64, permutations, uniforms
 from allmrec.data.sequences import Sequences
-from allmrec.hashing import Draw, draws, hash_strings, key64, mix64, permutations, uniforms
 from allmrec.llm.batches import SoftTokens
+from allmrec.model import Scorer
 from allmrec.projection.projectors import ProjectionConfig
-from allmrec.scorer import Scorer
 
 # Systems of an LLM: what `Scorer.soft_tokens` is told; None for prompts without soft tokens.
 SOFT: dict[str, dict[str, bool] | None] = {

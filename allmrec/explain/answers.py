@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 from pydantic import Field
 
-from allmrec.config import Section
+from allmrec.core.settings import Section
 from allmrec.data.sequences import Sequences, offsets_of
 from allmrec.explain.categories import Categories
 from allmrec.llm.batches import SoftTokens
@@ -23,7 +23,7 @@ from allmrec.llm.loading import max_positions
 from allmrec.llm.prompt import PromptBuilder, Titles
 from allmrec.llm.question import Question, favourite
 from allmrec.llm.ranking import Ranker
-from allmrec.scorer import Scorer
+from allmrec.model import Scorer
 from schemas.explanations import SCHEMA
 
 SYSTEMS = {"llm-only": False, "a-llmrec": True}  # name → whether its prompt has soft tokens

@@ -8,15 +8,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from allmrec.artifacts import read_table
 from allmrec.bundle import load_bundle
+from allmrec.core.artifacts import read_table
+from allmrec.core.hashing import Draw, draws, key64, shard_of
+from allmrec.core.storage import Storage
 from allmrec.data.sequences import Sequences
 from allmrec.explain.answers import ExplainConfig, FavouriteGenre
 from allmrec.explain.categories import Categories
-from allmrec.hashing import Draw, draws, key64, shard_of
 from allmrec.llm.loading import LLMConfig
-from allmrec.scorer import Scorer
-from allmrec.storage import Storage
+from allmrec.model import Scorer
 
 
 class ExplainShards:

@@ -10,8 +10,8 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from allmrec.config import OtherSettings, Section
-from allmrec.models import model_folder, refuse_other_weights
+from allmrec.core.pretrained import model_folder, refuse_other_weights
+from allmrec.core.settings import OtherSettings, Section
 
 Placement = Literal["replicated", "sharded", "offloaded"]
 

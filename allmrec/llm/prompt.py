@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
-from allmrec.config import Section
+from allmrec.core.settings import Section
 from allmrec.data.sequences import Sequences, offsets_of, ranges
 
 USER_SLOT = 0  # a slot's item when it receives x_u; items are 1 ... n

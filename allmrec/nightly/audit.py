@@ -1,6 +1,6 @@
 """What must hold for every shard of recommendations before anyone may read it.
 
-Knows the rules; leaves to `allmrec.nightly.publish` that nothing is published which has not passed them.
+Knows the rules; leaves to `allmrec.publishing.run` that nothing is published which has not passed them.
 Vectorised over the users of a shard.
 """
 

@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from allmrec.artifacts import read_table
 from allmrec.bundle import load_bundle
+from allmrec.core.artifacts import read_table
+from allmrec.core.storage import Storage
+from allmrec.data.evaluation_cases import PROTOCOLS
 from allmrec.data.sequences import Sequences
-from allmrec.evaluation.cases import PROTOCOLS
-from allmrec.evaluation.metrics import METRICS, measure
 from allmrec.evaluation.systems import Cases, Systems, places
 from allmrec.llm.loading import LLMConfig
-from allmrec.scorer import Scorer
-from allmrec.storage import Storage
+from allmrec.metrics import METRICS, measure
+from allmrec.model import Scorer
 
 WEIGHTS = np.arange(21) / 20
 SPLIT, METRIC = "valid", "ndcg@10"

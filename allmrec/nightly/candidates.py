@@ -17,9 +17,9 @@ import torch
 from allmrec.cf.approximate import ApproximateIndex
 from allmrec.cf.retrieval import Pairs, refuse_nonfinite, retrieve
 from allmrec.cf.teacher import Teacher
+from allmrec.core.hashing import Draw, draws, key64
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
-from allmrec.hashing import Draw, draws, key64
 from allmrec.nightly.config import NightlyConfig
 from allmrec.nightly.filters import ItemFilter
 

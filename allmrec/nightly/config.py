@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from allmrec.config import Section, Timezone
+from allmrec.core.settings import Section, Timezone
 from allmrec.data.config import ListConfig, by_suffix
 
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from allmrec.core.storage import Storage
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
 from allmrec.llm.loading import LLMConfig, load_tokenizer
 from allmrec.llm.prompt import PromptBuilder, PromptConfig, Titles
 from allmrec.nightly.candidates import most_popular
 from allmrec.nightly.report import FOLDER
-from allmrec.storage import Storage
 
 _SAMPLE = 512  # prompts
 _LOOK_BACK = 30  # days

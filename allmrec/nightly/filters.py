@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from allmrec.artifacts import sha256
+from allmrec.core.artifacts import sha256
 from allmrec.data.catalogue import Catalogue
 
 # Why an item is not recommended; of several the first counts.

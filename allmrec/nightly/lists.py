@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from allmrec.data.lists import refuse_unknown
+from allmrec.data.sources.lists import refuse_unknown
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
-from allmrec.nightly.publish import Run
+from allmrec.publishing.run import Run
 
 _NAMED = 8  # shards in a message
 

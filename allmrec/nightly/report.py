@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from allmrec.data.catalogue import Catalogue
 from allmrec.nightly.config import AlarmsConfig
 from allmrec.nightly.filters import ItemFilter
-from allmrec.nightly.inspection import OVERLAP_BINS, SCORE_EDGES, SOURCES
+from allmrec.nightly.statistics import OVERLAP_BINS, SCORE_EDGES, SOURCES
 
 FOLDER = "_reports"  # beside the dates' folders; engines ignore prefixes that begin with _
 _TOP = 10  # items named in the report

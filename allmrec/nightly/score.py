@@ -19,22 +19,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from allmrec.artifacts import read_table
 from allmrec.bundle import load_bundle, read_description
+from allmrec.core.artifacts import read_table
+from allmrec.core.hashing import Draw, key64, permutations
+from allmrec.core.storage import Storage
 from allmrec.data.sequences import Sequences, offsets_of
-from allmrec.hashing import Draw, key64, permutations
 from allmrec.llm.loading import LLMConfig
+from allmrec.model import Scorer
 from allmrec.nightly.blend import blended
 from allmrec.nightly.candidates import Candidates, Retriever, given, hidden, most_popular
-from allmrec.nightly.carry_over import LastRun, input_digests, item_digests, write_digests
 from allmrec.nightly.config import NightlyConfig
 from allmrec.nightly.filters import ItemFilter
 from allmrec.nightly.lists import ListCount
 from allmrec.nightly.progress import note
-from allmrec.nightly.publish import Run
+from allmrec.nightly.reuse import LastRun, input_digests, item_digests, write_digests
 from allmrec.nightly.users import NightlyUsers
-from allmrec.scorer import Scorer
-from allmrec.storage import Storage
+from allmrec.publishing.run import Run
 from schemas.recommendations import ITEM, SCHEMA
 
 POPULAR, TEACHER, LLM = "popular", "teacher", "llm"

@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from allmrec.artifacts import read_table
+from allmrec.core.artifacts import read_table
+from allmrec.core.hashing import Draw, key64, mix64
+from allmrec.core.storage import Storage
 from allmrec.data.sequences import Sequences, num_shards, offsets_of
-from allmrec.hashing import Draw, key64, mix64
-from allmrec.storage import Storage
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from allmrec.distributed import place
+from allmrec.core.distributed import place
+from allmrec.core.pretrained import refuse_other_weights
 from allmrec.llm.loading import LLMConfig, Placement, llm_folder, load_llm, torch_dtype
-from allmrec.models import refuse_other_weights
 from allmrec.projection.deepspeed_config import loading_config
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names of Adam's moments

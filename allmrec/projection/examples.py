@@ -14,11 +14,11 @@ from typing import Literal
 
 import numpy as np
 
+from allmrec.core.hashing import Draw, draws, key64, mix64, permutations
+from allmrec.data.negative_sampling import draw_negatives
 from allmrec.data.sequences import Sequences, offsets_of, ranges
-from allmrec.hashing import Draw, draws, key64, mix64, permutations
 from allmrec.llm.batches import distinct_items, take
 from allmrec.llm.prompt import PromptBuilder, Prompts
-from allmrec.negatives import draw_negatives
 
 Targets = Literal["last", "all"]
 _BLOCK = 4096  # prompts built at once to be counted

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from allmrec.distributed import least
+from allmrec.core.distributed import least
 from allmrec.llm.loading import LLMConfig, Placement, llm_folder, positions_of, torch_dtype
 from allmrec.llm.probe import refuse_by_name
 

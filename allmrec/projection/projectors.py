@@ -13,10 +13,10 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from allmrec.alignment.joint import Forms
-from allmrec.artifacts import read_tensors, write_tensors
-from allmrec.config import Section
+from allmrec.core.artifacts import read_tensors, write_tensors
+from allmrec.core.settings import Section
+from allmrec.core.storage import Storage
 from allmrec.projection.examples import Targets
-from allmrec.storage import Storage
 
 WEIGHTS, UNTRAINED = "projectors.safetensors", "untrained.safetensors"
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from allmrec.cf.teacher import Teacher
-from allmrec.hashing import draws, key64
+from allmrec.core.hashing import draws, key64
 from allmrec.projection.examples import Examples
 from allmrec.projection.projectors import ProjectionConfig, Projectors, fresh_projectors
 

@@ -20,15 +20,15 @@ from torch.nn import functional as F
 
 from allmrec.cf.teacher import Teacher
 from allmrec.cf.training import ValidationCases
+from allmrec.core.distributed import most, place, summed
 from allmrec.data.sequences import Sequences
-from allmrec.distributed import most, place, summed
-from allmrec.evaluation.metrics import METRICS, measure
 from allmrec.llm.batches import SoftTokens, fill_slots, padded_tokens, token_budget_batches
 from allmrec.llm.forward import logits_at
 from allmrec.llm.loading import LLMConfig, Placement
 from allmrec.llm.packed import rank
 from allmrec.llm.probe import deviation, refuse_deviating
 from allmrec.llm.prompt import Prompts
+from allmrec.metrics import METRICS, measure
 from allmrec.projection.deepspeed_config import deepspeed_config
 from allmrec.projection.engine import (
     checkpoint_activations,

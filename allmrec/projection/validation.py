@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from allmrec.core.hashing import Draw, key64, permutations
 from allmrec.data.sequences import Sequences
-from allmrec.hashing import Draw, key64, permutations
 from allmrec.llm.batches import distinct_items
 from allmrec.llm.prompt import PromptBuilder, Prompts
 from allmrec.llm.trie import Tries, build_tries

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from allmrec.artifacts import Manifest, holds, shard_name, write_shard
-from allmrec.hashing import fingerprint
-from allmrec.storage import Storage
+from allmrec.core.artifacts import Manifest, holds, shard_name, write_shard
+from allmrec.core.hashing import fingerprint
+from allmrec.core.storage import Storage
 from allmrec.text.cache import TextCache
 from allmrec.text.encoder import TextConfig, TextEncoder, refuse_not_finite, to_lists
 from schemas import item_text_embeddings

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from allmrec.artifacts import sha256, to_parquet
-from allmrec.hashing import fingerprint
-from allmrec.storage import Storage
+from allmrec.core.artifacts import sha256, to_parquet
+from allmrec.core.hashing import fingerprint
+from allmrec.core.storage import Storage
 
 _READERS = 16  # files whose hashes are read at once
 

@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 import torch
 from pydantic import Field
 
-from allmrec.artifacts import describe
-from allmrec.config import Section
-from allmrec.models import model_folder, model_identity, refuse_other_weights
-from allmrec.storage import Storage
+from allmrec.core.artifacts import describe
+from allmrec.core.pretrained import model_folder, model_identity, refuse_other_weights
+from allmrec.core.settings import Section
+from allmrec.core.storage import Storage
 
 
 class TextConfig(Section):

@@ -5,8 +5,8 @@ import torch
 from pydantic import ValidationError
 
 from allmrec.alignment.network import AlignmentConfig, AlignmentNetwork, load_joint, load_network, save_alignment
-from allmrec.artifacts import seal
-from allmrec.storage import open_storage
+from allmrec.core.artifacts import seal
+from allmrec.core.storage import open_storage
 
 _NAMES = {"gelu": "GELU", "sigmoid": "Sigmoid"}
 

@@ -11,8 +11,8 @@ import torch
 from allmrec.alignment import texts as module
 from allmrec.alignment.network import AlignmentConfig
 from allmrec.alignment.texts import TrainedTexts, make_dense
+from allmrec.demo.encoder import build_encoder
 from allmrec.text.encoder import TextConfig, TextEncoder, load_encoder
-from allmrec.text.standin import build_encoder
 from tests.text.tiny import build_tiny_sbert
 
 WORDS = np.array(["Moonfall", "Saga", "Ironcrest", "Derby", "dragon", "coach", "the", "last", "epic", "film"])

@@ -5,9 +5,9 @@ import torch
 
 from allmrec.alignment.network import AlignmentConfig, AlignmentNetwork, load_network, save_alignment
 from allmrec.alignment.transfer import decoded_items, drawn_items, with_items
-from allmrec.artifacts import seal
 from allmrec.cf.teacher import TeacherConfig, build_teacher
-from allmrec.storage import open_storage
+from allmrec.core.artifacts import seal
+from allmrec.core.storage import open_storage
 from tests.cf.conftest import ragged
 
 CONFIG = TeacherConfig(dim=8, max_history=5)

@@ -9,15 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from allmrec.artifacts import seal, shard_name, write_shard
-from allmrec.evaluation.metrics import METRICS, summarise
+from allmrec.core.artifacts import seal, shard_name, write_shard
+from allmrec.core.storage import open_storage
 from allmrec.evaluation.results import rows, sums_of
 from allmrec.evaluation.systems import Cases
-from allmrec.storage import open_storage
+from allmrec.metrics import METRICS, summarise
 from benchmarks import ablations
 from jobs.config import load_config
-from jobs.console import Console
-from jobs.step import resolved
+from jobs.runtime.console import Console
+from jobs.runtime.step import resolved
 from schemas.evaluation_results import SCHEMA
 
 FINISHED = [{"system": "a-llmrec", "value": 0.5}]

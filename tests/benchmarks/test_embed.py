@@ -8,8 +8,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from allmrec.demo.encoder import build_encoder
 from allmrec.text.encoder import TextConfig
-from allmrec.text.standin import build_encoder
 from benchmarks.embed import catalogue, in_process, main, refuse_difference
 
 

@@ -8,13 +8,13 @@ import typer
 from transformers import OPTConfig, OPTForCausalLM
 from typer.testing import CliRunner
 
-from benchmarks.choosers import CONSTRAINED, FREE, LIKELIHOOD, LISTED, STRAIGHT, TRIE, Ways
+from benchmarks.decoding_methods import CONSTRAINED, FREE, LIKELIHOOD, LISTED, STRAIGHT, TRIE, Ways
 from benchmarks.large_llm import as_large_as
 from benchmarks.nightly import main, stored_cases
 from benchmarks.report import Benchmark
 from jobs import bundle
-from jobs.console import Console
-from jobs.step import execute
+from jobs.runtime.console import Console
+from jobs.runtime.step import execute
 from tests.evaluation.conftest import scorer, tiny  # noqa: F401 - fixtures
 from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
 

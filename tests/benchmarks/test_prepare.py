@@ -11,10 +11,10 @@ import typer
 from typer.testing import CliRunner
 
 from benchmarks import generated_log
-from benchmarks.contenders import duckdb
 from benchmarks.generated_log import GeneratedLog
 from benchmarks.memory import held, peak
 from benchmarks.prepare import main, popularity, reasons, refuse_difference, sequences
+from benchmarks.prepare_engines import duckdb
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def log(tmp_path, monkeypatch) -> GeneratedLog:
 
 def made(contender: str, log: GeneratedLog, output):
     """In a process of its own: Polars' threads are set once."""
-    command = [sys.executable, "-m", "benchmarks.contenders", contender, str(log.folder), str(output)]
+    command = [sys.executable, "-m", "benchmarks.prepare_engines", contender, str(log.folder), str(output)]
     subprocess.run(command, check=True)
     return output
 

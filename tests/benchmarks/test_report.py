@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks.report import Benchmark
-from jobs.console import Console
+from jobs.runtime.console import Console
 
 
 def finished(tmp_path, quick: bool) -> dict:

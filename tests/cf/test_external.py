@@ -11,14 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from allmrec.artifacts import seal
 from allmrec.cf.external import ExternalTeacher, import_teacher, open_tables, table_files
 from allmrec.cf.retrieval import catalogue_ranks, retrieve
 from allmrec.cf.teacher import TeacherConfig, load_teacher, save_teacher
-from allmrec.data import readers
+from allmrec.core.artifacts import seal
+from allmrec.core.hashing import hash_strings
+from allmrec.core.storage import S3Config, open_storage
 from allmrec.data.sequences import Sequences
-from allmrec.hashing import hash_strings
-from allmrec.storage import S3Config, open_storage
+from allmrec.data.sources import readers
 from tests.cf.conftest import ragged
 
 CATALOGUE = pa.chunked_array([["a", "b"], ["c", "d"]])  # of items 1 to 4

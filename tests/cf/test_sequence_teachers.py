@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from allmrec.artifacts import seal
 from allmrec.cf.teacher import (
     WEIGHTS,
     SequenceTeacher,
@@ -17,8 +16,9 @@ from allmrec.cf.teacher import (
     save_teacher,
 )
 from allmrec.cf.training import TeacherTraining, ValidationCases
+from allmrec.core.artifacts import seal
+from allmrec.core.storage import open_storage
 from allmrec.data.sequences import Sequences
-from allmrec.storage import open_storage
 from tests.cf.conftest import cycles, ragged
 
 SEQUENTIAL = ("sasrec", "gru4rec", "nextitnet")

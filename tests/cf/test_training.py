@@ -7,16 +7,16 @@ import pyarrow as pa
 import pytest
 import torch
 
-from allmrec.artifacts import seal, shard_name, write_shard
 from allmrec.cf.teacher import TeacherConfig
 from allmrec.cf.training import TeacherTraining, ValidationCases, validate
+from allmrec.core.artifacts import seal, shard_name, write_shard
+from allmrec.core.hashing import Draw, draws, key64
+from allmrec.core.storage import open_storage
 from allmrec.data.catalogue import ItemCounts
+from allmrec.data.evaluation_cases import EvaluationConfig, draw_cases
+from allmrec.data.negative_sampling import draw_negatives
 from allmrec.data.sequences import Sequences
 from allmrec.data.splits import Parts
-from allmrec.evaluation.cases import EvaluationConfig, draw_cases
-from allmrec.hashing import Draw, draws, key64
-from allmrec.negatives import draw_negatives
-from allmrec.storage import open_storage
 from schemas import evaluation_cases
 from schemas import sequences as sequences_schema
 from tests.cf.conftest import cycles, ragged, training_part

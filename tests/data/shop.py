@@ -5,16 +5,16 @@ import json
 import numpy as np
 import pyarrow as pa
 
-from allmrec.artifacts import Manifest, seal
-from allmrec.data.assemble import Draft
-from allmrec.data.clean import BELOW_MIN_RATING, CLEANED, to_polars
+from allmrec.core.artifacts import Manifest, seal
+from allmrec.core.hashing import shard_of
+from allmrec.core.storage import open_storage
 from allmrec.data.config import DataConfig
-from allmrec.data.exchange import write_piece
-from allmrec.data.finish import Finish
-from allmrec.data.forget import Forgotten
+from allmrec.data.prepare.clean import BELOW_MIN_RATING, CLEANED, to_polars
+from allmrec.data.prepare.exclusions import Forgotten
+from allmrec.data.prepare.histories import Draft
+from allmrec.data.prepare.sequences import Finish
+from allmrec.data.prepare.shuffle import write_piece
 from allmrec.data.splits import Split, SplitConfig
-from allmrec.hashing import shard_of
-from allmrec.storage import open_storage
 from schemas import rejected
 
 ITEM_IDS = pa.array([f"item-{number}" for number in range(1, 10)])

@@ -6,11 +6,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from allmrec.config import read_settings
-from allmrec.data.clean import ItemLookup, clean_interactions, log_columns, set_aside, to_polars
+from allmrec.core.settings import read_settings
+from allmrec.core.storage import S3Config
 from allmrec.data.config import SourceConfig
-from allmrec.data.sources import open_source
-from allmrec.storage import S3Config
+from allmrec.data.prepare.clean import ItemLookup, clean_interactions, log_columns, set_aside, to_polars
+from allmrec.data.sources.source import open_source
 from jobs.config import Config
 from schemas import rejected
 

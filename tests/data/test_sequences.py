@@ -3,9 +3,9 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allmrec.artifacts import seal, shard_name, write_shard
+from allmrec.core.artifacts import seal, shard_name, write_shard
+from allmrec.core.storage import open_storage
 from allmrec.data.sequences import Sequences
-from allmrec.storage import open_storage
 from schemas import sequences
 
 

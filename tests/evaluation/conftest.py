@@ -3,8 +3,8 @@
 import pytest
 
 from allmrec.bundle import build_bundle, load_bundle
-from allmrec.scorer import Scorer
-from jobs.step import resolved
+from allmrec.model import Scorer
+from jobs.runtime.step import resolved
 from tests.evaluation.tiny import tiny_config, write_tiny_run
 from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from allmrec.artifacts import read_table
+from allmrec.core.artifacts import read_table
 from allmrec.data.sequences import Sequences
 from allmrec.evaluation.answers import Answers
 from allmrec.evaluation.results import WRITTEN

@@ -9,8 +9,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from allmrec.evaluation.metrics import METRICS
 from allmrec.evaluation.report import Report, baseline_of, difference, figure, full_figures, render
+from allmrec.metrics import METRICS
 
 HOSTILE = "</title><script>alert('x')</script><img src=x onerror=alert(1)>{{ 7 * 7 }}\"'&"
 SYSTEMS = ("random", "teacher", "a-llmrec")

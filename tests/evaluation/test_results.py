@@ -7,14 +7,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from allmrec.artifacts import read_part, read_table, seal, shard_name, write_shard
+from allmrec.core.artifacts import read_part, read_table, seal, shard_name, write_shard
+from allmrec.core.storage import open_storage
+from allmrec.data.evaluation_cases import EvaluationConfig
 from allmrec.data.sequences import Sequences
-from allmrec.evaluation.cases import EvaluationConfig
-from allmrec.evaluation.metrics import METRICS, interval, summarise
 from allmrec.evaluation.results import compare, metrics_of, rows, sums_of
 from allmrec.evaluation.shards import EvaluateShards
 from allmrec.evaluation.systems import Cases, Systems
-from allmrec.storage import open_storage
+from allmrec.metrics import METRICS, interval, summarise
 from schemas.evaluation_results import SCHEMA
 
 NAMES = ("random", "teacher", "llm-only", "a-llmrec")

@@ -8,12 +8,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-from allmrec.artifacts import read_table, seal, write_shard
+from allmrec.core.artifacts import read_table, seal, write_shard
 from allmrec.data.sequences import Sequences
-from allmrec.evaluation.metrics import METRICS, measure, standing, summarise
 from allmrec.evaluation.shards import EvaluateShards
 from allmrec.evaluation.systems import NEED_LLM, Cases, Systems, places
 from allmrec.llm.ranking import Ranker
+from allmrec.metrics import METRICS, measure, standing, summarise
 from schemas.evaluation_cases import SCHEMA
 
 NAMES = ("random", "popularity", "teacher", "llm-only", "a-llmrec", "a-llmrec-untrained", "a-llmrec-sbert")

@@ -8,16 +8,16 @@ import pyarrow as pa
 import torch
 
 from allmrec.alignment.network import AlignmentNetwork, save_alignment
-from allmrec.artifacts import seal, shard_name, write_shard
 from allmrec.cf.teacher import build_teacher, save_teacher
+from allmrec.core.artifacts import seal, shard_name, write_shard
+from allmrec.core.hashing import shard_of
+from allmrec.core.pretrained import model_identity
+from allmrec.core.storage import Storage, open_storage
 from allmrec.data.catalogue import Catalogue, ItemCounts
+from allmrec.data.evaluation_cases import draw_cases
 from allmrec.data.sequences import Sequences
 from allmrec.data.splits import NONE, Split
-from allmrec.evaluation.cases import draw_cases
-from allmrec.hashing import shard_of
-from allmrec.models import model_identity
 from allmrec.projection.projectors import fresh_projectors, save_projectors
-from allmrec.storage import Storage, open_storage
 from jobs.config import Config
 from schemas import evaluation_cases, items, rejected, sequences
 

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from allmrec.artifacts import read_table
+from allmrec.core.artifacts import read_table
 from allmrec.data.sequences import Sequences
 from allmrec.explain.answers import ExplainConfig, FavouriteGenre, names_one
 from allmrec.explain.categories import Categories

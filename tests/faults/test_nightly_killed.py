@@ -22,16 +22,16 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from allmrec.artifacts import describe, to_parquet
 from allmrec.bundle import build_bundle, latest_bundle, promote
-from allmrec.journal import dump_json, load_json
-from allmrec.recommendations import read_recommendations
-from allmrec.storage import S3Config, Storage, open_storage
+from allmrec.core.artifacts import describe, to_parquet
+from allmrec.core.commit_log import dump_json, load_json
+from allmrec.core.storage import S3Config, Storage, open_storage
+from allmrec.publishing.reader import read_recommendations
 from jobs import bundle
 from jobs.config import Config
-from jobs.console import Console
 from jobs.nightly import nightly
-from jobs.step import execute, resolved
+from jobs.runtime.console import Console
+from jobs.runtime.step import execute, resolved
 from schemas.recommendations import SCHEMA
 from tests.evaluation.tiny import tiny_config, write_tiny_run
 from tests.faults.cluster import TwoNodes

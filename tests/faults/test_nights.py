@@ -15,17 +15,17 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from allmrec.artifacts import read_manifest
-from allmrec.journal import newest_entry
-from allmrec.nightly.log import published_dates
-from allmrec.recommendations import read_recommendations, verify_run
-from allmrec.storage import S3Config, Storage, open_storage
+from allmrec.core.artifacts import read_manifest
+from allmrec.core.commit_log import newest_entry
+from allmrec.core.storage import S3Config, Storage, open_storage
+from allmrec.publishing.log import published_dates
+from allmrec.publishing.reader import read_recommendations, verify_run
 from jobs import bundle, prepare
 from jobs.config import Config
-from jobs.console import Console
 from jobs.nightly import nightly
 from jobs.recommendations import expire
-from jobs.step import execute
+from jobs.runtime.console import Console
+from jobs.runtime.step import execute
 from tests.evaluation.tiny import NUM_ITEMS, TITLES, tiny_config, write_tiny_run
 from tests.jobs.test_nightly import with_nightly
 from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures

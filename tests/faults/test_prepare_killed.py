@@ -11,7 +11,7 @@ from contextlib import suppress
 import pytest
 import yaml
 
-from allmrec.storage import open_storage
+from allmrec.core.storage import open_storage
 from benchmarks.memory import tree
 from tests.jobs.test_prepare import SHOP, config_of, digests, log, write_parquet
 

@@ -3,9 +3,9 @@ from collections.abc import Iterator
 import pytest
 import ray
 
-from allmrec.storage import S3Config
+from allmrec.core.storage import S3Config
 from jobs.config import Config
-from jobs.workers import start_ray
+from jobs.runtime.ray_train import start_ray
 
 STORE_MB = 400
 

@@ -7,11 +7,11 @@ import yaml
 from typer.testing import CliRunner
 
 from allmrec.bundle import DESCRIPTION, build_bundle, latest_bundle
-from allmrec.journal import entries_after
+from allmrec.core.commit_log import entries_after
 from jobs import bundle
 from jobs.cli import app
-from jobs.console import Console
-from jobs.step import execute, resolved
+from jobs.runtime.console import Console
+from jobs.runtime.step import execute, resolved
 from tests.evaluation.tiny import tiny_config, write_tiny_run
 from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
 

@@ -9,15 +9,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from allmrec.artifacts import Manifest, read_manifest, read_table, seal, sha256, shard_name, write_shard
+from allmrec.core.artifacts import Manifest, read_manifest, read_table, seal, sha256, shard_name, write_shard
+from allmrec.core.storage import Storage, open_storage
 from allmrec.data.catalogue import item_texts
-from allmrec.storage import Storage, open_storage
 from allmrec.text.cache import TextCache
 from allmrec.text.encoder import encoder_identity
-from jobs import embed, standin_encoder
+from jobs import embed
 from jobs.config import Config
-from jobs.console import Console
-from jobs.step import execute
+from jobs.demo import standin_encoder
+from jobs.runtime.console import Console
+from jobs.runtime.step import execute
 from schemas import items
 
 TITLES = ["Moonfall Saga: The Last Dragon", "Moonfall Saga II", "Ironcrest Derby: The Final Coach", None]

@@ -13,12 +13,12 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from allmrec.artifacts import read_manifest, read_table, seal, sha256, shard_name, write_shard
+from allmrec.core.artifacts import read_manifest, read_table, seal, sha256, shard_name, write_shard
+from allmrec.core.storage import open_storage
 from allmrec.data.catalogue import item_texts
-from allmrec.storage import open_storage
+from allmrec.demo.encoder import build_encoder
 from allmrec.text.cache import TextCache
 from allmrec.text.encoder import encoder_identity, load_encoder
-from allmrec.text.standin import build_encoder
 from jobs.config import Config
 from schemas import items
 

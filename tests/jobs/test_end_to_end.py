@@ -11,8 +11,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from allmrec.artifacts import read_table
-from allmrec.storage import S3Config, open_storage
+from allmrec.core.artifacts import read_table
+from allmrec.core.storage import S3Config, open_storage
 from jobs.cli import app
 
 USERS, DATE = 160, "2026-11-20"

@@ -5,11 +5,11 @@ import re
 
 import pytest
 
-from allmrec.artifacts import MANIFEST, read_manifest, read_table
 from allmrec.bundle import latest_bundle
+from allmrec.core.artifacts import MANIFEST, read_manifest, read_table
 from jobs import bundle, evaluate
-from jobs.console import Console
-from jobs.step import execute
+from jobs.runtime.console import Console
+from jobs.runtime.step import execute
 from tests.evaluation.tiny import NUM_USERS, tiny_config, write_tiny_run
 from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
 

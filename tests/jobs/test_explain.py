@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from allmrec.artifacts import read_manifest, read_table
+from allmrec.core.artifacts import read_manifest, read_table
 from jobs import bundle
-from jobs.console import Console
 from jobs.explain import explain
-from jobs.step import execute
+from jobs.runtime.console import Console
+from jobs.runtime.step import execute
 from tests.evaluation.tiny import tiny_config, write_tiny_run
 from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
 

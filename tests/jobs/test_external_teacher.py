@@ -9,17 +9,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from allmrec.artifacts import read_manifest, read_table
 from allmrec.cf.teacher import load_teacher
+from allmrec.core.artifacts import read_manifest, read_table
+from allmrec.core.storage import Storage, open_storage
 from allmrec.data.sequences import Sequences
-from allmrec.recommendations import read_recommendations
-from allmrec.storage import Storage, open_storage
-from jobs import prepare, standin_encoder, train_cf
+from allmrec.publishing.reader import read_recommendations
+from jobs import prepare, train_cf
 from jobs.config import Config
-from jobs.console import Console
-from jobs.run import run
-from jobs.sample_data import sample_data
-from jobs.step import execute
+from jobs.demo import standin_encoder
+from jobs.demo.sample_data import sample_data
+from jobs.pipeline import run
+from jobs.runtime.console import Console
+from jobs.runtime.step import execute
 from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
 
 pytestmark = pytest.mark.e2e

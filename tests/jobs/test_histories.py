@@ -4,8 +4,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from allmrec.artifacts import read_manifest, read_table
-from allmrec.hashing import shard_of
+from allmrec.core.artifacts import read_manifest, read_table
+from allmrec.core.hashing import shard_of
 from jobs import prepare
 from tests.jobs.test_prepare import SHOP, config_of, digests, log, prepared, write_parquet
 

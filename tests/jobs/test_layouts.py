@@ -7,9 +7,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from allmrec.data.clean import CleanInteractions, log_columns, set_aside, to_polars
-from allmrec.data.items import ITEMS, CleanItems, index_items
-from allmrec.data.sources import open_source
+from allmrec.data.prepare.clean import CleanInteractions, log_columns, set_aside, to_polars
+from allmrec.data.prepare.items import ITEMS, CleanItems, index_items
+from allmrec.data.sources.source import open_source
 from jobs.config import load_config
 from schemas import rejected
 

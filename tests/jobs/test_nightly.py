@@ -16,15 +16,15 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from allmrec.artifacts import read_manifest, read_table, read_tensors, seal, write_tensors
-from allmrec.config import read_settings
-from allmrec.recommendations import read_recommendations
-from allmrec.storage import S3Config, Storage, open_storage
+from allmrec.core.artifacts import read_manifest, read_table, read_tensors, seal, write_tensors
+from allmrec.core.settings import read_settings
+from allmrec.core.storage import S3Config, Storage, open_storage
+from allmrec.publishing.reader import read_recommendations
 from jobs import bundle
 from jobs.config import Config
-from jobs.console import Console
 from jobs.nightly import nightly
-from jobs.step import execute
+from jobs.runtime.console import Console
+from jobs.runtime.step import execute
 from tests.evaluation.tiny import NUM_SHARDS, NUM_USERS, tiny_config, write_tiny_run
 from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
 

@@ -7,12 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from allmrec.storage import LocalStorage, Storage, open_storage
+from allmrec.core.storage import LocalStorage, Storage, open_storage
 from jobs import bundle
 from jobs.config import Config
-from jobs.console import Console
 from jobs.nightly import nightly
-from jobs.step import execute
+from jobs.runtime.console import Console
+from jobs.runtime.step import execute
 from tests.evaluation.tiny import tiny_config, write_tiny_run
 from tests.jobs.test_nightly import with_nightly
 from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures

@@ -7,15 +7,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from allmrec.artifacts import read_manifest, read_table
-from allmrec.data import readers
+from allmrec.core.artifacts import read_manifest, read_table
+from allmrec.core.hashing import shard_of
+from allmrec.core.storage import S3Config, open_storage
 from allmrec.data.sequences import Sequences
-from allmrec.hashing import shard_of
-from allmrec.storage import S3Config, open_storage
+from allmrec.data.sources import readers
 from jobs.config import Config
-from jobs.console import Console
 from jobs.prepare import STEP
-from jobs.step import execute
+from jobs.runtime.console import Console
+from jobs.runtime.step import execute
 
 pytestmark = pytest.mark.e2e
 

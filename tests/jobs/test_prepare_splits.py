@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from allmrec.artifacts import read_manifest, read_table
+from allmrec.core.artifacts import read_manifest, read_table
+from allmrec.core.storage import Storage, open_storage
 from allmrec.data.sequences import Sequences
-from allmrec.storage import Storage, open_storage
 from jobs.config import Config
-from jobs.console import Console
 from jobs.prepare import STEP
-from jobs.step import execute
+from jobs.runtime.console import Console
+from jobs.runtime.step import execute
 from tests.jobs.test_prepare import SHOP, config_of, log, write_parquet
 
 ORDER = [(column, "ascending") for column in ("user_id", "split", "protocol")]

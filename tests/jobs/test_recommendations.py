@@ -9,13 +9,13 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from allmrec.nightly.log import published_dates
-from allmrec.nightly.upkeep import TRIALS
-from allmrec.recommendations import read_recommendations
-from allmrec.storage import LocalStorage
+from allmrec.core.storage import LocalStorage
+from allmrec.publishing.log import published_dates
+from allmrec.publishing.maintenance import TRIALS
+from allmrec.publishing.reader import read_recommendations
 from jobs.cli import app
 from tests.nightly.conftest import DAY, Shop
-from tests.nightly.test_publish import NEXT_DAY, nightly
+from tests.publishing.test_run import NEXT_DAY, nightly
 
 
 @pytest.fixture

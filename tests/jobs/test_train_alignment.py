@@ -13,17 +13,17 @@ import torch
 from allmrec.alignment.network import AlignmentConfig, load_joint, load_network
 from allmrec.alignment.texts import TrainedTexts
 from allmrec.alignment.training import AlignmentTraining
-from allmrec.artifacts import read_manifest, seal
 from allmrec.cf.teacher import build_teacher, load_teacher, save_teacher
+from allmrec.core.artifacts import read_manifest, seal
+from allmrec.core.storage import Storage
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
-from allmrec.storage import Storage
 from allmrec.text.cache import TextCache
 from allmrec.text.encoder import TextConfig, TextEncoder, encoder_identity, load_encoder, to_lists
 from jobs import train_alignment
 from jobs.config import Config, load_config
-from jobs.console import Console
-from jobs.step import execute, resolved
+from jobs.runtime.console import Console
+from jobs.runtime.step import execute, resolved
 from tests.jobs import training_run
 from tests.text.tiny import DIM, build_tiny_sbert
 

@@ -7,12 +7,12 @@ import time
 import pytest
 import torch
 
-from allmrec.artifacts import read_manifest
 from allmrec.cf.teacher import load_teacher
 from allmrec.cf.training import TeacherTraining, ValidationCases, training_parts
+from allmrec.core.artifacts import read_manifest
 from jobs import train_cf
-from jobs.console import Console
-from jobs.step import execute
+from jobs.runtime.console import Console
+from jobs.runtime.step import execute
 from tests.jobs import training_run
 
 undisturbed = train_cf.loop

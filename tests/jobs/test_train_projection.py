@@ -13,21 +13,21 @@ import pytest
 import torch
 
 from allmrec.alignment.network import AlignmentNetwork, save_alignment
-from allmrec.artifacts import read_manifest, read_tensors, seal, write_tensors
 from allmrec.bundle import build_bundle, load_bundle
 from allmrec.cf.teacher import WEIGHTS as TEACHER
 from allmrec.cf.teacher import build_teacher, save_teacher
+from allmrec.core.artifacts import read_manifest, read_tensors, seal, write_tensors
+from allmrec.core.pretrained import model_identity
+from allmrec.core.storage import Storage
 from allmrec.llm.loading import LLMConfig, load_llm
-from allmrec.models import model_identity
 from allmrec.projection.engine import whole
 from allmrec.projection.projectors import load_projectors
 from allmrec.projection.training import ProjectionTraining
-from allmrec.storage import Storage
 from jobs import bundle as bundle_job
 from jobs import train_projection
 from jobs.config import Config
-from jobs.console import Console
-from jobs.step import execute, resolved
+from jobs.runtime.console import Console
+from jobs.runtime.step import execute, resolved
 from tests.evaluation.tiny import tiny_config, write_tiny_run
 from tests.jobs import training_run
 from tests.llm.conftest import llm, tokenizer
@@ -223,7 +223,7 @@ def test_a_killed_driver_is_started_again_with_one_worker(calm, models, tmp_path
     path.write_text(config.model_dump_json())
     script = (
         "import sys\nfrom jobs import train_projection\nfrom jobs.config import load_config\n"
-        "from jobs.console import Console\nfrom jobs.step import execute\n"
+        "from jobs.runtime.console import Console\nfrom jobs.runtime.step import execute\n"
         "from tests.jobs.test_train_projection import slow\ntrain_projection.loop = slow\n"
         "execute(train_projection.STEP, load_config(sys.argv[1]), Console())"
     )

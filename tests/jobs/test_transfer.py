@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from allmrec.alignment.network import AlignmentNetwork, load_joint, load_network, save_alignment
-from allmrec.artifacts import read_manifest, read_table, seal, shard_name, write_shard
 from allmrec.cf.teacher import load_teacher
+from allmrec.core.artifacts import read_manifest, read_table, seal, shard_name, write_shard
+from allmrec.core.storage import Storage
 from allmrec.data.catalogue import Catalogue
-from allmrec.evaluation.cases import EvaluationConfig
-from allmrec.storage import Storage
+from allmrec.data.evaluation_cases import EvaluationConfig
 from allmrec.text.encoder import TextConfig, load_encoder, save_encoder
 from jobs import bundle, evaluate, transfer
 from jobs.config import Config
-from jobs.console import Console
-from jobs.step import execute
+from jobs.runtime.console import Console
+from jobs.runtime.step import execute
 from jobs.train_alignment import read_texts
 from schemas import item_text_embeddings
 from tests.evaluation.tiny import JOINT, NUM_ITEMS, tiny_config, write_tiny_run

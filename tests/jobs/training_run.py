@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from allmrec.artifacts import seal, shard_name, write_shard
-from allmrec.hashing import shard_of
-from allmrec.storage import Storage, open_storage
+from allmrec.core.artifacts import seal, shard_name, write_shard
+from allmrec.core.hashing import shard_of
+from allmrec.core.storage import Storage, open_storage
 from jobs.config import Config
 from schemas import evaluation_cases, item_text_embeddings, items, sequences
 

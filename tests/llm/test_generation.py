@@ -14,8 +14,8 @@ from transformers import (
 
 from allmrec.llm.batches import SoftTokens, fill_slots
 from allmrec.llm.generation import Generator, first_lines, left_padded, named_by_text, normalised
-from allmrec.llm.likelihood import TitleLikelihood
 from allmrec.llm.prompt import PromptBuilder, PromptConfig, Titles
+from benchmarks.title_likelihood import TitleLikelihood
 from tests.llm.conftest import histories, titles_array
 
 CATALOGUE = ["Moon", "Moon fall", "Moon fall II", "Garden", "The Last Garden", "Garden", "x", "Edition II x"]

@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from allmrec.core.hashing import shard_of
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
-from allmrec.hashing import shard_of
 from schemas.recommendations import SCHEMA
 
 DAY = date(2026, 3, 1)

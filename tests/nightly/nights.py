@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from allmrec.nightly.inspection import InspectShards, add_up
+from allmrec.core.storage import Storage, open_storage
 from allmrec.nightly.report import refuse_alarms
 from allmrec.nightly.score import Night, ScoreShards
-from allmrec.recommendations import read_recommendations
-from allmrec.storage import Storage, open_storage
+from allmrec.nightly.statistics import InspectShards, add_up
+from allmrec.publishing.reader import read_recommendations
 from jobs.config import Config
 from jobs.nightly import report_of, write_report
 from jobs.nightly_inputs import open_night

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from allmrec.cf.external import ExternalTeacher
+from allmrec.core.hashing import hash_strings
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
-from allmrec.hashing import hash_strings
 from allmrec.nightly.candidates import Candidates, Retriever, given
 from allmrec.nightly.config import NightlyConfig
 from allmrec.nightly.filters import ItemFilter, build_filter

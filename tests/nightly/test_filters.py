@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
 from allmrec.nightly.audit import audit_shard
-from allmrec.nightly.carry_over import input_digests
 from allmrec.nightly.config import NightlyConfig
 from allmrec.nightly.filters import REASONS, build_filter
+from allmrec.nightly.reuse import input_digests
 from schemas.recommendations import SCHEMA
 from tests.nightly.conftest import Shop
 

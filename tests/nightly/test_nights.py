@@ -11,14 +11,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from allmrec.artifacts import read_manifest, read_table, seal, sha256, shard_name, write_shard
-from allmrec.hashing import shard_of
+from allmrec.core.artifacts import read_manifest, read_table, seal, sha256, shard_name, write_shard
+from allmrec.core.hashing import shard_of
+from allmrec.core.storage import Storage, open_storage
 from allmrec.nightly.users import known_before
-from allmrec.storage import Storage, open_storage
 from jobs import bundle
 from jobs.config import Config
-from jobs.console import Console
-from jobs.step import execute
+from jobs.runtime.console import Console
+from jobs.runtime.step import execute
 from schemas import candidates, sequences, user_ids
 from tests.evaluation.tiny import NUM_SHARDS, NUM_USERS, tiny_config, write_tiny_run
 from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
@@ -43,7 +43,7 @@ def first(tiny, tmp_path_factory) -> tuple[Config, Made]:
 
 
 def deal(run: Storage, artifact: str, users: list[str]) -> None:
-    """As `jobs.deal` does."""
+    """As `jobs.user_tables` does."""
     ids = pa.array(sorted(users))
     shard = shard_of(ids, NUM_SHARDS)
     tables = [pa.table({"user_id": ids.filter(pa.array(shard == n))}) for n in range(NUM_SHARDS)]

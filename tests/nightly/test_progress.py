@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
+from allmrec.core.storage import open_storage
 from allmrec.nightly.progress import diagnosis, note
-from allmrec.nightly.publish import Run
-from allmrec.storage import open_storage
+from allmrec.publishing.run import Run
 from tests.nightly.conftest import DAY, Shop
 
 

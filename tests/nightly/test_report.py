@@ -12,8 +12,8 @@ import pytest
 from allmrec.data.catalogue import Catalogue
 from allmrec.nightly.config import AlarmsConfig
 from allmrec.nightly.filters import ItemFilter
-from allmrec.nightly.inspection import add_up, measure
 from allmrec.nightly.report import alarms, refuse_alarms, render, stability_index, summarise
+from allmrec.nightly.statistics import add_up, measure
 from schemas.recommendations import SCHEMA
 
 HOSTILE = "</td><script>document.title = 'owned'</script>{{ 7 * 7 }} \"quoted\" <img src=x onerror=alert(1)>"

@@ -4,10 +4,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from allmrec.artifacts import seal
-from allmrec.config import one_line
+from allmrec.core.artifacts import seal
+from allmrec.core.settings import one_line
+from allmrec.core.storage import open_storage
 from allmrec.projection.projectors import ProjectionConfig, fresh_projectors, load_projectors, save_projectors
-from allmrec.storage import open_storage
 
 
 def test_two_layers_each_into_the_token_space():

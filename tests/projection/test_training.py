@@ -10,10 +10,10 @@ import transformers
 
 from allmrec.alignment.joint import Forms
 from allmrec.cf.training import ValidationCases
-from allmrec.evaluation.metrics import METRICS, measure
 from allmrec.llm.batches import SoftTokens, fill_slots, take
 from allmrec.llm.loading import LLMConfig
 from allmrec.llm.ranking import Ranker
+from allmrec.metrics import METRICS, measure
 from allmrec.projection import training as module
 from allmrec.projection.deepspeed_config import deepspeed_config
 from allmrec.projection.engine import checksum, load_placed_llm, weights

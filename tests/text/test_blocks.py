@@ -4,12 +4,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from allmrec.artifacts import read_manifest, read_table, seal, shard_name
-from allmrec.storage import open_storage
+from allmrec.core.artifacts import read_manifest, read_table, seal, shard_name
+from allmrec.core.storage import open_storage
+from allmrec.demo.encoder import build_encoder
 from allmrec.text.blocks import EmbedTexts, LayOut
 from allmrec.text.cache import TextCache
 from allmrec.text.encoder import TextConfig, load_encoder
-from allmrec.text.standin import build_encoder
 
 TEXTS = ["a dragon", "a coach and a dragon", "nothing of this"]
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from allmrec.storage import open_storage
+from allmrec.core.storage import open_storage
 from allmrec.text.cache import TextCache
 from allmrec.text.encoder import to_lists
 

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from allmrec.storage import open_storage
+from allmrec.core.storage import open_storage
+from allmrec.demo.encoder import build_encoder
 from allmrec.text.encoder import (
     TextConfig,
     TextEncoder,
@@ -17,7 +18,6 @@ from allmrec.text.encoder import (
     refuse_not_finite,
     save_encoder,
 )
-from allmrec.text.standin import build_encoder
 from tests.text.tiny import build_tiny_sbert, change
 
 TEXTS = ["Title: Moonfall Saga, Description: a dragon", "Title: Ironcrest, Description: a coach", "Title: Moonfall II"]

@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 from safetensors.torch import load_file, save_file
 
-from allmrec.text.standin import build_encoder
+from allmrec.demo.encoder import build_encoder
 
 DIM = 16
 

@@ -1,0 +1,165 @@
+"""Artifacts: a table or a model is a set of files plus `manifest.json`, written last.
+
+The manifest names every file with its sha256, so a reader sees a whole artifact or none, damage is refused by
+name, and a step knows by `made_by` that its work is already done. Files are Parquet, safetensors and JSON;
+nothing is unpickled. Knows the table schemas; leaves what the tensors mean to their owners.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from allmrec.core.hashing import fingerprint
+from allmrec.core.storage import Storage
+from schemas import check
+
+if TYPE_CHECKING:  # readers of tables need no torch
+    import torch
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an artifact consists of, and what it was made from."""
+
+    kind: str
+    made_by: str  # fingerprint of the code version, config and inputs of the step that wrote it
+    files: dict[str, dict[str, Any]]  # name → sha256, size, rows
+    config: dict[str, Any] = field(default_factory=dict)  # resolved
+    facts: dict[str, Any] = field(default_factory=dict)  # numbers worth keeping: counts, metrics, model names
+    format: int = 1
+
+    @property
+    def digest(self) -> str:
+        """Identity of the content: sha256 over the files' hashes."""
+        return fingerprint({name: file["sha256"] for name, file in self.files.items()})
+
+    @property
+    def rows(self) -> int:
+        return sum(file.get("rows", 0) for file in self.files.values())
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def describe(data: bytes, **more: Any) -> dict[str, Any]:
+    """A file's entry for the manifest."""
+    return {"sha256": sha256(data), "size": len(data), **more}
+
+
+def seal(
+    storage: Storage,
+    kind: str,
+    made_by: str,
+    files: dict[str, dict[str, Any]],
+    config: dict[str, Any] | None = None,
+    facts: dict[str, Any] | None = None,
+) -> Manifest:
+    """Write the manifest over files that are already there, and so make the artifact visible."""
+    manifest = Manifest(kind, made_by, dict(sorted(files.items())), config or {}, facts or {})
+    storage.write(MANIFEST, json.dumps(vars(manifest), indent=1, default=str).encode())
+    return manifest
+
+
+def unseal(storage: Storage) -> None:
+    """Take the manifest away before the files change under it."""
+    storage.delete(MANIFEST)
+
+
+def read_manifest(storage: Storage) -> Manifest:
+    """Raises ValueError when there is no finished artifact here."""
+    try:
+        content = json.loads(storage.read(MANIFEST))
+    except FileNotFoundError:
+        raise ValueError(f"{storage.uri}: nothing here yet; run the step that writes it first") from None
+    except ValueError:
+        raise ValueError(f"{storage.name(MANIFEST)} is damaged (not JSON); run its step again") from None
+    if content.get("format") != 1:
+        raise ValueError(f"{storage.name(MANIFEST)}: format {content.get('format')} is not known to this version")
+    return Manifest(**content)
+
+
+def read_file(storage: Storage, manifest: Manifest, name: str) -> bytes:
+    """A file's bytes, verified. Raises ValueError naming a damaged or missing file."""
+    try:
+        data = storage.read(name)
+    except FileNotFoundError:
+        raise ValueError(f"{storage.name(name)} is missing; run the step that writes it again") from None
+    if sha256(data) != manifest.files[name]["sha256"]:
+        raise ValueError(f"{storage.name(name)} is damaged: its sha256 is not the manifest's")
+    return data
+
+
+def holds(storage: Storage, name: str, entry: dict[str, Any]) -> bool:
+    """Whether a file is there with the content that its entry says."""
+    try:
+        return sha256(storage.read(name)) == entry["sha256"]
+    except FileNotFoundError:
+        return False
+
+
+def to_parquet(table: pa.Table, dictionary: bool = True) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", use_dictionary=dictionary)
+    return buffer.getvalue()
+
+
+def write_shard(
+    storage: Storage,
+    schema: pa.Schema,
+    name: str,
+    table: pa.Table,
+    before: dict[str, Any] | None = None,
+    dictionary: bool = True,
+) -> dict[str, Any]:
+    """Write one Parquet file of a table; returns its entry for `seal`. Rewriting it is idempotent.
+
+    Args:
+        before: the entry of the file that is there; one of the same content, undamaged, is left alone.
+        dictionary: whether values repeat so much that dictionaries of them are worth building.
+    """
+    data = to_parquet(check(table, schema), dictionary)
+    entry = describe(data, rows=table.num_rows)
+    if entry != before or not holds(storage, name, entry):
+        storage.write(name, data)
+    return entry
+
+
+def shard_name(shard: int) -> str:
+    return f"part-{shard:05d}.parquet"
+
+
+def read_table(storage: Storage, shards: Sequence[int] | None = None) -> pa.Table:
+    """A table, or the given shards of it. Raises ValueError naming what is missing or damaged."""
+    manifest = read_manifest(storage)
+    names = manifest.files if shards is None else [shard_name(shard) for shard in shards]
+    return pa.concat_tables([read_part(storage, manifest, name) for name in names])
+
+
+def read_part(storage: Storage, manifest: Manifest, name: str) -> pa.Table:
+    """One Parquet file of an artifact, verified. Raises ValueError naming a damaged or missing file."""
+    return pq.read_table(io.BytesIO(read_file(storage, manifest, name)))
+
+
+def write_tensors(storage: Storage, name: str, tensors: "dict[str, torch.Tensor]") -> dict[str, Any]:
+    """Write one safetensors file; returns its entry for `seal`."""
+    from safetensors.torch import save
+
+    data = save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
+    storage.write(name, data)
+    return describe(data)
+
+
+def read_tensors(storage: Storage, name: str) -> "dict[str, torch.Tensor]":
+    """The tensors of one verified safetensors file of an artifact."""
+    from safetensors.torch import load
+
+    return load(read_file(storage, read_manifest(storage), name))

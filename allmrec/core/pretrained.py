@@ -1,0 +1,148 @@
+"""Where a pretrained model's files lie, and what makes it the same model: hub names, folders and s3:// prefixes.
+
+`standins/llm` and `standins/encoder` are the stand-ins that come with the package.
+
+Knows nothing of what is in the files, but whether these are the weights that a model asks for.
+"""
+
+import fcntl
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, copy_files
+from torch import nn
+
+from allmrec.core.artifacts import sha256
+from allmrec.core.hashing import fingerprint
+from allmrec.core.storage import open_storage
+
+_CACHE = Path("~/.cache/allmrec/models")
+_SHIPPED = Path(__file__).parent
+_WEIGHTS, _OTHER_DATA = "*.safetensors", ["*.json", "*.txt", "*.model"]  # configs and vocabularies
+
+
+def model_folder(name: str, revision: str | None, key: str, weights: bool = True) -> Path:
+    """The folder of a pretrained model's files. Only data is fetched: no code, and nothing that is pickled.
+
+    An s3:// prefix is copied once a node, however many workers ask. The store is reached as the environment says
+    (AWS_ENDPOINT_URL and so on).
+
+    Args:
+        name: hub name, folder, s3:// prefix, or a stand-in of this package.
+        key: of the config, for messages.
+        weights: or else its config and vocabulary alone.
+
+    Raises:
+        ValueError: no such model, or weights that are not safetensors.
+    """
+    from huggingface_hub import snapshot_download
+
+    wanted = [_WEIGHTS, *_OTHER_DATA] if weights else _OTHER_DATA
+    folder = _copied(name, wanted) if name.startswith("s3://") else _folder(name)
+    try:
+        if not folder.is_dir():
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{key} {name!r} cannot be loaded ({str(error).splitlines()[0]}); give a hub name, a folder or an s3:// "
+            "prefix with the model's files, or standins/llm and standins/encoder, which come with allmrec"
+        ) from None
+    if weights and not any(folder.rglob(_WEIGHTS)):
+        raise ValueError(
+            f"{key} {name!r} has no weights as safetensors, and nothing pickled is read; name a revision that has them "
+            "(on the hub often refs/pr/<n>), or save the model as safetensors"
+        )
+    return folder
+
+
+def refuse_other_weights(
+    name: str,
+    model: nn.Module,
+    missing_keys: Iterable[str],
+    unexpected_keys: Iterable[str],
+    mismatched_keys: Iterable[tuple[str, Any, Any]],
+    error_msgs: Iterable[str] = (),
+) -> None:
+    """Raises ValueError naming weights that a checkpoint lacks, has besides, or has in another shape than the model.
+
+    A weight that is tied to another may be absent, and old checkpoints hold buffers that the model computes.
+
+    Args:
+        name: of the checkpoint, for messages.
+        mismatched_keys: name, shape in the checkpoint, shape in the model.
+    """
+    buffers = {_ending(buffer) for buffer, _ in model.named_buffers()}
+    wrong = {
+        "lacks": sorted(missing_keys),
+        "has besides": sorted(key for key in unexpected_keys if _ending(key) not in buffers),
+        "has in another shape": sorted(f"{key} {list(here)} for {list(there)}" for key, here, there in mismatched_keys),
+        "cannot be read": sorted(error_msgs),
+    }
+    parts = [
+        f"{what} {len(keys)} weights: {', '.join(keys[:5])}{' …' * (len(keys) > 5)}"
+        for what, keys in wrong.items()
+        if keys
+    ]
+    if parts:
+        raise ValueError(
+            f"{name} is not a checkpoint of the model that its config describes ({type(model).__name__}); it "
+            f"{'; it '.join(parts)}. Take a complete one: random numbers would stand in for what is not there"
+        )
+
+
+def _ending(key: str) -> str:
+    """A tensor's name within its module, and the module's: `rotary_emb.inv_freq`."""
+    return ".".join(key.split(".")[-2:])
+
+
+def _copied(name: str, wanted: list[str]) -> Path:
+    folder = _CACHE.expanduser() / fingerprint([model_identity(name), wanted])
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            draft = folder.with_suffix(".draft")
+            shutil.rmtree(draft, ignore_errors=True)
+            filesystem, root, files = _files(name)
+            for file in files:
+                target = draft / file.path.removeprefix(root).lstrip("/")
+                if any(target.match(pattern) for pattern in wanted):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    copy_files(file.path, str(target), source_filesystem=filesystem)
+            draft.rename(folder)
+    return folder
+
+
+def model_identity(name: str, revision: str | None = None) -> str:
+    """What a model is: a fingerprint of a folder's files, name@revision of a hub model; of an s3:// prefix a
+    fingerprint of its files' names, sizes and times.
+
+    Raises:
+        ValueError: nothing lies under the prefix.
+    """
+    if name.startswith("s3://"):
+        _, root, files = _files(name)
+        return fingerprint(sorted([file.path.removeprefix(root), file.size, file.mtime_ns] for file in files))
+    folder = _folder(name)
+    if not folder.is_dir():
+        return f"{name}@{revision or 'main'}"
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return fingerprint({path.relative_to(folder).as_posix(): sha256(path.read_bytes()) for path in files})
+
+
+def _folder(name: str) -> Path:
+    """The folder of that name, here or in this package, whether or not there is one."""
+    shipped = _SHIPPED / name
+    return shipped if name.startswith("standins/") and not Path(name).is_dir() else Path(name)
+
+
+def _files(name: str) -> tuple[FileSystem, str, list[FileInfo]]:
+    """Of an s3:// prefix: the file system, the prefix in it, and its files. Raises ValueError if there are none."""
+    filesystem, root = open_storage(name).arrow()
+    found = filesystem.get_file_info(FileSelector(root, recursive=True, allow_not_found=True))
+    files = [info for info in found if info.type == FileType.File]
+    if not files:
+        raise ValueError(f"{name} holds no model: no object lies under that prefix")
+    return filesystem, root, files

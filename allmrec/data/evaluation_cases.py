@@ -1,0 +1,177 @@
+"""Evaluation cases: one held-out item and its negatives for each user (paper section 5.1).
+
+Written once by `prepare`, so that every system is scored on the same candidates. Which item is held out for "test"
+and which for "valid" is the split's business (`allmrec.data.splits`); the history is what came before it.
+Protocol "random" draws negatives uniformly, as the paper does; "matched" as held-out items are, among items about as
+popular as the target (`allmrec.data.matched_negatives`). Where nothing trains, no item is more popular than another, and
+there is no "matched".
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field, model_validator
+
+from allmrec.core.artifacts import read_table, shard_name, write_shard
+from allmrec.core.hashing import Draw, key64, uniforms
+from allmrec.core.settings import Section
+from allmrec.core.storage import Storage
+from allmrec.data.catalogue import ItemCounts, warm_and_cold
+from allmrec.data.matched_negatives import PopularityLine
+from allmrec.data.negative_sampling import draw_negatives
+from allmrec.data.prepare.histories import report_row
+from allmrec.data.sequences import Sequences
+from allmrec.data.splits import NONE, Parts, Split, SplitConfig, times_of
+from schemas import evaluation_cases
+
+SPLITS = ("valid", "test")
+PROTOCOLS = ("random", "matched")
+System = Literal["random", "popularity", "teacher", "llm-only", "a-llmrec", "a-llmrec-untrained", "a-llmrec-sbert"]
+_BLOCK = 1 << 15  # users at once
+
+
+class EvaluationConfig(Section):
+    split: SplitConfig = SplitConfig()  # what trains and what is held out
+    num_negatives: int = Field(19, ge=1)  # paper section 5.1
+    matched_strata: int = Field(10, ge=1)  # of popularity, at most; matched negatives come from the target's
+    max_users: int | None = Field(None, ge=1)  # evaluate a sample of about so many users; default: everyone
+    systems: tuple[System, ...] = get_args(System)  # which to compare
+    baseline: System | None = "teacher"  # with which the others are compared user by user; null: with none
+    generation_users: int = Field(0, ge=0)  # LLM systems also write their answers for about so many users; 0: never
+
+    @model_validator(mode="after")
+    def _baseline_is_evaluated(self) -> "EvaluationConfig":
+        if self.baseline is not None and self.baseline not in self.systems:
+            raise ValueError(
+                f"baseline {self.baseline!r} is not among the systems {', '.join(self.systems)}; add it to "
+                "evaluation.systems, or set evaluation.baseline to one of them, or to null for no comparison"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class DrawCases:
+    """Shard numbers → shards of `evaluation_cases`; reports how many cases there are."""
+
+    sequences: Storage
+    counts: ItemCounts
+    cases: Storage
+    config: EvaluationConfig
+    split: Split
+    seed: int
+    fractions: dict[str, float]
+
+    def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
+        for shard in batch["id"]:
+            stored = read_table(self.sequences, [shard])
+            users = Sequences.from_table(stored)
+            parts = self.split.divide(users, times_of(stored))
+            table = draw_cases(users, parts, self.counts, self.config, self.seed, self.fractions)
+            entry = write_shard(self.cases, evaluation_cases.SCHEMA, shard_name(shard), table)
+            yield report_row(shard, {"evaluation_cases": entry, **_users_of(table)}, np.zeros(0))
+
+
+def draw_cases(
+    users: Sequences,
+    parts: Parts,
+    counts: ItemCounts,
+    config: EvaluationConfig,
+    seed: int,
+    fractions: dict[str, float] | None = None,
+) -> pa.Table:
+    """Cases of both protocols for every item that is held out for validation or test.
+
+    Args:
+        users: in any number; a user's cases depend on that user, the items' counts and the seed alone.
+        parts: of the users' histories.
+        counts: of the whole log. Items without interactions are never drawn.
+        fractions: of each split's users: those whose hash falls below it; everyone by default.
+
+    Returns:
+        rows of `evaluation_cases`, in the users' order, then in that of SPLITS and PROTOCOLS.
+    """
+    drawn = uniforms(users.hashes(), key64(seed, Draw.CASES_USERS), 1)[:, 0]
+    places = {}
+    for split, place in (("valid", parts.valid), ("test", parts.test)):
+        wanted = drawn < fractions[split] if fractions else True
+        places[split] = np.where(wanted, place, NONE)
+    asked = np.flatnonzero((places["valid"] != NONE) | (places["test"] != NONE))
+    tables = [evaluation_cases.SCHEMA.empty_table()]
+    items = np.flatnonzero(counts.interactions).astype(np.int32)
+    rank, line = warm_and_cold(counts.popularity), None
+    if counts.popularity.any():
+        line = PopularityLine.of(counts, config.num_negatives, config.matched_strata)
+    for first in range(0, len(asked), _BLOCK):
+        block = asked[first : first + _BLOCK]
+        at = {split: place[block] for split, place in places.items()}
+        tables.append(_cases_of(users.take(block), at, items, line, rank, config, seed))
+    return pa.concat_tables(tables).combine_chunks()
+
+
+def _cases_of(
+    users: Sequences,
+    places: dict[str, np.ndarray],
+    items: np.ndarray,
+    line: PopularityLine | None,
+    rank: tuple[np.ndarray, np.ndarray],
+    config: EvaluationConfig,
+    seed: int,
+) -> pa.Table:
+    """`places[split]` says where a user's target stands in the history, or NONE."""
+    kinds = [(split, protocol) for split in SPLITS for protocol in PROTOCOLS]
+    parts = []
+    for number, (split, protocol) in enumerate(kinds):
+        key = key64(seed, number, Draw.CASES_NEGATIVES)
+        row = np.flatnonzero(places[split] != NONE)
+        if protocol == "random":
+            asked = users.take(row)
+            negatives = draw_negatives(asked.hashes(), asked.rows(), asked.items, items, config.num_negatives, key)
+        elif line is None:
+            continue
+        else:
+            row, negatives = _matched(users, row, places[split], line, config.num_negatives, key)
+        target = _targets(users, row, places[split])
+        candidates = np.concatenate([target[:, None], negatives], axis=1)
+        parts.append((row, np.full(len(row), number), places[split][row], candidates))
+    row, kind, length, candidates = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    order = np.lexsort((kind, row))
+    row, kind, length, candidates = row[order], kind[order], length[order], candidates[order]
+    target = candidates[:, 0]
+    offsets = np.arange(len(candidates) + 1, dtype=np.int32) * candidates.shape[1]
+    columns = {
+        "user_id": users.user_ids.take(pa.array(row)),
+        "target": target,
+        "history_length": length.astype(np.int32),
+        "candidates": pa.ListArray.from_arrays(offsets, candidates.ravel()),
+        "split": np.array([split for split, _ in kinds])[kind],
+        "protocol": np.array([protocol for _, protocol in kinds])[kind],
+        "warm": rank[0][target],
+        "cold": rank[1][target],
+    }
+    return pa.table([columns[name] for name in evaluation_cases.SCHEMA.names], schema=evaluation_cases.SCHEMA)
+
+
+def _matched(
+    users: Sequences, row: np.ndarray, places: np.ndarray, line: PopularityLine, count: int, key: np.uint64
+) -> tuple[np.ndarray, np.ndarray]:
+    """Those of the users `row` whose target has matched negatives, and these."""
+    row = row[line.keeps(users.take(row).hashes(), _targets(users, row, places), key)]
+    asked = users.take(row)
+    negatives = line.draw(asked.hashes(), _targets(users, row, places), asked.rows(), asked.items, count, key)
+    has = negatives.any(axis=1)
+    return row[has], negatives[has]
+
+
+def _targets(users: Sequences, row: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The items of the users `row` at their places: int32."""
+    return users.items[users.offsets[row] + places[row]]
+
+
+def _users_of(table: pa.Table) -> dict[str, int]:
+    """How many users have a case of each split."""
+    first = table.filter(pc.equal(table.column("protocol"), PROTOCOLS[0])).column("split")
+    return {split: pc.sum(pc.equal(first, split)).as_py() or 0 for split in SPLITS}

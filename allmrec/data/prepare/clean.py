@@ -1,0 +1,290 @@
+"""Rows of the log as they come in → rows that `assemble` can deal to shards, each good or with its reason.
+
+Vectorised over a batch of any size: what becomes of a row depends on that row and the catalogue alone. Duplicates
+are found where a user's rows meet, in `assemble`. The catalogue's own cleaning is in `items`.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from datetime import date, datetime, time
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from allmrec.core.hashing import hash_strings, shard_of
+from allmrec.data.config import DataConfig
+from allmrec.data.sources.cells import (
+    ID_TYPES,
+    accepts,
+    as_encoded_ids,
+    as_ids,
+    as_numbers,
+    as_series,
+    is_id,
+    is_number,
+    is_text,
+    plain_chunks,
+)
+from allmrec.data.sources.lines import MALFORMED, NUMBER
+from allmrec.data.sources.source import Column, Source
+from schemas import rejected
+
+# Why rows are left out that the config does not ask for: counted, not rejected.
+OTHER_EVENT = "other_event"  # not of data.events
+OUTSIDE_WINDOW = "outside_window"  # not from data.start to data.end
+BELOW_MIN_RATING = "below_min_rating"  # or without a rating, by data.min_rating
+LEFT_OUT = (OTHER_EVENT, OUTSIDE_WINDOW, BELOW_MIN_RATING)
+
+# Narrow, for this is what travels to shards.
+CLEANED = pa.schema(
+    [
+        pa.field("shard", pa.int32(), nullable=False),  # of the user; of a rejected row by its text
+        pa.field("user_id", pa.string()),  # this and the next two are null in rows with `aside`
+        pa.field("item_index", pa.int32()),
+        pa.field("timestamp", pa.int64()),  # microseconds since 1970, UTC
+        pa.field("aside", pa.string()),  # null: a good row; or JSON that `set_aside` reads: rejected, or left out
+    ]
+)
+_ASIDE: dict[str, Any] = {
+    **dict.fromkeys(("reason", "row", "file"), pl.String),  # of a rejected row, as in the `rejected` table
+    **dict.fromkeys(("from_byte", "number"), pl.Int64),
+    "count": pl.Int64,  # of rows left out for this reason; null for a rejected one
+}
+
+_ISO = (
+    r"^\s*(?<day>\d{4}-\d{2}-\d{2})(?:[Tt ](?<minutes>\d{2}:\d{2})(?::(?<seconds>\d{2}(?:[.,]\d{1,9})?)\d*)?)?"
+    r"\s*(?<zone>[Zz]|UTC|GMT|[+-]\d{2}(?::?\d{2})?)?\s*$"
+)
+
+
+_is_time = accepts(is_text, is_number, pa.types.is_timestamp, pa.types.is_date)
+_is_rating = accepts(is_text, is_number)
+_OTHERS = {"rating": as_numbers, "event": as_ids}
+
+
+def log_columns(data: DataConfig) -> dict[str, Column]:
+    """What columns the log must have; those that nothing asks for are not read."""
+    return {
+        "user_id": Column(True, is_id, ID_TYPES),
+        "item_id": Column(True, is_id, ID_TYPES, repeats=True),
+        "timestamp": Column(True, _is_time, "a timestamp, a date, a number or ISO 8601 text"),
+        "rating": Column(data.min_rating is not None, _is_rating, "a number", read=data.min_rating is not None),
+        "event": Column(data.events is not None, is_id, ID_TYPES, read=data.events is not None),
+    }
+
+
+class ItemLookup:
+    """Item ids → item_index, made once for all batches. By sorted hashes, which are confirmed by the ids."""
+
+    def __init__(self, item_ids: pa.Array):
+        """
+        Args:
+            item_ids: string (n,), the catalogue's by item_index - 1, each once.
+        """
+        hashes = hash_strings(item_ids)
+        self.item_ids, order = item_ids, hashes.argsort()
+        self.order, self.hashes = order.astype(np.int32), hashes[order]
+        assert (self.hashes[1:] != self.hashes[:-1]).all(), "two ids of one hash are not found in this universe"
+
+    def find(self, ids: pa.ChunkedArray) -> pa.ChunkedArray:
+        """The item_index of each id, int32; null where it is none of the catalogue."""
+        return pa.chunked_array([self._find(chunk) for chunk in as_encoded_ids(ids).chunks], pa.int32())
+
+    def _find(self, ids: pa.DictionaryArray) -> pa.Array:
+        values = ids.dictionary.fill_null("")
+        at = np.searchsorted(self.hashes, hash_strings(values)).clip(max=len(self.hashes) - 1)
+        index = pa.array(self.order[at])
+        known = pc.equal(self.item_ids.take(index), values)
+        return pc.if_else(known, pc.add(index, 1), None).cast(pa.int32()).take(ids.indices)
+
+
+class CleanInteractions:
+    """A piece of the log → CLEANED rows, for `map_batches` over pieces."""
+
+    def __init__(self, source: Source, data: DataConfig, item_ids: pa.Array):
+        """
+        Args:
+            item_ids: string (n,): the catalogue's, by item_index - 1.
+        """
+        self.source, self.data, self.lookup = source, data, ItemLookup(item_ids)
+
+    def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
+        for number in batch["id"]:
+            piece = self.source.pieces[number]
+            for table in self.source.read(piece):
+                yield clean_interactions(table, self.data, self.lookup, self.source.place(piece))
+
+
+def clean_interactions(table: pa.Table, data: DataConfig, lookup: ItemLookup, place: Mapping[str, Any]) -> pa.Table:
+    """Rows of the log under our column names, with MALFORMED and NUMBER → CLEANED rows.
+
+    Args:
+        place: `Source.place` of the rows.
+
+    Returns:
+        the good rows, then one for each that is rejected, then one for each reason to leave rows out.
+    """
+    source = data.interactions
+    users, items = as_ids(table.column("user_id")), as_encoded_ids(table.column("item_id"))
+    item_index, times = lookup.find(items), as_series(table.column("timestamp"))
+    no_item = _is_blank(items.cast(pa.string())) if item_index.null_count else item_index.is_null()
+    facts = pl.DataFrame(
+        {
+            MALFORMED: table.column(MALFORMED).is_valid(),
+            "no_id": pc.or_(_is_blank(users), no_item),
+            "timestamp": microseconds(times, source.timestamp_unit, source.timestamp_format, data.timezone),
+            "item_index": item_index,
+            **{name: parse(table.column(name)) for name, parse in _OTHERS.items() if name in table.column_names},
+        }
+    )
+    faults = _faults(data)
+    faulty = facts.select(pl.any_horizontal(faults.values())).to_series()
+    if not faulty.any():
+        return _good_rows(users, facts, data.num_shards)
+    good = _good_rows(users.filter((~faulty).to_arrow()), facts.filter(~faulty), data.num_shards)
+    reason = pl.coalesce(pl.when(fault).then(pl.lit(name)) for name, fault in faults.items()).alias("reason")
+    bad = to_polars(table.filter(faulty.to_arrow())).with_columns(facts.filter(faulty).select(reason))
+    return pa.concat_tables([good, _asides(bad, data.num_shards, place)])
+
+
+def _faults(data: DataConfig) -> dict[str, pl.Expr]:
+    """Reasons, and of which rows they hold; the first that does is a row's."""
+    timestamp = pl.col("timestamp")
+    faults = {
+        rejected.MALFORMED: pl.col(MALFORMED),
+        rejected.NULL_ID: pl.col("no_id"),
+        rejected.BAD_TIMESTAMP: timestamp.is_null(),
+        rejected.ABSURD_TIMESTAMP: ~timestamp.is_between(_midnight(data.earliest), _midnight(data.latest)),
+    }
+    if data.events is not None:
+        faults[OTHER_EVENT] = ~pl.col("event").is_in(data.events).fill_null(False)
+    if data.start is not None or data.end is not None:
+        before = timestamp < _midnight(data.start or date.min, data.timezone)
+        faults[OUTSIDE_WINDOW] = before | (timestamp >= _midnight(data.end or date.max, data.timezone))
+    if data.min_rating is not None:
+        faults[BELOW_MIN_RATING] = ~(pl.col("rating") >= data.min_rating).fill_null(False)
+    return {**faults, rejected.UNKNOWN_ITEM: pl.col("item_index").is_null()}
+
+
+def _good_rows(users: pa.ChunkedArray, facts: pl.DataFrame, num_shards: int) -> pa.Table:
+    columns = [facts["item_index"].to_arrow(), facts["timestamp"].to_arrow(), pa.nulls(len(facts), pa.string())]
+    return pa.table([pa.array(shard_of(users, num_shards)), users, *columns], schema=CLEANED)
+
+
+def _asides(bad: pl.DataFrame, num_shards: int, place: Mapping[str, Any]) -> pa.Table:
+    """CLEANED rows of rows with a reason."""
+    is_left_out = pl.col("reason").is_in(LEFT_OUT)
+    rejects = bad.filter(~is_left_out).select(
+        "reason",
+        as_text(pl.struct(pl.all().exclude("reason", MALFORMED, NUMBER))),
+        *(pl.lit(value, _ASIDE[name]).alias(name) for name, value in place.items()),
+        number=NUMBER,
+    )
+    left_out = bad.filter(is_left_out).group_by("reason", maintain_order=True).agg(count=pl.len())
+    shards = pl.Series(shard_of(rejects["row"].to_arrow(), num_shards), dtype=pl.Int32)
+    rows = pl.concat(
+        [rejects.with_columns(shard=shards), left_out.with_columns(shard=pl.lit(0, pl.Int32))], how="diagonal"
+    )
+    return to_arrow(rows.select("shard", aside=pl.struct(pl.all().exclude("shard")).struct.json_encode()), CLEANED)
+
+
+def left_out(reason: str, count: int) -> pl.DataFrame:
+    """The CLEANED row that says that `count` rows were left out."""
+    aside = json.dumps({"reason": reason, "count": count})
+    return pl.DataFrame({"shard": pl.Series([0], dtype=pl.Int32), "aside": [aside]})
+
+
+def set_aside(cleaned: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
+    """The rejected of CLEANED rows, as the `rejected` table has them; and how many were left out, by reason."""
+    asides = cleaned.select(pl.col("aside").drop_nulls().str.json_decode(pl.Struct(_ASIDE))).unnest("aside")
+    left_out = asides.filter(pl.col("count").is_not_null()).group_by("reason").agg(pl.col("count").sum())
+    return asides.filter(pl.col("count").is_null()).drop("count"), dict(left_out.iter_rows())
+
+
+def microseconds(times: pl.Series, unit: str, format: str | None = None, timezone: str = "UTC") -> pl.Series:
+    """Timestamps of any accepted type as int64 microseconds since 1970 in UTC, null where they cannot be parsed.
+
+    Numbers too large for 64 bits stay the largest there is.
+
+    Args:
+        format: of text other than numbers and ISO 8601, as `strptime` takes it; numbers are taken as text then.
+        timezone: of times that name none.
+    """
+    if times.dtype == pl.Null:
+        return times.cast(pl.Int64)
+    if format is not None:
+        zone = "UTC" if "%z" in format else None
+        if times.dtype.is_float() or times.dtype.is_decimal():
+            times = times.cast(pl.Int64, strict=False)
+        lenient = format.replace("%z", "%#z")  # takes +02 besides +0200
+        parsed = times.cast(pl.String).str.strptime(pl.Datetime("us", zone), lenient, strict=False)
+        return (parsed if zone else _local(parsed, timezone)).cast(pl.Int64)
+    factor = {"s": 1_000_000, "ms": 1_000, "us": 1}[unit]
+    largest = (2**63 - 1) // factor
+    if times.dtype == pl.String:
+        text = times.str.strip_chars()
+        whole = microseconds(text.cast(pl.Int64, strict=False), unit)
+        if whole.null_count() == times.null_count():
+            return whole
+        real = microseconds(text.cast(pl.Float64, strict=False), unit)
+        part = times.str.extract_groups(_ISO).struct.unnest().with_columns(pl.col("minutes").fill_null("00:00"))
+        iso = part.select(
+            pl.concat_str(
+                "day",
+                pl.lit("T"),
+                "minutes",
+                pl.lit(":"),
+                pl.col("seconds").fill_null("00").str.replace(",", ".", literal=True),
+                pl.col("zone").fill_null("").str.replace("^(?:[Zz]|UTC|GMT|)$", "+00").str.replace("^...$", "${0}00"),
+            ).str.strptime(pl.Datetime("us", "UTC"), "%Y-%m-%dT%H:%M:%S%.f%z", strict=False)
+        ).to_series()
+        naive = _local(iso.dt.replace_time_zone(None), timezone)
+        zoned = iso.zip_with(part["zone"].is_not_null(), naive).cast(pl.Int64)
+        return pl.select(pl.coalesce(zoned, whole, real)).to_series().alias(times.name)
+    if times.dtype.is_temporal():
+        zone = getattr(times.dtype, "time_zone", None)
+        times = times.cast(pl.Datetime("us", zone))
+        return (times if zone else _local(times, timezone)).cast(pl.Int64)
+    if times.dtype.is_float() or times.dtype.is_decimal():
+        scaled = (times.cast(pl.Float64).fill_nan(None) * factor).clip(-(2.0**62), 2.0**62)
+        return scaled.round().cast(pl.Int64)
+    if times.dtype == pl.UInt64:
+        times = times.clip(upper_bound=largest)
+    return times.cast(pl.Int64).clip(-largest, largest) * factor
+
+
+def _local(naive: pl.Series, timezone: str) -> pl.Series:
+    """Times of a zone; of an hour that comes twice the first is meant, and in one that is left out there is none."""
+    there = naive.dt.replace_time_zone(timezone, ambiguous="earliest", non_existent="null")
+    return there.dt.convert_time_zone("UTC")
+
+
+def to_polars(table: pa.Table) -> pl.DataFrame:
+    """With text as String, whatever Arrow's encoding of it."""
+    frame = pl.from_arrow(pa.table({name: plain_chunks(table.column(name)) for name in table.column_names}))
+    assert isinstance(frame, pl.DataFrame)
+    return frame.with_columns(pl.col(pl.Categorical).cast(pl.String))
+
+
+def to_arrow(frame: pl.DataFrame, schema: pa.Schema) -> pa.Table:
+    """The schema's columns in one chunk each, null where the frame has none."""
+    missing = [pl.lit(None).alias(name) for name in schema.names if name not in frame.columns]
+    return frame.with_columns(missing).select(schema.names).to_arrow().cast(schema).combine_chunks()
+
+
+def as_text(as_read: pl.Expr) -> pl.Expr:
+    """The column `row` of the `rejected` table, from a struct of the row's columns, and MALFORMED."""
+    return pl.coalesce(MALFORMED, as_read.struct.json_encode()).alias("row")
+
+
+def _is_blank(ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.equal(pc.binary_length(ids), 0).fill_null(True)
+
+
+def _midnight(day: date, timezone: str = "UTC") -> int:
+    """Microseconds since 1970."""
+    return round(datetime.combine(day, time(), ZoneInfo(timezone)).timestamp()) * 1_000_000

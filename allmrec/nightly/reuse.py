@@ -1,0 +1,126 @@
+"""Rows of an earlier run that need not be made again: all that they depend on is as it was.
+
+Beside every shard lies a digest of each user's inputs: history, candidates, and what ranks them. Candidates are
+retrieved every night, so a new bundle, a filter or another history shows in the digest wherever it changes a row, and
+nowhere else. Digests lie outside of `_runs/`, which may be expired, and tell nothing of whose they are:
+
+    _inputs/run_date=D/<run id>/part-00003.parquet
+
+A row that is not found, or is not whole any more (an item was removed from it), is made anew.
+
+Dimensions: U users, N candidates, S interactions
+"""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from allmrec.bundle import Bundle
+from allmrec.core.artifacts import sha256, shard_name, to_parquet
+from allmrec.core.commit_log import find_json
+from allmrec.core.hashing import Draw, fingerprint, hash_strings, key64, mix64
+from allmrec.core.storage import Storage
+from allmrec.data.sequences import Sequences
+from allmrec.publishing.log import manifest_key
+from allmrec.publishing.run import Run
+from schemas.recommendations import SCHEMA
+
+_LOOK_BACK = 30  # days
+
+
+def item_digests(bundle: Bundle) -> np.ndarray:
+    """What a prompt and a row show of each item, uint64 (I,): its id, its title, and whether by e_i or q_i.
+
+    Counts of interactions change every day, and with them the bundle; rows need not.
+    """
+    catalogue = bundle.catalogue
+    ids_I, titles_I = (hash_strings(pc.fill_null(texts, "")) for texts in (catalogue.item_ids, catalogue.titles))
+    return mix64(mix64(ids_I) ^ titles_I) ^ bundle.by_text().numpy().astype(np.uint64)
+
+
+def input_digests(
+    users: Sequences, candidates_UN: np.ndarray, items_I: np.ndarray, ranking: Mapping[str, Any]
+) -> np.ndarray:
+    """A digest of all that each user's row depends on, uint64 (U,).
+
+    Args:
+        candidates_UN: item indices in the order of whoever proposed them.
+        items_I: from `item_digests`.
+        ranking: JSON-able; what ranks them: models, wording, ranker, seed, code version.
+    """
+    place_S = np.arange(len(users.items)) - np.repeat(users.offsets[:-1], users.lengths)
+    # Sums wrap around, and so do differences of the running sum: each user's own is exact.
+    running = np.concatenate(
+        [np.zeros(1, np.uint64), np.cumsum(_entries(items_I[users.items], place_S, Draw.CARRIED_HISTORY))]
+    )
+    history_U = np.diff(running[users.offsets])
+    entries_UN = _entries(items_I[candidates_UN], np.arange(candidates_UN.shape[1]), Draw.CARRIED_CANDIDATES)
+    key = np.uint64(int(fingerprint(ranking)[:16], 16))
+    with np.errstate(over="ignore"):
+        digest_U = mix64(users.hashes() ^ mix64(history_U + mix64(users.lengths.astype(np.uint64))))
+        return mix64(mix64(digest_U ^ entries_UN.sum(axis=1, dtype=np.uint64)) ^ key)
+
+
+def _entries(items: np.ndarray, places: np.ndarray, purpose: int) -> np.ndarray:
+    return mix64(mix64(items ^ key64(purpose)) ^ places.astype(np.uint64))
+
+
+def write_digests(run: Run, shard: int, digests_U: np.ndarray) -> None:
+    """Put a shard's digests beside it. Every attempt at the shard writes the same."""
+    data = to_parquet(pa.table({"digest": np.sort(digests_U)}), dictionary=False)
+    run.storage.write(_key(run.run_date, run.run_id, shard), data)
+
+
+@dataclass(frozen=True)
+class LastRun:
+    """The run of the date before: what tonight's is compared with, and may take rows from."""
+
+    storage: Storage
+    manifest: Mapping[str, Any]  # of its published files
+
+    @classmethod
+    def before(cls, storage: Storage, run_date: date, num_shards: int) -> "LastRun | None":
+        """The newest one of the month before the date, if it is dealt to as many shards."""
+        for days in range(1, _LOOK_BACK + 1):
+            if manifest := find_json(storage, manifest_key(run_date - timedelta(days))):
+                return cls(storage, manifest) if len(manifest["files"]) == num_shards else None
+        return None
+
+    def read(self, shard: int) -> pa.Table | None:
+        """A shard's recommendations; None when they are gone or not what was published."""
+        file = self.manifest["files"][shard]
+        data = _find(self.storage, file["key"])
+        return pq.read_table(io.BytesIO(data)) if data is not None and sha256(data) == file["sha256"] else None
+
+    def unchanged(self, shard: int, users: Sequences, digests_U: np.ndarray, lengths_U: np.ndarray) -> pa.Table:
+        """The shard's rows of users whose inputs have not changed.
+
+        Args:
+            lengths_U: how many items tonight's lists have; a row of another length is not whole.
+        """
+        rows = self.read(shard)
+        data = _find(self.storage, _key(self.manifest["run_date"], self.manifest["run_id"], shard))
+        if rows is None or data is None:
+            return SCHEMA.empty_table()
+        same_U = np.isin(digests_U, pq.read_table(io.BytesIO(data)).column("digest").to_numpy())
+        rows = rows.filter(pc.is_in(rows.column("user_id"), users.user_ids.filter(pa.array(same_U))))
+        at = pc.index_in(rows.column("user_id"), users.user_ids).to_numpy()
+        return rows.filter(pa.array(pc.list_value_length(rows.column("items")).to_numpy() == lengths_U[at]))
+
+
+def _find(storage: Storage, key: str) -> bytes | None:
+    try:
+        return storage.read(key)
+    except FileNotFoundError:
+        return None
+
+
+def _key(run_date: date | str, run_id: str, shard: int) -> str:
+    return f"_inputs/run_date={run_date}/{run_id}/{shard_name(shard)}"

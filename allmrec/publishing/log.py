@@ -1,0 +1,90 @@
+"""The publish log: which run is the current one, and which were before it.
+
+    _log/00000007.json                                   the run that is current from then on, and its files
+    latest.json                                          a copy of the newest entry, for readers who want a fixed name
+    _symlink_format_manifest/run_date=D/manifest         the URIs of a date's files, for engines that read such lists
+
+A journal (`allmrec.core.commit_log`), so a rollback is one more entry. Knows nothing of how a run's files came about.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, date, datetime
+from typing import Any
+
+from allmrec.core.commit_log import Entry, append, append_next, entry_key, find_json, last_number
+from allmrec.core.storage import Storage
+
+LATEST = "latest.json"
+
+
+def manifest_key(run_date: date | str) -> str:
+    """The manifest of a date's published files: its presence says that they are all there."""
+    return f"run_date={run_date}/_SUCCESS"
+
+
+def symlinks_key(run_date: date | str) -> str:
+    """The same as lines of URIs, under the name that Delta Lake gave it; Athena, Trino and Spark read such lists."""
+    return f"_symlink_format_manifest/run_date={run_date}/manifest"
+
+
+def published_dates(storage: Storage) -> list[date]:
+    """The dates that have a run, oldest first."""
+    keys = (entry.key for entry in storage.list("run_date="))
+    return sorted(date.fromisoformat(key[9:19]) for key in keys if key == manifest_key(key[9:19]))
+
+
+def publish_entry(storage: Storage, manifest: Mapping[str, Any], number: int) -> Entry | None:
+    """Make a run the current one by entry `number`; None when another writer has that number."""
+    return append(storage, _entry(manifest), number)
+
+
+def republish(storage: Storage, manifest: Mapping[str, Any]) -> Entry | None:
+    """If the run of this date is the current one, one more entry, unless the newest names these very files."""
+
+    def holds(newest: Entry | None) -> bool:
+        return newest is None or newest["run_id"] != manifest["run_id"] or newest["files"] == manifest["files"]
+
+    entry = append_next(storage, _entry(manifest), holds)
+    refresh_latest(storage)
+    return entry
+
+
+def roll_back(storage: Storage, run_date: date) -> Entry:
+    """Make the run of an earlier date the current one again; returns its new entry.
+
+    Raises:
+        ValueError: nothing was published for that date.
+    """
+    manifest = find_json(storage, manifest_key(run_date))
+    if manifest is None:
+        raise ValueError(f"{storage.uri}: nothing was published for {run_date}; choose a date that was")
+    entry = append_next(storage, _entry(manifest))
+    assert entry is not None
+    refresh_latest(storage)
+    return entry
+
+
+def write_symlinks(storage: Storage, manifest: Mapping[str, Any]) -> None:
+    """Put the list of a published date's files. Comes behind `_SUCCESS`."""
+    lines = [storage.name(file["key"]) for file in manifest["files"]]
+    storage.write(symlinks_key(manifest["run_date"]), "".join(f"{line}\n" for line in lines).encode())
+
+
+def refresh_latest(storage: Storage) -> None:
+    """Copy the newest entry, and again if there is a newer one by then: an older copy never stays."""
+    copied, newest = 0, last_number(storage)
+    while copied < newest:
+        copied = newest
+        storage.write(LATEST, storage.read(entry_key(copied)))
+        newest = last_number(storage)
+
+
+def _entry(manifest: Mapping[str, Any]) -> Entry:
+    return {
+        "run_date": manifest["run_date"],
+        "run_id": manifest["run_id"],
+        "manifest": manifest_key(manifest["run_date"]),
+        "rows": manifest["rows"],
+        "files": manifest["files"],
+        "published_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

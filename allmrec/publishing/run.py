@@ -1,0 +1,249 @@
+"""A nightly run in the store: what makes it one run, its shards, and how they become visible, all at once.
+
+    _runs/run_date=D/identity.json                       put-if-absent: what the run is made of
+    _runs/run_date=D/attempts/part-00003-<random>.parquet   one attempt at a shard
+    _runs/run_date=D/shards/part-00003.json              put-if-absent: the attempt that won
+    run_date=D/part-00003.parquet                        copies of the winners, once all have passed the audit
+    run_date=D/_SUCCESS                                  put-if-absent: the manifest of these files
+
+and then a list of them for engines that read such lists, and an entry of the publish log. Only put-if-absent decides
+anything, so the result is right however often the run is at work at once, and a run killed between any two operations
+resumes. Readers that follow the log, `latest.json` or `_SUCCESS` see whole runs only. Nothing reads `_runs/` after
+publishing: a lifecycle rule of the store may expire it. Leaves who works on a run to `allmrec.publishing.lease`, a shard's
+rules to `allmrec.nightly.audit`, and what becomes of a published run later to `allmrec.publishing.maintenance`.
+"""
+
+import io
+import json
+import secrets
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from allmrec.core.artifacts import describe, sha256, shard_name, to_parquet
+from allmrec.core.commit_log import dump_json, entries_after, find_json, last_number, load_json
+from allmrec.core.hashing import fingerprint
+from allmrec.core.storage import Storage
+from allmrec.data.catalogue import Catalogue
+from allmrec.data.sequences import Sequences
+from allmrec.nightly.audit import audit_shard
+from allmrec.nightly.filters import ItemFilter
+from allmrec.publishing.lease import Lease
+from allmrec.publishing.log import manifest_key, publish_entry, refresh_latest, write_symlinks
+from schemas import check
+from schemas.recommendations import SCHEMA
+
+_PARALLEL = 16  # small requests to the store at a time
+
+
+@dataclass(frozen=True)
+class Run:
+    """The run of one date. Can be pickled: workers commit the shards that they finish."""
+
+    storage: Storage  # where recommendations are published
+    run_date: date
+    identity: dict[str, Any]
+    run_id: str
+
+    @classmethod
+    def open(cls, storage: Storage, run_date: date, identity: Mapping[str, Any]) -> "Run":
+        """Begin the run of a date, or resume it.
+
+        Args:
+            identity: JSON-able; what the result depends on: bundle, input snapshot, candidate and ranking config,
+                code version.
+
+        Raises:
+            ValueError: the store cannot be trusted with it, or this date has another run; names what differs.
+        """
+        storage.probe_create()
+        plain = json.loads(json.dumps(identity, default=str))
+        run = cls(storage, run_date, plain, fingerprint({"run_date": str(run_date), "identity": plain})[:16])
+        run._published_manifest()
+        key = f"{run._work}/identity.json"
+        if not storage.create(key, dump_json({"run_id": run.run_id, "identity": plain})):
+            run._refuse_another(load_json(storage, key), key)
+        return run
+
+    def finished_shards(self) -> set[int]:
+        """Shards that need not be made again."""
+        entries = self.storage.list(f"{self._work}/shards/part-")
+        return {int(entry.key.removesuffix(".json").rpartition("-")[2]) for entry in entries}
+
+    def commit_shard(self, shard: int, table: pa.Table, facts: Mapping[str, float] | None = None) -> bool:
+        """Offer an attempt at a shard; returns whether it won. A losing attempt leaves nothing.
+
+        Args:
+            table: of the `recommendations` schema, at most 5 GB as Parquet.
+            facts: counts, which the published manifest adds up over the shards.
+        """
+        data = to_parquet(check(table, SCHEMA))
+        attempt = f"{self._work}/attempts/part-{shard:05d}-{secrets.token_hex(8)}.parquet"
+        self.storage.write(attempt, data)
+        entry = describe(data, file=attempt, rows=table.num_rows, facts=dict(facts or {}))
+        if self.storage.create(self._entry_key(shard), dump_json(entry)):
+            return True
+        self.storage.delete(attempt)
+        return False
+
+    def read_shard(self, shard: int) -> tuple[pa.Table, str]:
+        """A finished shard as it lies in the store, and its sha256. Raises ValueError when it is damaged."""
+        entry = load_json(self.storage, self._entry_key(shard))
+        try:
+            data = self.storage.read(entry["file"])
+        except FileNotFoundError:
+            raise self._unusable(shard, entry, "is missing") from None
+        if sha256(data) != entry["sha256"]:
+            raise self._unusable(shard, entry, "is damaged")
+        return pq.read_table(io.BytesIO(data)), entry["sha256"]
+
+    def shard_facts(self, shard: int) -> dict[str, float]:
+        """What the attempt that won said of itself."""
+        return load_json(self.storage, self._entry_key(shard))["facts"]
+
+    def audit(
+        self,
+        shard: int,
+        expected_user_ids: pa.Array | pa.ChunkedArray,
+        seen: Sequences,
+        catalogue: Catalogue,
+        top_k: int,
+        filter: ItemFilter | None = None,
+    ) -> str:
+        """Audit a finished shard as it lies in the store (`audit_shard` has the rules and raises ValueError).
+
+        Returns:
+            Its sha256, for `publish`.
+        """
+        table, digest = self.read_shard(shard)
+        name = f"run {self.run_id} of {self.run_date}, shard {shard}"
+        for column, value in (("run_date", self.run_date), ("run_id", self.run_id)):
+            if pc.any(pc.not_equal(table.column(column), value)).as_py():
+                raise ValueError(f"{name}: {column} is not {value} everywhere")
+        audit_shard(table, expected_user_ids, seen, catalogue, top_k, name, filter)
+        return digest
+
+    def published(self) -> dict[str, Any] | None:
+        """The log entry that made this run visible, or None.
+
+        A run that was killed right behind its entry has left an old `latest.json`; it is brought up to date.
+        """
+        manifest = self._published_manifest()
+        entry = self._entry_since(manifest) if manifest else None
+        if entry:
+            refresh_latest(self.storage)
+        return entry
+
+    def publish(self, num_shards: int, audited: Mapping[int, str], lease: Lease | None = None) -> dict[str, Any]:
+        """Make the run visible, and the current one; returns its log entry. Publishing again changes nothing.
+
+        Args:
+            audited: what `audit` returned for each shard.
+
+        Raises:
+            ValueError: a shard is not finished or not what was audited; nothing is published.
+            RunHeld: another process has taken the run over.
+        """
+        manifest = self._published_manifest()
+        if manifest is None:
+            manifest = self._copy_shards(num_shards, audited, lease)
+            if lease:
+                lease.check()
+            if not self.storage.create(manifest_key(self.run_date), dump_json(manifest)):
+                manifest = self._published_manifest()
+                assert manifest is not None
+        write_symlinks(self.storage, manifest)
+        entry = None
+        while entry is None:  # nobody can append between the last number that was read and the one that is tried
+            number = last_number(self.storage)
+            entry = self._entry_since(manifest) or publish_entry(self.storage, manifest, number + 1)
+        refresh_latest(self.storage)
+        return entry
+
+    def _copy_shards(self, num_shards: int, audited: Mapping[int, str], lease: Lease | None) -> dict[str, Any]:
+        """Copy the winners to where readers look; returns the manifest of the copies."""
+        shards = range(num_shards)
+        missing = sorted(set(shards) - (self.finished_shards() & set(audited)))
+        if missing:
+            raise ValueError(f"run {self.run_id} of {self.run_date}: shards {missing} are not finished and audited")
+        with ThreadPoolExecutor(_PARALLEL) as pool:
+            entries = list(pool.map(lambda shard: load_json(self.storage, self._entry_key(shard)), shards))
+            for shard, entry in zip(shards, entries, strict=True):
+                if entry["sha256"] != audited[shard]:
+                    raise self._unusable(shard, entry, "is not what was audited")
+            if lease:
+                lease.check()
+            keys = [f"run_date={self.run_date}/{shard_name(shard)}" for shard in shards]
+            list(pool.map(self.storage.copy, [entry["file"] for entry in entries], keys))
+        self._check_copies({key: entry["size"] for key, entry in zip(keys, entries, strict=True)})
+        facts: Counter[str] = Counter()
+        for entry in entries:
+            facts.update(entry["facts"])
+        return {
+            "run_date": str(self.run_date),
+            "run_id": self.run_id,
+            "identity": self.identity,
+            "rows": sum(entry["rows"] for entry in entries),
+            "files": [
+                {"key": key, **{name: entry[name] for name in ("sha256", "size", "rows")}}
+                for key, entry in zip(keys, entries, strict=True)
+            ],
+            "facts": dict(facts),
+            "log": last_number(self.storage),  # the run's own entry comes behind this number
+        }
+
+    def _check_copies(self, expected: dict[str, int]) -> None:
+        """Raises ValueError when the date's folder holds other Parquet files than these: a reader may glob it."""
+        there = {entry.key: entry.size for entry in self.storage.list(f"run_date={self.run_date}/part-")}
+        wrong = sorted(key for key in expected.keys() | there.keys() if expected.get(key) != there.get(key))
+        if wrong:
+            names = ", ".join(self.storage.name(key) for key in wrong[:5])
+            raise ValueError(f"{len(wrong)} files are not of run {self.run_id}; delete them and run again: {names}")
+
+    def _published_manifest(self) -> dict[str, Any] | None:
+        key = manifest_key(self.run_date)
+        manifest = find_json(self.storage, key)
+        if manifest:
+            self._refuse_another(manifest, key)
+        return manifest
+
+    def _entry_since(self, manifest: dict[str, Any]) -> dict[str, Any] | None:
+        entries = entries_after(self.storage, manifest["log"])
+        return next((entry for entry in entries if entry["run_id"] == self.run_id), None)
+
+    def _refuse_another(self, other: dict[str, Any], key: str) -> None:
+        if other["run_id"] != self.run_id:
+            raise ValueError(
+                f"{self.storage.name(key)} is of another run ({other['run_id']}, this is {self.run_id}): "
+                f"{'; '.join(_differences(other['identity'], self.identity))}. Go on with what that run was made of, "
+                "or choose another date or another nightly.output"
+            )
+
+    def _unusable(self, shard: int, entry: dict[str, Any], how: str) -> ValueError:
+        return ValueError(
+            f"{self.storage.name(entry['file'])} {how}; to make shard {shard} anew, delete "
+            f"{self.storage.name(self._entry_key(shard))} and run again"
+        )
+
+    def _entry_key(self, shard: int) -> str:
+        return f"{self._work}/shards/part-{shard:05d}.json"
+
+    @property
+    def _work(self) -> str:
+        return f"_runs/run_date={self.run_date}"
+
+
+def _differences(theirs: Any, ours: Any, path: str = "") -> Iterator[str]:
+    """`path.to.field was x, is y` for every leaf that differs."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        for name in sorted(theirs.keys() | ours.keys()):
+            yield from _differences(theirs.get(name), ours.get(name), f"{path}.{name}" if path else name)
+    elif theirs != ours:
+        yield f"{path} was {theirs!r} and is {ours!r}"

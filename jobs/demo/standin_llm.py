@@ -1,0 +1,64 @@
+"""Make a stand-in for the LLM, for machines that hold no pretrained one: a tiny OPT over the catalogue's titles.
+
+    python -m jobs.demo.standin_llm --config jobs/configs/demo.yaml
+
+Nothing is trained, and it knows no interaction; the log says how well it reads soft tokens (docs/standin.md). Point
+`llm.name` at the folder that it writes. The run must lie in a local folder: transformers loads models from folders.
+"""
+
+from allmrec.core.artifacts import describe, read_manifest, seal, unseal
+from allmrec.core.storage import LocalStorage, Storage
+from allmrec.data.catalogue import Catalogue
+from allmrec.demo.llm import build
+from jobs.runtime.step import Context, Facts, Step
+
+
+def run(context: Context) -> Facts:
+    config, storage = context.config, _local(context)
+    catalogue = Catalogue.read(context.artifact("items"))
+    unseal(storage)
+    for entry in list(storage.list()):  # of an earlier make
+        storage.delete(entry.key)
+    standin = build(catalogue.titles, [config.prompt], config.standin_llm, config.seed)
+    standin.save(storage.root)
+    seal(
+        storage,
+        "models/llm",
+        context.made_by,
+        {entry.key: describe(storage.read(entry.key)) for entry in storage.list()},
+        config=context.resolved("prompt", "standin_llm"),
+        facts=standin.facts,
+    )
+    return {"folder": storage.uri, **standin.facts}
+
+
+def plan(context: Context) -> Facts:
+    return {
+        "folder": _local(context).uri,
+        "items": read_manifest(context.artifact("items")).rows,
+    }
+
+
+def _local(context: Context) -> LocalStorage:
+    storage: Storage = context.artifact("models/llm")
+    if not isinstance(storage, LocalStorage):
+        raise ValueError(
+            f"the stand-in LLM is a folder of files and {storage.uri} is none; set `root` to a local folder, "
+            "or put a model on every machine and name it in llm.name"
+        )
+    return storage
+
+
+STEP = Step(
+    "standin-llm",
+    sections=("prompt", "standin_llm"),
+    inputs=("items",),
+    outputs=("models/llm",),
+    run=run,
+    plan=plan,
+)
+
+if __name__ == "__main__":
+    from jobs.cli import main
+
+    main(STEP)

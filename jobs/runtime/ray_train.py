@@ -1,0 +1,207 @@
+"""Ray for the jobs: starting it, and `fit`, which runs a training loop on its workers until it is done.
+
+A loop is a function `loop(config: dict) -> Facts` that runs on every worker inside a torch process group (gloo on
+CPUs, nccl on GPUs). It begins with `resume()`, calls `report(...)` at the same points on every worker, and what
+rank 0 returns comes back from `fit`. Knows Ray Train (V2); what is trained is the loop's business.
+
+A worker that dies is replaced and the loop goes on from its last checkpoint, `workers.max_failures` times. A
+driver that dies may be started again: checkpoints lie under the step's identity, so the same step goes on where
+it was and a changed one starts afresh.
+"""
+
+import json
+import logging
+import math
+import os
+import tempfile
+from collections.abc import Callable
+from queue import Empty
+from threading import Thread
+from typing import Any
+
+import ray
+import torch
+from pyarrow.fs import FileSelector
+from ray import train
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
+from ray.util.queue import Queue
+
+from allmrec.core.storage import Storage
+from allmrec.core.storage.s3 import store_environment
+from allmrec.core.training_state import load_state, save_state
+from jobs.config import Config, WorkersConfig
+from jobs.runtime.step import Context, Facts
+
+Loop = Callable[[dict[str, Any]], Facts]
+
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of the config mean the same on a worker
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # also how long a finished loop waits to be noticed
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # A shuffle of Ray Data has workers of its own kind; one per CPU of either kind stays, else they oust each other.
+    "RAY_num_workers_soft_limit": str(4 * (os.cpu_count() or 1)),
+}
+
+
+def start_ray(config: Config) -> None:
+    """Connect to the cluster that RAY_ADDRESS names (`ray job submit` sets it), or start Ray on this machine.
+
+    Call it as often as you like: the first call counts.
+    """
+    if ray.is_initialized():
+        return
+    store = store_environment(config.storage)
+    for name, value in (_ENVIRONMENT | store).items():
+        os.environ.setdefault(name, value)
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(runtime_env={"env_vars": store}, **options)
+        return
+    # Nobody takes this machine away, and the watcher for that is a process more to start.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    # Ray's CPUs are slots: a machine with fewer cores than workers runs them all, slower.
+    needed = math.ceil(config.workers.num_workers * config.workers.cpus_per_worker)
+    if config.workers.object_store_mb is not None:
+        options["object_store_memory"] = config.workers.object_store_mb * 2**20
+    # One of its own, even where another process has started Ray.
+    ray.init("local", num_cpus=max(os.cpu_count() or 1, needed), include_dashboard=False, **options)
+
+
+def fit(context: Context, verb: str, loop: Loop, loop_config: dict[str, Any], total: int) -> Facts:
+    """Run `loop(loop_config)` on the configured workers.
+
+    Args:
+        verb: names the progress bar and the folder of checkpoints, `<run>/checkpoints/<verb>`.
+        loop_config: travels to the workers; sections, storages and plain values.
+        total: units of work (epochs or steps); `report(done=...)` counts them.
+
+    Returns:
+        what `loop` returned on rank 0. The checkpoints are gone by then.
+
+    Raises:
+        ValueError: the loop's own, as it was raised.
+        ray.train.TrainingFailedError: workers failed more often than `workers.max_failures`.
+    """
+    start_ray(context.config)
+    workers = context.config.workers
+    checkpoints = context.artifact(f"checkpoints/{verb}")
+    _keep_only(checkpoints, context.made_by)
+    filesystem, path = checkpoints.arrow()
+    queue = Queue(actor_options={"num_cpus": 0})
+    trainer = TorchTrainer(
+        _prepared(loop, workers),
+        train_loop_config=loop_config,
+        torch_config=TorchConfig(backend="nccl" if workers.gpus_per_worker else "gloo"),
+        scaling_config=train.ScalingConfig(
+            num_workers=workers.num_workers,
+            use_gpu=workers.gpus_per_worker > 0,
+            resources_per_worker={"CPU": workers.cpus_per_worker}
+            | ({"GPU": workers.gpus_per_worker} if workers.gpus_per_worker else {}),
+        ),
+        run_config=train.RunConfig(
+            name=context.made_by,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=train.FailureConfig(max_failures=workers.max_failures),
+            checkpoint_config=train.CheckpointConfig(num_to_keep=2),
+            callbacks=[_ToDriver(queue)],
+            logging_config=train.LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    with context.console.progress(verb, total) as bar:
+        reader = Thread(target=_show, args=(queue, bar), daemon=True)
+        reader.start()
+        try:
+            result = trainer.fit()
+        except train.TrainingFailedError as error:
+            for failure in getattr(error, "worker_failures", {}).values():
+                cause = getattr(failure, "_base_exc", failure)
+                if isinstance(cause, ValueError):  # the user's to mend
+                    raise cause from error
+            raise
+        finally:
+            queue.put(None)
+            reader.join(timeout=10)
+            queue.shutdown()
+    _keep_only(checkpoints, None)
+    return result.return_value
+
+
+def report(done: int, state: Any = None, **numbers: float) -> None:
+    """On every worker alike: show `numbers` after `done` units; rank 0's `state` is kept as a checkpoint.
+
+    `state` is what `save_state` takes. Other ranks' states are ignored, so they may pass None.
+    """
+    metrics = {"done": done, **numbers}
+    if train.get_context().get_world_rank() != 0 or state is None:
+        train.report(metrics)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        save_state(folder, state)
+        train.report(metrics, checkpoint=train.Checkpoint.from_directory(folder))
+
+
+def resume() -> Any:
+    """On a worker: the state of the last checkpoint, None at the very beginning."""
+    checkpoint = train.get_checkpoint()
+    if checkpoint is None:
+        return None
+    with checkpoint.as_directory() as folder:
+        return load_state(folder)
+
+
+def device() -> torch.device:
+    """On a worker: the GPU that Ray gave it, or the CPU."""
+    return get_device()
+
+
+class _ToDriver(train.UserCallback):
+    """Ray calls it in its controller; the numbers go on to the driver, where the console is."""
+
+    def __init__(self, queue: Queue):
+        self.queue = queue
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        self.queue.put(metrics[0])
+
+
+def _show(queue: Queue, bar: Any) -> None:
+    """Move the bar until None comes. After a worker's death the loop repeats units; the bar does not go back."""
+    while True:
+        try:
+            metrics = queue.get(timeout=1)
+        except Empty:
+            continue
+        if metrics is None:
+            return
+        done = metrics.pop("done")
+        bar.advance(max(done - bar.done, 0), **metrics)
+
+
+def _prepared(loop: Loop, workers: WorkersConfig) -> Loop:
+    """The loop on as many threads as the worker has CPUs; more of them would only fight."""
+
+    def prepared(config: dict[str, Any]) -> Facts:
+        torch.set_num_threads(max(1, int(workers.cpus_per_worker)))
+        return loop(config)
+
+    return prepared
+
+
+def _keep_only(checkpoints: Storage, identity: str | None) -> None:
+    """Remove the checkpoints of other identities, and a snapshot that a dying driver wrote by half."""
+    filesystem, root = checkpoints.arrow()
+    for folder in filesystem.get_file_info(FileSelector(root, allow_not_found=True)):
+        if folder.base_name != identity or not _readable(checkpoints, folder.base_name):
+            filesystem.delete_dir(folder.path)
+
+
+def _readable(checkpoints: Storage, identity: str) -> bool:
+    try:
+        json.loads(checkpoints.read(f"{identity}/{CHECKPOINT_MANAGER_SNAPSHOT_FILENAME}"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return True

@@ -1,0 +1,87 @@
+"""A step of the pipeline: what it reads, what it writes, and whether that is already there.
+
+Every verb is one `Step`. Its identity is the fingerprint of the code version, the config sections that it uses
+and the digests of the artifacts that it reads; a step whose output carries that identity is skipped.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import allmrec
+from allmrec.core.artifacts import MANIFEST, read_manifest
+from allmrec.core.hashing import fingerprint
+from allmrec.core.storage import Storage, open_storage
+from jobs.config import Config
+from jobs.runtime.console import Console
+
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One verb. `run` does the work and seals the outputs; `plan` says what it would do and touches nothing."""
+
+    verb: str
+    sections: tuple[str, ...]  # of the config; a change in one of them runs the step again
+    inputs: tuple[str, ...]  # artifacts of the run that it reads
+    outputs: tuple[str, ...]  # artifacts of the run that it writes
+    run: Callable[["Context"], Facts]
+    plan: Callable[["Context"], Facts]
+    # Identities of inputs that are no artifacts of the run: files of the log, model folders.
+    outside: Callable[["Context"], Any] = field(default=lambda context: None)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a running step needs: the config, where the run's artifacts lie, its identity, and a console."""
+
+    config: Config
+    storage: Storage  # root of the run
+    console: Console
+    made_by: str
+
+    def artifact(self, name: str) -> Storage:
+        return self.storage.at(name)
+
+    def resolved(self, *sections: str) -> dict[str, Any]:
+        """The named config sections as plain data, for an artifact's manifest."""
+        return resolved(self.config, sections)
+
+
+def resolved(config: Config, sections: tuple[str, ...]) -> dict[str, Any]:
+    settings = config.model_dump(mode="json")
+    return {name: settings[name] for name in ("seed", *sections)}
+
+
+def execute(step: Step, config: Config, console: Console, dry_run: bool = False, force: bool = False) -> bool:
+    """Run one step, unless its outputs are there already. Returns whether it ran."""
+    storage = open_storage(config.run_uri, config.storage)
+    probe = Context(config, storage, console, made_by="")
+    missing = [name for name in step.inputs if not storage.exists(f"{name}/{MANIFEST}")]
+    if missing and dry_run:
+        console.plan(step.verb, {"waits for": ", ".join(missing)})
+        return False
+    identity = fingerprint(
+        {
+            "code": allmrec.__version__,
+            "verb": step.verb,
+            "config": resolved(config, step.sections),
+            "inputs": {name: read_manifest(storage.at(name)).digest for name in step.inputs},
+            "outside": step.outside(probe),
+        }
+    )
+    context = Context(config, storage, console, identity)
+    done = all(
+        storage.exists(f"{name}/{MANIFEST}") and read_manifest(storage.at(name)).made_by == identity
+        for name in step.outputs
+    )
+    if dry_run:
+        console.plan(step.verb, {"up to date": done, **step.plan(context)})
+        return False
+    if done and step.outputs and not force:
+        console.skip(step.verb, "its inputs and config have not changed")
+        return False
+    with console.phase(step.verb) as phase:
+        phase.facts(step.run(context))
+    return True

@@ -1,0 +1,33 @@
+"""The benchmark of nights: its run, and the whole command."""
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from allmrec.core.artifacts import read_manifest, read_table
+from allmrec.core.storage import open_storage
+from benchmarks.nightly_scale import ITEMS, generated, main
+
+
+def test_a_generated_run_is_dealt_and_has_a_bundle(tmp_path: Path) -> None:
+    config = generated(tmp_path, 50, 3, ranker="teacher")
+    run = open_storage(config.run_uri)
+    assert read_manifest(run.at("sequences")).rows == 50 and len(read_manifest(run.at("sequences")).files) == 3
+    for items in read_table(run.at("sequences")).column("item_index").to_pylist():
+        assert len({*items}) == len(items) >= 2 and 1 <= min(items) <= max(items) <= ITEMS
+    assert read_manifest(run.at("bundle")).facts["version"]
+
+
+@pytest.mark.benchmark
+def test_quick(tmp_path: Path) -> None:
+    app = typer.Typer()
+    app.command()(main)
+    done = CliRunner().invoke(app, ["--quick", "--root", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    content = json.loads((tmp_path / "nights.json").read_text())
+    assert [row["what"] for row in content["measurements"]] == ["teacher", "teacher", "first night", "second night"]
+    assert content["measurements"][-1]["carried_over"] == 40 and content["measurements"][-1]["scored_by_llm"] == 0
+    assert [bar["holds"] for bar in content["bars"]] == [None] * 2

@@ -1,0 +1,134 @@
+"""The sample log behaves like a shop's: sequels follow, fame is skew, and taste tells more than fame."""
+
+import numpy as np
+import pytest
+
+from allmrec.demo.sample.log import FOLLOW, MAINSTREAM, Events, draw_events
+from allmrec.demo.sample.shop import NUM_CLUSTERS, NUM_GENRES, SampleConfig, Shelf, Tastes, draw_shelf, draw_tastes
+
+CONFIG = SampleConfig(users=2000, items=600)
+
+
+@pytest.fixture(scope="module")
+def shop() -> tuple[Tastes, Shelf, Events]:
+    tastes, shelf = draw_tastes(CONFIG), draw_shelf(CONFIG, "movies")
+    return tastes, shelf, draw_events(CONFIG, "movies", tastes, shelf)
+
+
+def test_sizes_are_what_was_asked(shop):
+    _, shelf, events = shop
+    lengths = np.bincount(events.user, minlength=CONFIG.users)
+    assert len(shelf) == 600
+    assert lengths.min() == 3
+    assert lengths.mean() == pytest.approx(CONFIG.interactions_per_user, rel=0.05)
+    assert (lengths == 3).sum() == 200  # cold users, exactly
+
+
+def test_nobody_meets_an_item_twice_and_time_goes_forward(shop):
+    _, shelf, events = shop
+    assert len(np.unique(events.user * len(shelf) + events.item)) == len(events.item)
+    same_user = np.diff(events.user) == 0
+    days = np.diff(events.day)[same_user]
+    assert days.min() == 0
+    assert 0.05 < (days == 0).mean() < 0.2  # ties
+
+
+def test_fame_is_skew_and_some_items_are_cold(shop):
+    _, shelf, events = shop
+    counts = np.sort(np.bincount(events.item, minlength=len(shelf)))[::-1]
+    assert 0.2 < counts[:60].sum() / counts.sum() < 0.5  # a tenth of the items
+    assert (counts <= 5).mean() > 0.05
+
+
+def test_sequels_follow_each_other(shop):
+    _, shelf, events = shop
+    pairs = np.diff(events.user) == 0
+    before, after = events.item[:-1][pairs], events.item[1:][pairs]
+    has = shelf.sequel[before] >= 0
+    assert (shelf.sequel[before] == after)[has].mean() > 0.8 * FOLLOW
+    assert (shelf.franchise[shelf.sequel >= 0] == shelf.franchise[shelf.sequel[shelf.sequel >= 0]]).all()
+
+
+def test_tastes_drift(shop):
+    tastes, shelf, events = shop
+    first = np.flatnonzero(np.diff(events.user, prepend=-1))
+    last = np.append(first[1:], len(events.user)) - 1
+    late = tastes.late_UG[np.arange(CONFIG.users), shelf.genre[events.item[last]]].mean()
+    early = tastes.early_UG[np.arange(CONFIG.users), shelf.genre[events.item[last]]].mean()
+    assert late > early
+
+
+def test_domains_share_tastes_but_not_items(shop):
+    tastes, movies, _ = shop
+    games = draw_shelf(CONFIG, "games")
+    assert (games.genre != movies.genre).any()
+    played = draw_events(CONFIG, "games", tastes, games)
+    affinity = tastes.cluster_UC[played.user, games.cluster[played.item]]
+    assert affinity.mean() > 2 / NUM_CLUSTERS
+
+
+def test_an_oracle_finds_the_next_item_and_fame_does_not(shop):
+    tastes, shelf, events = shop
+    target, before = _last_and_before(events)
+    scores = _probabilities(tastes, shelf, before)
+    counts = np.bincount(events.item, minlength=len(shelf))
+    random, matched = _candidates(events, target, counts, None), _candidates(events, target, counts, 40)
+    assert _hit(scores, random) > 0.6
+    assert _hit(scores, matched) > 0.55
+    fame = np.broadcast_to(counts.astype(float), scores.shape)
+    assert 0.1 < _hit(fame, random) < 0.25
+    assert _hit(fame, matched) < 0.1
+
+
+def test_another_seed_is_another_log(shop):
+    _, _, events = shop
+    again = draw_events(CONFIG, "movies", draw_tastes(CONFIG), draw_shelf(CONFIG, "movies"))
+    assert (again.item == events.item).all()
+    assert (again.day == events.day).all()
+    other = SampleConfig(users=2000, items=600, seed=1)
+    moved = draw_events(other, "movies", draw_tastes(other), draw_shelf(other, "movies"))
+    assert moved.item[:100].tolist() != events.item[:100].tolist()
+
+
+def test_the_smallest_catalogue_still_serves_everybody():
+    config = SampleConfig(users=50, items=20, interactions_per_user=10)
+    shelf = draw_shelf(config, "games")
+    events = draw_events(config, "games", draw_tastes(config), shelf)
+    assert np.bincount(events.user).min() == 3
+    assert len(np.unique(events.user * 20 + events.item)) == len(events.item)
+
+
+def test_too_few_items_are_refused():
+    with pytest.raises(ValueError, match="too few"):
+        SampleConfig(items=20, interactions_per_user=12)
+
+
+def _last_and_before(events: Events) -> tuple[np.ndarray, np.ndarray]:
+    last = np.append(np.flatnonzero(np.diff(events.user)), len(events.user) - 1)
+    return events.item[last], events.item[last - 1]
+
+
+def _probabilities(tastes: Tastes, shelf: Shelf, before: np.ndarray) -> np.ndarray:
+    """Of each item coming last, by the generator's own factors: (U, N)."""
+    cell = shelf.genre * NUM_CLUSTERS + shelf.cluster
+    total = np.bincount(cell, shelf.weight, minlength=NUM_GENRES * NUM_CLUSTERS)
+    taste = tastes.late_UG[:, shelf.genre] * tastes.cluster_UC[:, shelf.cluster] * (shelf.weight / total[cell])
+    taste = (1 - MAINSTREAM) * taste + MAINSTREAM * shelf.weight / shelf.weight.sum()
+    follows = np.arange(len(shelf)) == shelf.sequel[before][:, None]
+    return (1 - FOLLOW) * taste + FOLLOW * follows
+
+
+def _candidates(events: Events, target: np.ndarray, counts: np.ndarray, window: int | None) -> np.ndarray:
+    """The target first, then 19 items that the user has not met, near it in fame if there is a window."""
+    draw = np.random.default_rng(0).random((len(target), len(counts)))
+    draw[events.user, events.item] = 2
+    if window:
+        rank = np.argsort(np.argsort(-counts, kind="stable"))
+        draw[np.abs(rank - rank[target][:, None]) > window] = 1.5
+    return np.concatenate([target[:, None], np.argsort(draw, axis=1)[:, :19]], axis=1)
+
+
+def _hit(scores: np.ndarray, candidates: np.ndarray) -> float:
+    """Hit@1; ties count as misses."""
+    found = np.take_along_axis(scores, candidates, axis=1)
+    return float((found[:, 0] > found[:, 1:].max(axis=1)).mean())

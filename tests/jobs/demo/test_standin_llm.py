@@ -1,0 +1,52 @@
+"""The verb that makes a stand-in LLM."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from allmrec.core.artifacts import read_file, read_manifest, seal, write_shard
+from allmrec.core.storage import open_storage
+from allmrec.llm.loading import LLMConfig, load_llm
+from jobs.config import Config
+from jobs.demo.standin_llm import STEP
+from jobs.runtime.console import Console
+from jobs.runtime.step import Context, execute
+from schemas import items
+
+SMALL = {"vocab_size": 400, "max_positions": 320}
+
+
+def test_writes_a_sealed_model_once(tmp_path: Path) -> None:
+    config = Config(name="t", root=str(tmp_path), standin_llm=SMALL, prompt={"max_history": 2, "max_title_tokens": 6})
+    run = open_storage(config.run_uri)
+    rows = [
+        {
+            "item_id": f"i{i}",
+            "title": f"Title {chr(65 + i)}",
+            "item_index": i,
+            "popularity": 0,
+            "interactions": 0,
+            "text_hash": "",
+        }
+        for i in range(1, 21)
+    ]
+    table = pa.Table.from_pylist(rows, items.SCHEMA)
+    shard = write_shard(run.at("items"), items.SCHEMA, "part-00000.parquet", table)
+    seal(run.at("items"), "items", "test", {"part-00000.parquet": shard})
+
+    assert execute(STEP, config, Console(log_json=True))
+    model = run.at("models/llm")
+    manifest = read_manifest(model)
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(manifest.files)
+    assert all(read_file(model, manifest, name) for name in manifest.files)
+    assert manifest.facts["bound"] < manifest.facts["cross_entropy"]
+    load_llm(LLMConfig(name=model.uri))
+    assert not execute(STEP, config, Console(log_json=True))
+
+
+def test_a_bucket_is_refused_in_words() -> None:
+    config = Config(name="t", root="s3://bucket/runs")
+    context = Context(config, open_storage(config.run_uri, config.storage), Console(), made_by="")
+    with pytest.raises(ValueError, match="local folder"):
+        STEP.plan(context)

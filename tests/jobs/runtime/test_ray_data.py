@@ -1,0 +1,88 @@
+import gc
+import time
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pytest
+import ray
+from ray.exceptions import RayError
+
+from jobs.config import WorkersConfig
+from jobs.runtime.ray_data import over, pooled, tables, watched
+
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("started_ray")]
+
+
+def square(batch):
+    assert len(batch["id"]) == 1
+    for number in batch["id"]:
+        yield pa.table({"square": [number**2]})
+
+
+def test_every_number_once():
+    assert sorted(pa.concat_tables(tables(over(7, square))).column("square").to_pylist()) == [
+        number**2 for number in range(7)
+    ]
+
+
+def test_a_users_error_comes_out_as_it_was_raised():
+    def refuse(batch):
+        raise ValueError("interactions: cannot read log.json.gz")
+
+    with pytest.raises(ValueError) as error:
+        list(tables(over(1, refuse)))
+    assert str(error.value) == "interactions: cannot read log.json.gz"
+    assert not isinstance(error.value, RayError)
+
+
+class Refusing:
+    def __call__(self, batch):
+        raise ValueError("the LLM gave NaN")
+
+
+def test_workers_that_failed_give_their_cpus_back():
+    """While the error is still held, and without waiting for the garbage collector's turn."""
+    gc.disable()
+    try:
+        with pytest.raises(ValueError, match="the LLM gave NaN") as error:
+            list(watched(tables(pooled(range(2), Refusing, (), WorkersConfig(num_workers=2))), None, 60, lambda: ""))
+        deadline = time.monotonic() + 20
+        while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
+            assert time.monotonic() < deadline, "the workers hold their CPUs"
+            time.sleep(0.1)
+    finally:
+        gc.enable()
+    assert error
+
+
+def test_any_other_error_keeps_its_story():
+    def fail(batch):
+        raise RuntimeError("out of luck")
+
+    with pytest.raises(RayError, match="out of luck"):
+        list(tables(over(1, fail)))
+
+
+def slowly(*waits: float) -> Iterator[int]:
+    for number, seconds in enumerate(waits):
+        time.sleep(seconds)
+        yield number
+
+
+def test_what_comes_in_time_passes_and_errors_come_through():
+    assert list(watched(slowly(0, 0.1, 0), time.monotonic() + 60, 60, lambda: "")) == [0, 1, 2]
+    assert list(watched(slowly(0, 0), None, None, lambda: "")) == [0, 1]
+    with pytest.raises(ZeroDivisionError):
+        list(watched((1 // number for number in (1, 0)), None, 60, lambda: ""))
+
+
+def test_a_result_that_does_not_come_ends_the_wait_with_a_diagnosis():
+    results = watched(slowly(0, 30), None, 0.2, lambda: "shard 7 is unfinished")
+    assert next(results) == 0
+    with pytest.raises(ValueError, match=r"nothing came for 0\.2 s and shard 7 is unfinished.*nightly\.stalled_s"):
+        next(results)
+
+
+def test_the_deadline_is_for_all_together():
+    with pytest.raises(ValueError, match=r"nightly\.deadline_s is over"):
+        list(watched(slowly(*[0.1] * 30), time.monotonic() + 0.3, 60, lambda: "none"))
