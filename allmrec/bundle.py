@@ -5,7 +5,7 @@
     bundles/<version>/alignment/                     loads here by the function that loads it from a run
     bundles/<version>/projectors/
     bundles/<version>/items/
-    bundles/_log/00000003.json                       the version that is promoted from then on (`allmrec.core.commit_log`)
+    bundles/_log/00000003.json                       the version promoted from then on (`allmrec.core.commit_log`)
 
 The version is a hash of the content: equal parts, models and config make the same version anywhere. Weights are
 safetensors; nothing is unpickled. Knows where things lie; leaves what they compute to their owners.
@@ -25,10 +25,10 @@ import torch
 from pydantic import Field
 
 import allmrec
-from allmrec.alignment.joint import Forms
+from allmrec.alignment.joint import EmbeddingChoice
 from allmrec.alignment.network import load_joint
 from allmrec.cf.teacher import Teacher, load_teacher
-from allmrec.core.artifacts import MANIFEST, Manifest, describe, read_file, read_manifest, sha256
+from allmrec.core.artifacts import MANIFEST, Manifest, file_entry, read_file, read_manifest, sha256
 from allmrec.core.commit_log import Entry, append_next, newest_entry
 from allmrec.core.hashing import fingerprint
 from allmrec.core.pretrained import model_identity
@@ -51,7 +51,7 @@ class BundleConfig(Section):
 
     # Items with fewer training interactions are shown by the text form q_i: their E_i has learnt next to nothing.
     # So are those for which an external teacher has no E_i. Stage-2 trains on these forms.
-    text_form_below: int = Field(1, ge=0)
+    min_interactions_for_cf: int = Field(1, ge=0)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Bundle:
     config: dict[str, Any]  # resolved sections that the parts were made with
     models: dict[str, dict[str, str]]  # "llm" and "text": name and identity
     data: dict[str, str]  # digests of the tables that the models were trained on
-    facts: dict[str, dict[str, Any]]  # what each part's training said of itself
+    stats: dict[str, dict[str, Any]]  # what each part's training said of itself
 
     @property
     def prompt(self) -> PromptConfig:
@@ -89,7 +89,7 @@ class Bundle:
         projection = ProjectionConfig(**self.config["projection"])
         if not text:
             items_ND = self.teacher.item_embeddings.detach()
-            return item_inputs(projection, self.forms(), self.e_NJ, self.q_NJ, items_ND, self.config["seed"])
+            return item_inputs(projection, self.embedding_choice(), self.e_NJ, self.q_NJ, items_ND, self.config["seed"])
         if projection.item_input != "joint":
             raise ValueError(
                 f"bundle {self.version} projects the items by {projection.item_input!r} embeddings, which have no text "
@@ -97,13 +97,13 @@ class Bundle:
             )
         return self.q_NJ
 
-    def by_text(self) -> torch.Tensor:
+    def uses_text_embedding(self) -> torch.Tensor:
         """bool (N,): the items that q_i shows."""
-        return self.forms().by_text_N
+        return self.embedding_choice().uses_text_N
 
-    def forms(self) -> Forms:
-        return Forms.of(
-            self.catalogue.popularity, self.teacher.item_embeddings, self.config["bundle"]["text_form_below"]
+    def embedding_choice(self) -> EmbeddingChoice:
+        return EmbeddingChoice.of(
+            self.catalogue.popularity, self.teacher.item_embeddings, self.config["bundle"]["min_interactions_for_cf"]
         )
 
 
@@ -141,16 +141,16 @@ def build_bundle(run: Storage, config: Mapping[str, Any]) -> str:
         for name in manifest.files:
             data = read_file(run.at(part), manifest, name)
             root.create(f"{part}/{name}", data)
-            files[f"{part}/{name}"] = describe(data)
+            files[f"{part}/{name}"] = file_entry(data)
         # Manifests hold timings, so of two builders of one version the first one's stay.
         root.create(f"{part}/{MANIFEST}", run.at(part).read(MANIFEST))
-        files[f"{part}/{MANIFEST}"] = describe(root.read(f"{part}/{MANIFEST}"))
+        files[f"{part}/{MANIFEST}"] = file_entry(root.read(f"{part}/{MANIFEST}"))
     description = {
         "version": version,
         **content,
         "dependencies": {"python": platform.python_version(), **_versions()},
         "files": dict(sorted(files.items())),
-        "facts": {part: manifest.facts for part, manifest in manifests.items()},
+        "stats": {part: manifest.stats for part, manifest in manifests.items()},
     }
     description["digest"] = fingerprint(description)
     root.create(DESCRIPTION, json.dumps(description, indent=1, default=str).encode())
@@ -170,7 +170,7 @@ def load_bundle(run: Storage, version: str) -> Bundle:
         q_NJ=q_NJ,
         projectors=load_projectors(root.at("projectors")),
         untrained=load_projectors(root.at("projectors"), untrained=True),
-        **{key: description[key] for key in ("config", "models", "data", "facts")},
+        **{key: description[key] for key in ("config", "models", "data", "stats")},
     )
 
 
@@ -259,7 +259,7 @@ def bundle_versions(run: Storage) -> list[str]:
 
 def _check_forms(projectors: Manifest, config: Mapping[str, Any]) -> None:
     """Raises ValueError when F_I was trained on other inputs than a bundle of this config would give it."""
-    for section, key in (("projection", "item_input"), ("bundle", "text_form_below")):
+    for section, key in (("projection", "item_input"), ("bundle", "min_interactions_for_cf")):
         made, wanted = projectors.config.get(section, {}).get(key), config[section][key]
         if made != wanted:
             raise ValueError(

@@ -22,37 +22,37 @@ KEYS = ("system", "protocol", "subset", "metric")
 _NUMBERS = ("count", "sum", "squares", "pairs", "difference", "difference_squares", "tied", "candidates", "by_text")
 
 
-def gains(width: int) -> np.ndarray:
+def gain_table(width: int) -> np.ndarray:
     """What each rank 1 ... width is worth, float64 (M, width). One item is relevant, so the ideal DCG is 1."""
     rank = np.arange(1, width + 1, dtype=np.float64)
     return np.stack([rank <= 1, rank <= 5, np.where(rank <= 10, 1 / np.log2(rank + 1), 0), 1 / rank])
 
 
-def measure(scores_BC: np.ndarray, candidates_BC: np.ndarray) -> np.ndarray:
+def evaluate_scores(scores_BC: np.ndarray, candidates_BC: np.ndarray) -> np.ndarray:
     """Every metric of every case, float64 (B, M).
 
     Args:
         scores_BC: higher is better; column 0 is the target's.
         candidates_BC: item indices; zeros are no candidates and lose to every other.
     """
-    return worth(*standing(scores_BC, candidates_BC), scores_BC.shape[1])
+    return expected_metrics(*standing(scores_BC, candidates_BC), scores_BC.shape[1])
 
 
 def standing(scores_BC: np.ndarray, candidates_BC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How many candidates score above the target and how many are tied with it, int64 (B,) twice; see `measure`."""
+    """How many candidates score above the target and how many are tied with it, int64 (B,) twice."""
     real = candidates_BC[:, 1:] > 0
     target, others = scores_BC[:, :1], scores_BC[:, 1:]
     return ((others > target) & real).sum(axis=1), ((others == target) & real).sum(axis=1)
 
 
-def worth(better_B: np.ndarray, tied_B: np.ndarray, width: int) -> np.ndarray:
+def expected_metrics(better_B: np.ndarray, tied_B: np.ndarray, width: int) -> np.ndarray:
     """Every metric of every case, float64 (B, M).
 
     Args:
         better_B, tied_B: how many of the `width - 1` others score above the target, and as much as it.
     """
     # The target takes the ranks better + 1 ... better + tied + 1 with equal probability.
-    up_to = np.concatenate([np.zeros((len(METRICS), 1)), gains(width).cumsum(axis=1)], axis=1).T
+    up_to = np.concatenate([np.zeros((len(METRICS), 1)), gain_table(width).cumsum(axis=1)], axis=1).T
     return (up_to[better_B + tied_B + 1] - up_to[better_B]) / (tied_B + 1)[:, None]
 
 

@@ -20,7 +20,7 @@ from allmrec.llm.prompt import PromptBuilder, Titles
 from allmrec.llm.ranking import Ranker
 
 
-class Scorer:
+class ALLMRec:
     """Scores candidates with the teacher and with the LLM, which is loaded when first needed.
 
     Works on the GPU where there is one.

@@ -90,7 +90,7 @@ class Measure:
             asked_B = withheld_N[self.candidates_BC[:, 0]]
             numbers |= {
                 "q Hit@1": hits(user(self.x_BD[asked_B]), item(q_NJ), self.candidates_BC[asked_B]),
-                "q nearer": alignment_quality(e_NJ, q_NJ, withheld_N.nonzero()[:, 0])["nearer"],
+                "q nearer": alignment_quality(e_NJ, q_NJ, withheld_N.nonzero()[:, 0])["mean_rank_fraction"],
             }
             for name, of_N, from_NJ in (("Q in e", self.texts_NS, e_NJ), ("E in q", self.items_ND, q_NJ)):
                 found = linear_map(from_NJ[known_N], of_N[known_N])(from_NJ[withheld_N])

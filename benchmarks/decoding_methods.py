@@ -16,8 +16,8 @@ from allmrec.llm.batches import SoftTokens, take
 from allmrec.llm.generation import Generator, left_padded, named_by_text
 from allmrec.llm.prompt import PromptBuilder
 from allmrec.llm.ranking import Ranker
-from allmrec.metrics import METRICS, measure
-from allmrec.model import Scorer
+from allmrec.metrics import METRICS, evaluate_scores
+from allmrec.model import ALLMRec
 from benchmarks.title_likelihood import TitleLikelihood
 
 TRIE, LIKELIHOOD, CONSTRAINED, FREE = "trie ranking", "title likelihood", "constrained decoding", "free generation"
@@ -38,7 +38,7 @@ class Chosen:
 class Ways:
     """Each by its name: a function from cases to what was chosen."""
 
-    def __init__(self, scorer: Scorer, seed: int, llm: Any = None, longest: int | None = None):
+    def __init__(self, scorer: ALLMRec, seed: int, llm: Any = None, longest: int | None = None):
         """
         Args:
             llm: another one than the scorer's; its soft tokens are zeros.
@@ -126,7 +126,7 @@ class Ways:
         shown_BC, soft = self._shown(cases)
         scores_BC = np.empty(shown_BC.shape)
         np.put_along_axis(scores_BC, self.systems.shown_order(cases), score(cases.histories, shown_BC, soft), axis=1)
-        hit_B = measure(scores_BC, cases.candidates_BC)[:, METRICS.index("hit@1")]
+        hit_B = evaluate_scores(scores_BC, cases.candidates_BC)[:, METRICS.index("hit@1")]
         return Chosen(hit_B, read.tokens, read.padding, unnamed=0)
 
 

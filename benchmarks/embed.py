@@ -24,7 +24,7 @@ import ray
 import torch
 import typer
 
-from allmrec.core.artifacts import read_manifest, read_table, seal, shard_name, write_shard
+from allmrec.core.artifacts import commit, read_manifest, read_table, shard_name, write_shard
 from allmrec.core.storage import Storage, open_storage
 from allmrec.data.catalogue import item_texts
 from allmrec.demo.encoder import build_encoder
@@ -72,7 +72,7 @@ def write_items(storage: Storage, table: pa.Table) -> None:
     }
     arrays = [columns.get(field.name, pa.nulls(count, field.type)) for field in schema]
     entry = write_shard(storage, schema, shard_name(0), pa.table(arrays, names=schema.names))
-    seal(storage, "items", "benchmark", {shard_name(0): entry})
+    commit(storage, "items", "benchmark", {shard_name(0): entry})
 
 
 def in_process(text: TextConfig, texts: list[str], threads: int) -> tuple[float, np.ndarray]:
@@ -92,9 +92,9 @@ def ours(config: Config, console: Console) -> tuple[Row, np.ndarray]:
     execute(embed.STEP, config, console)
     seconds = time.perf_counter() - started
     target = open_storage(config.run_uri).at("item_text_embeddings")
-    facts, lists = read_manifest(target).facts, read_table(target).column("embedding").combine_chunks()
-    numbers = {"items/s": facts["items_per_s"], "items/s, whole": facts["embedded"] / seconds, "seconds": seconds}
-    return numbers | {"embedded": facts["embedded"]}, lists.flatten().to_numpy().reshape(len(lists), -1)
+    stats, lists = read_manifest(target).stats, read_table(target).column("embedding").combine_chunks()
+    numbers = {"items/s": stats["items_per_s"], "items/s, whole": stats["embedded"] / seconds, "seconds": seconds}
+    return numbers | {"embedded": stats["embedded"]}, lists.flatten().to_numpy().reshape(len(lists), -1)
 
 
 def refuse_difference(mine_ND: np.ndarray, theirs_ND: np.ndarray) -> None:

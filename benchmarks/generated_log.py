@@ -57,12 +57,12 @@ class GeneratedLog:
         catalogue = pl.DataFrame({"item_id": _ids("B", np.arange(num_items))})
         catalogue.with_columns(title=pl.format("Item {}", "item_id")).write_parquet(draft / "items.parquet")
         activity = np.random.default_rng(self.seed).lognormal(0, 1, num_users).cumsum()
-        fame = (1 / np.arange(1, num_items + 1)).cumsum()
+        popularity_weight = (1 / np.arange(1, num_items + 1)).cumsum()
         for number, first in enumerate(range(0, self.rows, ROWS_PER_FILE)):
             count = min(ROWS_PER_FILE, self.rows - first)
             random = np.random.default_rng([self.seed, number])
             user = np.searchsorted(activity, random.random(count) * activity[-1], side="right")
-            item = np.searchsorted(fame, random.random(count) * fame[-1], side="right")
+            item = np.searchsorted(popularity_weight, random.random(count) * popularity_weight[-1], side="right")
             time = OPENED + ((first + random.random(count) * count) / self.rows * SECONDS).astype(np.int64)
             time -= np.where(random.random(count) < DAYS_ONLY, time % 86_400, 0)
             events = pl.DataFrame({"user_id": _ids("A", user), "item_id": _ids("B", item), "timestamp": time})
@@ -84,9 +84,9 @@ def _ids(letter: str, numbers: np.ndarray) -> pl.Series:
 
 
 def _spoilt(events: pl.DataFrame, random: np.random.Generator) -> pl.DataFrame:
-    """With a few rows spoilt in each way."""
+    """With a few rows corrupted in each way."""
     way = (random.random(events.height) / BAD).astype(np.int64)  # mostly none of them
-    spoilt = events.with_columns(way=way).with_columns(
+    corrupted = events.with_columns(way=way).with_columns(
         user_id=pl.when(pl.col("way") == 0).then(None).otherwise("user_id"),
         item_id=pl.when(pl.col("way") == 1).then(pl.lit("unknown")).otherwise("item_id"),
         timestamp=pl.when(pl.col("way") == 2).then(None).when(pl.col("way") == 3).then(3).otherwise("timestamp"),
@@ -94,6 +94,6 @@ def _spoilt(events: pl.DataFrame, random: np.random.Generator) -> pl.DataFrame:
         **{f"{name} before": pl.col(name).shift(1) for name in events.columns},
     )
     again = (pl.col("way") == 4) & (pl.col("way").shift(1) > 4)
-    return spoilt.select(
+    return corrupted.select(
         pl.when(again).then(pl.col(f"{name} before")).otherwise(pl.col(name)).alias(name) for name in events.columns
     )

@@ -9,7 +9,7 @@ import torch
 
 from allmrec.alignment.network import AlignmentNetwork, save_alignment
 from allmrec.cf.teacher import build_teacher, save_teacher
-from allmrec.core.artifacts import seal, shard_name, write_shard
+from allmrec.core.artifacts import commit, shard_name, write_shard
 from allmrec.core.hashing import shard_of
 from allmrec.core.pretrained import model_identity
 from allmrec.core.storage import Storage, open_storage
@@ -88,7 +88,7 @@ def _llm(vocab: int, hidden: int, layers: int) -> Any:
 def _models(config: Config, run: Storage, num_items: int, hidden: int) -> None:
     settings = config.model_dump(mode="json")
     teacher = build_teacher(config.teacher, num_items).eval()
-    seal(
+    commit(
         run.at("teacher"),
         "teacher",
         "drawn",
@@ -99,13 +99,13 @@ def _models(config: Config, run: Storage, num_items: int, hidden: int) -> None:
     joint = config.alignment.joint_dim
     network = AlignmentNetwork(config.teacher.dim, _TEXT_DIM, joint)
     vectors = network.joint(teacher.item_embeddings, torch.randn(num_items + 1, _TEXT_DIM))
-    seal(run.at("alignment"), "alignment", "drawn", save_alignment(run.at("alignment"), network, *vectors), settings)
+    commit(run.at("alignment"), "alignment", "drawn", save_alignment(run.at("alignment"), network, *vectors), settings)
     projectors = fresh_projectors(config.teacher.dim, joint, hidden, seed=0).state_dict()
     files = save_projectors(run.at("projectors"), projectors, untrained=projectors)
     identity = model_identity(config.llm.name, config.llm.revision)
-    seal(run.at("projectors"), "projectors", "drawn", files, settings, {"llm": identity})
+    commit(run.at("projectors"), "projectors", "drawn", files, settings, {"llm": identity})
 
 
 def _table(storage: Storage, schema: pa.Schema, shards: list[pa.Table]) -> None:
     files = {shard_name(n): write_shard(storage, schema, shard_name(n), table) for n, table in enumerate(shards)}
-    seal(storage, "table", "drawn", files)
+    commit(storage, "table", "drawn", files)

@@ -5,14 +5,14 @@ from typing import Any
 import torch
 
 from allmrec.evaluation.systems import Cases
-from allmrec.model import Scorer
+from allmrec.model import ALLMRec
 from benchmarks.clock import now
 from benchmarks.decoding_methods import FREE, STRAIGHT, TRIE, Ways
 from benchmarks.report import Benchmark
 
 
 def as_large_as(
-    benchmark: Benchmark, name: str, llm: Any, scorer: Scorer, cases: Cases, seed: int, trials: int
+    benchmark: Benchmark, name: str, llm: Any, scorer: ALLMRec, cases: Cases, seed: int, trials: int
 ) -> float:
     """Ranks and generates with another LLM, texts as long as the targets' titles.
 

@@ -37,7 +37,7 @@ from allmrec.core.artifacts import read_table
 from allmrec.core.storage import open_storage
 from allmrec.data.sequences import Sequences
 from allmrec.evaluation.systems import Cases
-from allmrec.model import Scorer
+from allmrec.model import ALLMRec
 from benchmarks.clock import Stopwatch, now
 from benchmarks.decoding_methods import FREE, LIKELIHOOD, LISTED, STRAIGHT, TRIE, Ways
 from benchmarks.large_llm import as_large_as, opt_67b
@@ -56,7 +56,7 @@ QUICK: Row = {"users": 24, "trials": 1}
 DATE = datetime.date(2026, 1, 1)
 
 
-def compare(benchmark: Benchmark, scorer: Scorer, cases: Cases, seed: int, trials: int) -> None:
+def compare(benchmark: Benchmark, scorer: ALLMRec, cases: Cases, seed: int, trials: int) -> None:
     """Every way on the same cases, one after another in each trial."""
     ways, watch = Ways(scorer, seed), Stopwatch(scorer.llm)
     for trial in range(trials):
@@ -111,7 +111,7 @@ class Recorder(Console):
             yield self.last
 
 
-def end_to_end(benchmark: Benchmark, folder: Path, scorer: Scorer, seed: int, workers: int) -> None:
+def end_to_end(benchmark: Benchmark, folder: Path, scorer: ALLMRec, seed: int, workers: int) -> None:
     """The nightly job of the whole run, published to a store that speaks S3 over HTTP."""
     import boto3
     from moto.server import ThreadedMotoServer
@@ -136,12 +136,12 @@ def end_to_end(benchmark: Benchmark, folder: Path, scorer: Scorer, seed: int, wo
     console, started = Recorder(benchmark.console.log_json), time.perf_counter()
     nightly(config, console, DATE)
     seconds = time.perf_counter() - started
-    facts = console.last.numbers
-    worker_seconds, ranking = (facts[what] / facts[f"{what}/s of a worker"] for what in ("users", "tokens"))
+    stats = console.last.numbers
+    worker_seconds, ranking = (stats[what] / stats[f"{what}/s of a worker"] for what in ("users", "tokens"))
     numbers = {
         "users/s": users / seconds,
-        "tokens/s": facts["tokens"] / seconds,
-        "padding %": facts["padding %"],
+        "tokens/s": stats["tokens"] / seconds,
+        "padding %": stats["padding %"],
         "ranking % of workers' time": 100 * ranking / worker_seconds,
     }
     benchmark.measured({"way": f"nightly job, {workers} workers", "trial": 0}, numbers)
@@ -207,7 +207,7 @@ def main(
         folder = run or small_run(root / NAME, console)
         storage = open_storage(str(folder))
         bundle = load_bundle(storage, latest_bundle(storage))
-        seed, scorer = int(bundle.config["seed"]), Scorer(bundle, bundle.llm)
+        seed, scorer = int(bundle.config["seed"]), ALLMRec(bundle, bundle.llm)
         cases = stored_cases(folder, plan["users"])
         compare(benchmark, scorer, cases, seed, plan["trials"])
         if job:

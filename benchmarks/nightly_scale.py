@@ -76,7 +76,7 @@ def nights(config: Config) -> list[Row]:
         nightly(config, Console(log_json=True), date)
         report = open_storage(f"{config.run_uri}/recommendations/_reports/run_date={date}").read("report.json")
         figures = yaml.safe_load(report)["figures"]
-        counts = {name: figures[name] for name in ("scored_by_llm", "carried_over", "tokens")}
+        counts = {name: figures[name] for name in ("scored_by_llm", "reused", "tokens")}
         rows.append({"seconds": time.monotonic() - started, **counts})
     return rows
 

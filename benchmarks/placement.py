@@ -26,7 +26,7 @@ from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
 from allmrec.llm.loading import LLMConfig, Placement, load_tokenizer, max_positions
 from allmrec.llm.prompt import PromptBuilder, PromptConfig, Titles
-from allmrec.projection.engine import load_placed_llm
+from allmrec.projection.engine import load_llm_with_placement
 from allmrec.projection.examples import Examples
 from allmrec.projection.placement import llm_outline
 from allmrec.projection.projectors import ProjectionConfig
@@ -60,7 +60,7 @@ def worker(rank: int, world: int, folder: str, run: str, llm: LLMConfig, placeme
     import deepspeed  # noqa: F401  not to be counted as the LLM's
 
     before = resident_mb()
-    model = load_placed_llm(llm, placement, outline.largest_weight)
+    model = load_llm_with_placement(llm, placement, outline.largest_weight)
     # A replica's weights are mapped from the file until they are read.
     for parameter in model.parameters():  # a replica's are mapped from the file until they are read
         parameter.detach().sum()

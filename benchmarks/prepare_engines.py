@@ -81,7 +81,7 @@ def duckdb(log: Path, output: Path, threads: int) -> dict[str, Any]:
             SELECT log.*, item_index, CASE
                 WHEN coalesce(user_id, '') = '' OR coalesce(log.item_id, '') = '' THEN 'null_id'
                 WHEN timestamp IS NULL THEN 'bad_timestamp'
-                WHEN timestamp NOT BETWEEN {EARLIEST} AND {LATEST} THEN 'absurd_timestamp'
+                WHEN timestamp NOT BETWEEN {EARLIEST} AND {LATEST} THEN 'timestamp_out_of_range'
                 WHEN item_index IS NULL THEN 'unknown_item' END AS reason
             FROM '{log}/log/*.parquet' AS log LEFT JOIN catalogue USING (item_id);
 
@@ -147,7 +147,7 @@ def polars(log: Path, output: Path, threads: int) -> dict[str, Any]:
             .when(pl.col("timestamp").is_null())
             .then(pl.lit("bad_timestamp"))
             .when(~pl.col("timestamp").is_between(EARLIEST, LATEST))
-            .then(pl.lit("absurd_timestamp"))
+            .then(pl.lit("timestamp_out_of_range"))
             .when(pl.col("item_index").is_null())
             .then(pl.lit("unknown_item"))
         )

@@ -21,7 +21,7 @@ import torch
 import typer
 from pydantic import ValidationError
 
-from allmrec.cf.retrieval import places_in_catalogue
+from allmrec.cf.retrieval import catalogue_places
 from allmrec.cf.teacher import Teacher, TeacherConfig, load_teacher
 from allmrec.cf.training import ValidationCases, validate
 from allmrec.core.artifacts import read_manifest, read_table
@@ -30,7 +30,7 @@ from allmrec.core.storage import open_storage
 from allmrec.data.catalogue import drawable_items
 from allmrec.data.sequences import Sequences
 from allmrec.evaluation.systems import Cases
-from allmrec.metrics import METRICS, measure, recall, worth
+from allmrec.metrics import METRICS, evaluate_scores, expected_metrics, recall
 from benchmarks.report import ROOT, Benchmark, Row
 from benchmarks.sasrec_reference import Recipe, ReferenceTraining
 from jobs import prepare, train_cf
@@ -108,11 +108,11 @@ def train(store: Store, root: Path, seed: int, teacher: TeacherConfig, workers: 
     execute(train_cf.STEP, config, console)
     seconds = time.perf_counter() - started
     trained = open_storage(config.run_uri).at("teacher")
-    facts = read_manifest(trained).facts
+    stats = read_manifest(trained).stats
     return {
-        "epochs": facts["epochs"],
-        "best epoch": facts["best_epoch"],
-        "interactions/s": facts["interactions_per_s"],
+        "epochs": stats["epochs"],
+        "best epoch": stats["best_epoch"],
+        "interactions/s": stats["interactions_per_s"],
         "seconds": seconds,
         **measured(load_teacher(trained), store.test, store.drawable),
     }
@@ -145,9 +145,9 @@ def measured(teacher: Teacher, cases: Cases, drawable: np.ndarray) -> Row:
     """Hit@1 and NDCG@10 among the cases' negatives, NDCG@10 and Recall@20 among drawable items not in the history."""
     x_BD = teacher.represent(cases.histories)
     score_BC = teacher.scores(x_BD, torch.from_numpy(cases.candidates_BC).long())
-    sampled_BM = measure(score_BC.numpy(), cases.candidates_BC)
-    better_B, tied_B = places_in_catalogue(teacher, x_BD, cases.histories, cases.candidates_BC[:, 0], drawable)
-    full_BM = worth(better_B, tied_B, len(teacher.item_embeddings))
+    sampled_BM = evaluate_scores(score_BC.numpy(), cases.candidates_BC)
+    better_B, tied_B = catalogue_places(teacher, x_BD, cases.histories, cases.candidates_BC[:, 0], drawable)
+    full_BM = expected_metrics(better_B, tied_B, len(teacher.item_embeddings))
     hit, ndcg = METRICS.index("hit@1"), METRICS.index("ndcg@10")
     return {
         "hit@1": float(sampled_BM[:, hit].mean()),

@@ -21,32 +21,34 @@ from allmrec.bundle import (
     read_description,
     verify_bundle,
 )
-from allmrec.core.artifacts import describe, read_manifest, seal, unseal
+from allmrec.core.artifacts import commit, file_entry, invalidate, read_manifest
 from allmrec.core.commit_log import entries_after
 from allmrec.core.pretrained import model_identity
 from allmrec.core.storage import open_storage
 from jobs.cli import main
 from jobs.config import Config
 from jobs.runtime.console import Console
-from jobs.runtime.step import Context, Facts, Step
+from jobs.runtime.step import Context, Stats, Step
 
 SECTIONS = ("data", "text", "teacher", "alignment", "llm", "prompt", "projection", "bundle")
 
 
-def run(context: Context) -> Facts:
+def run(context: Context) -> Stats:
     config = context.resolved(*SECTIONS)
     version = build_bundle(context.storage, config)
-    forms = load_bundle(context.storage, version).forms().counts()
+    counts = load_bundle(context.storage, version).embedding_choice().embedding_counts()
     promote(context.storage, version)
     pointer = context.artifact(POINTER)
-    unseal(pointer)
+    invalidate(pointer)
     data = json.dumps({"version": version}).encode()
     pointer.write(DESCRIPTION, data)
-    seal(pointer, POINTER, context.made_by, {DESCRIPTION: describe(data)}, config, {"version": version, **forms})
-    return {"version": version, **forms, "where": context.storage.name(f"bundles/{version}")}
+    commit(
+        pointer, POINTER, context.fingerprint, {DESCRIPTION: file_entry(data)}, config, {"version": version, **counts}
+    )
+    return {"version": version, **counts, "where": context.storage.name(f"bundles/{version}")}
 
 
-def plan(context: Context) -> Facts:
+def plan(context: Context) -> Stats:
     manifests = [read_manifest(context.artifact(part)) for part in PARTS]
     files = [file for manifest in manifests for file in manifest.files.values()]
     return {"files": len(files), "megabytes": round(sum(file["size"] for file in files) / 1e6, 1)}
@@ -65,8 +67,8 @@ def show(config: Config, console: Console, version: str | None) -> None:
     rows = [[key, description[key]] for key in ("version", "code")]
     rows += [[f"{name} model", model["name"]] for name, model in description["models"].items()]
     rows += [[table, digest] for table, digest in description["data"].items()]
-    for part, facts in description["facts"].items():
-        rows += [[f"{part}: {name}", value] for name, value in facts.items()]
+    for part, stats in description["stats"].items():
+        rows += [[f"{part}: {name}", value] for name, value in stats.items()]
     console.table(f"bundle {description['version']}", ["what", "value"], rows)
 
 
@@ -108,7 +110,7 @@ STEP = Step(
     outputs=(POINTER,),
     run=run,
     plan=plan,
-    outside=models,
+    external_inputs=models,
 )
 
 if __name__ == "__main__":

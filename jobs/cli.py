@@ -57,7 +57,7 @@ bundle = typer.Typer(no_args_is_help=True, help="Build bundles, look at them, an
 recommendations = typer.Typer(no_args_is_help=True, help="Look after what the nightly runs published.")
 
 
-class GaveUp(ValueError):
+class JobTimeout(ValueError):
     """A job takes longer than it may. A thread of it may still be waiting inside Ray."""
 
 
@@ -70,7 +70,7 @@ def errors_in_one_line() -> Iterator[None]:
         yield
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
-        if isinstance(error, GaveUp):
+        if isinstance(error, JobTimeout):
             # At once: an orderly end would stop Ray under that thread, which then waits for it and ends with code 1.
             sys.stdout.flush()
             sys.stderr.flush()
@@ -367,7 +367,7 @@ def recommendations_suppress(
     date: Annotated[str | None, typer.Option("--date", help="date of the run, YYYY-MM-DD; default: all")] = None,
     log_json: LogJson = False,
 ) -> None:
-    """Take users and items out of published runs: those of two files, or the config's forgotten and suppressed ones."""
+    """Take users and items out of published runs: those of two files, or the config's excluded and suppressed ones."""
     _call("jobs.recommendations", "suppress", config, overrides, log_json, users, items, least, run_date=date)
 
 

@@ -17,31 +17,31 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from allmrec.core.artifacts import MANIFEST, read_manifest, read_table, seal, unseal
+from allmrec.core.artifacts import MANIFEST, commit, invalidate, read_manifest, read_table
 from allmrec.data.catalogue import UNTITLED, Catalogue
-from allmrec.text.blocks import EmbedTexts, LayOut
+from allmrec.text.blocks import EmbedTexts, WriteItemEmbeddings
 from allmrec.text.cache import Index, TextCache
 from allmrec.text.encoder import encoder_folder, encoder_identity
-from jobs.runtime.ray_data import tables
+from jobs.runtime.ray_data import iter_results
 from jobs.runtime.ray_train import start_ray
-from jobs.runtime.step import Context, Facts, Step
+from jobs.runtime.step import Context, Stats, Step
 
 BLOCKS_PER_WORKER = 16  # at least, so that workers end together
 MOST_BATCHES = 16  # of a block, which is the unit of resuming
 ITEMS_PER_SHARD = 1 << 15
 
 
-def run(context: Context) -> Facts:
+def run(context: Context) -> Stats:
     return embed_into(context, "item_text_embeddings")
 
 
-def embed_by(context: Context, model: str, artifact: str) -> Facts:
+def embed_by(context: Context, model: str, artifact: str) -> Stats:
     """Embed the items by another encoder than `text.model`, into an artifact of its own."""
     text = context.config.text.model_copy(update={"model": model, "revision": None})
     return embed_into(replace(context, config=context.config.model_copy(update={"text": text})), artifact)
 
 
-def embed_into(context: Context, artifact: str) -> Facts:
+def embed_into(context: Context, artifact: str) -> Stats:
     """Write the artifact: the items' embeddings by `text.model`."""
     table, encoder = read_table(context.artifact("items")), identity(context)
     items, cache = Catalogue.from_table(table), TextCache.of(context.storage, encoder)
@@ -50,7 +50,7 @@ def embed_into(context: Context, artifact: str) -> Facts:
     # Embed the texts that no run before this one has.
     index = cache.index()
     missing = index.find(wanted["text_hash"])[0] < 0
-    speed: Facts = {"items_per_s": None}
+    speed: Stats = {"items_per_s": None}
     if missing.any():
         speed = embed(context, first_of_each_text(wanted.filter(pa.array(missing))), cache, encoder)
         index = cache.index()
@@ -58,12 +58,12 @@ def embed_into(context: Context, artifact: str) -> Facts:
     # Lay the embeddings out by item.
     target = context.artifact(artifact)
     before = read_manifest(target) if target.exists(MANIFEST) else None
-    unseal(target)
-    files, unchanged = lay_out(context, wanted, LayOut(target, before, cache, index.files, encoder), index)
+    invalidate(target)
+    files, unchanged = lay_out(context, wanted, WriteItemEmbeddings(target, before, cache, index.files, encoder), index)
     for entry in list(target.list()):
         if entry.key not in files:  # of items that are gone
             target.delete(entry.key)
-    facts = {
+    stats = {
         "items": len(wanted),
         "embedded": int(missing.sum()),
         "reused": int((~missing).sum()),
@@ -74,11 +74,11 @@ def embed_into(context: Context, artifact: str) -> Facts:
         "shards unchanged": unchanged,
         "encoder": encoder,
     }
-    seal(target, artifact, context.made_by, files, context.resolved("text"), facts)
-    return facts
+    commit(target, artifact, context.fingerprint, files, context.resolved("text"), stats)
+    return stats
 
 
-def embed(context: Context, texts: pa.Table, cache: TextCache, encoder: str) -> Facts:
+def embed(context: Context, texts: pa.Table, cache: TextCache, encoder: str) -> Stats:
     """Put the embeddings of item_id, text_hash and text into the cache; returns the speed.
 
     Workers come and go between `text.min_workers` and `workers.num_workers`; a block whose worker dies is done again.
@@ -104,7 +104,7 @@ def embed(context: Context, texts: pa.Table, cache: TextCache, encoder: str) -> 
     )
     done: list[dict[str, Any]] = []
     with context.console.progress("embed", len(texts)) as bar:
-        for table in tables(dataset):
+        for table in iter_results(dataset):
             done += table.to_pylist()
             bar.advance(sum(table["texts"].to_pylist()))
     seconds = max(block["ended"] for block in done) - min(block["started"] for block in done)
@@ -112,8 +112,10 @@ def embed(context: Context, texts: pa.Table, cache: TextCache, encoder: str) -> 
     return {"items_per_s": len(texts) / max(seconds, 1e-9), "items/s of a worker": len(texts) / max(busy, 1e-9)}
 
 
-def lay_out(context: Context, wanted: pa.Table, transform: LayOut, index: Index) -> tuple[dict[str, Any], int]:
-    """Write each item's embedding, in the order of `wanted`; the files' entries for `seal`, and how many stayed."""
+def lay_out(
+    context: Context, wanted: pa.Table, transform: WriteItemEmbeddings, index: Index
+) -> tuple[dict[str, Any], int]:
+    """Write each item's embedding, in the order of `wanted`; the files' entries for `commit`, and how many stayed."""
     start_ray(context.config)
     file, row = index.find(wanted["text_hash"])
     assert (file >= 0).all(), "every text is in the cache by now"
@@ -124,7 +126,7 @@ def lay_out(context: Context, wanted: pa.Table, transform: LayOut, index: Index)
     laid = ray.data.from_arrow(blocks).map_batches(transform, batch_format="pyarrow", batch_size=None)
     files, unchanged = {}, 0
     with context.console.progress("lay out", len(blocks)) as bar:
-        for table in tables(laid):
+        for table in iter_results(laid):
             for row_ in table.to_pylist():
                 files[row_["name"]] = row_["entry"]
                 unchanged += row_["unchanged"]
@@ -147,7 +149,7 @@ def by_length(texts: pa.Table, size: int) -> Iterator[pa.Table]:
             yield window.take(pa.array(order[first : first + size])).combine_chunks()
 
 
-def plan(context: Context) -> Facts:
+def plan(context: Context) -> Stats:
     items, encoder = read_table(context.artifact("items")).column("text_hash"), identity(context)
     missing = TextCache.of(context.storage, encoder).index().find(items)[0] < 0
     return {"items": len(items), "embedded": int(missing.sum()), "encoder": encoder}
@@ -168,7 +170,7 @@ STEP = Step(
     outputs=("item_text_embeddings",),
     run=run,
     plan=plan,
-    outside=identity,
+    external_inputs=identity,
 )
 
 if __name__ == "__main__":

@@ -15,12 +15,12 @@ from typing import Any
 import pyarrow.compute as pc
 
 from allmrec.bundle import check_items, check_llm, latest_bundle, read_description
-from allmrec.core.artifacts import describe, read_manifest, seal, shard_name, unseal
+from allmrec.core.artifacts import commit, file_entry, invalidate, read_manifest, shard_name
 from allmrec.core.pretrained import model_identity
 from allmrec.data.catalogue import UNTITLED, Catalogue
 from allmrec.data.evaluation_cases import PROTOCOLS
 from allmrec.data.sequences import num_shards
-from allmrec.evaluation.doubts import doubts
+from allmrec.evaluation.caveats import caveats
 from allmrec.evaluation.report import (
     FIGURES,
     WRITTEN_FIGURES,
@@ -38,12 +38,12 @@ from allmrec.evaluation.systems import IN_CATALOGUE, NEED_LLM
 from allmrec.metrics import summarise
 from jobs.cli import main
 from jobs.runtime.console import Console
-from jobs.runtime.ray_data import pooled, tables
+from jobs.runtime.ray_data import iter_results, map_actors
 from jobs.runtime.ray_train import start_ray
-from jobs.runtime.step import Context, Facts, Step
+from jobs.runtime.step import Context, Stats, Step
 
 
-def run(context: Context) -> Facts:
+def run(context: Context) -> Stats:
     # Read.
     config = context.config
     version = latest_bundle(context.storage)
@@ -53,7 +53,7 @@ def run(context: Context) -> Facts:
 
     # Score.
     results = context.artifact("evaluation_results")
-    unseal(results)
+    invalidate(results)
     started = time.monotonic()
     shards = score(context, version)
     seconds = time.monotonic() - started
@@ -66,7 +66,7 @@ def run(context: Context) -> Facts:
     shard_entries = {shard_name(shard["shard"]): shard["entry"] for shard in shards}
     cases = read_manifest(context.artifact("evaluation_cases")).digest
     made_of = {"cases": cases, "bundle": version, "recall_at": config.nightly.num_candidates}
-    seal(results, "evaluation_results", context.made_by, shard_entries, context.resolved(*STEP.sections), made_of)
+    commit(results, "evaluation_results", context.fingerprint, shard_entries, context.resolved(*STEP.sections), made_of)
     report = Report(
         name=config.name,
         seed=config.seed,
@@ -75,30 +75,30 @@ def run(context: Context) -> Facts:
         data=data_facts(context),
         metrics=metrics,
         costs=costs,
-        doubts=doubts(shards, config.evaluation.num_negatives),
+        caveats=caveats(shards, config.evaluation.num_negatives),
     )
     files = {"metrics.json": json.dumps(metrics, indent=1).encode(), "report.html": render(report).encode()}
     target = context.artifact("evaluation")
-    unseal(target)
+    invalidate(target)
     for name, data in files.items():
         target.write(name, data)
         context.storage.write(name, data)
     scored = sum(cost["cases"] for cost in costs.values())
-    facts = {"cases": scored, "cases/s": round(scored / seconds, 1), **speed(costs)}
-    entries = {name: describe(data) for name, data in files.items()}
-    seal(
+    stats = {"cases": scored, "cases/s": round(scored / seconds, 1), **speed(costs)}
+    entries = {name: file_entry(data) for name, data in files.items()}
+    commit(
         target,
         "evaluation",
-        context.made_by,
+        context.fingerprint,
         entries,
         context.resolved(*STEP.sections),
-        {"bundle": version, **facts, "doubts": report.doubts},
+        {"bundle": version, **stats, "caveats": report.caveats},
     )
 
     show(context.console, metrics)
-    for doubt in report.doubts:
+    for doubt in report.caveats:
         context.console.event("doubt", why=doubt)
-    return {**facts, "report": context.storage.name("report.html")}
+    return {**stats, "report": context.storage.name("report.html")}
 
 
 def score(context: Context, version: str) -> list[dict[str, Any]]:
@@ -109,17 +109,17 @@ def score(context: Context, version: str) -> list[dict[str, Any]]:
     writing = min(1.0, asked.generation_users / max(1, tested_users(context)))
     compared = (asked.systems, config.seed, config.nightly.num_candidates, asked.baseline, writing)
     arguments = (context.storage, version, config.llm, *compared)
-    dataset = pooled(range(count), EvaluateShards, arguments, config.workers)
+    dataset = map_actors(range(count), EvaluateShards, arguments, config.workers)
     rows: list[dict[str, Any]] = []
     with context.console.progress("evaluate", count) as bar:
-        for table in tables(dataset):
+        for table in iter_results(dataset):
             rows += table.to_pylist()
             bar.advance(table.num_rows)
     return sorted(rows, key=lambda row: row["shard"])
 
 
 def tested_users(context: Context) -> int:
-    return read_manifest(context.artifact("evaluation_cases")).facts["test"]
+    return read_manifest(context.artifact("evaluation_cases")).stats["test"]
 
 
 def total_costs(costs: Any) -> dict[str, Counter[str]]:
@@ -131,7 +131,7 @@ def total_costs(costs: Any) -> dict[str, Counter[str]]:
     return totals
 
 
-def speed(costs: dict[str, Counter[str]]) -> Facts:
+def speed(costs: dict[str, Counter[str]]) -> Stats:
     """What the LLM's systems did while ranking in their seconds, of one worker."""
     llm = sum((cost for system, cost in costs.items() if system in NEED_LLM), Counter[str]())
     if not llm["tokens"]:
@@ -147,7 +147,7 @@ def speed(costs: dict[str, Counter[str]]) -> Facts:
 
 def data_facts(context: Context) -> dict[str, int]:
     """The numbers of paper Table 2, and what preparation left out or had to make up."""
-    sizes = read_manifest(context.artifact("sequences")).facts
+    sizes = read_manifest(context.artifact("sequences")).stats
     titles = Catalogue.read(context.artifact("items")).titles
     return {
         **{name: sizes[name] for name in ("users", "items", "interactions")},
@@ -184,7 +184,7 @@ def _show(
     console.table(title, ["system", *figures], rows)
 
 
-def plan(context: Context) -> Facts:
+def plan(context: Context) -> Stats:
     cases, settings = tested_users(context), context.config.evaluation
     systems = {*settings.systems}
     return {
@@ -202,7 +202,7 @@ STEP = Step(
     outputs=("evaluation", "evaluation_results"),
     run=run,
     plan=plan,
-    outside=lambda context: [
+    external_inputs=lambda context: [
         model_identity(context.config.llm.name, context.config.llm.revision),
         context.config.nightly.num_candidates,  # N of Recall@N
         latest_bundle(context.storage),

@@ -12,14 +12,14 @@ import polars as pl
 import pyarrow as pa
 
 from allmrec.bundle import check_items, check_llm, latest_bundle, read_description
-from allmrec.core.artifacts import read_manifest, seal, shard_name, unseal, write_shard
+from allmrec.core.artifacts import commit, invalidate, read_manifest, shard_name, write_shard
 from allmrec.data.sequences import num_shards
 from allmrec.explain.shards import ExplainShards, sample_users, shards_of
 from jobs.config import Config
 from jobs.runtime.console import Console
-from jobs.runtime.ray_data import pooled, tables
+from jobs.runtime.ray_data import iter_results, map_actors
 from jobs.runtime.ray_train import start_ray
-from jobs.runtime.step import Context, Facts, Step, execute
+from jobs.runtime.step import Context, Stats, Step, execute
 from schemas.explanations import SCHEMA
 
 TASKS = ("favourite-genre",)
@@ -50,12 +50,12 @@ def explain(
         outputs=("explanations",),
         run=partial(run, users=users, user_ids=user_ids),
         plan=partial(plan, users=users, user_ids=user_ids),
-        outside=lambda context: {"task": task, "users": user_ids or users},
+        external_inputs=lambda context: {"task": task, "users": user_ids or users},
     )
     execute(step, config, console, dry_run, force)
 
 
-def run(context: Context, users: int, user_ids: list[str]) -> Facts:
+def run(context: Context, users: int, user_ids: list[str]) -> Stats:
     # Read.
     config, sequences = context.config, context.artifact("sequences")
     version = latest_bundle(context.storage)
@@ -71,18 +71,18 @@ def run(context: Context, users: int, user_ids: list[str]) -> Facts:
     arguments = (context.storage, version, config.llm, config.explain, asked)
     answers = []
     with context.console.progress("explain", len(shards)) as bar:
-        for table in tables(pooled(shards, ExplainShards, arguments, config.workers)):
+        for table in iter_results(map_actors(shards, ExplainShards, arguments, config.workers)):
             answers.append(table)
             bar.advance()
     rows = pa.concat_tables(answers).sort_by([("user_id", "ascending"), ("system", "ascending")])
 
     # Write.
     target = context.artifact("explanations")
-    unseal(target)
+    invalidate(target)
     files = {shard_name(0): write_shard(target, SCHEMA, shard_name(0), rows)}
     systems = summary(rows)
-    facts = {"users": len(asked), "bundle": version, "systems": systems.to_dicts()}
-    seal(target, "explanations", context.made_by, files, context.resolved("explain", "llm"), facts)
+    stats = {"users": len(asked), "bundle": version, "systems": systems.to_dicts()}
+    commit(target, "explanations", context.fingerprint, files, context.resolved("explain", "llm"), stats)
     show(context.console, rows, systems)
     return {"users": len(asked), "explanations": target.uri}
 
@@ -114,7 +114,7 @@ def show(console: Console, rows: pa.Table, systems: pl.DataFrame) -> None:
     console.table("favourite-genre", systems.columns, [list(row) for row in systems.iter_rows()])
 
 
-def plan(context: Context, users: int, user_ids: list[str]) -> Facts:
+def plan(context: Context, users: int, user_ids: list[str]) -> Stats:
     asked = len(user_ids) or min(users, read_manifest(context.artifact("sequences")).rows)
     return {"users": asked, "prompts": 2 * asked, "categories": f"at most {context.config.explain.max_categories}"}
 

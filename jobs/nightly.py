@@ -23,10 +23,10 @@ from allmrec.llm.prompt import PromptConfig
 from allmrec.nightly.estimate import cost_of, last_speed, tokens_of_a_prompt
 from allmrec.nightly.lists import applied, check_lists
 from allmrec.nightly.progress import diagnosis
-from allmrec.nightly.report import FOLDER, alarms, refuse_alarms, render, summarise
-from allmrec.nightly.score import Night, ScoreShards
+from allmrec.nightly.report import FOLDER, quality_gates, refuse_failed_gates, render, summarise
+from allmrec.nightly.score import NightlyJob, ScoreShards
 from allmrec.nightly.statistics import InspectShards, add_up
-from allmrec.nightly.users import NightlyUsers
+from allmrec.nightly.users import EligibleUsers
 from allmrec.publishing.lease import Lease, hold_lease
 from allmrec.publishing.log import LATEST, roll_back
 from allmrec.publishing.maintenance import TRIALS
@@ -34,12 +34,12 @@ from allmrec.publishing.run import Run
 from jobs import fit_blend
 from jobs import user_tables as deal
 from jobs.config import Config
-from jobs.nightly_inputs import check_inputs, item_filter, open_night
+from jobs.nightly_inputs import check_inputs, item_filter, prepare_job
 from jobs.runtime.console import Console
 from jobs.runtime.prometheus import NightlyMetrics
-from jobs.runtime.ray_data import over, pooled, tables, watched
+from jobs.runtime.ray_data import iter_results, map_actors, map_tasks, with_timeout
 from jobs.runtime.ray_train import start_ray
-from jobs.runtime.step import Facts, execute
+from jobs.runtime.step import Stats, execute
 
 INPUTS = ("bundle", "sequences", "items")
 _AHEAD = 2  # shards that a worker has in hand: one with the LLM, one before or behind it
@@ -80,10 +80,10 @@ def nightly(
         return
 
     # Score, look at the result, publish.
-    night = open_night(config, storage, output, run_date, full, limit)
+    night = prepare_job(config, storage, output, run_date, full, limit)
     run = night.run
     for count in night.lists:
-        console.event("list", **count.facts)
+        console.event("list", **count.stats)
     if run.published():
         console.skip("nightly", f"{run_date} is published already, as run {run.run_id} in {output.uri}")
         return
@@ -93,18 +93,18 @@ def nightly(
     ):
         start_ray(config)
         metrics = NightlyMetrics(run_date)
-        until = None if config.nightly.deadline_s is None else time.monotonic() + config.nightly.deadline_s
-        facts = score(config, console, night, metrics, until)
+        until = None if config.nightly.timeout_s is None else time.monotonic() + config.nightly.timeout_s
+        stats = score(config, console, night, metrics, until)
         lease.check()
         digests, sums, counted = inspect(console, night, until)
         report = report_of(config, night, sums, counted)
-        metrics.reported(report["alarms"])
+        metrics.reported(report["quality_gates"])
         where = write_report(output, report)
         if not report["figures"]["users"]:
             raise ValueError(f"nobody has a history by the end of {run_date}; look at the date and at nightly.users")
-        refuse_alarms(report["alarms"], where)
+        refuse_failed_gates(report["quality_gates"], where)
         entry = publish(run, digests, lease)
-        phase.facts({**facts, "run": run.run_id, "log_entry": entry["n"], "published_at": output.uri, "report": where})
+        phase.stats({**stats, "run": run.run_id, "log_entry": entry["n"], "published_at": output.uri, "report": where})
 
 
 def publish(run: Run, digests: dict[int, str], lease: Lease) -> dict[str, Any]:
@@ -116,70 +116,72 @@ def publish(run: Run, digests: dict[int, str], lease: Lease) -> dict[str, Any]:
     return entry
 
 
-def score(config: Config, console: Console, night: Night, metrics: NightlyMetrics, until: float | None) -> Facts:
+def score(config: Config, console: Console, night: NightlyJob, metrics: NightlyMetrics, until: float | None) -> Stats:
     """Score the shards that are not committed yet, on a pool of workers with an LLM each."""
     shards = range(num_shards(night.users.sequences))
     pending = sorted(set(shards) - night.run.finished_shards())
     totals: Counter[str] = Counter()
     if pending:
-        scored = watched(
-            tables(pooled(pending, ScoreShards, (night,), config.workers, _AHEAD)),
+        scored = with_timeout(
+            iter_results(map_actors(pending, ScoreShards, (night,), config.workers, _AHEAD)),
             until,
-            config.nightly.stalled_s,
+            config.nightly.stall_timeout_s,
             lambda: diagnosis(night.run, shards),
         )
         with console.progress("score", len(pending)) as bar:
             for table in scored:
                 for row in table.to_pylist():
-                    facts = {name: value for name, value in row.items() if name != "shard" and value is not None}
-                    totals.update(facts)
+                    stats = {name: value for name, value in row.items() if name != "shard" and value is not None}
+                    totals.update(stats)
                     bar.advance(1, users=totals["users"])
-                    metrics.shard_done(facts, bar.done, len(pending))
+                    metrics.shard_done(stats, bar.done, len(pending))
     return speed(totals) | {"shards": len(shards), "shards_done_before": len(shards) - len(pending)}
 
 
-def speed(totals: Counter[str]) -> Facts:
-    """What a shard's facts add up to, per second of a worker's work."""
-    left_out = ("padding", "index_compared", "index_found")
-    facts: Facts = {
+def speed(totals: Counter[str]) -> Stats:
+    """What a shard's stats add up to, per second of a worker's work."""
+    filtered_out = ("padding", "index_compared", "index_found")
+    stats: Stats = {
         name: count
         for name, count in sorted(totals.items())
-        if name not in left_out and not name.startswith(("seconds_", "worker_seconds"))
+        if name not in filtered_out and not name.startswith(("seconds_", "worker_seconds"))
     }
     if totals["worker_seconds"]:
-        facts["users/s of a worker"] = round(totals["users"] / totals["worker_seconds"], 1)
+        stats["users/s of a worker"] = round(totals["users"] / totals["worker_seconds"], 1)
     if totals["tokens"]:
-        facts["tokens/s of a worker"] = round(totals["tokens"] / totals["seconds_rank"])
-        facts["padding %"] = round(100 * totals["padding"] / (totals["tokens"] + totals["padding"]), 2)
+        stats["tokens/s of a worker"] = round(totals["tokens"] / totals["seconds_rank"])
+        stats["padding %"] = round(100 * totals["padding"] / (totals["tokens"] + totals["padding"]), 2)
     if totals["index_compared"]:
-        facts["recall of the index"] = round(totals["index_found"] / totals["index_compared"], 4)
-    return facts
+        stats["recall of the index"] = round(totals["index_found"] / totals["index_compared"], 4)
+    return stats
 
 
 def inspect(
-    console: Console, night: Night, until: float | None
+    console: Console, night: NightlyJob, until: float | None
 ) -> tuple[dict[int, str], dict[str, np.ndarray], Counter[str]]:
-    """Every shard's sha256, once it has passed the audit; statistics and facts of all shards together."""
+    """Every shard's sha256, once it has passed the audit; statistics and stats of all shards together."""
     shards, digests = num_shards(night.users.sequences), dict[int, str]()
     sums: dict[str, np.ndarray] = {}
-    facts: Counter[str] = Counter()
+    stats: Counter[str] = Counter()
     with console.progress("audit", shards) as bar:
-        inspected = tables(over(shards, InspectShards(night)))
-        for table in watched(inspected, until, night.config.stalled_s, lambda: f"{shards - bar.done} await the audit"):
+        inspected = iter_results(map_tasks(shards, InspectShards(night)))
+        for table in with_timeout(
+            inspected, until, night.config.stall_timeout_s, lambda: f"{shards - bar.done} await the audit"
+        ):
             digests |= dict(zip(table.column("shard").to_pylist(), table.column("sha256").to_pylist(), strict=True))
-            for text in table.column("facts").to_pylist():
-                facts.update(json.loads(text))
+            for text in table.column("stats").to_pylist():
+                stats.update(json.loads(text))
             add_up(table, sums)
             bar.advance(table.num_rows)
-    return digests, sums, facts
+    return digests, sums, stats
 
 
-def report_of(config: Config, night: Night, sums: dict[str, np.ndarray], facts: Counter[str]) -> dict[str, Any]:
-    """report.json: what the run was made of, its figures and its alarms."""
+def report_of(config: Config, night: NightlyJob, sums: dict[str, np.ndarray], stats: Counter[str]) -> dict[str, Any]:
+    """report.json: what the run was made of, its figures and its quality_gates."""
     last = night.last.manifest if night.last else None
     figures = summarise(
         sums,
-        facts,
+        stats,
         Catalogue.read(night.storage.at("items")),
         night.filter,
         last["rows"] if last else None,
@@ -194,7 +196,7 @@ def report_of(config: Config, night: Night, sums: dict[str, np.ndarray], facts: 
         "llm": config.llm.name,
         "ranker": config.nightly.ranker,
         "last": last and {name: last[name] for name in ("run_date", "run_id")},
-        "alarms": alarms(figures, config.nightly.alarms),
+        "quality_gates": quality_gates(figures, config.nightly.quality_gates),
         "lists": applied(night.lists, figures),
         "figures": figures,
     }
@@ -208,7 +210,7 @@ def write_report(output: Storage, report: dict[str, Any]) -> str:
     return target.name("report.html")
 
 
-def plan(config: Config, storage: Storage, output: Storage, run_date: datetime.date, limit: int | None) -> Facts:
+def plan(config: Config, storage: Storage, output: Storage, run_date: datetime.date, limit: int | None) -> Stats:
     """What a run would do at most: users, prompts, shards, tokens and what those cost."""
     description = check_inputs(config, storage)
     _, lists = item_filter(config, storage)
@@ -218,16 +220,16 @@ def plan(config: Config, storage: Storage, output: Storage, run_date: datetime.d
     listed = read_manifest(storage.at(deal.USERS.artifact if asked else "sequences")).rows
     count = min(listed, limit or listed)
     known = {count.name: f"{count.known:,} of {count.listed:,} known" for count in lists}
-    facts: Facts = {"users": count, "shards": shards, "prompts": 0, "output": output.uri, **known}
+    stats: Stats = {"users": count, "shards": shards, "prompts": 0, "output": output.uri, **known}
     if config.nightly.ranker == "teacher":
-        return facts
+        return stats
     prompt = PromptConfig(**description["config"]["prompt"])
-    sample = NightlyUsers(storage.at("sequences"), run_date, timezone=config.nightly.timezone).read(0).users
+    sample = EligibleUsers(storage.at("sequences"), run_date, timezone=config.nightly.timezone).read(0).users
     catalogue = Catalogue.read(storage.at("items"))
     tokens = count * tokens_of_a_prompt(sample, catalogue, config.llm, prompt, config.nightly.num_candidates)
     tokens_per_second = last_speed(output, run_date)
     costs = cost_of(tokens, tokens_per_second, config.workers.gpus_per_worker, config.nightly.price_per_gpu_hour)
-    return {**facts, "prompts": count, "tokens": round(tokens), **costs}
+    return {**stats, "prompts": count, "tokens": round(tokens), **costs}
 
 
 if __name__ == "__main__":

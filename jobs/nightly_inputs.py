@@ -15,24 +15,24 @@ from allmrec.data.sources.lists import IdList, read_list
 from allmrec.nightly.config import ItemsConfig
 from allmrec.nightly.filters import ItemFilter, build_filter
 from allmrec.nightly.lists import ListCount, check_lists
-from allmrec.nightly.reuse import LastRun
-from allmrec.nightly.score import Night
-from allmrec.nightly.users import NightlyUsers
+from allmrec.nightly.reuse import PreviousRun
+from allmrec.nightly.score import NightlyJob
+from allmrec.nightly.users import EligibleUsers
 from allmrec.publishing.run import Run
 from jobs import fit_blend
 from jobs import user_tables as deal
 from jobs.config import Config
-from jobs.runtime.step import Facts
+from jobs.runtime.step import Stats
 
 
-def open_night(
+def prepare_job(
     config: Config,
     storage: Storage,
     output: Storage,
     run_date: datetime.date,
     full: bool = False,
     limit: int | None = None,
-) -> Night:
+) -> NightlyJob:
     """Begin or resume the run of a date; what its workers are told.
 
     Raises:
@@ -42,7 +42,7 @@ def open_night(
     lists = [*lists, *user_lists(config, storage)]
     check_lists(lists)
     identity = run_identity(config, storage, filter, limit)
-    return Night(
+    return NightlyJob(
         Run.open(output, run_date, identity),
         storage,
         config.nightly,
@@ -51,9 +51,9 @@ def open_night(
         read_users(config, storage, run_date, limit),
         filter,
         identity["weight"],
-        given=storage.at("candidates") if config.nightly.candidates else None,
-        last=LastRun.before(output, run_date, num_shards(storage.at("sequences"))),
-        carry_over=not full,
+        external_candidates=storage.at("candidates") if config.nightly.candidates else None,
+        last=PreviousRun.before(output, run_date, num_shards(storage.at("sequences"))),
+        reuse=not full,
         lists=tuple(lists),
     )
 
@@ -69,7 +69,7 @@ def check_inputs(config: Config, storage: Storage) -> dict[str, Any]:
     return description
 
 
-def run_identity(config: Config, storage: Storage, filter: ItemFilter, limit: int | None) -> Facts:
+def run_identity(config: Config, storage: Storage, filter: ItemFilter, limit: int | None) -> Stats:
     """What the result depends on: two runs of a date that agree on it are the same run."""
     description = check_inputs(config, storage)
     fixed = {"llm": 1.0, "teacher": 0.0}
@@ -94,7 +94,7 @@ def run_identity(config: Config, storage: Storage, filter: ItemFilter, limit: in
 
 
 def item_filter(config: Config, storage: Storage) -> tuple[ItemFilter, list[ListCount]]:
-    """What may be recommended tonight, and how much is known of the lists that say so."""
+    """What may be recommended in this run, and how much is known of the lists that say so."""
     items, nightly = read_table(storage.at("items")).sort_by("item_index"), config.nightly
     lists = {key: item_list(config, key) for key in ("blocked_items", "suppressed_items")}
     filter = build_filter(
@@ -125,9 +125,9 @@ def user_lists(config: Config, storage: Storage) -> list[ListCount]:
     return [count for table in configured for count in table.counts(config.nightly, storage)]
 
 
-def read_users(config: Config, storage: Storage, run_date: datetime.date, limit: int | None) -> NightlyUsers:
+def read_users(config: Config, storage: Storage, run_date: datetime.date, limit: int | None) -> EligibleUsers:
     asked, suppressed = (
         storage.at(table.artifact) if getattr(config.nightly, table.key) else None
         for table in (deal.USERS, deal.SUPPRESSED_USERS)
     )
-    return NightlyUsers(storage.at("sequences"), run_date, asked, suppressed, limit, config.nightly.timezone)
+    return EligibleUsers(storage.at("sequences"), run_date, asked, suppressed, limit, config.nightly.timezone)

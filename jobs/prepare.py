@@ -16,58 +16,58 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from allmrec.core.artifacts import MANIFEST, Manifest, read_manifest, seal, shard_name, unseal, write_shard
+from allmrec.core.artifacts import MANIFEST, Manifest, commit, invalidate, read_manifest, shard_name, write_shard
 from allmrec.core.storage import Storage
 from allmrec.data.catalogue import ItemCounts
 from allmrec.data.evaluation_cases import SPLITS, DrawCases
 from allmrec.data.prepare.clean import log_columns
 from allmrec.data.prepare.items import ITEMS, CleanItems, index_items, with_counts
-from allmrec.data.prepare.sequences import CountItems, DrawUsers, Finish
+from allmrec.data.prepare.sequences import BuildSequences, CountItems, DrawUsers
 from allmrec.data.sources.lists import IdList, read_list, refuse_unknown
 from allmrec.data.sources.source import Source, find_files, open_source
 from allmrec.data.splits import Split
 from jobs.cli import main
 from jobs.config import Config
 from jobs.histories import Histories, clear, shard_reports
-from jobs.runtime.ray_data import over, tables
+from jobs.runtime.ray_data import iter_results, map_tasks
 from jobs.runtime.ray_train import start_ray
-from jobs.runtime.step import Context, Facts, Step
+from jobs.runtime.step import Context, Stats, Step
 from schemas import items as items_schema
 from schemas import rejected as rejected_schema
 
 
-def run(context: Context) -> Facts:
+def run(context: Context) -> Stats:
     started, config, data = time.monotonic(), context.config, context.config.data
     items, sequences, rejected, cases = (context.artifact(name) for name in STEP.outputs)
     log, catalogue = open_sources(context)
     start_ray(config)
-    lists = forgotten_lists(context.config)
-    forgotten = [sorted(found.spellings.to_pylist()) if found else [] for found in lists]
-    histories = Histories(context, log, *forgotten)
+    lists = excluded_lists(context.config)
+    excluded = [sorted(found.spellings.to_pylist()) if found else [] for found in lists]
+    histories = Histories(context, log, *excluded)
 
     # The catalogue is one table; the order of its ids gives the item indices, new ones after those that are known.
-    cleaned = pa.concat_tables(tables(over(len(catalogue.pieces), CleanItems(catalogue))))
-    item_table, bad_items = index_items(cleaned, histories.known_items(), forgotten[1])
+    cleaned = pa.concat_tables(iter_results(map_tasks(len(catalogue.pieces), CleanItems(catalogue))))
+    item_table, bad_items = index_items(cleaned, histories.known_items(), excluded[1])
     item_ids = item_table.column("item_id").combine_chunks()
     if not len(item_ids):
         raise ValueError(f"items: no row is left of {bad_items.num_rows:,}: {_counted(bad_items.column('reason'))}")
     logged = histories.update(item_ids)
-    listed = _lists_known(lists, histories.forgotten_known(logged))
+    listed = _lists_known(lists, histories.excluded_known(logged))
 
     # What was not used, and whether it was too much: then nothing else is written.
     _write_rejected(context, logged, bad_items)
-    shards = logged.facts["shards"]
-    reasons, left_out = (_totals(shards, key) for key in ("reasons", "left_out"))
-    rows = sum(shard["kept"] for shard in shards) + left_out.total() + reasons.total()
+    shards = logged.stats["shards"]
+    reasons, filtered_out = (_totals(shards, key) for key in ("reasons", "filtered_out"))
+    rows = sum(shard["kept"] for shard in shards) + filtered_out.total() + reasons.total()
     _refuse("items", len(item_table), _counted(bad_items.column("reason")), data.max_rejected_fraction, rejected)
     _refuse("interactions", rows - reasons.total(), reasons, data.max_rejected_fraction, rejected)
 
     frequent_I = _frequent_items(context, len(item_ids))
     before = read_manifest(sequences) if sequences.exists(MANIFEST) else None
-    unseal(sequences)
+    invalidate(sequences)
     split = _split(context, frequent_I)
-    finish = Finish(context.artifact("histories"), sequences, before, data, frequent_I, split)
-    reports, counted = shard_reports(context, "write sequences", over(data.num_shards, finish))
+    finish = BuildSequences(context.artifact("histories"), sequences, before, data, frequent_I, split)
+    reports, counted = shard_reports(context, "write sequences", map_tasks(data.num_shards, finish))
     popularity_I, interactions_I = counted.reshape(2, -1)
     users, interactions = _sum(reports, "users"), _sum(reports, "interactions")
     if not users:
@@ -79,14 +79,14 @@ def run(context: Context) -> Facts:
     entry = write_shard(
         items, items_schema.SCHEMA, shard_name(0), with_counts(item_table, popularity_I, interactions_I)
     )
-    facts = sizes | {"tables": dict(catalogue.versions)}
-    seal(items, "items", context.made_by, {shard_name(0): entry}, context.resolved("data"), facts)
+    stats = sizes | {"tables": dict(catalogue.versions)}
+    commit(items, "items", context.fingerprint, {shard_name(0): entry}, context.resolved("data"), stats)
 
     clear(cases)
     evaluation, counts = config.evaluation, ItemCounts(popularity_I, interactions_I, users)
     fractions = {part: (evaluation.max_users or np.inf) / max(_sum(reports, part), 1) for part in SPLITS}
     draw = DrawCases(sequences, counts, cases, evaluation, split, config.seed, fractions)
-    reports, _ = shard_reports(context, "draw evaluation cases", over(data.num_shards, draw))
+    reports, _ = shard_reports(context, "draw evaluation cases", map_tasks(data.num_shards, draw))
     _seal(context, cases, reports, "evaluation_cases", {part: _sum(reports, part) for part in SPLITS})
 
     return {
@@ -94,7 +94,7 @@ def run(context: Context) -> Facts:
         **_about(log),
         **_about(catalogue),
         **{f"rejected as {reason}": count for reason, count in sorted(reasons.items())},
-        **{f"left out as {reason}": count for reason, count in sorted(left_out.items())},
+        **{f"left out as {reason}": count for reason, count in sorted(filtered_out.items())},
         "rejected items": bad_items.num_rows,
         **listed,
         **sizes,
@@ -106,18 +106,18 @@ def run(context: Context) -> Facts:
     }
 
 
-def plan(context: Context) -> Facts:
+def plan(context: Context) -> Stats:
     log, catalogue = open_sources(context)
-    facts: Facts = {}
+    stats: Stats = {}
     for source in (log, catalogue):
-        facts[f"{source.name} files"] = len(source.files)
-        facts[f"{source.name} MB"] = sum(file.size for file in source.files) / 1e6
-        facts[f"{source.name} rows"] = "unknown until read" if source.rows is None else source.rows
-        facts |= _about(source)
-    return {**facts, "pieces": len(log.pieces), "shards": context.config.data.num_shards}
+        stats[f"{source.name} files"] = len(source.files)
+        stats[f"{source.name} MB"] = sum(file.size for file in source.files) / 1e6
+        stats[f"{source.name} rows"] = "unknown until read" if source.rows is None else source.rows
+        stats |= _about(source)
+    return {**stats, "pieces": len(log.pieces), "shards": context.config.data.num_shards}
 
 
-def _about(source: Source) -> Facts:
+def _about(source: Source) -> Stats:
     """What stands behind a table's paths beside the files that are read."""
     versions = {f"{source.name} version": ", ".join(source.versions.values())} if source.versions else {}
     skipped = {f"{source.name} files skipped as {why}": count for why, count in sorted(source.skipped.items())}
@@ -136,7 +136,7 @@ def open_sources(context: Context) -> tuple[Source, Source]:
 def input_files(context: Context) -> Any:
     """What the step's identity takes from outside the run: path, size and time of change of every input file."""
     data, s3 = context.config.data, context.config.storage
-    lists = [name for name in ("forgotten_users", "forgotten_items") if getattr(data, name).paths]
+    lists = [name for name in ("excluded_users", "excluded_items") if getattr(data, name).paths]
     names = ("interactions", "items", *lists)
     return {name: [vars(file) for file in find_files(name, getattr(data, name), s3)] for name in names}
 
@@ -148,42 +148,42 @@ STEP = Step(
     outputs=("items", "sequences", "rejected", "evaluation_cases"),
     run=run,
     plan=plan,
-    outside=input_files,
+    external_inputs=input_files,
 )
 
 
-def forgotten_lists(config: Config) -> tuple[IdList | None, IdList | None]:
+def excluded_lists(config: Config) -> tuple[IdList | None, IdList | None]:
     """The users and the items that must not appear; None where no table of them is configured."""
     users, items = (
         read_list(name, listed, column, config.storage, f"data.{name}") if listed.paths else None
         for name, listed, column in (
-            ("forgotten_users", config.data.forgotten_users, "user_id"),
-            ("forgotten_items", config.data.forgotten_items, "item_id"),
+            ("excluded_users", config.data.excluded_users, "user_id"),
+            ("excluded_items", config.data.excluded_items, "item_id"),
         )
     )
     return users, items
 
 
-def _lists_known(lists: Iterable[IdList | None], known: Iterable[list[str]]) -> Facts:
+def _lists_known(lists: Iterable[IdList | None], known: Iterable[list[str]]) -> Stats:
     """How much of the lists is known. Raises ValueError where that is too little."""
-    facts: Facts = {}
+    stats: Stats = {}
     for found, ids in zip(lists, known, strict=True):
         if found:
             count = found.known(pc.is_in(found.spellings, pa.array(ids, pa.string())).to_numpy(zero_copy_only=False))
             refuse_unknown(found.name, len(found), count, found.least)
-            facts |= {f"{found.name} listed": len(found), f"{found.name} known": count}
-    return facts
+            stats |= {f"{found.name} listed": len(found), f"{found.name} known": count}
+    return stats
 
 
 def _frequent_items(context: Context, num_items: int) -> np.ndarray:
     """Which items stay by `data.min_item_interactions`, by item index: bool (n + 1,)."""
     data, frequent_I = context.config.data, np.arange(num_items + 1) > 0
-    least, min_user = data.min_item_interactions, data.min_user_interactions if data.core == "iterated" else 1
+    least, min_user = data.min_item_interactions, data.min_user_interactions if data.k_core else 1
     while least > 1:
         count = CountItems(context.artifact("histories"), data, frequent_I, min_user)
-        _, counts_I = shard_reports(context, "count items", over(data.num_shards, count))
+        _, counts_I = shard_reports(context, "count items", map_tasks(data.num_shards, count))
         left_I = frequent_I & (counts_I >= least)
-        if data.core == "once" or (left_I == frequent_I).all():
+        if not data.k_core or (left_I == frequent_I).all():
             return left_I
         frequent_I = left_I
     return frequent_I
@@ -195,7 +195,7 @@ def _split(context: Context, frequent_I: np.ndarray) -> Split:
     if not split.samples:
         return split
     draw = DrawUsers(context.artifact("histories"), data, frequent_I, split)
-    reports, _ = shard_reports(context, "sample users", over(data.num_shards, draw))
+    reports, _ = shard_reports(context, "sample users", map_tasks(data.num_shards, draw))
     return split.with_sample([drawn for report in reports.values() for drawn in report["draws"]])
 
 
@@ -224,23 +224,23 @@ def _refuse(table: str, used: int, reasons: Counter[str], most: float, rejected:
 
 
 def _seal(
-    context: Context, storage: Storage, reports: dict[int, dict[str, Any]], kind: str, facts: dict[str, int]
+    context: Context, storage: Storage, reports: dict[int, dict[str, Any]], kind: str, stats: dict[str, int]
 ) -> None:
     files = {shard_name(shard): report[kind] for shard, report in reports.items()}
     assert len(files) == context.config.data.num_shards
-    seal(storage, kind, context.made_by, files, context.resolved(*STEP.sections), facts)
+    commit(storage, kind, context.fingerprint, files, context.resolved(*STEP.sections), stats)
 
 
 def _write_rejected(context: Context, histories: Manifest, bad_items: pa.Table) -> None:
     """The rejected rows of the log, copied from where they are kept, and those of the catalogue."""
     storage = context.artifact("rejected")
-    unseal(storage)
+    invalidate(storage)
     files = {"items.parquet": write_shard(storage, rejected_schema.SCHEMA, "items.parquet", bad_items)}
-    for number, shard in enumerate(histories.facts["shards"]):
+    for number, shard in enumerate(histories.stats["shards"]):
         name = f"interactions-{number:05d}.parquet"
         context.storage.copy(f"histories/{shard['rejected']}", f"rejected/{name}")
         files[name] = histories.files[shard["rejected"]]
-    seal(storage, "rejected", context.made_by, files, context.resolved("data"))
+    commit(storage, "rejected", context.fingerprint, files, context.resolved("data"))
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def suppress(
     """Take users and items out of every date, or of one; out of trials too.
 
     Args:
-        users, items: lists of ids; without either, the config's forgotten and suppressed users and items.
+        users, items: lists of ids; without either, the config's excluded and suppressed users and items.
         least: takes the place of the lists' `min_known_fraction`.
 
     Raises:
@@ -107,7 +107,7 @@ def suppress(
     counts = [_count(found, "users", taken_out.named_users, known.users, least) for found in user_lists]
     counts += [_count(found, "items", taken_out.named_items, known.items, least) for found in item_lists]
     for count in counts:
-        console.event("list", **count.facts)
+        console.event("list", **count.stats)
     check_lists(counts)
 
 
@@ -127,11 +127,11 @@ def _lists(config: Config, users: str | None, items: str | None) -> tuple[list[I
         user_lists = [_list_at("--users", users, "user_id", config)] if users else []
         item_lists = [_list_at("--items", items, "item_id", config)] if items else []
     else:
-        user_lists = _configured(config, "user_id", "data.forgotten_users", "nightly.suppressed_users")
-        item_lists = _configured(config, "item_id", "data.forgotten_items", "nightly.suppressed_items")
+        user_lists = _configured(config, "user_id", "data.excluded_users", "nightly.suppressed_users")
+        item_lists = _configured(config, "item_id", "data.excluded_items", "nightly.suppressed_items")
     if not user_lists and not item_lists:
         raise ValueError(
-            "nobody to suppress: give --users or --items, or set data.forgotten_users or nightly.suppressed_users, or "
+            "nobody to suppress: give --users or --items, or set data.excluded_users or nightly.suppressed_users, or "
             "the same of items"
         )
     return user_lists, item_lists

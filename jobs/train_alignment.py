@@ -19,8 +19,8 @@ from allmrec.alignment.network import AlignmentNetwork, load_network, save_align
 from allmrec.alignment.texts import TrainedTexts
 from allmrec.alignment.training import AlignmentTraining, alignment_quality, spread_kept
 from allmrec.cf.teacher import load_teacher
-from allmrec.core.artifacts import MANIFEST, read_manifest, read_table, seal, unseal
-from allmrec.core.distributed import place
+from allmrec.core.artifacts import MANIFEST, commit, invalidate, read_manifest, read_table
+from allmrec.core.distributed import rank_and_world_size
 from allmrec.core.storage import Storage
 from allmrec.data.catalogue import Catalogue, drawable_items
 from allmrec.data.sequences import Sequences
@@ -29,22 +29,22 @@ from allmrec.text.encoder import load_encoder, save_encoder
 from jobs.cli import main
 from jobs.embed import embed_by
 from jobs.runtime.ray_train import device, fit, report, resume
-from jobs.runtime.step import Context, Facts, Step
+from jobs.runtime.step import Context, Stats, Step
 
 ENCODER = "encoder"  # the folder of SBERT in `fine_tuned`
 ARTIFACTS = ("teacher", "item_text_embeddings", "sequences", "items", "alignment", "fine_tuned")
 
 
-def run(context: Context) -> Facts:
+def run(context: Context) -> Stats:
     storage = context.artifact("alignment")
-    unseal(storage)
-    facts = fine_tune(context) if context.config.alignment.text_encoder == "fine-tuned" else train(context)
-    files = facts.pop("files")
-    seal(storage, "alignment", context.made_by, files, config=context.resolved("alignment"), facts=facts)
-    return facts
+    invalidate(storage)
+    stats = fine_tune(context) if context.config.alignment.text_encoder == "fine-tuned" else train(context)
+    files = stats.pop("files")
+    commit(storage, "alignment", context.fingerprint, files, config=context.resolved("alignment"), stats=stats)
+    return stats
 
 
-def train(context: Context) -> Facts:
+def train(context: Context) -> Stats:
     """Run `loop` on the workers."""
     config = context.config
     settings = {"config": config.alignment, "text": config.text, "seed": config.seed}
@@ -52,15 +52,17 @@ def train(context: Context) -> Facts:
     return fit(context, "train-alignment", loop, settings, total=config.alignment.epochs)
 
 
-def fine_tune(context: Context) -> Facts:
+def fine_tune(context: Context) -> Stats:
     """Train with SBERT, embed the catalogue by it, and write the joint embeddings. A finished training is kept."""
     config, tuned = context.config, context.artifact("fine_tuned")
-    if not (tuned.exists(MANIFEST) and read_manifest(tuned).made_by == context.made_by):
-        unseal(tuned)
-        facts = train(context)
-        seal(tuned, "fine_tuned", context.made_by, facts.pop("files"), context.resolved("alignment", "text"), facts)
+    if not (tuned.exists(MANIFEST) and read_manifest(tuned).fingerprint == context.fingerprint):
+        invalidate(tuned)
+        stats = train(context)
+        commit(
+            tuned, "fine_tuned", context.fingerprint, stats.pop("files"), context.resolved("alignment", "text"), stats
+        )
     texts = context.artifact("fine_tuned_text_embeddings")
-    before = read_manifest(texts).facts["encoder"] if texts.exists(MANIFEST) else None
+    before = read_manifest(texts).stats["encoder"] if texts.exists(MANIFEST) else None
     encoder = embed_by(context, tuned.name(ENCODER), "fine_tuned_text_embeddings")["encoder"]
     if before not in (None, encoder):
         TextCache.of(context.storage, before).clear()  # nothing will ask that encoder again
@@ -73,10 +75,10 @@ def fine_tune(context: Context) -> Facts:
         held_out_items(config.alignment, len(texts_NS), config.seed),
     )
     kept = spread_kept(read_texts(context.artifact("item_text_embeddings")), texts_NS)
-    return read_manifest(tuned).facts | exported | kept | {"encoder": encoder}
+    return read_manifest(tuned).stats | exported | kept | {"encoder": encoder}
 
 
-def loop(settings: dict[str, Any]) -> Facts:
+def loop(settings: dict[str, Any]) -> Stats:
     """On every worker: train; rank 0 writes the network, and SBERT or the joint embeddings."""
     config, seed = settings["config"], settings["seed"]
     texts_NS = read_texts(settings["item_text_embeddings"])
@@ -100,16 +102,16 @@ def loop(settings: dict[str, Any]) -> Facts:
         training.load_state_dict(state)
     for numbers in training.rounds():
         report(training.epoch, training.state_dict(), **numbers)
-    if place()[0] != 0:
+    if rank_and_world_size()[0] != 0:
         return {}
-    facts: Facts = {"users": len(training.examples), "targets": len(training.examples.targets), **training.numbers}
+    stats: Stats = {"users": len(training.examples), "targets": len(training.examples.targets), **training.numbers}
     if trained_texts is not None:
         tuned = settings["fine_tuned"]
-        return facts | {
+        return stats | {
             "files": save_network(tuned, training.network) | save_encoder(tuned, ENCODER, trained_texts.encoder)
         }
     held_out_N = held_out_items(config, len(texts_NS), seed)
-    return facts | export(settings["alignment"], training.network, training.items_ND, texts_NS, held_out_N)
+    return stats | export(settings["alignment"], training.network, training.items_ND, texts_NS, held_out_N)
 
 
 def export(
@@ -118,7 +120,7 @@ def export(
     items_ND: torch.Tensor,
     texts_NS: torch.Tensor,
     held_out_N: np.ndarray,
-) -> Facts:
+) -> Stats:
     """Write e_i and q_i of every item, and measure how well q_i stands in for e_i on items that were held out."""
     e_NJ, q_NJ = network.joint(items_ND, texts_NS.to(items_ND.device))
     held_out = torch.from_numpy(np.flatnonzero(held_out_N)).to(e_NJ.device)
@@ -137,11 +139,11 @@ def read_texts(storage: Storage) -> torch.Tensor:
     return torch.cat([torch.zeros(1, texts_IS.shape[1]), texts_IS])
 
 
-def plan(context: Context) -> Facts:
+def plan(context: Context) -> Stats:
     config = context.config
     sequences = read_manifest(context.artifact("sequences"))
     users = sequences.rows
-    targets = users if config.alignment.targets == "last" else sequences.facts["interactions"]
+    targets = users if config.alignment.targets == "last" else sequences.stats["interactions"]
     num_items = read_manifest(context.artifact("items")).rows
     return {
         "users": users,

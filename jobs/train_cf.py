@@ -13,26 +13,26 @@ from typing import Any
 from allmrec.cf.external import ImportTeacher, open_tables, table_files
 from allmrec.cf.teacher import save_teacher
 from allmrec.cf.training import TeacherTraining, ValidationCases, training_parts
-from allmrec.core.artifacts import read_manifest, read_table, seal, unseal
-from allmrec.core.distributed import place
+from allmrec.core.artifacts import commit, invalidate, read_manifest, read_table
+from allmrec.core.distributed import rank_and_world_size
 from allmrec.data.catalogue import drawable_items
 from jobs.cli import main
-from jobs.runtime.ray_data import over, tables
+from jobs.runtime.ray_data import iter_results, map_tasks
 from jobs.runtime.ray_train import device, fit, report, resume, start_ray
-from jobs.runtime.step import Context, Facts, Step
+from jobs.runtime.step import Context, Stats, Step
 
 
-def run(context: Context) -> Facts:
-    facts = bring_in(context) if context.config.teacher.model == "external" else train(context)
-    files = facts.pop("files")
+def run(context: Context) -> Stats:
+    stats = bring_in(context) if context.config.teacher.model == "external" else train(context)
+    files = stats.pop("files")
     config = context.resolved("teacher")
-    seal(context.artifact("teacher"), "teacher", context.made_by, files, config=config, facts=facts)
-    return facts
+    commit(context.artifact("teacher"), "teacher", context.fingerprint, files, config=config, stats=stats)
+    return stats
 
 
-def train(context: Context) -> Facts:
+def train(context: Context) -> Stats:
     config, storage = context.config, context.artifact("teacher")
-    unseal(storage)
+    invalidate(storage)
     return fit(
         context,
         "train-cf",
@@ -49,7 +49,7 @@ def train(context: Context) -> Facts:
     )
 
 
-def bring_in(context: Context) -> Facts:
+def bring_in(context: Context) -> Stats:
     """Another system's vectors. A teacher that is there stays until they have proved good."""
     config = context.config
     item_embeddings, user_representations = open_tables(config.teacher, config.storage)
@@ -64,11 +64,11 @@ def bring_in(context: Context) -> Facts:
         seed=config.seed,
     )
     start_ray(config)
-    (table,) = tables(over(1, bring))
+    (table,) = iter_results(map_tasks(1, bring))
     return json.loads(table.column("report")[0].as_py())
 
 
-def loop(settings: dict[str, Any]) -> Facts:
+def loop(settings: dict[str, Any]) -> Stats:
     """On every worker: train, keep the best epoch; rank 0 writes its weights."""
     config = settings["config"]
     parts = training_parts(settings["sequences"], config.memory_mb)
@@ -81,7 +81,7 @@ def loop(settings: dict[str, Any]) -> Facts:
         training.load_state_dict(state)
     for numbers in training.rounds():
         report(training.epoch, training.state_dict(), **numbers)
-    if place()[0] != 0:
+    if rank_and_world_size()[0] != 0:
         return {}
     return {
         "files": save_teacher(settings["teacher"], training.best_teacher()),
@@ -94,7 +94,7 @@ def loop(settings: dict[str, Any]) -> Facts:
     }
 
 
-def plan(context: Context) -> Facts:
+def plan(context: Context) -> Stats:
     config = context.config.teacher
     num_items = read_manifest(context.artifact("items")).rows
     if config.model == "external":
@@ -134,7 +134,7 @@ STEP = Step(
     outputs=("teacher",),
     run=run,
     plan=plan,
-    outside=input_files,
+    external_inputs=input_files,
 )
 
 if __name__ == "__main__":

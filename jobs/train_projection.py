@@ -12,18 +12,18 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from allmrec.alignment.joint import Forms
+from allmrec.alignment.joint import EmbeddingChoice
 from allmrec.alignment.network import load_joint
 from allmrec.cf.teacher import load_teacher
 from allmrec.cf.training import ValidationCases
-from allmrec.core.artifacts import read_manifest, seal, shard_name, unseal
-from allmrec.core.distributed import place
+from allmrec.core.artifacts import commit, invalidate, read_manifest, shard_name
+from allmrec.core.distributed import rank_and_world_size
 from allmrec.core.pretrained import model_identity
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
 from allmrec.llm.loading import LLMConfig, Placement, load_tokenizer, max_positions
 from allmrec.llm.prompt import PromptBuilder, Titles
-from allmrec.projection.engine import checksum, load_placed_llm
+from allmrec.projection.engine import checksum, load_llm_with_placement
 from allmrec.projection.estimate import tokens_per_prompt
 from allmrec.projection.examples import Examples
 from allmrec.projection.placement import (
@@ -39,15 +39,15 @@ from allmrec.projection.projectors import ProjectionConfig, item_inputs, save_pr
 from allmrec.projection.training import ProjectionTraining
 from jobs.cli import main
 from jobs.runtime.ray_train import device, fit, report, resume
-from jobs.runtime.step import Context, Facts, Step
+from jobs.runtime.step import Context, Stats, Step
 
 SECTIONS = ("projection", "prompt", "llm", "bundle")  # bundle says which form shows an item
 
 
-def run(context: Context) -> Facts:
+def run(context: Context) -> Stats:
     config, storage = context.config, context.artifact("projectors")
-    unseal(storage)
-    facts = fit(
+    invalidate(storage)
+    stats = fit(
         context,
         "train-projection",
         loop,
@@ -58,20 +58,20 @@ def run(context: Context) -> Facts:
         },
         total=100,  # per cent
     )
-    facts |= {"llm": identity(context)}
-    files = facts.pop("files")
-    seal(storage, "projectors", context.made_by, files, config=context.resolved(*SECTIONS), facts=facts)
-    return facts
+    stats |= {"llm": identity(context)}
+    files = stats.pop("files")
+    commit(storage, "projectors", context.fingerprint, files, config=context.resolved(*SECTIONS), stats=stats)
+    return stats
 
 
-def loop(settings: dict[str, Any]) -> Facts:
+def loop(settings: dict[str, Any]) -> Stats:
     """On every worker: train, keep the best epoch; rank 0 writes its projectors."""
     # Where attention is sure, its softmax is full of numbers below 1e-38, and a CPU takes many times as long for each.
     torch.set_flush_denormal(True)
     projection, prompt, llm_config, bundle, seed = (settings[name] for name in (*SECTIONS, "seed"))
     outline = llm_outline(llm_config)
     placement = placed(llm_config, projection, outline)
-    llm, tokenizer = load_placed_llm(llm_config, placement, outline.largest_weight), load_tokenizer(llm_config)
+    llm, tokenizer = load_llm_with_placement(llm_config, placement, outline.largest_weight), load_tokenizer(llm_config)
     catalogue = Catalogue.read(settings["items"])
     titles = Titles.tokenise(catalogue.titles, tokenizer, prompt.max_title_tokens)
     builder = PromptBuilder(prompt, tokenizer, titles, soft=True, max_tokens=max_positions(llm))
@@ -80,15 +80,15 @@ def loop(settings: dict[str, Any]) -> Facts:
         cases = ValidationCases.read(settings["evaluation_cases"], sequences, projection.validation_users, seed)
     teacher, (e_NJ, q_NJ) = load_teacher(settings["teacher"]), load_joint(settings["alignment"])
     items_ND = teacher.item_embeddings.detach()
-    forms = Forms.of(catalogue.popularity, items_ND, bundle.text_form_below)
+    choice = EmbeddingChoice.of(catalogue.popularity, items_ND, bundle.min_interactions_for_cf)
     training = ProjectionTraining(
         projection,
         llm_config,
         placement,
         llm,
         teacher,
-        item_inputs(projection, forms, e_NJ, q_NJ, items_ND, seed),
-        forms.by_text_N,
+        item_inputs(projection, choice, e_NJ, q_NJ, items_ND, seed),
+        choice.uses_text_N,
         Examples(
             Sequences.read_train(sequences),
             builder,
@@ -107,7 +107,7 @@ def loop(settings: dict[str, Any]) -> Facts:
         report(100 * training.step // training.total_steps, training.state_dict(), step=training.step, **numbers)
     weights, frozen_checksum = training.best_weights(), checksum(llm)
     assert frozen_checksum == training.frozen_checksum, "training must not touch the LLM"
-    if place()[0] != 0:
+    if rank_and_world_size()[0] != 0:
         return {}
     speeds = ("prompts_per_s", "tokens_per_s", "padding %")
     return {
@@ -128,10 +128,10 @@ def placed(llm: LLMConfig, projection: ProjectionConfig, outline: Outline) -> Pl
     if llm.placement != "auto":
         return llm.placement
     activations = activation_bytes(outline, projection.tokens_per_pass, projection.activation_checkpointing)
-    return choose_placement(outline, place()[1], activations, free_bytes())
+    return choose_placement(outline, rank_and_world_size()[1], activations, free_bytes())
 
 
-def plan(context: Context) -> Facts:
+def plan(context: Context) -> Stats:
     config = context.config
     outline, projection, world = llm_outline(config.llm), config.projection, config.workers.num_workers
     table = context.artifact("sequences")
@@ -173,7 +173,7 @@ STEP = Step(
     outputs=("projectors",),
     run=run,
     plan=plan,
-    outside=identity,
+    external_inputs=identity,
 )
 
 if __name__ == "__main__":

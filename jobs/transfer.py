@@ -14,18 +14,18 @@ import torch
 from allmrec.alignment.network import load_network, save_alignment
 from allmrec.alignment.transfer import decoded_items, drawn_items, with_items
 from allmrec.cf.teacher import TeacherConfig, load_teacher, save_teacher
-from allmrec.core.artifacts import Manifest, read_file, read_manifest, seal, unseal
+from allmrec.core.artifacts import Manifest, commit, invalidate, read_file, read_manifest
 from allmrec.core.storage import Storage, open_storage
 from jobs.cli import main
 from jobs.embed import embed_by
-from jobs.runtime.step import Context, Facts, Step
+from jobs.runtime.step import Context, Stats, Step
 from jobs.train_alignment import ENCODER, read_texts
 from jobs.train_projection import identity
 
 MODELS = ("teacher", "alignment", "projectors")
 
 
-def run(context: Context) -> Facts:
+def run(context: Context) -> Stats:
     other, manifests = trained(context)
     check(context, other, manifests)
     config = TeacherConfig(**manifests["teacher"].config["teacher"])
@@ -39,7 +39,7 @@ def run(context: Context) -> Facts:
 
     targets = {name: context.artifact(name) for name in MODELS}
     for target in targets.values():
-        unseal(target)
+        invalidate(target)
     files = {
         "teacher": save_teacher(targets["teacher"], teacher),
         "alignment": save_alignment(targets["alignment"], network, *joint),
@@ -47,10 +47,10 @@ def run(context: Context) -> Facts:
     }
     for name in files["projectors"]:
         targets["projectors"].write(name, read_file(other.at("projectors"), manifests["projectors"], name))
-    facts: Facts = {"num_items": len(items_ND) - 1, "trained_in": other.uri}
+    stats: Stats = {"num_items": len(items_ND) - 1, "trained_in": other.uri}
     for name, manifest in manifests.items():
-        seal(targets[name], name, context.made_by, files[name], manifest.config, manifest.facts | facts)
-    return facts
+        commit(targets[name], name, context.fingerprint, files[name], manifest.config, manifest.stats | stats)
+    return stats
 
 
 def texts(context: Context, other: Storage, manifests: dict[str, Manifest]) -> torch.Tensor:
@@ -61,7 +61,7 @@ def texts(context: Context, other: Storage, manifests: dict[str, Manifest]) -> t
     """
     if manifests["alignment"].config["alignment"]["text_encoder"] == "frozen":
         return read_texts(context.artifact("item_text_embeddings"))
-    if read_manifest(other.at("fine_tuned")).made_by != manifests["alignment"].made_by:
+    if read_manifest(other.at("fine_tuned")).fingerprint != manifests["alignment"].fingerprint:
         raise ValueError(f"{other.uri}: train-alignment was begun again and not finished; run it there first")
     embed_by(context, other.name(f"fine_tuned/{ENCODER}"), "fine_tuned_text_embeddings")
     return read_texts(context.artifact("fine_tuned_text_embeddings"))
@@ -80,19 +80,19 @@ def trained(context: Context) -> tuple[Storage, dict[str, Manifest]]:
 
 def check(context: Context, other: Storage, manifests: dict[str, Manifest]) -> None:
     """Raises ValueError unless texts are embedded as there, and the LLM is the one of that run's projectors."""
-    here, there = (read_manifest(run.at("item_text_embeddings")).facts["encoder"] for run in (context.storage, other))
+    here, there = (read_manifest(run.at("item_text_embeddings")).stats["encoder"] for run in (context.storage, other))
     if here != there:
         raise ValueError(f"texts are embedded by {here}, and in {other.uri} by {there}; use the same text.model")
-    llm = manifests["projectors"].facts["llm"]
+    llm = manifests["projectors"].stats["llm"]
     if identity(context) != llm:
         raise ValueError(f"the projectors of {other.uri} were trained into the LLM {llm}; point llm.name at that one")
 
 
-def outside(context: Context) -> Any:
+def external_inputs(context: Context) -> Any:
     return {name: manifest.digest for name, manifest in trained(context)[1].items()}
 
 
-def plan(context: Context) -> Facts:
+def plan(context: Context) -> Stats:
     return {"items": read_manifest(context.artifact("items")).rows, "models from": trained(context)[0].uri}
 
 
@@ -103,7 +103,7 @@ STEP = Step(
     outputs=MODELS,
     run=run,
     plan=plan,
-    outside=outside,
+    external_inputs=external_inputs,
 )
 
 if __name__ == "__main__":

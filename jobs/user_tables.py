@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from allmrec.core.artifacts import read_manifest, seal, shard_name, unseal, write_shard
+from allmrec.core.artifacts import commit, invalidate, read_manifest, shard_name, write_shard
 from allmrec.core.storage import Storage
 from allmrec.data.config import ListConfig
 from allmrec.data.sequences import num_shards
@@ -13,15 +13,15 @@ from allmrec.data.sources.lists import open_list
 from allmrec.data.sources.source import Source, find_files, open_source
 from allmrec.nightly.config import NightlyConfig
 from allmrec.nightly.lists import ListCount
-from allmrec.nightly.user_tables import CANDIDATES, COUNTS, DealRows, Rows, UserRows, WriteRows, rows_of
-from jobs.runtime.ray_data import over, tables
+from allmrec.nightly.user_tables import CANDIDATES, COUNTS, PartitionRows, Rows, UserRows, WriteRows, rows_of
+from jobs.runtime.ray_data import iter_results, map_tasks
 from jobs.runtime.ray_train import start_ray
-from jobs.runtime.step import Context, Facts, Step
+from jobs.runtime.step import Context, Stats, Step
 from schemas import candidates, user_ids
 
 
 @dataclass(frozen=True)
-class Dealt:
+class UserTable:
     """A table that `nightly.<key>` names."""
 
     key: str
@@ -41,16 +41,16 @@ class Dealt:
         source = open_source(self.key, config, s3, CANDIDATES, section)
         return source, rows_of(source)
 
-    def run(self, context: Context) -> Facts:
+    def run(self, context: Context) -> Stats:
         (source, rows), target = self.open(context), context.artifact(self.artifact)
         shards = num_shards(context.artifact("sequences"))
         start_ray(context.config)
-        unseal(target)
-        dealt = over(len(source.pieces), DealRows(source, rows, shards)).repartition(shards, keys=["shard"])
+        invalidate(target)
+        dealt = map_tasks(len(source.pieces), PartitionRows(source, rows, shards)).repartition(shards, keys=["shard"])
         writer = WriteRows(target, rows, self.schema, context.storage)
         written = dealt.map_batches(writer, batch_size=None, batch_format="pyarrow")
         files, counts = dict[str, Any](), dict.fromkeys(COUNTS, 0)
-        for table in tables(written):
+        for table in iter_results(written):
             for row in table.to_pylist():
                 counts = {name: counts[name] + (row.pop(name) or 0) for name in COUNTS}
                 files[row.pop("name")] = row
@@ -58,18 +58,18 @@ class Dealt:
             name = shard_name(shard)
             if name not in files:
                 files[name] = write_shard(target, self.schema, name, self.schema.empty_table())
-        seal(target, self.artifact, context.made_by, files, context.resolved("nightly"), counts)
+        commit(target, self.artifact, context.fingerprint, files, context.resolved("nightly"), counts)
         return {"users": sum(file["rows"] for file in files.values()), "shards": shards}
 
     def counts(self, nightly: NightlyConfig, run: Storage) -> list[ListCount]:
         """How many ids it lists and how many of them are known, once it is dealt."""
-        facts, least = read_manifest(run.at(self.artifact)).facts, self.config(nightly).min_known_fraction
-        found = [ListCount(f"nightly.{self.key}", "users", facts["listed"], facts["known"], least)]
+        stats, least = read_manifest(run.at(self.artifact)).stats, self.config(nightly).min_known_fraction
+        found = [ListCount(f"nightly.{self.key}", "users", stats["listed"], stats["known"], least)]
         if self.schema is candidates.SCHEMA:
-            found.append(ListCount(f"nightly.{self.key}", "items", facts["items_listed"], facts["items_known"], least))
+            found.append(ListCount(f"nightly.{self.key}", "items", stats["items_listed"], stats["items_known"], least))
         return found
 
-    def plan(self, context: Context) -> Facts:
+    def plan(self, context: Context) -> Stats:
         source, _ = self.open(context)
         return {"users": "unknown until read" if source.rows is None else source.rows, "pieces": len(source.pieces)}
 
@@ -88,11 +88,11 @@ class Dealt:
             outputs=(self.artifact,),
             run=self.run,
             plan=self.plan,
-            outside=self.made_of,
+            external_inputs=self.made_of,
         )
 
 
-GIVEN = Dealt("candidates", "candidates", candidates.SCHEMA)
-USERS = Dealt("users", "nightly_users", user_ids.SCHEMA)
-SUPPRESSED_USERS = Dealt("suppressed_users", "suppressed_users", user_ids.SCHEMA)
-TABLES = (GIVEN, USERS, SUPPRESSED_USERS)
+EXTERNAL_CANDIDATES = UserTable("candidates", "candidates", candidates.SCHEMA)
+USERS = UserTable("users", "nightly_users", user_ids.SCHEMA)
+SUPPRESSED_USERS = UserTable("suppressed_users", "suppressed_users", user_ids.SCHEMA)
+TABLES = (EXTERNAL_CANDIDATES, USERS, SUPPRESSED_USERS)

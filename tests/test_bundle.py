@@ -41,7 +41,7 @@ def test_what_is_loaded_is_what_was_trained(config, run, version):
     users = Sequences.read(run.at("sequences"))
     assert torch.equal(bundle.teacher.represent(users), load_teacher(run.at("teacher")).represent(users))
     assert bundle.prompt == config.prompt and bundle.llm == config.llm
-    assert bundle.catalogue.num_items == 40 and bundle.facts["projectors"]["loss"] == 2.5
+    assert bundle.catalogue.num_items == 40 and bundle.stats["projectors"]["loss"] == 2.5
     assert not any(weight.requires_grad for weight in bundle.projectors.parameters())
 
 
@@ -54,8 +54,8 @@ def trained_with(run, **changed) -> None:
 
 
 def test_items_that_were_hardly_seen_take_the_text_form(config, run):
-    trained_with(run, bundle={"text_form_below": 2})
-    settings = resolved(config, SECTIONS) | {"bundle": {"text_form_below": 2}}
+    trained_with(run, bundle={"min_interactions_for_cf": 2})
+    settings = resolved(config, SECTIONS) | {"bundle": {"min_interactions_for_cf": 2}}
     bundle = load_bundle(run, build_bundle(run, settings))
     rare = bundle.catalogue.popularity < 2  # padding, and the last two items
     assert rare.sum() == 3
@@ -64,11 +64,11 @@ def test_items_that_were_hardly_seen_take_the_text_form(config, run):
     assert not torch.equal(bundle.e_NJ, bundle.q_NJ)
     assert torch.equal(bundle.item_inputs(text=True), bundle.q_NJ)
     bundle.teacher.item_embeddings[[5, 40]] = 0  # the last item has few interactions besides
-    assert list(bundle.forms().counts().values()) == [37, 1, 2]
+    assert list(bundle.embedding_choice().embedding_counts().values()) == [37, 1, 2]
 
 
 @pytest.mark.parametrize(
-    ("section", "key", "value"), [("bundle", "text_form_below", 3), ("projection", "item_input", "random")]
+    ("section", "key", "value"), [("bundle", "min_interactions_for_cf", 3), ("projection", "item_input", "random")]
 )
 def test_projectors_that_were_trained_on_other_forms_are_refused(config, run, section, key, value):
     settings = resolved(config, SECTIONS)
@@ -90,7 +90,7 @@ def test_the_same_content_makes_the_same_version_and_leaves_it_as_it_is(config, 
     before = contents(run)
     # Trained again: the same weights, but the manifest tells of another duration.
     manifest = json.loads(run.read(f"projectors/{MANIFEST}"))
-    run.write(f"projectors/{MANIFEST}", json.dumps(manifest | {"facts": {"seconds": 99}}).encode())
+    run.write(f"projectors/{MANIFEST}", json.dumps(manifest | {"stats": {"seconds": 99}}).encode())
     assert build_bundle(run, resolved(config, SECTIONS)) == version
     assert contents(run) == before
     assert build_bundle(run, resolved(config, SECTIONS) | {"seed": 1}) != version

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from allmrec.metrics import METRICS, gains, interval, measure, recall, standing, student, summarise, sums
+from allmrec.metrics import METRICS, evaluate_scores, gain_table, interval, recall, standing, student, summarise, sums
 
 
 def case(*scores: float) -> tuple[np.ndarray, np.ndarray]:
@@ -17,13 +17,13 @@ def case(*scores: float) -> tuple[np.ndarray, np.ndarray]:
 
 def test_golden():
     best, third, eleventh = case(9, 1, 2, 3), case(5, 9, 8, 1), case(1, *range(2, 12))
-    np.testing.assert_allclose(measure(*best)[0], [1, 1, 1, 1])
-    np.testing.assert_allclose(measure(*third)[0], [0, 1, 0.5, 1 / 3])  # 1 / log2(3 + 1)
-    np.testing.assert_allclose(measure(*eleventh)[0], [0, 0, 0, 1 / 11])
+    np.testing.assert_allclose(evaluate_scores(*best)[0], [1, 1, 1, 1])
+    np.testing.assert_allclose(evaluate_scores(*third)[0], [0, 1, 0.5, 1 / 3])  # 1 / log2(3 + 1)
+    np.testing.assert_allclose(evaluate_scores(*eleventh)[0], [0, 0, 0, 1 / 11])
 
 
 def test_a_constant_scorer_gets_exactly_chance():
-    values = measure(np.full((3, 20), 0.7), np.tile(np.arange(1, 21), (3, 1)))
+    values = evaluate_scores(np.full((3, 20), 0.7), np.tile(np.arange(1, 21), (3, 1)))
     expected = [1 / 20, 5 / 20, (1 / np.log2(np.arange(2, 12))).sum() / 20, (1 / np.arange(1, 21)).sum() / 20]
     np.testing.assert_allclose(values, np.tile(expected, (3, 1)))
 
@@ -35,8 +35,8 @@ def test_ties_are_worth_their_mean_over_all_orders(scores):
     orders = list(itertools.permutations(range(len(scores))))
     for order in orders:
         ranking = sorted(order, key=lambda candidate: -scores[candidate])
-        expected += gains(len(scores))[:, ranking.index(0)] / len(orders)
-    np.testing.assert_allclose(measure(scores[None, :], np.ones((1, len(scores))))[0], expected)
+        expected += gain_table(len(scores))[:, ranking.index(0)] / len(orders)
+    np.testing.assert_allclose(evaluate_scores(scores[None, :], np.ones((1, len(scores))))[0], expected)
 
 
 @given(hnp.arrays(np.int64, st.integers(1, 6), elements=st.integers(0, 3)), st.integers(1, 7))
@@ -49,8 +49,8 @@ def test_recall_of_a_tie_is_the_share_of_orders_in_which_it_is_found(scores, cou
 
 def test_zeros_are_no_candidates():
     scores, candidates = np.array([[1.0, 2.0, 9.0, 9.0]]), np.array([[7, 3, 0, 0]])
-    np.testing.assert_allclose(measure(scores, candidates)[0], [0, 1, 1 / np.log2(3), 1 / 2])
-    np.testing.assert_allclose(measure(np.zeros((1, 3)), np.array([[7, 0, 0]]))[0], 1)
+    np.testing.assert_allclose(evaluate_scores(scores, candidates)[0], [0, 1, 1 / np.log2(3), 1 / 2])
+    np.testing.assert_allclose(evaluate_scores(np.zeros((1, 3)), np.array([[7, 0, 0]]))[0], 1)
 
 
 def test_summary_is_mean_and_standard_error_however_cases_are_dealt():

@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from allmrec.alignment.network import AlignmentConfig
-from allmrec.core.distributed import own, place
+from allmrec.core.distributed import local_shard, rank_and_world_size
 from allmrec.data.sequences import offsets_of, ranges
 from allmrec.text.encoder import default_prompt
 
@@ -38,7 +38,7 @@ class FrozenTexts(nn.Module):
 
     def own(self, items_R: np.ndarray) -> np.ndarray:
         """Positions of this worker's rows among those of the global batch."""
-        return own(np.arange(len(items_R)))
+        return local_shard(np.arange(len(items_R)))
 
     def forward(self, items_R: np.ndarray) -> torch.Tensor:
         return self.texts_NS[torch.from_numpy(items_R).long().to(self.texts_NS.device)]
@@ -68,7 +68,7 @@ class TrainedTexts(nn.Module):
     def own(self, items_R: np.ndarray) -> np.ndarray:
         """Positions of this worker's rows among those of the global batch: those of its share of the texts."""
         texts = np.unique(self.text_N[items_R])
-        rank, world = place()
+        rank, world = rank_and_world_size()
         # Longest first, dealt to and fro, so that workers get equally much to read.
         turn = np.arange(len(texts)) % (2 * world)
         mine = texts[np.argsort(-self.lengths[texts], kind="stable")[np.minimum(turn, 2 * world - 1 - turn) == rank]]

@@ -21,7 +21,7 @@ from allmrec.alignment.losses import Losses, stage1_losses
 from allmrec.alignment.network import AlignmentConfig, AlignmentNetwork
 from allmrec.alignment.texts import FrozenTexts, TrainedTexts, make_dense
 from allmrec.cf.teacher import Teacher
-from allmrec.core.distributed import own, sum_gradients, summed
+from allmrec.core.distributed import all_reduce_sum, local_shard, sum_gradients
 from allmrec.data.sequences import Sequences
 
 _NAMES = [field.name for field in fields(Losses)]
@@ -101,7 +101,7 @@ class AlignmentTraining:
             losses = self.train_step(rows)
             sums += torch.stack([getattr(losses, name) for name in _NAMES]).detach()
             users += rows.num_users
-        means = dict(zip(_NAMES, (summed(sums) / max(users, 1)).tolist(), strict=True))
+        means = dict(zip(_NAMES, (all_reduce_sum(sums) / max(users, 1)).tolist(), strict=True))
         if not all(math.isfinite(value) for value in means.values()):
             raise ValueError(f"the losses are {means} in epoch {self.epoch + 1}; lower alignment.learning_rate")
         self.epoch += 1
@@ -111,7 +111,7 @@ class AlignmentTraining:
         """One step on a global batch. Returns the losses of this worker's rows."""
         matched = rows.weight_R > 0  # their texts are read, which is the work that is to be dealt evenly
         read, others = np.flatnonzero(matched), np.flatnonzero(~matched)
-        losses = self.losses(rows.take(np.concatenate([read[self.texts.own(rows.item_R[read])], own(others)])))
+        losses = self.losses(rows.take(np.concatenate([read[self.texts.own(rows.item_R[read])], local_shard(others)])))
         self.optimiser.zero_grad()
         losses.total(self.config, rows.num_users).backward()
         make_dense(self.parameters)
@@ -140,7 +140,7 @@ class AlignmentTraining:
             return {}
         counts = torch.tensor([self.texts.read, self.texts.padded], dtype=torch.float64, device=self.device)
         self.texts.read = self.texts.padded = 0
-        read, padded = summed(counts).tolist()
+        read, padded = all_reduce_sum(counts).tolist()
         return {"tokens_per_s": round(read / seconds), "padding %": round(100 * (1 - read / max(padded, 1)), 2)}
 
 
@@ -152,7 +152,8 @@ def alignment_quality(
 
     Returns:
         the mean squared error, the mean cosine, and where q_i stands among all items' text forms by distance to
-        e_i: `nearest`, how often it is the first, and `nearer`, the mean share of items before it (chance: 0.5).
+        e_i: `recall_at_1`, how often it is the first, and `mean_rank_fraction`, the mean share of items before it
+        (chance: 0.5).
     """
     if not len(items_R):
         return {}
@@ -166,8 +167,8 @@ def alignment_quality(
     return {
         "mse": F.mse_loss(e_RJ, q_RJ).item(),
         "cosine": F.cosine_similarity(e_RJ, q_RJ).mean().item(),
-        "nearest": (before_R == 0).double().mean().item(),
-        "nearer": (before_R / (len(q_NJ) - 1)).mean().item(),
+        "recall_at_1": (before_R == 0).double().mean().item(),
+        "mean_rank_fraction": (before_R / (len(q_NJ) - 1)).mean().item(),
     }
 
 

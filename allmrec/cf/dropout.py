@@ -1,8 +1,8 @@
 """Dropout whose masks do not depend on the number of workers.
 
 Masks are drawn for the whole global batch, from torch's global generator, and every worker takes its rows, as
-`allmrec.core.distributed.own` deals them. A byte decides on an element, eight to a draw: torch's own dropout takes a draw an
-element, which on CPUs costs more than the model's arithmetic.
+`allmrec.core.distributed.local_shard` deals them. A byte decides on an element, eight to a draw: torch's own dropout
+takes a draw an element, which on CPUs costs more than the model's arithmetic.
 
 Dimensions: B rows of this worker, G rows of the global batch
 """
@@ -12,7 +12,7 @@ import math
 import torch
 from torch import nn
 
-from allmrec.core.distributed import place
+from allmrec.core.distributed import rank_and_world_size
 
 
 class Masks:
@@ -22,7 +22,7 @@ class Masks:
 
     def draw(self, shape: torch.Size, device: torch.device) -> torch.Tensor:
         """Random bytes, uint8 (B, *shape), of this worker's rows."""
-        rank, world = place()
+        rank, world = rank_and_world_size()
         words = math.ceil(self.rows * math.prod(shape) / 8)
         drawn = torch.randint(-(2**63), 2**63 - 1, (words,), device=device).view(torch.uint8)
         return drawn[: self.rows * math.prod(shape)].view(self.rows, *shape)[rank::world]

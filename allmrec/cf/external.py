@@ -19,7 +19,7 @@ import torch
 
 from allmrec.cf.teacher import Teacher, TeacherConfig, save_teacher
 from allmrec.cf.training import ValidationCases, validate
-from allmrec.core.artifacts import read_table, unseal
+from allmrec.core.artifacts import invalidate, read_table
 from allmrec.core.hashing import hash_strings
 from allmrec.core.storage import S3Config, Storage
 from allmrec.data.catalogue import drawable_items
@@ -97,13 +97,13 @@ class ImportTeacher:
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
         items = read_table(self.items).sort_by("item_index")
-        teacher, facts = import_teacher(
+        teacher, stats = import_teacher(
             self.item_embeddings, self.user_representations, items.column("item_id"), Sequences.read(self.sequences)
         )
         cases = ValidationCases.read(self.cases, self.sequences, self.config.validation_users, self.seed)
-        facts |= validate(teacher, cases, self.config.validation, drawable_items(items))
-        unseal(self.teacher)
-        yield pa.table({"report": [json.dumps({"files": save_teacher(self.teacher, teacher), **facts})]})
+        stats |= validate(teacher, cases, self.config.validation, drawable_items(items))
+        invalidate(self.teacher)
+        yield pa.table({"report": [json.dumps({"files": save_teacher(self.teacher, teacher), **stats})]})
 
 
 def import_teacher(

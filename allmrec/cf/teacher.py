@@ -205,7 +205,7 @@ def load_teacher(storage: Storage) -> Teacher:
     if config.model == "external":
         teacher = _class(config)(**weights)
     else:
-        teacher = build_teacher(config, manifest.facts["num_items"])
+        teacher = build_teacher(config, manifest.stats["num_items"])
         teacher.load_state_dict(weights)
     return teacher.eval().requires_grad_(False)
 

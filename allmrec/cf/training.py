@@ -21,15 +21,15 @@ import pyarrow.compute as pc
 import torch
 from torch.nn import functional as F
 
-from allmrec.cf.retrieval import places_in_catalogue
+from allmrec.cf.retrieval import catalogue_places
 from allmrec.cf.teacher import SequenceTeacher, Teacher, TeacherConfig, build_teacher
 from allmrec.core.artifacts import read_manifest, read_table
-from allmrec.core.distributed import own, sum_gradients, summed
+from allmrec.core.distributed import all_reduce_sum, local_shard, sum_gradients
 from allmrec.core.hashing import Draw, draws, key64, uniforms
 from allmrec.core.storage import Storage
 from allmrec.data.negative_sampling import draw_negatives
 from allmrec.data.sequences import Sequences, num_shards
-from allmrec.metrics import METRICS, measure, worth
+from allmrec.metrics import METRICS, evaluate_scores, expected_metrics
 
 _WINDOW = 32  # batches among which users are sorted by length, to pad less
 _BLOCK = 4096  # users validated at once
@@ -41,7 +41,7 @@ Part = Callable[[], Sequences]  # reads the training sequences of some users
 def training_parts(storage: Storage, memory_mb: int) -> list[Part]:
     """The stored `sequences` in the fewest parts of which each fits into `memory_mb`, at least a shard each."""
     manifest = read_manifest(storage)
-    needed = 4 * manifest.facts["interactions"] + _USER_BYTES * manifest.rows
+    needed = 4 * manifest.stats["interactions"] + _USER_BYTES * manifest.rows
     count = min(math.ceil(needed / (memory_mb * 2**20)), len(manifest.files))
     shards = np.array_split(np.arange(len(manifest.files)), max(count, 1))
     return [partial(Sequences.read_train, storage, part.tolist()) for part in shards]
@@ -57,11 +57,11 @@ class ValidationCases:
     @classmethod
     def read(cls, cases: Storage, sequences: Storage, max_users: int, seed: int) -> "ValidationCases":
         """From the stored tables: every world-size-th shard of them, of about `max_users` users in all."""
-        shards = own(np.arange(num_shards(cases))).tolist()
+        shards = local_shard(np.arange(num_shards(cases))).tolist()
         if not shards:
             return cls(Sequences.read(sequences, [0]).take(np.arange(0)), np.zeros((0, 1), np.int32))
         mine = cls.from_table(read_table(cases, shards), Sequences.read(sequences, shards))
-        fraction = max_users / max(read_manifest(cases).facts["valid"], 1)
+        fraction = max_users / max(read_manifest(cases).stats["valid"], 1)
         sampled = uniforms(mine.histories.hashes(), key64(seed, Draw.TEACHER_VALIDATION), 1)[:, 0] < fraction
         return cls(mine.histories.take(np.flatnonzero(sampled)), mine.candidates[sampled])
 
@@ -99,7 +99,7 @@ def validate(
         else:
             values_BM = _against_negatives(teacher, histories, candidates_BC)
         total_M += torch.from_numpy(np.append(values_BM.sum(axis=0), len(values_BM)))
-    *sums_M, count = summed(total_M.to(teacher.item_embeddings.device)).tolist()
+    *sums_M, count = all_reduce_sum(total_M.to(teacher.item_embeddings.device)).tolist()
     if not count:
         return {}
     return {f"valid_{name}": sums_M[METRICS.index(name)] / count for name in ("hit@1", "ndcg@10")}
@@ -109,14 +109,14 @@ def validate(
 def _against_negatives(teacher: Teacher, histories: Sequences, candidates_BC: np.ndarray) -> np.ndarray:
     x_BD = teacher.represent(histories)
     score_BC = teacher.scores(x_BD, torch.from_numpy(candidates_BC).long().to(x_BD.device))
-    return measure(score_BC.cpu().numpy(), candidates_BC)
+    return evaluate_scores(score_BC.cpu().numpy(), candidates_BC)
 
 
 def _against_all(
     teacher: Teacher, histories: Sequences, candidates_BC: np.ndarray, drawable: np.ndarray | None
 ) -> np.ndarray:
-    places = places_in_catalogue(teacher, teacher.represent(histories), histories, candidates_BC[:, 0], drawable)
-    return worth(*places, len(teacher.item_embeddings))
+    places = catalogue_places(teacher, teacher.represent(histories), histories, candidates_BC[:, 0], drawable)
+    return expected_metrics(*places, len(teacher.item_embeddings))
 
 
 class TeacherTraining:
@@ -207,7 +207,7 @@ class TeacherTraining:
             negative_K = self._shared_negatives(step) if self.config.loss == "softmax" else None
             loss = self._loss(users, negative_K) / count
             if not torch.isfinite(loss):
-                ids = self.sequences.user_ids.take(pa.array(own(users)[:3])).to_pylist()
+                ids = self.sequences.user_ids.take(pa.array(local_shard(users)[:3])).to_pylist()
                 raise ValueError(
                     f"the teacher's loss is {loss.item()} in epoch {self.epoch + 1} at step {step + 1} "
                     f"(users {ids} …); lower teacher.learning_rate"
@@ -221,7 +221,7 @@ class TeacherTraining:
         if not positions:
             raise ValueError("no user has two training interactions, so there is nothing to learn; add data")
         self.epoch += 1
-        return summed(total).item() / positions, positions
+        return all_reduce_sum(total).item() / positions, positions
 
     def _batches(self) -> Iterator[np.ndarray]:
         """The epoch's global batches as positions of users in `self.sequences`, of similar length within each."""
@@ -247,7 +247,7 @@ class TeacherTraining:
     def _loss(self, users: np.ndarray, negative_K: torch.Tensor | None) -> torch.Tensor:
         """The summed loss of this worker's share of the batch's users: softmax with shared negatives, or BCE."""
         width, self.teacher.masks.rows = int(self.sequences.lengths[users].max()), len(users)
-        batch = self.sequences.take(users := own(users))
+        batch = self.sequences.take(users := local_shard(users))
         items_BT = torch.from_numpy(batch.padded(width)).long().to(self.device)
         predicted_BT = items_BT[:, :-1] > 0
         target_P = items_BT[:, 1:][predicted_BT]

@@ -1,7 +1,7 @@
 """Artifacts: a table or a model is a set of files plus `manifest.json`, written last.
 
 The manifest names every file with its sha256, so a reader sees a whole artifact or none, damage is refused by
-name, and a step knows by `made_by` that its work is already done. Files are Parquet, safetensors and JSON;
+name, and a step knows by `fingerprint` that its work is already done. Files are Parquet, safetensors and JSON;
 nothing is unpickled. Knows the table schemas; leaves what the tensors mean to their owners.
 """
 
@@ -30,10 +30,10 @@ class Manifest:
     """What an artifact consists of, and what it was made from."""
 
     kind: str
-    made_by: str  # fingerprint of the code version, config and inputs of the step that wrote it
+    fingerprint: str  # fingerprint of the code version, config and inputs of the step that wrote it
     files: dict[str, dict[str, Any]]  # name → sha256, size, rows
     config: dict[str, Any] = field(default_factory=dict)  # resolved
-    facts: dict[str, Any] = field(default_factory=dict)  # numbers worth keeping: counts, metrics, model names
+    stats: dict[str, Any] = field(default_factory=dict)  # numbers worth keeping: counts, metrics, model names
     format: int = 1
 
     @property
@@ -50,26 +50,26 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def describe(data: bytes, **more: Any) -> dict[str, Any]:
+def file_entry(data: bytes, **more: Any) -> dict[str, Any]:
     """A file's entry for the manifest."""
     return {"sha256": sha256(data), "size": len(data), **more}
 
 
-def seal(
+def commit(
     storage: Storage,
     kind: str,
-    made_by: str,
+    fingerprint: str,
     files: dict[str, dict[str, Any]],
     config: dict[str, Any] | None = None,
-    facts: dict[str, Any] | None = None,
+    stats: dict[str, Any] | None = None,
 ) -> Manifest:
     """Write the manifest over files that are already there, and so make the artifact visible."""
-    manifest = Manifest(kind, made_by, dict(sorted(files.items())), config or {}, facts or {})
+    manifest = Manifest(kind, fingerprint, dict(sorted(files.items())), config or {}, stats or {})
     storage.write(MANIFEST, json.dumps(vars(manifest), indent=1, default=str).encode())
     return manifest
 
 
-def unseal(storage: Storage) -> None:
+def invalidate(storage: Storage) -> None:
     """Take the manifest away before the files change under it."""
     storage.delete(MANIFEST)
 
@@ -98,7 +98,7 @@ def read_file(storage: Storage, manifest: Manifest, name: str) -> bytes:
     return data
 
 
-def holds(storage: Storage, name: str, entry: dict[str, Any]) -> bool:
+def is_intact(storage: Storage, name: str, entry: dict[str, Any]) -> bool:
     """Whether a file is there with the content that its entry says."""
     try:
         return sha256(storage.read(name)) == entry["sha256"]
@@ -120,15 +120,15 @@ def write_shard(
     before: dict[str, Any] | None = None,
     dictionary: bool = True,
 ) -> dict[str, Any]:
-    """Write one Parquet file of a table; returns its entry for `seal`. Rewriting it is idempotent.
+    """Write one Parquet file of a table; returns its entry for `commit`. Rewriting it is idempotent.
 
     Args:
         before: the entry of the file that is there; one of the same content, undamaged, is left alone.
         dictionary: whether values repeat so much that dictionaries of them are worth building.
     """
     data = to_parquet(check(table, schema), dictionary)
-    entry = describe(data, rows=table.num_rows)
-    if entry != before or not holds(storage, name, entry):
+    entry = file_entry(data, rows=table.num_rows)
+    if entry != before or not is_intact(storage, name, entry):
         storage.write(name, data)
     return entry
 
@@ -150,12 +150,12 @@ def read_part(storage: Storage, manifest: Manifest, name: str) -> pa.Table:
 
 
 def write_tensors(storage: Storage, name: str, tensors: "dict[str, torch.Tensor]") -> dict[str, Any]:
-    """Write one safetensors file; returns its entry for `seal`."""
+    """Write one safetensors file; returns its entry for `commit`."""
     from safetensors.torch import save
 
     data = save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
     storage.write(name, data)
-    return describe(data)
+    return file_entry(data)
 
 
 def read_tensors(storage: Storage, name: str) -> "dict[str, torch.Tensor]":

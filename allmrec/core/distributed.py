@@ -11,30 +11,30 @@ import torch
 from torch import distributed as dist
 
 
-def place() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """(rank, number of workers)."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def own(rows: np.ndarray) -> np.ndarray:
+def local_shard(rows: np.ndarray) -> np.ndarray:
     """This worker's share of the global batch's rows: every world-size-th of them."""
-    rank, world = place()
+    rank, world = rank_and_world_size()
     return rows[rank::world]
 
 
-def summed(tensor: torch.Tensor) -> torch.Tensor:
+def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     """The sum of the workers' tensors, in place."""
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
 
 
-def least(number: int) -> int:
+def all_reduce_min(number: int) -> int:
     """The least of the workers' numbers."""
-    return -most(-number)
+    return -all_reduce_max(-number)
 
 
-def most(number: int) -> int:
+def all_reduce_max(number: int) -> int:
     """The greatest of the workers' numbers."""
     if not dist.is_initialized():
         return number
@@ -60,7 +60,7 @@ def sum_gradients(
     parameters, tables = list(parameters), list(tables)
     where = slice(None) if rows is None else rows
     gradients = [_gradient(parameter) for parameter in parameters] + [_gradient(table)[where] for table in tables]
-    flat = summed(torch.cat([gradient.flatten() for gradient in gradients]))
+    flat = all_reduce_sum(torch.cat([gradient.flatten() for gradient in gradients]))
     parts = [part.view_as(g) for part, g in zip(flat.split([g.numel() for g in gradients]), gradients, strict=True)]
     for parameter, part in zip(parameters, parts, strict=False):
         parameter.grad = part

@@ -81,7 +81,7 @@ class ListConfig(SourceConfig):
     min_known_fraction: float = Field(0.5, ge=0, le=1)  # 0 takes any list
 
 
-FILTERS = ("repeats", "min_item_interactions", "min_user_interactions", "core", "max_history")  # see DataConfig
+FILTERS = ("deduplicate", "min_item_interactions", "min_user_interactions", "k_core", "max_history")  # see DataConfig
 
 
 class DataConfig(Section):
@@ -96,13 +96,13 @@ class DataConfig(Section):
     start: date | None = None  # events before this day are left out
     end: date | None = None  # events from this day on are left out
     timezone: Timezone = "UTC"  # of times that name none, and of `start` and `end`
-    forgotten_users: ListConfig = ListConfig()  # a table of user_id: privacy requests; they appear nowhere
-    forgotten_items: ListConfig = ListConfig()  # a table of item_id: recalls; their index stays, untitled
+    excluded_users: ListConfig = ListConfig()  # a table of user_id: privacy requests; they appear nowhere
+    excluded_items: ListConfig = ListConfig()  # a table of item_id: recalls; their index stays, untitled
     # What of the histories becomes `sequences`, in this order. A change of these does not read the log again.
-    repeats: Literal["keep", "first", "last"] = "keep"  # of a user's interactions with one item
+    deduplicate: Literal["keep", "first", "last"] = "keep"  # of a user's interactions with one item
     min_item_interactions: int = Field(1, ge=1)  # rarer items leave the histories (not the catalogue)
     min_user_interactions: int = Field(1, ge=1)  # users with shorter histories are left out
-    core: Literal["once", "iterated"] = "once"  # both counted in the whole log, or again until nothing changes (k-core)
+    k_core: bool = False  # both counted in the whole log, or again until nothing changes (k-core)
     max_history: int | None = Field(None, ge=1)  # newest interactions of a user; null keeps all
 
     @model_validator(mode="after")

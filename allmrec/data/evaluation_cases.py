@@ -3,8 +3,8 @@
 Written once by `prepare`, so that every system is scored on the same candidates. Which item is held out for "test"
 and which for "valid" is the split's business (`allmrec.data.splits`); the history is what came before it.
 Protocol "random" draws negatives uniformly, as the paper does; "matched" as held-out items are, among items about as
-popular as the target (`allmrec.data.matched_negatives`). Where nothing trains, no item is more popular than another, and
-there is no "matched".
+popular as the target (`allmrec.data.matched_negatives`). Where nothing trains, no item is more popular than another,
+and there is no "matched".
 """
 
 from collections.abc import Iterator

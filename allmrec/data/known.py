@@ -1,6 +1,6 @@
-"""Who is known to a run: users with events, whatever the filters left of them, items, and who was known and forgotten.
+"""Who is known to a run: users with events, whatever the filters left of them, items, and who was known and excluded.
 
-Of those who were forgotten the histories remember hashes alone. A shard is read at a time.
+Of those who were excluded the histories remember hashes alone. A shard is read at a time.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from allmrec.core.storage import Storage
 from allmrec.data.sequences import num_shards
 
 USER, ITEM = 0, 1  # kinds of id
-KNOWN = "forgotten_known"  # in the histories' manifest: hashes of the forgotten whom a log or catalogue has named
+KNOWN = "excluded_known"  # in the histories' manifest: hashes of the excluded whom a log or catalogue has named
 
 
 def id_hash(kind: int, id: str) -> str:
@@ -45,7 +45,7 @@ class Known:
         if self.run.exists(name):  # `sequences` lacks those of too few events
             histories = self.run.at("histories")
             manifest = read_manifest(histories)
-            table = read_part(histories, manifest, manifest.facts["shards"][shard]["events"])
+            table = read_part(histories, manifest, manifest.stats["shards"][shard]["events"])
         else:
             table = read_table(self.run.at("sequences"), [shard])
         return self._among(USER, ids, table.column("user_id").cast(pa.string()).combine_chunks())
@@ -63,7 +63,7 @@ class Known:
     @cached_property
     def _forgotten(self) -> frozenset[str]:
         found = self.run.exists(f"histories/{MANIFEST}")
-        return frozenset(read_manifest(self.run.at("histories")).facts.get(KNOWN, ()) if found else ())
+        return frozenset(read_manifest(self.run.at("histories")).stats.get(KNOWN, ()) if found else ())
 
     def _among(self, kind: int, ids: pa.Array, known: pa.Array) -> np.ndarray:
         found = pc.is_in(ids, known).to_numpy(zero_copy_only=False)

@@ -76,7 +76,7 @@ class Standin:
     llm: Any
     tokenizer: Any
     prompts: PromptBuilder
-    facts: dict[str, Any] = field(default_factory=dict)
+    stats: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def before(cls, titles: pa.Array, prompt: PromptConfig, llm: Any, tokenizer: Any) -> "Standin":
@@ -128,8 +128,8 @@ def build(titles: pa.Array, wordings: Sequence[PromptConfig], config: StandinLLM
     frequent = torch.from_numpy(np.argsort(-counts, kind="stable"))
     generator = torch.Generator().manual_seed(seed)
     write_circuits(llm, _wording(tokenizer, wordings), frequent, torch.from_numpy(counts > 0), generator)
-    standin.facts |= {"parameters": sum(p.numel() for p in llm.parameters()), "vocabulary": len(tokenizer)}
-    standin.facts |= {name: round(value, 4) for name, value in examine(standin, seed).items()}
+    standin.stats |= {"parameters": sum(p.numel() for p in llm.parameters()), "vocabulary": len(tokenizer)}
+    standin.stats |= {name: round(value, 4) for name, value in examine(standin, seed).items()}
     return standin
 
 

@@ -1,6 +1,6 @@
 """The evaluation as one self-contained HTML page: models, data, metrics with errors and differences, plots, costs.
 
-Knows metrics rows and manifests' facts, as plain data; draws and words them. All text is escaped: names of models and
+Knows metrics rows and manifests' stats, as plain data; draws and words them. All text is escaped: names of models and
 runs are whatever somebody wrote.
 """
 
@@ -62,7 +62,7 @@ class Report:
     data: Mapping[str, int]  # users, items, interactions, ... (paper Table 2)
     metrics: Sequence[Mapping[str, Any]]  # rows of metrics.json
     costs: Mapping[str, Counter[str]]  # by system
-    doubts: Sequence[str] = ()  # why its figures mean less than they seem to
+    caveats: Sequence[str] = ()  # why its figures mean less than they seem to
 
 
 def render(report: Report) -> str:
@@ -96,8 +96,8 @@ def render(report: Report) -> str:
             ),
         ],
         training={
-            part: {name: _number(value) for name, value in facts.items() if value is not None}
-            for part, facts in report.bundle["facts"].items()
+            part: {name: _number(value) for name, value in stats.items() if value is not None}
+            for part, stats in report.bundle["stats"].items()
         },
         number=_number,
     )

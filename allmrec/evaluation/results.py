@@ -93,7 +93,7 @@ def compare(own: Storage, system: str, other: Storage, baseline: str) -> list[di
         ValueError: no user was evaluated by both, or the runs were evaluated on different cases.
     """
     ours, theirs = read_manifest(own), read_manifest(other)
-    if any(ours.facts[fact] != theirs.facts[fact] for fact in ("cases", "recall_at")):
+    if any(ours.stats[fact] != theirs.stats[fact] for fact in ("cases", "recall_at")):
         raise ValueError(
             f"{own.uri} and {other.uri} are of different evaluation cases, or of another nightly.num_candidates; "
             "evaluate both over the same prepared tables"
@@ -103,7 +103,7 @@ def compare(own: Storage, system: str, other: Storage, baseline: str) -> list[di
         base = _by_protocol(read_part(other, theirs, name), baseline)
         for protocol, rows in _by_protocol(read_part(own, ours, name), system).items():
             columns = {metric: metric for metric in metrics_of(protocol)}
-            out += _sums(rows, system, protocol, base.get(protocol), baseline, columns, ours.facts["recall_at"])
+            out += _sums(rows, system, protocol, base.get(protocol), baseline, columns, ours.stats["recall_at"])
     if not any(row["pairs"] for row in out):
         raise ValueError(
             f"no user was evaluated by {system!r} in {own.uri} and by {baseline!r} in {other.uri}; add the systems to "

@@ -21,11 +21,11 @@ from allmrec.core.storage import Storage
 from allmrec.data.evaluation_cases import PROTOCOLS
 from allmrec.data.sequences import Sequences
 from allmrec.evaluation.answers import Answers
-from allmrec.evaluation.doubts import thin_cases
+from allmrec.evaluation.caveats import thin_cases
 from allmrec.evaluation.results import FULL, GENERATION, SWAP, metrics_of, rows, sums_of
 from allmrec.evaluation.systems import IN_CATALOGUE, NEED_LLM, Cases, Systems
 from allmrec.llm.loading import LLMConfig
-from allmrec.model import Scorer
+from allmrec.model import ALLMRec
 from schemas.evaluation_results import SCHEMA
 
 SPLIT = "test"
@@ -57,7 +57,7 @@ class EvaluateShards:
         """
         self.sequences, self.cases = run.at("sequences"), run.at("evaluation_cases")
         self.results = run.at("evaluation_results")
-        self.scorer = Scorer(load_bundle(run, version), llm)
+        self.scorer = ALLMRec(load_bundle(run, version), llm)
         self.systems = Systems(self.scorer, seed)
         self.answers = Answers(self.systems)
         self.names, self.seed, self.recall_at = names, seed, recall_at
@@ -81,8 +81,8 @@ class EvaluateShards:
                 self.results, SCHEMA, shard_name(shard), pa.concat_tables([SCHEMA.empty_table(), *results.values()])
             )
             sums = sums_of(results, self.baseline, self.recall_at)
-            facts = {"users": len(sequences), "interactions": len(sequences.items), **thin_cases(drawn.candidates_BC)}
-            yield pa.Table.from_pylist([{"shard": shard, "entry": entry, "sums": sums, "costs": costs, **facts}])
+            stats = {"users": len(sequences), "interactions": len(sequences.items), **thin_cases(drawn.candidates_BC)}
+            yield pa.Table.from_pylist([{"shard": shard, "entry": entry, "sums": sums, "costs": costs, **stats}])
 
     def _asked(self, protocol: str) -> list[str]:
         """The systems that a protocol is for."""
@@ -99,7 +99,7 @@ class EvaluateShards:
             values_BM, tied_B = measure(name, block)
             values.append(values_BM)
             tied.append(tied_B)
-        by_text = self.systems.by_text(name)
+        by_text = self.systems.uses_text_embedding(name)
         found = rows(name, protocol, cases, np.concatenate(values), np.concatenate(tied), by_text)
         spent = {what: count - before[what] for what, count in self._spent().items()}
         label = f"{name}, writing" if protocol == GENERATION else name
@@ -110,9 +110,9 @@ class EvaluateShards:
 
     def _among_candidates(self, name: str, cases: Cases) -> tuple[np.ndarray, np.ndarray]:
         better_B, tied_B = metrics.standing(self.systems.score(name, cases), cases.candidates_BC)
-        return metrics.worth(better_B, tied_B, cases.candidates_BC.shape[1]), tied_B
+        return metrics.expected_metrics(better_B, tied_B, cases.candidates_BC.shape[1]), tied_B
 
     def _in_catalogue(self, name: str, cases: Cases) -> tuple[np.ndarray, np.ndarray]:
         better_B, tied_B = self.systems.in_catalogue[name](cases)
-        worth_BM = metrics.worth(better_B, tied_B, self.scorer.bundle.catalogue.num_items)
+        worth_BM = metrics.expected_metrics(better_B, tied_B, self.scorer.bundle.catalogue.num_items)
         return np.column_stack([worth_BM, metrics.recall(better_B, tied_B, self.recall_at)]), tied_B

@@ -17,11 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from allmrec.cf.retrieval import places_in_catalogue, refuse_nonfinite
+from allmrec.cf.retrieval import catalogue_places, refuse_nonfinite
 from allmrec.core.hashing import Draw, draws, hash_strings, key64, mix64, permutations, uniforms
 from allmrec.data.sequences import Sequences
 from allmrec.llm.batches import SoftTokens
-from allmrec.model import Scorer
+from allmrec.model import ALLMRec
 from allmrec.projection.projectors import ProjectionConfig
 
 # Systems of an LLM: what `Scorer.soft_tokens` is told; None for prompts without soft tokens.
@@ -113,7 +113,7 @@ class Systems:
     many of the drawable items that the history has not are above the target, and how many are tied with it.
     """
 
-    def __init__(self, scorer: Scorer, seed: int):
+    def __init__(self, scorer: ALLMRec, seed: int):
         self.scorer, self.seed = scorer, seed
         self.by_name: dict[str, Callable[[Cases], np.ndarray]] = {
             "random": self.random,
@@ -176,7 +176,7 @@ class Systems:
         refuse_nonfinite(teacher.item_embeddings, self.scorer.bundle.catalogue.item_ids, "embeds items")
         refuse_nonfinite(x_BD, cases.user_ids, "represents users")
         drawable = self.scorer.bundle.catalogue.drawable
-        return places_in_catalogue(teacher, x_BD, cases.histories, cases.candidates_BC[:, 0], drawable)
+        return catalogue_places(teacher, x_BD, cases.histories, cases.candidates_BC[:, 0], drawable)
 
     def by_llm(self, system: str, cases: Cases) -> np.ndarray:
         """log P of every candidate; those of identical titles stay tied."""
@@ -190,7 +190,7 @@ class Systems:
         how = SOFT[system]
         return None if how is None else self.scorer.soft_tokens(self.scorer.represent(cases.histories), **how)
 
-    def by_text(self, system: str) -> np.ndarray | None:
+    def uses_text_embedding(self, system: str) -> np.ndarray | None:
         """bool (n + 1,): the items whose soft token is made of q_i; None where items have no soft tokens."""
         how, bundle = SOFT.get(system), self.scorer.bundle
         if how is None or not bundle.prompt.item_slots:
@@ -198,14 +198,14 @@ class Systems:
         if how.get("text"):
             return np.ones(bundle.catalogue.num_items + 1, dtype=bool)
         joint = ProjectionConfig(**bundle.config["projection"]).item_input == "joint"
-        return bundle.by_text().numpy() & joint
+        return bundle.uses_text_embedding().numpy() & joint
 
     def shown_order(self, cases: Cases) -> np.ndarray:
         """In which order a prompt shows the candidates, int64 (B, C): by the user, so that all systems agree."""
         return permutations(cases.hashes, key64(self.seed, Draw.EVALUATION_SHOWN), cases.candidates_BC.shape[1])
 
 
-def places(scores_BC: np.ndarray) -> np.ndarray:
+def within_row_ranks(scores_BC: np.ndarray) -> np.ndarray:
     """How many of the row's candidates are worse, int64 (B, C); equal scores have equal places."""
     return (scores_BC[:, :, None] > scores_BC[:, None, :]).sum(axis=2)
 

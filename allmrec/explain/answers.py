@@ -23,7 +23,7 @@ from allmrec.llm.loading import max_positions
 from allmrec.llm.prompt import PromptBuilder, Titles
 from allmrec.llm.question import Question, favourite
 from allmrec.llm.ranking import Ranker
-from allmrec.model import Scorer
+from allmrec.model import ALLMRec
 from schemas.explanations import SCHEMA
 
 SYSTEMS = {"llm-only": False, "a-llmrec": True}  # name → whether its prompt has soft tokens
@@ -41,7 +41,7 @@ class ExplainConfig(Section):
 class FavouriteGenre:
     """Asks for users' favourites."""
 
-    def __init__(self, scorer: Scorer, categories: Categories, config: ExplainConfig):
+    def __init__(self, scorer: ALLMRec, categories: Categories, config: ExplainConfig):
         self.scorer, self.categories, self.config = scorer, categories, config
         prompt = scorer.bundle.prompt
         names = Titles.tokenise(categories.names, scorer.tokenizer, prompt.max_title_tokens)

@@ -16,7 +16,7 @@ from allmrec.data.sequences import Sequences
 from allmrec.explain.answers import ExplainConfig, FavouriteGenre
 from allmrec.explain.categories import Categories
 from allmrec.llm.loading import LLMConfig
-from allmrec.model import Scorer
+from allmrec.model import ALLMRec
 
 
 class ExplainShards:
@@ -27,7 +27,7 @@ class ExplainShards:
 
     def __init__(self, run: Storage, version: str, llm: LLMConfig, config: ExplainConfig, user_ids: list[str]):
         self.run, self.config, self.user_ids = run, config, pa.array(user_ids, pa.string())
-        self.scorer = Scorer(load_bundle(run, version), llm)
+        self.scorer = ALLMRec(load_bundle(run, version), llm)
 
     @cached_property
     def task(self) -> FavouriteGenre:

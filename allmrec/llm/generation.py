@@ -179,7 +179,7 @@ class _Walk:
     """Walks down the candidate tries. A place is a prompt (0 ... B - 1, its trie's root) or B + an inner node."""
 
     def __init__(self, tries: Tries):
-        self.tries, count = tries, len(tries.sharers)
+        self.tries, count = tries, len(tries.title_multiplicity)
         self.place_B = np.arange(count)
         self.edge_B = np.full(count, -1)  # the last choice made
 
@@ -210,11 +210,11 @@ class _Walk:
 
     def named(self) -> np.ndarray:
         """bool (B, C): the candidates whose last choice was taken."""
-        last_C = np.full(self.tries.sharers.size, -1)
+        last_C = np.full(self.tries.title_multiplicity.size, -1)
         # Deeper choices of a candidate come later, and the last of equal indices stays.
         last_C[self.tries.path_candidate] = self.tries.path_edge
-        last_BC = last_C.reshape(self.tries.sharers.shape)
-        return (last_BC == self.edge_B[:, None]) & (self.tries.sharers > 0)
+        last_BC = last_C.reshape(self.tries.title_multiplicity.shape)
+        return (last_BC == self.edge_B[:, None]) & (self.tries.title_multiplicity > 0)
 
 
 class _Lookup:

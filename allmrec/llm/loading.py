@@ -30,7 +30,7 @@ class LLMConfig(Section):
     # ZeRO++: besides, keep the weights whole within groups of so many workers (those of a node), so that the backward
     # pass gathers them there and not across nodes; 1: no.
     hpz_group: int = Field(1, ge=1)
-    deepspeed: OtherSettings = Field({})  # laid over the generated DeepSpeed config, key by key
+    deepspeed_overrides: OtherSettings = Field({})  # laid over the generated DeepSpeed config, key by key
 
 
 def llm_folder(config: LLMConfig, weights: bool = True) -> Path:

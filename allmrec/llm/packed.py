@@ -52,9 +52,9 @@ def rank(llm: Any, prompts: Prompts, tries: Tries, soft: SoftTokens | None, padd
     logits_E = logits_KV[node_E, torch.from_numpy(tries.edge_token.astype(np.int64))].double()
     log_p_E = logits_E - _segment_logsumexp(logits_E, node_E, len(nodes))[node_E]
     log_p = np.bincount(
-        tries.path_candidate, weights=log_p_E.numpy()[tries.path_edge], minlength=tries.sharers.size
-    ).reshape(tries.sharers.shape)
-    return (log_p - np.log(np.maximum(tries.sharers, 1))).astype(np.float32)
+        tries.path_candidate, weights=log_p_E.numpy()[tries.path_edge], minlength=tries.title_multiplicity.size
+    ).reshape(tries.title_multiplicity.shape)
+    return (log_p - np.log(np.maximum(tries.title_multiplicity, 1))).astype(np.float32)
 
 
 def _columns(prompts: Prompts, tries: Tries) -> np.ndarray:

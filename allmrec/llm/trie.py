@@ -31,7 +31,7 @@ class Tries:
     edge_token: np.ndarray  # int32 (E,)
     path_candidate: np.ndarray  # int64 (P,) into the flattened (B, C)
     path_edge: np.ndarray  # int64 (P,)
-    sharers: np.ndarray  # int32 (B, C): candidates with this very title; 0 where there is no candidate
+    title_multiplicity: np.ndarray  # int32 (B, C): candidates with this very title; 0 where there is no candidate
 
 
 def build_tries(titles: Titles, candidates: np.ndarray, end: int) -> Tries:
@@ -42,8 +42,8 @@ def build_tries(titles: Titles, candidates: np.ndarray, end: int) -> Tries:
     leaves, leaf, sharing = np.unique(
         rows * np.int64(len(titles.group)) + titles.group[items], return_inverse=True, return_counts=True
     )
-    sharers = np.zeros(candidates.shape, dtype=np.int32)
-    sharers[rows, columns] = sharing[leaf]
+    title_multiplicity = np.zeros(candidates.shape, dtype=np.int32)
+    title_multiplicity[rows, columns] = sharing[leaf]
 
     lengths, starts = titles.lengths[items], titles.offsets[items]
     prefix = rows.astype(np.int64)  # id of each candidate's prefix at this depth; the root's is its prompt
@@ -110,5 +110,5 @@ def build_tries(titles: Titles, candidates: np.ndarray, end: int) -> Tries:
         edge_token=joined([level["edge_token"] for level in levels]).astype(np.int32),
         path_candidate=joined([level["path_candidate"] for level in levels]),
         path_edge=joined([level["path_edge"] + edge_base[depth] for depth, level in enumerate(levels)]),
-        sharers=sharers,
+        title_multiplicity=title_multiplicity,
     )

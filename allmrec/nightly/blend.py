@@ -18,10 +18,10 @@ from allmrec.core.artifacts import read_table
 from allmrec.core.storage import Storage
 from allmrec.data.evaluation_cases import PROTOCOLS
 from allmrec.data.sequences import Sequences
-from allmrec.evaluation.systems import Cases, Systems, places
+from allmrec.evaluation.systems import Cases, Systems, within_row_ranks
 from allmrec.llm.loading import LLMConfig
-from allmrec.metrics import METRICS, measure
-from allmrec.model import Scorer
+from allmrec.metrics import METRICS, evaluate_scores
+from allmrec.model import ALLMRec
 
 WEIGHTS = np.arange(21) / 20
 SPLIT, METRIC = "valid", "ndcg@10"
@@ -49,7 +49,7 @@ class FitShards:
 
     def __init__(self, run: Storage, version: str, llm: LLMConfig, seed: int):
         self.sequences, self.cases = run.at("sequences"), run.at("evaluation_cases")
-        self.scorer = Scorer(load_bundle(run, version), llm)
+        self.scorer = ALLMRec(load_bundle(run, version), llm)
         self.systems = Systems(self.scorer, seed)
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
@@ -66,11 +66,12 @@ class FitShards:
         x_BD, llm_BC = self.scorer.represent(cases.histories), np.empty(shown_BC.shape, dtype=np.float32)
         np.put_along_axis(llm_BC, order_BC, self.scorer.llm_scores(x_BD, cases.histories, shown_BC), axis=1)
         teacher_BC = self.systems.score("teacher", cases)
-        first_BC = places(teacher_BC)
+        first_BC = within_row_ranks(teacher_BC)
         return np.array(
             [
-                measure(
-                    places(blended(llm_BC, teacher_BC, weight)) * first_BC.shape[1] + first_BC, cases.candidates_BC
+                evaluate_scores(
+                    within_row_ranks(blended(llm_BC, teacher_BC, weight)) * first_BC.shape[1] + first_BC,
+                    cases.candidates_BC,
                 )[:, METRICS.index(METRIC)].sum()
                 for weight in WEIGHTS.tolist()
             ]

@@ -84,7 +84,7 @@ def hidden(users: Sequences, config: NightlyConfig) -> Sequences:
     return users.shortened(np.zeros(len(users), dtype=np.int64)) if config.recommend_seen else users
 
 
-def given(
+def external_candidates(
     table: pa.Table, proposals: Candidates, catalogue: Catalogue, filter: ItemFilter, users: Sequences
 ) -> Candidates:
     """Another system's candidates, in its order; users left with too few are filled from `proposals`.

@@ -14,12 +14,12 @@ class ItemsConfig(ListConfig):
     ids: list[str] = Field(default_factory=list)
 
 
-class AlarmsConfig(Section):
+class QualityGatesConfig(Section):
     """What a run must keep to, or it is not published; null: anything goes. The report shows every value."""
 
     min_overlap: float | None = Field(None, ge=0, le=1)  # mean Jaccard of a user's list with last night's
     min_coverage: float | None = Field(None, ge=0, le=1)  # of the items that may be recommended, the share that are
-    max_popular: float | None = Field(None, ge=0, le=1)  # share of users who get popular items
+    max_fallback_share: float | None = Field(None, ge=0, le=1)  # share of users who get popular items
     max_users_change: float | None = Field(None, ge=0)  # 0.1: a tenth more or fewer users than last night
     max_score_drift: float | None = Field(None, ge=0)  # population stability index of first scores; 0.25 is a lot
 
@@ -45,10 +45,10 @@ class NightlyConfig(Section):
     suppressed_items: ItemsConfig = ItemsConfig()  # recalls; as blocked, but counted apart
     suppressed_users: ListConfig | None = None  # a table of user_id: privacy requests; they get no row
     lease_s: float = Field(60, gt=0)  # a run that has not renewed its lease for so long counts as dead
-    deadline_s: float | None = Field(None, gt=0)  # a run that takes longer ends with a diagnosis
-    stalled_s: float | None = Field(10_800, gt=0)  # and so does one in which no shard was finished for so long
+    timeout_s: float | None = Field(None, gt=0)  # a run that takes longer ends with a diagnosis
+    stall_timeout_s: float | None = Field(10_800, gt=0)  # and so does one in which no shard was finished for so long
     price_per_gpu_hour: float | None = Field(None, ge=0)  # for the report's and the plan's cost
-    alarms: AlarmsConfig = AlarmsConfig()
+    quality_gates: QualityGatesConfig = QualityGatesConfig()
 
     @field_validator("candidates", "users", "suppressed_users", "blocked_items", "suppressed_items", mode="before")
     @classmethod

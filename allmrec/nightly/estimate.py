@@ -48,7 +48,7 @@ def cost_of(
     if tokens_per_second is None:
         return {"worker hours": "unknown until a run has shown its speed"}
     hours = tokens / tokens_per_second / 3600
-    facts: dict[str, Any] = {"worker hours": round(hours, 3), "GPU hours": round(hours * gpus_per_worker, 3)}
+    stats: dict[str, Any] = {"worker hours": round(hours, 3), "GPU hours": round(hours * gpus_per_worker, 3)}
     if price_per_gpu_hour is not None:
-        facts["cost"] = round(hours * gpus_per_worker * price_per_gpu_hour, 2)
-    return facts
+        stats["cost"] = round(hours * gpus_per_worker * price_per_gpu_hour, 2)
+    return stats

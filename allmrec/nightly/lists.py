@@ -16,7 +16,7 @@ class ListCount:
     least: float  # min_known_fraction
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def stats(self) -> dict[str, Any]:
         return {"list": self.name, "of": self.of, "listed": self.listed, "known": self.known}
 
 
@@ -32,11 +32,11 @@ def applied(counts: Sequence[ListCount], figures: Mapping[str, Any]) -> list[dic
     Args:
         figures: of the report.
     """
-    left_out = figures["items_left_out"]
+    filtered_out = figures["items_left_out"]
     by_key = {
         "nightly.users": figures["users"],  # rows
         "nightly.suppressed_users": figures["suppressed_users"],  # who would have had a row
-        "nightly.blocked_items": left_out["blocked"],  # that are left out for no other reason before
-        "nightly.suppressed_items": left_out["suppressed"],
+        "nightly.blocked_items": filtered_out["blocked"],  # that are left out for no other reason before
+        "nightly.suppressed_items": filtered_out["suppressed"],
     }
-    return [{**count.facts, "applied": by_key.get(count.name)} for count in counts]
+    return [{**count.stats, "applied": by_key.get(count.name)} for count in counts]

@@ -1,4 +1,4 @@
-"""The report of a nightly run: what it recommended, how that differs from last night, what it cost, and its alarms.
+"""The report of a nightly run: what it recommended, how that differs from last night, what it cost, its quality gates.
 
 `summarise` makes plain data (report.json) of sums over shards, `render` one self-contained HTML page of that. All text
 is escaped: titles are whatever a shop wrote. Knows no run that is not finished and no store.
@@ -15,7 +15,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from allmrec.data.catalogue import Catalogue
-from allmrec.nightly.config import AlarmsConfig
+from allmrec.nightly.config import QualityGatesConfig
 from allmrec.nightly.filters import ItemFilter
 from allmrec.nightly.statistics import OVERLAP_BINS, SCORE_EDGES, SOURCES
 
@@ -26,7 +26,7 @@ _PHASES = ("retrieve", "rank", "write")
 _ALARMS = {
     "min_overlap": ("overlap", "least"),
     "min_coverage": ("coverage", "least"),
-    "max_popular": ("popular", "most"),
+    "max_fallback_share": ("popular", "most"),
     "max_users_change": ("users_change", "most"),
     "max_score_drift": ("score_drift", "most"),
 }
@@ -34,7 +34,7 @@ _ALARMS = {
 
 def summarise(
     sums: Mapping[str, np.ndarray],
-    facts: Mapping[str, float],
+    stats: Mapping[str, float],
     catalogue: Catalogue,
     filter: ItemFilter,
     last_users: int | None,
@@ -45,25 +45,25 @@ def summarise(
 
     Args:
         sums: STATISTICS over all shards.
-        facts: what the shards counted.
+        stats: what the shards counted.
         last_users: rows of the last run.
     """
     users = int(sums["sources"].sum())
     compared = int(sums["overlap"].sum())
-    gpu_hours = facts.get("worker_seconds", 0) * gpus_per_worker / 3600
-    tokens, rank_s = facts.get("tokens", 0), facts.get("seconds_rank", 0)
+    gpu_hours = stats.get("worker_seconds", 0) * gpus_per_worker / 3600
+    tokens, rank_s = stats.get("tokens", 0), stats.get("seconds_rank", 0)
     bias = _popularity_bias(sums["items"], catalogue.popularity, filter.allowed_I)
     most = np.argsort(-sums["items"], kind="stable")[:_TOP]
     return {
         "users": users,
         "sources": dict(zip(SOURCES, sums["sources"].astype(int).tolist(), strict=True)),
-        "scored_by_llm": int(facts.get("scored_by_llm", 0)),
-        "carried_over": int(facts.get("carried_over", 0)),
-        "suppressed_users": int(facts.get("suppressed_users", 0)),
-        "filled_from_teacher": int(facts.get("filled_from_teacher", 0)),
+        "scored_by_llm": int(stats.get("scored_by_llm", 0)),
+        "reused": int(stats.get("reused", 0)),
+        "suppressed_users": int(stats.get("suppressed_users", 0)),
+        "filled_from_teacher": int(stats.get("filled_from_teacher", 0)),
         "dropped": {
             name[8:]: int(count)
-            for name, count in sorted(facts.items())
+            for name, count in sorted(stats.items())
             if name.startswith("dropped_") and name != "dropped_history"  # of prompts
         },
         "items_left_out": filter.excluded(),
@@ -87,11 +87,11 @@ def summarise(
         "users_change": None if last_users is None else abs(users / max(last_users, 1) - 1),
         "score_drift": stability_index(sums["first_scores"], sums["last_first_scores"]),
         "tokens": int(tokens),
-        "padding": _ratio(facts.get("padding", 0), tokens + facts.get("padding", 0)),
-        "dropped_history": int(facts.get("dropped_history", 0)),
-        "cut_titles": int(facts.get("cut_titles", 0)),
-        "seconds": {name: float(facts.get(f"seconds_{name}", 0)) for name in _PHASES},
-        "worker_seconds": float(facts.get("worker_seconds", 0)),
+        "padding": _ratio(stats.get("padding", 0), tokens + stats.get("padding", 0)),
+        "dropped_history": int(stats.get("dropped_history", 0)),
+        "cut_titles": int(stats.get("cut_titles", 0)),
+        "seconds": {name: float(stats.get(f"seconds_{name}", 0)) for name in _PHASES},
+        "worker_seconds": float(stats.get("worker_seconds", 0)),
         "tokens_per_second": _ratio(tokens, rank_s),
         "gpu_hours": float(gpu_hours),
         "cost": None if price_per_gpu_hour is None else float(gpu_hours * price_per_gpu_hour),
@@ -109,7 +109,7 @@ def stability_index(now: np.ndarray, then: np.ndarray) -> float | None:
     return float(((p - q) * np.log(p / q)).sum())
 
 
-def alarms(figures: Mapping[str, Any], config: AlarmsConfig) -> list[dict[str, Any]]:
+def quality_gates(figures: Mapping[str, Any], config: QualityGatesConfig) -> list[dict[str, Any]]:
     """Every alarm with its value and bound, and whether it holds. Without a value there is nothing to hold."""
     found = []
     for name, (figure, kind) in _ALARMS.items():
@@ -119,7 +119,7 @@ def alarms(figures: Mapping[str, Any], config: AlarmsConfig) -> list[dict[str, A
     return found
 
 
-def refuse_alarms(found: Sequence[Mapping[str, Any]], report: str) -> None:
+def refuse_failed_gates(found: Sequence[Mapping[str, Any]], report: str) -> None:
     """Raises ValueError when an alarm does not hold.
 
     Args:
@@ -128,10 +128,10 @@ def refuse_alarms(found: Sequence[Mapping[str, Any]], report: str) -> None:
     raised = [alarm for alarm in found if not alarm["holds"]]
     if raised:
         told = ", ".join(
-            f"{alarm['figure']} is {alarm['value']:.3g} and nightly.alarms.{alarm['name']} is {alarm['bound']:g}"
+            f"{alarm['figure']} is {alarm['value']:.3g} and nightly.quality_gates.{alarm['name']} is {alarm['bound']:g}"
             for alarm in raised
         )
-        off = " ".join(f"--set nightly.alarms.{alarm['name']}=null" for alarm in raised)
+        off = " ".join(f"--set nightly.quality_gates.{alarm['name']}=null" for alarm in raised)
         raise ValueError(
             f"nothing is published: {told}. Look at {report}; if the run is right all the same, publish it with {off} "
             "(what is scored stays)"
@@ -171,7 +171,7 @@ def _plots(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
     used = [place for place in range(len(first)) if first[place] or last[place]] or [0]
     shown = slice(used[0], used[-1] + 1)
     names = [f"< {edges[0]}", *edges][shown]
-    scores = {"tonight": first[shown]} | ({"last night": last[shown]} if any(last) else {})
+    scores = {"in this run": first[shown]} | ({"last night": last[shown]} if any(last) else {})
     plots = [("Score of the first item, by users (bins by their lower edge)", _bars(names, scores))]
     ranks = [str(rank) for rank in range(1, len(figures["mean_scores"]) + 1)]
     plots.append(("Mean score by rank", _bars(ranks, {"score": [score or 0 for score in figures["mean_scores"]]})))

@@ -42,7 +42,7 @@ def item_digests(bundle: Bundle) -> np.ndarray:
     """
     catalogue = bundle.catalogue
     ids_I, titles_I = (hash_strings(pc.fill_null(texts, "")) for texts in (catalogue.item_ids, catalogue.titles))
-    return mix64(mix64(ids_I) ^ titles_I) ^ bundle.by_text().numpy().astype(np.uint64)
+    return mix64(mix64(ids_I) ^ titles_I) ^ bundle.uses_text_embedding().numpy().astype(np.uint64)
 
 
 def input_digests(
@@ -79,14 +79,14 @@ def write_digests(run: Run, shard: int, digests_U: np.ndarray) -> None:
 
 
 @dataclass(frozen=True)
-class LastRun:
-    """The run of the date before: what tonight's is compared with, and may take rows from."""
+class PreviousRun:
+    """The run of the date before: what in this run's is compared with, and may take rows from."""
 
     storage: Storage
     manifest: Mapping[str, Any]  # of its published files
 
     @classmethod
-    def before(cls, storage: Storage, run_date: date, num_shards: int) -> "LastRun | None":
+    def before(cls, storage: Storage, run_date: date, num_shards: int) -> "PreviousRun | None":
         """The newest one of the month before the date, if it is dealt to as many shards."""
         for days in range(1, _LOOK_BACK + 1):
             if manifest := find_json(storage, manifest_key(run_date - timedelta(days))):
@@ -103,7 +103,7 @@ class LastRun:
         """The shard's rows of users whose inputs have not changed.
 
         Args:
-            lengths_U: how many items tonight's lists have; a row of another length is not whole.
+            lengths_U: how many items in this run's lists have; a row of another length is not whole.
         """
         rows = self.read(shard)
         data = _find(self.storage, _key(self.manifest["run_date"], self.manifest["run_id"], shard))

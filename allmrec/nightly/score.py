@@ -25,15 +25,15 @@ from allmrec.core.hashing import Draw, key64, permutations
 from allmrec.core.storage import Storage
 from allmrec.data.sequences import Sequences, offsets_of
 from allmrec.llm.loading import LLMConfig
-from allmrec.model import Scorer
+from allmrec.model import ALLMRec
 from allmrec.nightly.blend import blended
-from allmrec.nightly.candidates import Candidates, Retriever, given, hidden, most_popular
+from allmrec.nightly.candidates import Candidates, Retriever, external_candidates, hidden, most_popular
 from allmrec.nightly.config import NightlyConfig
 from allmrec.nightly.filters import ItemFilter
 from allmrec.nightly.lists import ListCount
 from allmrec.nightly.progress import note
-from allmrec.nightly.reuse import LastRun, input_digests, item_digests, write_digests
-from allmrec.nightly.users import NightlyUsers
+from allmrec.nightly.reuse import PreviousRun, input_digests, item_digests, write_digests
+from allmrec.nightly.users import EligibleUsers
 from allmrec.publishing.run import Run
 from schemas.recommendations import ITEM, SCHEMA
 
@@ -41,7 +41,7 @@ POPULAR, TEACHER, LLM = "popular", "teacher", "llm"
 
 
 @dataclass(frozen=True)
-class Night:
+class NightlyJob:
     """What every worker of a run is told. Can be pickled."""
 
     run: Run
@@ -49,12 +49,12 @@ class Night:
     config: NightlyConfig
     llm: LLMConfig
     seed: int
-    users: NightlyUsers
+    users: EligibleUsers
     filter: ItemFilter
     weight: float  # of the LLM against the teacher: 1 and 0 are either alone
-    given: Storage | None = None  # another system's candidates, dealt to shards
-    last: LastRun | None = None  # what tonight is compared with
-    carry_over: bool = True  # the rows of `last` that have not changed
+    external_candidates: Storage | None = None  # another system's candidates, dealt to shards
+    last: PreviousRun | None = None  # what in this run is compared with
+    reuse: bool = True  # the rows of `last` that have not changed
     lists: tuple[ListCount, ...] = ()  # that the config names, for the report
 
     def ranking(self, description: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,10 +75,10 @@ class ScoreShards:
     Loads the bundle once, and the LLM when the first user needs it.
     """
 
-    def __init__(self, night: Night):
+    def __init__(self, night: NightlyJob):
         self._finished = time.perf_counter()
         self.night = night
-        self.scorer = Scorer(load_bundle(night.storage, night.run.identity["bundle"]), night.llm)
+        self.scorer = ALLMRec(load_bundle(night.storage, night.run.identity["bundle"]), night.llm)
         self.catalogue = self.scorer.bundle.catalogue
         self.shown_I = item_digests(self.scorer.bundle)
         self.ranking = night.ranking(read_description(night.storage, self.scorer.bundle.version))
@@ -89,14 +89,14 @@ class ScoreShards:
             yield pa.Table.from_pylist([{"shard": shard, **self.score(shard)}])
 
     def score(self, shard: int) -> dict[str, float]:
-        """Make a shard and commit it; returns its facts."""
+        """Make a shard and commit it; returns its stats."""
         night, clock = self.night, Phases(lambda doing: note(self.night.run, shard, doing))
         with self._preparing, clock.phase("retrieve"):
             read = night.users.read(shard)
             users = read.users
             candidates = self.candidates(shard, users)
             digests_U = input_digests(users, candidates.items, self.shown_I, self.ranking)
-            kept = self._carried_over(shard, users, candidates.items, digests_U)
+            kept = self._reused(shard, users, candidates.items, digests_U)
         rows = np.flatnonzero(~pc.is_in(users.user_ids, kept.column("user_id")).to_numpy(zero_copy_only=False))
         clock.now("wait for the LLM")
         with self._ranking, clock.phase("rank"):
@@ -109,12 +109,12 @@ class ScoreShards:
             table = table.take(pc.index_in(users.user_ids, table.column("user_id").combine_chunks()))
             write_digests(night.run, shard, digests_U)
         sources = {f"source_{source}": _count(table, source) for source in (LLM, TEACHER, POPULAR)}
-        facts = {
+        stats = {
             "users": len(users),
-            "carried_over": len(kept),
+            "reused": len(kept),
             "scored_by_llm": int((users.lengths[rows] > 0).sum()) if night.weight else 0,
             **{source: count for source, count in sources.items() if count},
-            **read.left_out,
+            **read.filtered_out,
             "filled_from_teacher": candidates.filled,
             **{f"dropped_{reason}": count for reason, count in candidates.dropped.items() if count},
             **candidates.index,
@@ -122,9 +122,9 @@ class ScoreShards:
             **clock.seconds,
             "worker_seconds": self._worker_seconds(),
         }
-        night.run.commit_shard(shard, table, facts)
+        night.run.commit_shard(shard, table, stats)
         clock.now("done")
-        return facts
+        return stats
 
     @cached_property
     def retriever(self) -> Retriever:
@@ -141,10 +141,12 @@ class ScoreShards:
         items_UN = np.tile(popular, (len(users), 1))
         items_UN[known] = proposals.items
         proposals = replace(proposals, items=items_UN)
-        if night.given is None:
+        if night.external_candidates is None:
             return proposals
         seen = hidden(users, night.config)
-        return given(read_table(night.given, [shard]), proposals, self.catalogue, night.filter, seen)
+        return external_candidates(
+            read_table(night.external_candidates, [shard]), proposals, self.catalogue, night.filter, seen
+        )
 
     def scores(self, users: Sequences, candidates_UN: np.ndarray) -> np.ndarray:
         """float32 (U, N), higher is better; -inf for no candidate.
@@ -190,9 +192,9 @@ class ScoreShards:
         source = pc.if_else(pa.array(users.lengths > 0), personal, POPULAR)
         return self._stamped(pa.table({"user_id": users.user_ids, "items": lists, "source": source}))
 
-    def _carried_over(self, shard: int, users: Sequences, candidates_UN: np.ndarray, digests_U: np.ndarray) -> pa.Table:
+    def _reused(self, shard: int, users: Sequences, candidates_UN: np.ndarray, digests_U: np.ndarray) -> pa.Table:
         night = self.night
-        if night.last is None or not night.carry_over:
+        if night.last is None or not night.reuse:
             return SCHEMA.empty_table()
         # Popular items' scores are counts, which no digest holds: rows without a history are made every night.
         lengths_U = np.where(users.lengths > 0, np.minimum((candidates_UN > 0).sum(axis=1), night.config.top_k), -1)

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from allmrec.data.catalogue import Catalogue
 from allmrec.nightly.candidates import hidden
-from allmrec.nightly.score import LLM, POPULAR, TEACHER, Night
+from allmrec.nightly.score import LLM, POPULAR, TEACHER, NightlyJob
 
 SOURCES = (LLM, TEACHER, POPULAR)
 _TAIL = (1, 3, 10, 30, 100, 300, 1000)
@@ -37,12 +37,12 @@ STATISTICS = (
 
 
 class InspectShards:
-    """Shard numbers → one row a shard: its sha256, its facts as JSON, and STATISTICS.
+    """Shard numbers → one row a shard: its sha256, its stats as JSON, and STATISTICS.
 
     Raises ValueError for a shard that does not pass the audit.
     """
 
-    def __init__(self, night: Night):
+    def __init__(self, night: NightlyJob):
         self.night = night
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
@@ -54,9 +54,9 @@ class InspectShards:
             digest = night.run.audit(shard, users.user_ids, seen, catalogue, night.config.top_k, night.filter)
             rows, last = night.run.read_shard(shard)[0], night.last and night.last.read(shard)
             sums = measure(rows, last, catalogue.item_ids, night.config.top_k)
-            facts = json.dumps(night.run.shard_facts(shard))
+            stats = json.dumps(night.run.shard_facts(shard))
             columns = {name: pa.ListArray.from_arrays([0, len(sums[name])], sums[name]) for name in STATISTICS}
-            yield pa.table({"shard": [shard], "sha256": [digest], "facts": [facts], **columns})
+            yield pa.table({"shard": [shard], "sha256": [digest], "stats": [stats], **columns})
 
 
 def add_up(table: pa.Table, totals: dict[str, np.ndarray]) -> None:

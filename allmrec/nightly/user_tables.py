@@ -157,7 +157,7 @@ def rows_of(source: Source) -> Rows:
     )
 
 
-class DealRows:
+class PartitionRows:
     """Piece numbers → the pieces' rows and their shards."""
 
     def __init__(self, source: Source, rows: Rows, num_shards: int):

@@ -20,15 +20,15 @@ from allmrec.data.sequences import Sequences, num_shards, offsets_of
 
 
 @dataclass(frozen=True)
-class ShardOfUsers:
+class UserShard:
     """Those who get a row, in the table's order, and how many were left out, by reason."""
 
     users: Sequences
-    left_out: Mapping[str, int] = field(default_factory=dict)
+    filtered_out: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class NightlyUsers:
+class EligibleUsers:
     """Reads shards of users; can be pickled. Tables besides `sequences` are dealt to the same shards."""
 
     sequences: Storage
@@ -38,14 +38,14 @@ class NightlyUsers:
     limit: int | None = None  # at most so many users in all, drawn by their hashes
     timezone: str = "UTC"  # where the date ends
 
-    def read(self, shard: int) -> ShardOfUsers:
+    def read(self, shard: int) -> UserShard:
         users = known_before(read_table(self.sequences, [shard]), self.run_date, self.timezone)
-        left_out = {}
+        filtered_out = {}
         if self.asked is not None:
             users = _exactly(users, _ids(self.asked, shard))
         if self.suppressed is not None:
             refused = pc.is_in(users.user_ids, _ids(self.suppressed, shard)).to_numpy(zero_copy_only=False)
-            left_out["suppressed_users"] = int(refused.sum())
+            filtered_out["suppressed_users"] = int(refused.sum())
             users = users.take(np.flatnonzero(~refused))
         if self.limit is not None:
             shards = num_shards(self.sequences)
@@ -53,7 +53,7 @@ class NightlyUsers:
             users = users.take(
                 np.sort(np.argsort(mix64(users.hashes() ^ key64(Draw.NIGHTLY_USERS)), kind="stable")[:share])
             )
-        return ShardOfUsers(users, left_out)
+        return UserShard(users, filtered_out)
 
 
 def known_before(table: pa.Table, run_date: date, timezone: str = "UTC") -> Sequences:

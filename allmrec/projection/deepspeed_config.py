@@ -11,7 +11,7 @@ from allmrec.projection.projectors import ProjectionConfig
 def deepspeed_config(
     config: ProjectionConfig, llm: LLMConfig, placement: Placement, token_dim: int, largest_weight: int
 ) -> dict[str, Any]:
-    """For the training engine, with the user's `llm.deepspeed` over it.
+    """For the training engine, with the user's `llm.deepspeed_overrides` over it.
 
     Args:
         placement: `replicated` is ZeRO-1, where only Adam's moments are cut over the workers; the others ZeRO-3, where
@@ -40,7 +40,7 @@ def deepspeed_config(
         "zero_optimization": zero,
         "steps_per_print": None,
     }
-    return _laid_over(generated, llm.deepspeed)
+    return _laid_over(generated, llm.deepspeed_overrides)
 
 
 def loading_config(llm: LLMConfig, placement: Placement, dtype: torch.dtype, largest_weight: int) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def loading_config(llm: LLMConfig, placement: Placement, dtype: torch.dtype, lar
         "bf16": {"enabled": dtype == torch.bfloat16},
         "zero_optimization": zero,
     }
-    return _laid_over(generated, llm.deepspeed)
+    return _laid_over(generated, llm.deepspeed_overrides)
 
 
 def _offload(llm: LLMConfig, placement: Placement, largest_weight: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from allmrec.core.distributed import place
+from allmrec.core.distributed import rank_and_world_size
 from allmrec.core.pretrained import refuse_other_weights
 from allmrec.llm.loading import LLMConfig, Placement, llm_folder, load_llm, torch_dtype
 from allmrec.projection.deepspeed_config import loading_config
@@ -29,7 +29,7 @@ from allmrec.projection.deepspeed_config import loading_config
 MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names of Adam's moments
 
 
-def load_placed_llm(config: LLMConfig, placement: Placement, largest_weight: int) -> nn.Module:
+def load_llm_with_placement(config: LLMConfig, placement: Placement, largest_weight: int) -> nn.Module:
     """The frozen LLM: whole on the CPU (replicated), or cut over the workers of the process group.
 
     Where it is cut, no worker ever holds more than its share and one whole weight.
@@ -88,7 +88,7 @@ def _read_weights(name: str, llm: nn.Module, folder: Path) -> None:
                 tensor.data.copy_(tensors.get_tensor(key))
                 continue
             with zero.GatheredParameters([tensor], modifier_rank=0):
-                if place()[0] == 0:
+                if rank_and_world_size()[0] == 0:
                     tensor.data.copy_(tensors.get_tensor(key))
 
 
@@ -138,7 +138,7 @@ def set_learning_rate(engine: Any, learning_rate: float) -> None:
 
 
 @contextmanager
-def whole(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+def gathered(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """Within it, weights that are cut over the workers are whole on each. Every worker must enter."""
     from deepspeed import zero
 
@@ -149,7 +149,7 @@ def whole(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
 def weights(module: nn.Module) -> dict[str, torch.Tensor]:
     """Copies of the module's whole weights, on the CPU. Every worker must call it."""
-    with whole(module.parameters()):
+    with gathered(module.parameters()):
         return {name: parameter.detach().cpu().clone() for name, parameter in module.named_parameters()}
 
 
@@ -170,7 +170,7 @@ def set_moments(engine: Any, module: nn.Module, found: dict[str, dict[str, torch
     """Put back what `moments` gave, as after `step` steps. The optimiser must have made a step, so that it has any."""
     from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
-    rank, world = place()
+    rank, world = rank_and_world_size()
     for moment in MOMENTS:
         for name, parameter in module.named_parameters():
             value = found[moment][name].to(engine.device)
@@ -210,7 +210,7 @@ def checksum(module: nn.Module) -> int:
     """The sum of the bits of all weights, modulo 2^64: the same wherever they lie. A collective."""
     total = 0
     for parameter in module.parameters():
-        with whole([parameter]):
+        with gathered([parameter]):
             bits = parameter.detach().contiguous().view({2: torch.int16, 4: torch.int32}[parameter.element_size()])
             total += int(bits.sum(dtype=torch.int64))
     return total % 2**64

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from allmrec.core.distributed import least
+from allmrec.core.distributed import all_reduce_min
 from allmrec.llm.loading import LLMConfig, Placement, llm_folder, positions_of, torch_dtype
 from allmrec.llm.probe import refuse_by_name
 
@@ -87,6 +87,6 @@ def choose_placement(outline: Outline, world: int, activations: int, free: int) 
 def free_bytes() -> int:
     """Free memory of this worker's device; of CPUs its share of the node's. The least of all workers'. A collective."""
     if torch.cuda.is_available():
-        return least(torch.cuda.mem_get_info()[0])
+        return all_reduce_min(torch.cuda.mem_get_info()[0])
     available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return least(available // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return all_reduce_min(available // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

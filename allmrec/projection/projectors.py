@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from allmrec.alignment.joint import Forms
+from allmrec.alignment.joint import EmbeddingChoice
 from allmrec.core.artifacts import read_tensors, write_tensors
 from allmrec.core.settings import Section
 from allmrec.core.storage import Storage
@@ -89,7 +89,7 @@ class Projectors(nn.Module):
 
 def item_inputs(
     config: ProjectionConfig,
-    forms: Forms,
+    choice: EmbeddingChoice,
     e_NJ: torch.Tensor,
     q_NJ: torch.Tensor,
     items_ND: torch.Tensor,
@@ -108,7 +108,7 @@ def item_inputs(
     if config.item_input == "random":
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(e_NJ.shape, generator=generator) * (torch.arange(len(e_NJ)) > 0)[:, None]
-    return forms.joint(e_NJ, q_NJ)
+    return choice.joint(e_NJ, q_NJ)
 
 
 def fresh_projectors(user_dim: int, joint_dim: int, token_dim: int, seed: int) -> Projectors:

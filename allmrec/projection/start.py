@@ -25,7 +25,7 @@ def start(
     teacher: Teacher,
     examples: Examples,
     e_NJ: torch.Tensor,
-    by_text_N: torch.Tensor,
+    uses_text_N: torch.Tensor,
     token_dim: int,
     norm: float,
 ) -> Projectors:
@@ -33,7 +33,7 @@ def start(
 
     Args:
         e_NJ: what F_I projects, by item index.
-        by_text_N: bool, of the items that it knows by their texts alone; E_i is not fitted to these.
+        uses_text_N: bool, of the items that it knows by their texts alone; E_i is not fitted to these.
         norm: root mean square norm of the soft tokens.
 
     Raises:
@@ -45,7 +45,7 @@ def start(
     projectors = fresh_projectors(x_BD.shape[1], e_NJ.shape[1], token_dim, examples.seed)
     shown_N = torch.arange(len(e_NJ)) > 0
     if config.start == "teacher":
-        shown_N &= ~by_text_N
+        shown_N &= ~uses_text_N
         _refuse_what_has_no_product(teacher, shown_N)
     items = shown_N.nonzero()[:, 0].numpy()
     items = items[_drawn(items.astype(np.uint64), key64(examples.seed, _ITEMS))]

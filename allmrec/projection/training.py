@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from allmrec.cf.teacher import Teacher
 from allmrec.cf.training import ValidationCases
-from allmrec.core.distributed import most, place, summed
+from allmrec.core.distributed import all_reduce_max, all_reduce_sum, rank_and_world_size
 from allmrec.data.sequences import Sequences
 from allmrec.llm.batches import SoftTokens, fill_slots, padded_tokens, token_budget_batches
 from allmrec.llm.forward import logits_at
@@ -28,23 +28,23 @@ from allmrec.llm.loading import LLMConfig, Placement
 from allmrec.llm.packed import rank
 from allmrec.llm.probe import deviation, refuse_deviating
 from allmrec.llm.prompt import Prompts
-from allmrec.metrics import METRICS, measure
+from allmrec.metrics import METRICS, evaluate_scores
 from allmrec.projection.deepspeed_config import deepspeed_config
 from allmrec.projection.engine import (
     checkpoint_activations,
     checksum,
     full_size,
+    gathered,
     moments,
     set_learning_rate,
     set_moments,
     start_engine,
     weights,
-    whole,
 )
 from allmrec.projection.examples import Batch, Examples
 from allmrec.projection.projectors import ProjectionConfig, Projectors
 from allmrec.projection.start import start
-from allmrec.projection.validation import Choices
+from allmrec.projection.validation import ValidationBatch
 
 
 class Stage2Model(nn.Module):
@@ -54,9 +54,9 @@ class Stage2Model(nn.Module):
         super().__init__()
         self.llm, self.projectors, self.padding = llm, projectors, padding
 
-    def forward(self, work: Batch | Choices | None, x_BD: torch.Tensor, e_IJ: torch.Tensor) -> torch.Tensor:
-        """Of a `Batch` the summed negative log likelihood of its answers, (); of `Choices` what `rank` gives, (B, C);
-        of nothing the LLM's `deviation`, ().
+    def forward(self, work: Batch | ValidationBatch | None, x_BD: torch.Tensor, e_IJ: torch.Tensor) -> torch.Tensor:
+        """The summed negative log likelihood of a `Batch`'s answers, (); what `rank` gives of a `ValidationBatch`, (B, C);
+        of nothing, the LLM's `deviation`, ().
 
         Args:
             x_BD: the users' representations.
@@ -65,7 +65,7 @@ class Stage2Model(nn.Module):
         if work is None:
             return torch.tensor(deviation(self.llm))
         soft = SoftTokens(self.projectors.user(x_BD), self.projectors.item(e_IJ))  # O_u and O_i, equation 7
-        if isinstance(work, Choices):
+        if isinstance(work, ValidationBatch):
             return torch.from_numpy(rank(self.llm, work.prompts, work.tries, soft, self.padding))
         return self._loss(work, soft)
 
@@ -102,7 +102,7 @@ class ProjectionTraining:
         llm: Any,
         teacher: Teacher,
         e_NJ: torch.Tensor,
-        by_text_N: torch.Tensor,
+        uses_text_N: torch.Tensor,
         examples: Examples,
         cases: ValidationCases | None = None,
         device: torch.device | str = "cpu",
@@ -113,7 +113,7 @@ class ProjectionTraining:
             placement: where the LLM lies.
             llm: from `load_placed_llm`, with the same placement.
             e_NJ: what F_I projects, by item index (`item_inputs`).
-            by_text_N: bool, of the items that it knows by their texts alone (`Forms.by_text_N`).
+            uses_text_N: bool, of the items that it knows by their texts alone (`Forms.uses_text_N`).
             cases: this worker's share of those that choose the best epoch; without any the last one is kept.
             state: where to go on from.
 
@@ -123,14 +123,14 @@ class ProjectionTraining:
         """
         self.config, self.examples, self.device = config, examples, torch.device(device)
         self.teacher, self.e_NJ = teacher.to(self.device), e_NJ.to(self.device)
-        self.rank, self.world = place()
+        self.rank, self.world = rank_and_world_size()
         self.steps_per_epoch = math.ceil(len(examples) / config.batch_size)
         self.total_steps = config.epochs * self.steps_per_epoch
         embedding = llm.get_input_embeddings()
-        with whole(embedding.parameters()):
+        with gathered(embedding.parameters()):
             token_norm, token_dim = embedding.weight.float().norm(dim=1).mean().item(), embedding.weight.shape[1]
         self.projectors = start(
-            config, self.teacher, examples, e_NJ, by_text_N, token_dim, config.soft_token_scale * token_norm
+            config, self.teacher, examples, e_NJ, uses_text_N, token_dim, config.soft_token_scale * token_norm
         )
         self.untrained = weights(self.projectors)
         if state is not None:
@@ -194,7 +194,7 @@ class ProjectionTraining:
                 loss += self.train_step(examples, built)
                 tokens, prompts = tokens + self.examples.target_tokens(examples), prompts + len(examples)
             counts = loss.new_tensor([self.read, self.padded])
-            total, read, padded = summed(torch.cat([loss[None], counts])).tolist()
+            total, read, padded = all_reduce_sum(torch.cat([loss[None], counts])).tolist()
             seconds = time.monotonic() - started
             if not math.isfinite(total):
                 raise ValueError(
@@ -240,7 +240,7 @@ class ProjectionTraining:
         """The mean loss of a global batch's target tokens, without a step. Every worker must call it."""
         passes = self.examples.passes(examples, prompts, self.rank, self.world, self.config.tokens_per_pass)
         total = torch.stack([self._forward(batch) for batch in passes]).sum()
-        return float(summed(total)) / self.examples.target_tokens(examples)
+        return float(all_reduce_sum(total)) / self.examples.target_tokens(examples)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -249,13 +249,15 @@ class ProjectionTraining:
         Workers must run the same passes: one that has none left repeats its last.
         """
         total_M = torch.zeros(len(METRICS) + 1, dtype=torch.float64, device=self.device)
-        for number in range(most(len(self.validation))):
+        for number in range(all_reduce_max(len(self.validation))):
             choices = self.validation[min(number, len(self.validation) - 1)]
             log_p = self.engine(choices, *self._inputs(choices.histories, choices.items))
             if number < len(self.validation) and choices.counts:
-                values_BM = measure(np.take_along_axis(log_p.numpy(), choices.unshuffled, 1), choices.candidates)
+                values_BM = evaluate_scores(
+                    np.take_along_axis(log_p.numpy(), choices.unshuffled, 1), choices.candidates
+                )
                 total_M += torch.from_numpy(np.append(values_BM.sum(axis=0), len(values_BM))).to(self.device)
-        *sums_M, count = summed(total_M).tolist()
+        *sums_M, count = all_reduce_sum(total_M).tolist()
         return {name: sums_M[METRICS.index(name)] / count for name in ("hit@1", "ndcg@10")} if count else {}
 
     def _choose(self) -> dict[str, float]:
@@ -265,16 +267,16 @@ class ProjectionTraining:
             self.best = {"epoch": len(self.losses) - 1, **metrics, "projectors": weights(self.projectors)}
         return {f"valid_{name}": value for name, value in metrics.items()}
 
-    def _choices(self, cases: ValidationCases, tokens_per_batch: int) -> list[Choices]:
+    def _choices(self, cases: ValidationCases, tokens_per_batch: int) -> list[ValidationBatch]:
         """This worker's validation cases in batches; where it has none, one that does not count."""
         builder = self.examples.builder
         if not len(cases):
             one = np.zeros(1, dtype=np.int64)
             histories, candidates = self.examples.histories(one), self.examples.candidates(one, 0)
-            return [Choices.of(builder, histories, candidates, self.examples.seed, counts=False)]
+            return [ValidationBatch.of(builder, histories, candidates, self.examples.seed, counts=False)]
         lengths = builder.build(cases.histories, cases.candidates).lengths
         return [
-            Choices.of(builder, cases.histories.take(rows), cases.candidates[rows], self.examples.seed)
+            ValidationBatch.of(builder, cases.histories.take(rows), cases.candidates[rows], self.examples.seed)
             for rows in token_budget_batches(lengths, tokens_per_batch)
         ]
 

@@ -15,7 +15,7 @@ from allmrec.llm.trie import Tries, build_tries
 
 
 @dataclass(frozen=True)
-class Choices:
+class ValidationBatch:
     """A batch of cases to be ranked."""
 
     histories: Sequences  # of B users
@@ -29,7 +29,7 @@ class Choices:
     @classmethod
     def of(
         cls, builder: PromptBuilder, histories: Sequences, candidates: np.ndarray, seed: int, counts: bool = True
-    ) -> "Choices":
+    ) -> "ValidationBatch":
         order = permutations(histories.hashes(), key64(seed, Draw.PROJECTION_VALIDATION_SHOWN), candidates.shape[1])
         shown = np.take_along_axis(candidates, order, axis=1)
         items, prompts = distinct_items(builder.build(histories, shown))

@@ -1,4 +1,4 @@
-"""What becomes of published runs later: old dates expire, forgotten users and items are taken out.
+"""What becomes of published runs later: old dates expire, excluded users and items are taken out.
 
 Each date is changed under its lease, and in an order that never misleads a reader who follows the log, `latest.json`
 or `_SUCCESS`: what names files is changed before the files go. Both may be killed anywhere and started again; a second
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from allmrec.core.artifacts import describe, shard_name, to_parquet
+from allmrec.core.artifacts import file_entry, shard_name, to_parquet
 from allmrec.core.commit_log import dump_json, find_json, newest_entry
 from allmrec.core.storage import Storage
 from allmrec.data.sequences import offsets_of
@@ -104,7 +104,7 @@ def suppress(storage: Storage, run_date: date, user_ids: pa.Array, item_ids: pa.
         if not found.files:
             return file, found
         data = to_parquet(left)
-        entry = describe(data, rows=left.num_rows)
+        entry = file_entry(data, rows=left.num_rows)
         name = shard_name(shard).replace(".parquet", f"-{entry['sha256'][:16]}.parquet")
         key = f"run_date={run_date}/{name}"
         storage.write(key, data)

@@ -108,8 +108,8 @@ def verify_run(storage: Storage, run_date: date | str | None = None) -> dict[str
             found = [message for message in pool.map(wrong, manifest["files"]) if message]
         if found:
             raise ValueError("; ".join(found))
-        facts = {name: manifest[name] for name in ("run_date", "run_id", "rows")}
-        return {**facts, "files": len(manifest["files"])}
+        stats = {name: manifest[name] for name in ("run_date", "run_id", "rows")}
+        return {**stats, "files": len(manifest["files"])}
 
     return _whole(storage, run_date, verify)
 

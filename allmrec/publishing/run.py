@@ -9,8 +9,8 @@
 and then a list of them for engines that read such lists, and an entry of the publish log. Only put-if-absent decides
 anything, so the result is right however often the run is at work at once, and a run killed between any two operations
 resumes. Readers that follow the log, `latest.json` or `_SUCCESS` see whole runs only. Nothing reads `_runs/` after
-publishing: a lifecycle rule of the store may expire it. Leaves who works on a run to `allmrec.publishing.lease`, a shard's
-rules to `allmrec.nightly.audit`, and what becomes of a published run later to `allmrec.publishing.maintenance`.
+publishing: a lifecycle rule of the store may expire it. Leaves who works on a run to `allmrec.publishing.lease`, a
+shard's rules to `allmrec.nightly.audit`, and what becomes of a published run later to `allmrec.publishing.maintenance`.
 """
 
 import io
@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from allmrec.core.artifacts import describe, sha256, shard_name, to_parquet
+from allmrec.core.artifacts import file_entry, sha256, shard_name, to_parquet
 from allmrec.core.commit_log import dump_json, entries_after, find_json, last_number, load_json
 from allmrec.core.hashing import fingerprint
 from allmrec.core.storage import Storage
@@ -77,17 +77,17 @@ class Run:
         entries = self.storage.list(f"{self._work}/shards/part-")
         return {int(entry.key.removesuffix(".json").rpartition("-")[2]) for entry in entries}
 
-    def commit_shard(self, shard: int, table: pa.Table, facts: Mapping[str, float] | None = None) -> bool:
+    def commit_shard(self, shard: int, table: pa.Table, stats: Mapping[str, float] | None = None) -> bool:
         """Offer an attempt at a shard; returns whether it won. A losing attempt leaves nothing.
 
         Args:
             table: of the `recommendations` schema, at most 5 GB as Parquet.
-            facts: counts, which the published manifest adds up over the shards.
+            stats: counts, which the published manifest adds up over the shards.
         """
         data = to_parquet(check(table, SCHEMA))
         attempt = f"{self._work}/attempts/part-{shard:05d}-{secrets.token_hex(8)}.parquet"
         self.storage.write(attempt, data)
-        entry = describe(data, file=attempt, rows=table.num_rows, facts=dict(facts or {}))
+        entry = file_entry(data, file=attempt, rows=table.num_rows, stats=dict(stats or {}))
         if self.storage.create(self._entry_key(shard), dump_json(entry)):
             return True
         self.storage.delete(attempt)
@@ -183,9 +183,9 @@ class Run:
             keys = [f"run_date={self.run_date}/{shard_name(shard)}" for shard in shards]
             list(pool.map(self.storage.copy, [entry["file"] for entry in entries], keys))
         self._check_copies({key: entry["size"] for key, entry in zip(keys, entries, strict=True)})
-        facts: Counter[str] = Counter()
+        stats: Counter[str] = Counter()
         for entry in entries:
-            facts.update(entry["facts"])
+            stats.update(entry["facts"])
         return {
             "run_date": str(self.run_date),
             "run_id": self.run_id,
@@ -195,7 +195,7 @@ class Run:
                 {"key": key, **{name: entry[name] for name in ("sha256", "size", "rows")}}
                 for key, entry in zip(keys, entries, strict=True)
             ],
-            "facts": dict(facts),
+            "facts": dict(stats),
             "log": last_number(self.storage),  # the run's own entry comes behind this number
         }
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from allmrec.core.artifacts import Manifest, holds, shard_name, write_shard
+from allmrec.core.artifacts import Manifest, is_intact, shard_name, write_shard
 from allmrec.core.hashing import fingerprint
 from allmrec.core.storage import Storage
 from allmrec.text.cache import TextCache
@@ -38,7 +38,7 @@ class EmbedTexts:
 
 
 @dataclass(frozen=True)
-class LayOut:
+class WriteItemEmbeddings:
     """The items of a shard (item_id, text_hash, and file and row in the cache) → the shard; a row with its entry.
 
     A shard that holds the same embeddings already, undamaged, stays.
@@ -68,7 +68,7 @@ class LayOut:
 
     def _stays(self, name: str, made_of: str) -> dict[str, Any] | None:
         entry = self.before.files.get(name) if self.before else None
-        same = entry is not None and entry.get("made_of") == made_of and holds(self.target, name, entry)
+        same = entry is not None and entry.get("made_of") == made_of and is_intact(self.target, name, entry)
         return entry if same else None
 
     def _embeddings(self, block: pa.Table) -> np.ndarray:

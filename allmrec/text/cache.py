@@ -1,4 +1,4 @@
-"""Embeddings by text: what an encoder made of a text is kept, whichever items have it tonight.
+"""Embeddings by text: what an encoder made of a text is kept, whichever items have it in this run.
 
 A cache holds immutable Parquet files of one encoder, each named by its own sha256 and written whole or not at all, so
 whatever a killed run had finished counts in the next one. Files may be deleted: that costs encoding their texts again.

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import torch
 from pydantic import Field
 
-from allmrec.core.artifacts import describe
+from allmrec.core.artifacts import file_entry
 from allmrec.core.pretrained import model_folder, model_identity, refuse_other_weights
 from allmrec.core.settings import Section
 from allmrec.core.storage import Storage
@@ -109,7 +109,7 @@ def save_encoder(storage: Storage, folder: str, encoder: Any) -> dict[str, dict[
         for path in sorted(path for path in Path(draft).rglob("*") if path.is_file()):
             name, data = f"{folder}/{path.relative_to(draft).as_posix()}", path.read_bytes()
             storage.write(name, data)
-            files[name] = describe(data)
+            files[name] = file_entry(data)
     return files
 
 

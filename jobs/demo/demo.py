@@ -25,7 +25,7 @@ def demo(config: Config, console: Console, date: datetime.date) -> None:
         console.skip("sample-data", "the sample store is there already")
     else:
         with console.phase("sample-data") as phase:
-            phase.facts(sample_data(store, seed=config.seed))
+            phase.stats(sample_data(store, seed=config.seed))
     run(config, console, date)
     storage = open_storage(config.run_uri, config.storage)
     show_users(config, console, storage)

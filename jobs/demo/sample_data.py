@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from allmrec.core.artifacts import to_parquet
 from allmrec.core.settings import one_line
 from allmrec.core.storage import S3Config, open_storage
-from allmrec.demo.sample.corruption import broken_lines, spoil_interactions, spoil_items
+from allmrec.demo.sample.corruption import broken_lines, corrupt_interactions, corrupt_items
 from allmrec.demo.sample.log import interactions_table
 from allmrec.demo.sample.shop import DOMAINS, Domain, SampleConfig, Tastes, draw_shelf, draw_tastes, generator
 from allmrec.demo.sample.titles import item_ids, items_table, user_ids
@@ -65,14 +65,14 @@ def write_sample(
 
 
 def draw_tables(config: SampleConfig, domain: Domain, tastes: Tastes) -> dict[str, pa.Table]:
-    """A domain's input tables by name, spoilt as the config asks."""
+    """A domain's input tables by name, corrupted as the config asks."""
     shelf = draw_shelf(config, domain)
     log = interactions_table(config, domain, tastes, shelf, user_ids(config), item_ids(config, domain))
     catalogue = items_table(config, domain, shelf).sort_by("item_id")
     if config.dirty_fraction:
         random = generator(config, 7, DOMAINS.index(domain))
-        log = spoil_interactions(log, config.dirty_fraction, random)
-        catalogue = spoil_items(catalogue, config.dirty_fraction, random)
+        log = corrupt_interactions(log, config.dirty_fraction, random)
+        catalogue = corrupt_items(catalogue, config.dirty_fraction, random)
     return {"interactions": log, "items": catalogue}
 
 

@@ -8,27 +8,27 @@ It lies in `<root>/<name>/models/encoder/`; `text.model` may name that folder. R
 import tempfile
 from pathlib import Path
 
-from allmrec.core.artifacts import describe, read_manifest, seal, unseal
+from allmrec.core.artifacts import commit, file_entry, invalidate, read_manifest
 from allmrec.data.catalogue import Catalogue
 from allmrec.demo.encoder import build_encoder
-from jobs.runtime.step import Context, Facts, Step
+from jobs.runtime.step import Context, Stats, Step
 
 
-def run(context: Context) -> Facts:
+def run(context: Context) -> Stats:
     texts = Catalogue.read(context.artifact("items")).texts[1:]
     target, files = context.artifact("models/encoder"), {}
     with tempfile.TemporaryDirectory() as folder:
         build_encoder(texts, folder, context.config.seed)
-        unseal(target)
+        invalidate(target)
         for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
             name, data = path.relative_to(folder).as_posix(), path.read_bytes()
             target.write(name, data)
-            files[name] = describe(data)
-    seal(target, "standin_encoder", context.made_by, files, facts={"texts": len(texts)})
+            files[name] = file_entry(data)
+    commit(target, "standin_encoder", context.fingerprint, files, stats={"texts": len(texts)})
     return {"texts": len(texts), "folder": target.uri}
 
 
-def plan(context: Context) -> Facts:
+def plan(context: Context) -> Stats:
     return {"texts": read_manifest(context.artifact("items")).rows}
 
 

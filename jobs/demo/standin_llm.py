@@ -6,33 +6,33 @@ Nothing is trained, and it knows no interaction; the log says how well it reads 
 `llm.name` at the folder that it writes. The run must lie in a local folder: transformers loads models from folders.
 """
 
-from allmrec.core.artifacts import describe, read_manifest, seal, unseal
+from allmrec.core.artifacts import commit, file_entry, invalidate, read_manifest
 from allmrec.core.storage import LocalStorage, Storage
 from allmrec.data.catalogue import Catalogue
 from allmrec.demo.llm import build
-from jobs.runtime.step import Context, Facts, Step
+from jobs.runtime.step import Context, Stats, Step
 
 
-def run(context: Context) -> Facts:
+def run(context: Context) -> Stats:
     config, storage = context.config, _local(context)
     catalogue = Catalogue.read(context.artifact("items"))
-    unseal(storage)
+    invalidate(storage)
     for entry in list(storage.list()):  # of an earlier make
         storage.delete(entry.key)
     standin = build(catalogue.titles, [config.prompt], config.standin_llm, config.seed)
     standin.save(storage.root)
-    seal(
+    commit(
         storage,
         "models/llm",
-        context.made_by,
-        {entry.key: describe(storage.read(entry.key)) for entry in storage.list()},
+        context.fingerprint,
+        {entry.key: file_entry(storage.read(entry.key)) for entry in storage.list()},
         config=context.resolved("prompt", "standin_llm"),
-        facts=standin.facts,
+        stats=standin.stats,
     )
-    return {"folder": storage.uri, **standin.facts}
+    return {"folder": storage.uri, **standin.stats}
 
 
-def plan(context: Context) -> Facts:
+def plan(context: Context) -> Stats:
     return {
         "folder": _local(context).uri,
         "items": read_manifest(context.artifact("items")).rows,

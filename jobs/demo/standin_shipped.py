@@ -49,7 +49,7 @@ def ship(folder: Path, seed: int) -> None:
     llm.llm.float()
     found = checks(held_out(llm.llm, llm.tokenizer), seed + 1)
     version = torch.__version__.split("+")[0]
-    described = card(allmrec.demo.llm, seed=seed, facts=llm.facts, checks=found, torch=version)
+    described = card(allmrec.demo.llm, seed=seed, stats=llm.stats, checks=found, torch=version)
     (folder / "llm" / "README.md").write_text(described)
     build_encoder(texts, folder / "encoder", seed)
     (folder / "encoder" / "README.md").write_text(card(allmrec.demo.encoder, seed=seed, texts=len(texts)))
@@ -71,7 +71,7 @@ def checks(before: Standin, seed: int) -> list[dict[str, Any]]:
     ]
 
 
-def card(owner: ModuleType, **facts: Any) -> str:
+def card(owner: ModuleType, **stats: Any) -> str:
     """The model card whose template lies beside a module."""
     template = Path(str(owner.__file__)).with_name("standin_card.md.jinja")
-    return Template(template.read_text(), undefined=StrictUndefined, keep_trailing_newline=True).render(**facts)
+    return Template(template.read_text(), undefined=StrictUndefined, keep_trailing_newline=True).render(**stats)

@@ -19,7 +19,7 @@ class Phase:
     def __init__(self) -> None:
         self.numbers: dict[str, Any] = {}
 
-    def facts(self, numbers: dict[str, Any]) -> None:
+    def stats(self, numbers: dict[str, Any]) -> None:
         self.numbers.update(numbers)
 
 
@@ -69,11 +69,11 @@ class Console:
             table.add_row(*[escape(_text(cell)) for cell in row])
         self.rich.print(table)
 
-    def plan(self, verb: str, facts: dict[str, Any]) -> None:
+    def plan(self, verb: str, stats: dict[str, Any]) -> None:
         if self.log_json:
-            self.event("plan", verb=verb, **facts)
+            self.event("plan", verb=verb, **stats)
         else:
-            self.rich.print(f"[bold]{verb}[/bold] would run: {_inline(facts)}")
+            self.rich.print(f"[bold]{verb}[/bold] would run: {_inline(stats)}")
 
     def skip(self, verb: str, why: str) -> None:
         if self.log_json:

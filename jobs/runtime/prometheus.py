@@ -9,7 +9,7 @@ from typing import Any
 
 from ray.util.metrics import Counter, Gauge
 
-_COUNTED = ("users", "carried_over", "scored_by_llm", "tokens", "padding", "worker_seconds", "seconds_rank")
+_COUNTED = ("users", "reused", "scored_by_llm", "tokens", "padding", "worker_seconds", "seconds_rank")
 
 
 class NightlyMetrics:
@@ -22,18 +22,20 @@ class NightlyMetrics:
             for name in _COUNTED
         }
         self.shards = Gauge("allmrec_nightly_shards", "Shards by state", ("run_date", "state"))
-        self.figures = Gauge("allmrec_nightly_figure", "Figures of the report that have alarms", ("run_date", "figure"))
+        self.figures = Gauge(
+            "allmrec_nightly_figure", "Figures of the report that have a quality gate", ("run_date", "figure")
+        )
         self.alarms = Gauge("allmrec_nightly_alarm", "1 for an alarm that is raised", ("run_date", "alarm"))
 
-    def shard_done(self, facts: Mapping[str, float], done: int, total: int) -> None:
+    def shard_done(self, stats: Mapping[str, float], done: int, total: int) -> None:
         for name, counter in self.counters.items():
-            if facts.get(name):
-                counter.inc(facts[name], self.tags)
+            if stats.get(name):
+                counter.inc(stats[name], self.tags)
         self.shards.set(done, {**self.tags, "state": "done"})
         self.shards.set(total - done, {**self.tags, "state": "pending"})
 
-    def reported(self, alarms: list[dict[str, Any]]) -> None:
-        for alarm in alarms:
+    def reported(self, quality_gates: list[dict[str, Any]]) -> None:
+        for alarm in quality_gates:
             if alarm["value"] is not None:
                 self.figures.set(alarm["value"], {**self.tags, "figure": alarm["figure"]})
             self.alarms.set(0 if alarm["holds"] else 1, {**self.tags, "alarm": alarm["name"]})

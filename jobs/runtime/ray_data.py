@@ -17,19 +17,19 @@ import pyarrow as pa
 import ray.data
 from ray.exceptions import ActorDiedError, RayError
 
-from jobs.cli import GaveUp
+from jobs.cli import JobTimeout
 from jobs.config import WorkersConfig
 
 Transform = Callable[[dict[str, Any]], Iterator[pa.Table]]
 T = TypeVar("T")
 
 
-def over(count: int, transform: Transform) -> ray.data.Dataset:
+def map_tasks(count: int, transform: Transform) -> ray.data.Dataset:
     """`transform` on each of the numbers 0 ... count - 1, a task each."""
     return ray.data.range(count, override_num_blocks=count).map_batches(transform, batch_size=1)
 
 
-def pooled(
+def map_actors(
     numbers: Sequence[int], transform: type, arguments: tuple[Any, ...], workers: WorkersConfig, at_once: int = 1
 ) -> ray.data.Dataset:
     """`transform(*arguments)` on each of the numbers, by workers that make it once and so load their models once.
@@ -55,7 +55,7 @@ def pooled(
     )
 
 
-def tables(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
+def iter_results(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
     """Run a dataset and take its blocks as they come.
 
     Raises:
@@ -89,14 +89,14 @@ def _of_the_user(error: RayError) -> str | None:
     return None
 
 
-def watched(
-    results: Iterator[T], until: float | None, stalled_s: float | None, diagnose: Callable[[], str]
+def with_timeout(
+    results: Iterator[T], until: float | None, stall_timeout_s: float | None, diagnose: Callable[[], str]
 ) -> Iterator[T]:
     """The results as they come, for as long as they come.
 
     Args:
-        until: the moment (`time.monotonic`) of `nightly.deadline_s`.
-        stalled_s: from one to the next.
+        until: the moment (`time.monotonic`) of `nightly.timeout_s`.
+        stall_timeout_s: from one to the next.
         diagnose: what is unfinished; asked when there is no more waiting.
 
     Raises:
@@ -112,18 +112,18 @@ def watched(
         except Exception as error:
             arrived.put(("error", error))
 
-    Thread(target=take, name="watched", daemon=True).start()
+    Thread(target=take, name="with_timeout", daemon=True).start()
     while True:
         left_s = None if until is None else max(until - time.monotonic(), 0)
-        waits = [seconds for seconds in (left_s, stalled_s) if seconds is not None]
+        waits = [seconds for seconds in (left_s, stall_timeout_s) if seconds is not None]
         try:
             kind, value = arrived.get(timeout=min(waits) if waits else None)
         except Empty:
-            late = left_s is not None and (stalled_s is None or left_s <= stalled_s)
-            why = "nightly.deadline_s is over" if late else f"nothing came for {stalled_s:g} s"
-            raise GaveUp(
+            late = left_s is not None and (stall_timeout_s is None or left_s <= stall_timeout_s)
+            why = "nightly.timeout_s is over" if late else f"nothing came for {stall_timeout_s:g} s"
+            raise JobTimeout(
                 f"gave up: {why} and {diagnose()}. Run again to go on with those, with more workers or, if this is how "
-                f"long it takes, a larger nightly.{'deadline_s' if late else 'stalled_s'}"
+                f"long it takes, a larger nightly.{'timeout_s' if late else 'stall_timeout_s'}"
             ) from None
         if kind == "error":
             try:

@@ -1,6 +1,6 @@
 """Ray for the jobs: starting it, and `fit`, which runs a training loop on its workers until it is done.
 
-A loop is a function `loop(config: dict) -> Facts` that runs on every worker inside a torch process group (gloo on
+A loop is a function `loop(config: dict) -> Stats` that runs on every worker inside a torch process group (gloo on
 CPUs, nccl on GPUs). It begins with `resume()`, calls `report(...)` at the same points on every worker, and what
 rank 0 returns comes back from `fit`. Knows Ray Train (V2); what is trained is the loop's business.
 
@@ -31,9 +31,9 @@ from allmrec.core.storage import Storage
 from allmrec.core.storage.s3 import store_environment
 from allmrec.core.training_state import load_state, save_state
 from jobs.config import Config, WorkersConfig
-from jobs.runtime.step import Context, Facts
+from jobs.runtime.step import Context, Stats
 
-Loop = Callable[[dict[str, Any]], Facts]
+Loop = Callable[[dict[str, Any]], Stats]
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -70,7 +70,7 @@ def start_ray(config: Config) -> None:
     ray.init("local", num_cpus=max(os.cpu_count() or 1, needed), include_dashboard=False, **options)
 
 
-def fit(context: Context, verb: str, loop: Loop, loop_config: dict[str, Any], total: int) -> Facts:
+def fit(context: Context, verb: str, loop: Loop, loop_config: dict[str, Any], total: int) -> Stats:
     """Run `loop(loop_config)` on the configured workers.
 
     Args:
@@ -88,11 +88,11 @@ def fit(context: Context, verb: str, loop: Loop, loop_config: dict[str, Any], to
     start_ray(context.config)
     workers = context.config.workers
     checkpoints = context.artifact(f"checkpoints/{verb}")
-    _keep_only(checkpoints, context.made_by)
+    _prune_checkpoints(checkpoints, context.fingerprint)
     filesystem, path = checkpoints.arrow()
     queue = Queue(actor_options={"num_cpus": 0})
     trainer = TorchTrainer(
-        _prepared(loop, workers),
+        _with_threads(loop, workers),
         train_loop_config=loop_config,
         torch_config=TorchConfig(backend="nccl" if workers.gpus_per_worker else "gloo"),
         scaling_config=train.ScalingConfig(
@@ -102,7 +102,7 @@ def fit(context: Context, verb: str, loop: Loop, loop_config: dict[str, Any], to
             | ({"GPU": workers.gpus_per_worker} if workers.gpus_per_worker else {}),
         ),
         run_config=train.RunConfig(
-            name=context.made_by,
+            name=context.fingerprint,
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=train.FailureConfig(max_failures=workers.max_failures),
@@ -126,7 +126,7 @@ def fit(context: Context, verb: str, loop: Loop, loop_config: dict[str, Any], to
             queue.put(None)
             reader.join(timeout=10)
             queue.shutdown()
-    _keep_only(checkpoints, None)
+    _prune_checkpoints(checkpoints, None)
     return result.return_value
 
 
@@ -181,17 +181,17 @@ def _show(queue: Queue, bar: Any) -> None:
         bar.advance(max(done - bar.done, 0), **metrics)
 
 
-def _prepared(loop: Loop, workers: WorkersConfig) -> Loop:
+def _with_threads(loop: Loop, workers: WorkersConfig) -> Loop:
     """The loop on as many threads as the worker has CPUs; more of them would only fight."""
 
-    def prepared(config: dict[str, Any]) -> Facts:
+    def prepared(config: dict[str, Any]) -> Stats:
         torch.set_num_threads(max(1, int(workers.cpus_per_worker)))
         return loop(config)
 
     return prepared
 
 
-def _keep_only(checkpoints: Storage, identity: str | None) -> None:
+def _prune_checkpoints(checkpoints: Storage, identity: str | None) -> None:
     """Remove the checkpoints of other identities, and a snapshot that a dying driver wrote by half."""
     filesystem, root = checkpoints.arrow()
     for folder in filesystem.get_file_info(FileSelector(root, allow_not_found=True)):

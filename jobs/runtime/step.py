@@ -15,7 +15,7 @@ from allmrec.core.storage import Storage, open_storage
 from jobs.config import Config
 from jobs.runtime.console import Console
 
-Facts = dict[str, Any]
+Stats = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Step:
     sections: tuple[str, ...]  # of the config; a change in one of them runs the step again
     inputs: tuple[str, ...]  # artifacts of the run that it reads
     outputs: tuple[str, ...]  # artifacts of the run that it writes
-    run: Callable[["Context"], Facts]
-    plan: Callable[["Context"], Facts]
+    run: Callable[["Context"], Stats]
+    plan: Callable[["Context"], Stats]
     # Identities of inputs that are no artifacts of the run: files of the log, model folders.
-    outside: Callable[["Context"], Any] = field(default=lambda context: None)
+    external_inputs: Callable[["Context"], Any] = field(default=lambda context: None)
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Context:
     config: Config
     storage: Storage  # root of the run
     console: Console
-    made_by: str
+    fingerprint: str
 
     def artifact(self, name: str) -> Storage:
         return self.storage.at(name)
@@ -57,7 +57,7 @@ def resolved(config: Config, sections: tuple[str, ...]) -> dict[str, Any]:
 def execute(step: Step, config: Config, console: Console, dry_run: bool = False, force: bool = False) -> bool:
     """Run one step, unless its outputs are there already. Returns whether it ran."""
     storage = open_storage(config.run_uri, config.storage)
-    probe = Context(config, storage, console, made_by="")
+    probe = Context(config, storage, console, fingerprint="")
     missing = [name for name in step.inputs if not storage.exists(f"{name}/{MANIFEST}")]
     if missing and dry_run:
         console.plan(step.verb, {"waits for": ", ".join(missing)})
@@ -68,12 +68,12 @@ def execute(step: Step, config: Config, console: Console, dry_run: bool = False,
             "verb": step.verb,
             "config": resolved(config, step.sections),
             "inputs": {name: read_manifest(storage.at(name)).digest for name in step.inputs},
-            "outside": step.outside(probe),
+            "external_inputs": step.external_inputs(probe),
         }
     )
     context = Context(config, storage, console, identity)
     done = all(
-        storage.exists(f"{name}/{MANIFEST}") and read_manifest(storage.at(name)).made_by == identity
+        storage.exists(f"{name}/{MANIFEST}") and read_manifest(storage.at(name)).fingerprint == identity
         for name in step.outputs
     )
     if dry_run:
@@ -83,5 +83,5 @@ def execute(step: Step, config: Config, console: Console, dry_run: bool = False,
         console.skip(step.verb, "its inputs and config have not changed")
         return False
     with console.phase(step.verb) as phase:
-        phase.facts(step.run(context))
+        phase.stats(step.run(context))
     return True

@@ -123,7 +123,7 @@ def test_gradients_are_those_of_one_pass_over_every_row(folder):
 def test_workers_share_the_rows_by_texts_and_tokens(folder, world, monkeypatch):
     texts, items, shares = trained(folder), np.arange(1, 41, dtype=np.int32).repeat(2), []
     for rank in range(world):
-        monkeypatch.setattr(module, "place", lambda rank=rank: (rank, world))
+        monkeypatch.setattr(module, "rank_and_world_size", lambda rank=rank: (rank, world))
         shares.append(texts.own(items))
     assert sorted(np.concatenate(shares)) == list(range(80))
     read = [np.unique(texts.text_N[items[share]]) for share in shares]

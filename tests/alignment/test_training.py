@@ -45,8 +45,8 @@ def test_text_forms_come_to_stand_in_for_items_never_trained_on(teacher, texts):
     numbers = list(run.rounds())
     after = alignment_quality(*run.network.joint(run.items_ND, texts), held_out)
     assert len(held_out) > 40
-    assert after["cosine"] > 0.9 and after["nearer"] < 0.03 and before["nearer"] > 0.3
-    assert before["nearest"] < 0.1 and before["mse"] > 3 * after["mse"]
+    assert after["cosine"] > 0.9 and after["mean_rank_fraction"] < 0.03 and before["mean_rank_fraction"] > 0.3
+    assert before["recall_at_1"] < 0.1 and before["mse"] > 3 * after["mse"]
     for name in ("matching", "item_recon", "text_recon"):
         assert numbers[-1][name] < 0.5 * numbers[0][name], name
 
@@ -212,7 +212,7 @@ def test_sbert_learns_along(teacher, sbert):
         numbers = list(run.rounds())[-1]
         texts_NS = texts(np.arange(NUM_ITEMS + 1)).detach() if encoder else before
         learnt = torch.from_numpy(np.flatnonzero(run.examples.usable))
-        nearer[name] = alignment_quality(*run.network.joint(run.items_ND, texts_NS), learnt)["nearer"]
+        nearer[name] = alignment_quality(*run.network.joint(run.items_ND, texts_NS), learnt)["mean_rank_fraction"]
     assert nearer["fine-tuned"] < 0.7 * nearer["frozen"], "it tells items apart by their E_i"
     assert numbers["tokens_per_s"] > 0 and not texts.encoder.training
     assert not torch.allclose(texts(np.arange(NUM_ITEMS + 1)), before, atol=1e-2)
@@ -243,9 +243,14 @@ def test_losses_that_are_not_finite_are_an_error(teacher, texts):
 
 def test_quality_of_equal_and_of_swapped_embeddings():
     e = torch.eye(5)
-    assert alignment_quality(e, e, torch.arange(1, 5)) == {"mse": 0, "cosine": 1, "nearest": 1, "nearer": 0}
+    assert alignment_quality(e, e, torch.arange(1, 5)) == {
+        "mse": 0,
+        "cosine": 1,
+        "recall_at_1": 1,
+        "mean_rank_fraction": 0,
+    }
     swapped = e[[0, 2, 1, 4, 3]]
-    assert alignment_quality(e, swapped, torch.arange(1, 5))["nearest"] == 0
+    assert alignment_quality(e, swapped, torch.arange(1, 5))["recall_at_1"] == 0
     assert alignment_quality(e, e, torch.arange(0)) == {}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from allmrec.core.artifacts import seal, shard_name, write_shard
+from allmrec.core.artifacts import commit, shard_name, write_shard
 from allmrec.core.storage import open_storage
 from allmrec.evaluation.results import rows, sums_of
 from allmrec.evaluation.systems import Cases
@@ -36,7 +36,7 @@ def config_file(tmp_path):
     config = load_config(path, [])
     storage = open_storage(config.run_uri, config.storage)
     for artifact, sections in MADE_WITH.items():
-        seal(storage.at(artifact), artifact, "", {}, resolved(config, sections))
+        commit(storage.at(artifact), artifact, "", {}, resolved(config, sections))
     storage.write("metrics.json", json.dumps(FINISHED).encode())
     return path
 
@@ -82,7 +82,7 @@ def evaluated(root, hits: dict[str, list[int]]):
             results[protocol, system] = rows(system, protocol, cases, values, np.zeros(len(found), dtype=int), None)
     place = storage.at("evaluation_results")
     entry = write_shard(place, SCHEMA, shard_name(0), pa.concat_tables(results.values()))
-    seal(place, "evaluation_results", "", {shard_name(0): entry}, facts={"cases": "all", "recall_at": 20})
+    commit(place, "evaluation_results", "", {shard_name(0): entry}, stats={"cases": "all", "recall_at": 20})
     storage.write("metrics.json", json.dumps(summarise(sums_of(results, None, 20))).encode())
     return storage
 

@@ -18,7 +18,7 @@ def test_a_generated_run_is_dealt_and_has_a_bundle(tmp_path: Path) -> None:
     assert read_manifest(run.at("sequences")).rows == 50 and len(read_manifest(run.at("sequences")).files) == 3
     for items in read_table(run.at("sequences")).column("item_index").to_pylist():
         assert len({*items}) == len(items) >= 2 and 1 <= min(items) <= max(items) <= ITEMS
-    assert read_manifest(run.at("bundle")).facts["version"]
+    assert read_manifest(run.at("bundle")).stats["version"]
 
 
 @pytest.mark.benchmark
@@ -29,5 +29,5 @@ def test_quick(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     content = json.loads((tmp_path / "nights.json").read_text())
     assert [row["what"] for row in content["measurements"]] == ["teacher", "teacher", "first night", "second night"]
-    assert content["measurements"][-1]["carried_over"] == 40 and content["measurements"][-1]["scored_by_llm"] == 0
+    assert content["measurements"][-1]["reused"] == 40 and content["measurements"][-1]["scored_by_llm"] == 0
     assert [bar["holds"] for bar in content["bars"]] == [None] * 2

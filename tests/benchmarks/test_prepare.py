@@ -52,7 +52,7 @@ def test_the_engines_agree_with_each_other_and_with_the_log(log, tmp_path):
     refuse_difference(theirs, ours)
     kept = sequences(ours / "sequences.parquet")["item_index"].list.len()
     rejected = dict(reasons(ours / "rejected.parquet").iter_rows())
-    assert set(rejected) == {"null_id", "unknown_item", "bad_timestamp", "absurd_timestamp", "duplicate_event"}
+    assert set(rejected) == {"null_id", "unknown_item", "bad_timestamp", "timestamp_out_of_range", "duplicate_event"}
     assert kept.sum() + sum(rejected.values()) == 30_000
     held_out = 2 * (kept >= 3).sum()
     assert popularity(ours / "items.parquet")["popularity"].sum() == kept.sum() - held_out

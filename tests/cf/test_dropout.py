@@ -25,7 +25,7 @@ def test_it_drops_at_the_rate_and_keeps_the_mean(rate):
 def test_workers_share_the_masks_of_the_global_batch(monkeypatch):
     whole = dropped(7, 7)
     for rank, rows in enumerate((3, 2, 2)):
-        monkeypatch.setattr(dropout, "place", lambda rank=rank: (rank, 3))
+        monkeypatch.setattr(dropout, "rank_and_world_size", lambda rank=rank: (rank, 3))
         assert torch.equal(dropped(rows, 7), whole[rank::3])
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from allmrec.cf.external import ExternalTeacher, import_teacher, open_tables, table_files
 from allmrec.cf.retrieval import catalogue_ranks, retrieve
 from allmrec.cf.teacher import TeacherConfig, load_teacher, save_teacher
-from allmrec.core.artifacts import seal
+from allmrec.core.artifacts import commit
 from allmrec.core.hashing import hash_strings
 from allmrec.core.storage import S3Config, open_storage
 from allmrec.data.sequences import Sequences
@@ -52,10 +52,10 @@ def users(tmp_path: Path) -> str:
 
 
 def test_two_tables_become_a_teacher(items: str, users: str):
-    teacher, facts = imported(items, users)
+    teacher, stats = imported(items, users)
     assert teacher.item_embeddings.tolist() == [[0, 0], [0.5, -1], [0, 0], [1, 2], [-1, 0.25]]
     assert teacher.represent(LOG).tolist() == [[-2, 3], [0, 0], [1, 0]]
-    assert facts == {
+    assert stats == {
         "num_items": 4,
         "dim": 2,
         "items_without_embedding": 1,
@@ -120,11 +120,11 @@ def test_items_without_an_embedding_come_last(items: str, users: str):
 
 
 def test_it_survives_the_disk(items: str, users: str, tmp_path: Path):
-    teacher, facts = imported(items, users)
+    teacher, stats = imported(items, users)
     storage = open_storage(str(tmp_path / "teacher"))
     config = TeacherConfig(model="external", item_embeddings=items, user_representations=users)
     settings = {"teacher": config.model_dump(mode="json")}
-    seal(storage, "teacher", "test", save_teacher(storage, teacher), settings, facts)
+    commit(storage, "teacher", "test", save_teacher(storage, teacher), settings, stats)
     loaded = load_teacher(storage)
     assert not loaded.training and torch.equal(loaded.represent(LOG), teacher.represent(LOG))
     assert torch.equal(loaded.shared_scores(teacher.users), teacher.shared_scores(teacher.users))

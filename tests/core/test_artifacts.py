@@ -6,12 +6,12 @@ import torch
 
 from allmrec.core.artifacts import (
     MANIFEST,
+    commit,
+    invalidate,
     read_manifest,
     read_table,
     read_tensors,
-    seal,
     shard_name,
-    unseal,
     write_shard,
     write_tensors,
 )
@@ -20,12 +20,12 @@ from allmrec.core.storage import Storage
 SCHEMA = pa.schema([pa.field("user_id", pa.string(), nullable=False), pa.field("n", pa.int32())])
 
 
-def write_table(storage: Storage, values: dict[int, list[int]], made_by: str = "step") -> None:
+def write_table(storage: Storage, values: dict[int, list[int]], fingerprint: str = "step") -> None:
     files = {}
     for shard, numbers in values.items():
         table = pa.table({"n": numbers, "user_id": [f"u{n}" for n in numbers], "not in the schema": numbers})
         files[shard_name(shard)] = write_shard(storage, SCHEMA, shard_name(shard), table)
-    seal(storage, "numbers", made_by, files, facts={"shards": len(files)})
+    commit(storage, "numbers", fingerprint, files, stats={"shards": len(files)})
 
 
 def test_a_table_comes_back_in_its_schema_whole_or_by_shards(storage: Storage) -> None:
@@ -34,12 +34,12 @@ def test_a_table_comes_back_in_its_schema_whole_or_by_shards(storage: Storage) -
     assert read_table(storage).column("n").to_pylist() == [1, 2, 3]
     assert read_table(storage, [2, 0]).column("n").to_pylist() == [3, 1, 2]
     manifest = read_manifest(storage)
-    assert (manifest.kind, manifest.made_by, manifest.rows, manifest.facts) == ("numbers", "step", 3, {"shards": 3})
+    assert (manifest.kind, manifest.fingerprint, manifest.rows, manifest.stats) == ("numbers", "step", 3, {"shards": 3})
 
 
 def test_the_digest_is_of_the_content_alone(storage: Storage) -> None:
     write_table(storage.at("a"), {0: [1], 1: [2]})
-    write_table(storage.at("b"), {1: [2], 0: [1]}, made_by="another step")
+    write_table(storage.at("b"), {1: [2], 0: [1]}, fingerprint="another step")
     write_table(storage.at("c"), {0: [1], 1: [3]})
     a, b, c = (read_manifest(storage.at(name)).digest for name in "abc")
     assert a == b != c
@@ -47,7 +47,7 @@ def test_the_digest_is_of_the_content_alone(storage: Storage) -> None:
 
 def test_nothing_is_there_until_sealed(storage: Storage) -> None:
     write_table(storage, {0: [1]})
-    unseal(storage)
+    invalidate(storage)
     with pytest.raises(ValueError, match="nothing here yet; run the step"):
         read_table(storage)
 
@@ -86,7 +86,7 @@ def test_a_table_that_is_not_of_its_schema_is_not_written(storage: Storage) -> N
 
 def test_tensors_come_back_bit_for_bit(storage: Storage) -> None:
     tensors = {"a": torch.randn(3, 4).T, "b": torch.tensor([1, 2], dtype=torch.int64), "c": torch.randn(2).bfloat16()}
-    seal(storage, "weights", "step", {"w.safetensors": write_tensors(storage, "w.safetensors", tensors)})
+    commit(storage, "weights", "step", {"w.safetensors": write_tensors(storage, "w.safetensors", tensors)})
     back = read_tensors(storage, "w.safetensors")
     assert all(torch.equal(back[name], tensor) and back[name].dtype == tensor.dtype for name, tensor in tensors.items())
     storage.write("w.safetensors", b"x" + storage.read("w.safetensors")[1:])

@@ -5,14 +5,14 @@ import json
 import numpy as np
 import pyarrow as pa
 
-from allmrec.core.artifacts import Manifest, seal
+from allmrec.core.artifacts import Manifest, commit
 from allmrec.core.hashing import shard_of
 from allmrec.core.storage import open_storage
 from allmrec.data.config import DataConfig
 from allmrec.data.prepare.clean import BELOW_MIN_RATING, CLEANED, to_polars
-from allmrec.data.prepare.exclusions import Forgotten
-from allmrec.data.prepare.histories import Draft
-from allmrec.data.prepare.sequences import Finish
+from allmrec.data.prepare.exclusions import Exclusions
+from allmrec.data.prepare.histories import UpdateHistories
+from allmrec.data.prepare.sequences import BuildSequences
 from allmrec.data.prepare.shuffle import write_piece
 from allmrec.data.splits import Split, SplitConfig
 from schemas import rejected
@@ -49,7 +49,7 @@ BAD = [
         {"reason": BELOW_MIN_RATING, "count": 3},
     )
 ]
-NOBODY = Forgotten.of([], [], ITEM_IDS)
+NOBODY = Exclusions.of([], [], ITEM_IDS)
 EVERYTHING = np.arange(10) > 0
 
 
@@ -62,27 +62,29 @@ class Shop:
         self.before: Manifest | None = None
         self.updates = 0
 
-    def update(self, *logs, forgotten=NOBODY) -> dict[int, dict]:
+    def update(self, *logs, excluded=NOBODY) -> dict[int, dict]:
         for number, block in enumerate(logs):
             write_piece(self.exchange, number, to_polars(block), 2)
         self.updates += 1
-        forgets = forgotten is not NOBODY
+        new_exclusions = excluded is not NOBODY
         by = f"update {self.updates}"
-        draft = Draft(self.exchange, len(logs), self.histories, self.before, forgotten, forgets, ITEM_IDS, by)
+        draft = UpdateHistories(
+            self.exchange, len(logs), self.histories, self.before, excluded, new_exclusions, ITEM_IDS, by
+        )
         reports = {row["shard"]: json.loads(row["report"]) for row in self.run(draft)}
         files = {name: entry for report in reports.values() for name, entry in report.pop("files").items()}
-        self.before = seal(self.histories, "histories", by, files, facts={"shards": [reports[0], reports[1]]})
+        self.before = commit(self.histories, "histories", by, files, stats={"shards": [reports[0], reports[1]]})
         return reports
 
     def finish(self, before=None, **data) -> list[dict]:
         split = Split(SplitConfig(), 0)
         at = self.storage.at("sequences")
-        return self.run(Finish(self.histories, at, before, DataConfig(**data), EVERYTHING, split))
+        return self.run(BuildSequences(self.histories, at, before, DataConfig(**data), EVERYTHING, split))
 
     def run(self, transform):
         return [row for shard in (0, 1) for table in transform({"id": np.array([shard])}) for row in table.to_pylist()]
 
     def content(self) -> dict[str, bytes]:
-        shards = self.before.facts["shards"]
+        shards = self.before.stats["shards"]
         names = [(number, kind, shard[kind]) for number, shard in enumerate(shards) for kind in ("events", "rejected")]
         return {f"{kind} {number}": self.histories.read(name) for number, kind, name in names}

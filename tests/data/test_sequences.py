@@ -3,7 +3,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allmrec.core.artifacts import seal, shard_name, write_shard
+from allmrec.core.artifacts import commit, shard_name, write_shard
 from allmrec.core.storage import open_storage
 from allmrec.data.sequences import Sequences
 from schemas import sequences
@@ -25,7 +25,7 @@ def test_the_training_part_leaves_held_out_users_out(tmp_path):
     columns = {"item_index": [[1, 2, 3, 4], [5, 6], [7]], "timestamp": [[0] * 4, [0] * 2, [0]]}
     table = pa.table({"user_id": ["a", "b", "c"], **columns, "train_length": [2, 0, 1]}).cast(sequences.SCHEMA)
     storage = open_storage(str(tmp_path))
-    seal(storage, "sequences", "test", {shard_name(0): write_shard(storage, sequences.SCHEMA, shard_name(0), table)})
+    commit(storage, "sequences", "test", {shard_name(0): write_shard(storage, sequences.SCHEMA, shard_name(0), table)})
     train = Sequences.read_train(storage, [0])
     assert lists(train) == [[1, 2], [7]] and train.user_ids.to_pylist() == ["a", "c"]
     assert lists(Sequences.read(storage)) == columns["item_index"]

@@ -8,7 +8,7 @@ import pytest
 
 from allmrec.data.catalogue import item_texts
 from allmrec.demo.encoder import build_encoder
-from allmrec.demo.sample.shop import SampleConfig, Shelf, draw_shelf
+from allmrec.demo.sample.shop import LatentItems, SampleConfig, draw_shelf
 from allmrec.demo.sample.titles import items_table
 from allmrec.text.encoder import TextConfig, load_encoder
 
@@ -16,7 +16,7 @@ CONFIG = SampleConfig(items=400)
 
 
 @pytest.fixture(scope="module")
-def shelf() -> Shelf:
+def shelf() -> LatentItems:
     return draw_shelf(CONFIG, "movies")
 
 

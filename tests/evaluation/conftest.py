@@ -3,7 +3,7 @@
 import pytest
 
 from allmrec.bundle import build_bundle, load_bundle
-from allmrec.model import Scorer
+from allmrec.model import ALLMRec
 from jobs.runtime.step import resolved
 from tests.evaluation.tiny import tiny_config, write_tiny_run
 from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
@@ -22,4 +22,4 @@ def tiny(tmp_path_factory, llm, tokenizer):  # noqa: F811
 @pytest.fixture(scope="session")
 def scorer(tiny):
     config, run, version = tiny
-    return Scorer(load_bundle(run, version), config.llm)
+    return ALLMRec(load_bundle(run, version), config.llm)

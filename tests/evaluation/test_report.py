@@ -52,7 +52,7 @@ def report(name: str = "demo", model: str = "runs/demo/standin_llm", stderr: flo
             "llm": {"name": model, "identity": "e" * 64},
             "text": {"name": "sentence-transformers/x", "identity": "x@main"},
         },
-        "facts": {"teacher": {"ndcg@10": 0.4321, "note": name}, "items": {}, "alignment": {"losses": [3.0, 2.5]}},
+        "stats": {"teacher": {"ndcg@10": 0.4321, "note": name}, "items": {}, "alignment": {"losses": [3.0, 2.5]}},
     }
     costs = {
         "teacher": Counter(cases=900, seconds=0.5),

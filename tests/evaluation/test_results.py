@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from allmrec.core.artifacts import read_part, read_table, seal, shard_name, write_shard
+from allmrec.core.artifacts import commit, read_part, read_table, shard_name, write_shard
 from allmrec.core.storage import open_storage
 from allmrec.data.evaluation_cases import EvaluationConfig
 from allmrec.data.sequences import Sequences
@@ -29,7 +29,7 @@ def evaluated(tiny, tmp_path_factory):
     evaluate.results = open_storage(str(tmp_path_factory.mktemp("results")))
     shards = [row for table in evaluate({"id": np.arange(3)}) for row in table.to_pylist()]
     files = {shard_name(row["shard"]): row["entry"] for row in shards}
-    manifest = seal(evaluate.results, "evaluation_results", "", files)
+    manifest = commit(evaluate.results, "evaluation_results", "", files)
     assert [read_part(evaluate.results, manifest, name).schema for name in files] == [SCHEMA] * 3
     return summarise(row for shard in shards for row in shard["sums"]), read_table(evaluate.results)
 
@@ -102,12 +102,12 @@ def test_the_share_of_candidates_shown_by_q_i(scorer, tiny, monkeypatch):
     table, sequences = read_table(run.at("evaluation_cases"), [0]), Sequences.read(run.at("sequences"), [0])
     cases = Cases.select(table, sequences, "test", "random")
     cases = replace(cases, candidates_BC=np.where(np.arange(20) < 17, cases.candidates_BC, 0).astype(np.int32))
-    config = {**scorer.bundle.config, "bundle": {"text_form_below": 20}}
+    config = {**scorer.bundle.config, "bundle": {"min_interactions_for_cf": 20}}
     monkeypatch.setitem(vars(scorer), "bundle", replace(scorer.bundle, config=config))
 
     def found(name: str) -> dict:
         values, tied = np.zeros((len(cases), len(METRICS))), np.zeros(len(cases), dtype=int)
-        results = {("random", name): rows(name, "random", cases, values, tied, systems.by_text(name))}
+        results = {("random", name): rows(name, "random", cases, values, tied, systems.uses_text_embedding(name))}
         return summarise(sums_of(results, None, 7))[0]
 
     few = cases.candidates_BC > 20
@@ -141,7 +141,7 @@ def test_answers_are_compared_with_the_baselines_answers_or_else_with_its_rankin
     assert of_hits("teacher") == [None, pytest.approx(1 / 3), pytest.approx(1 / 3)], "a teacher names nothing"
 
 
-def stored(folder, system: str, hits: dict[str, float], **facts) -> object:
+def stored(folder, system: str, hits: dict[str, float], **stats) -> object:
     """A run's results: hit@1 of protocol random by user, in two shards."""
     storage, files = open_storage(str(folder)), {}
     for shard in range(2):
@@ -151,7 +151,7 @@ def stored(folder, system: str, hits: dict[str, float], **facts) -> object:
         values[:, 0] = [hits[user] for user in users]
         table = rows(system, "random", cases, values, np.zeros(len(users), dtype=int), None)
         files[shard_name(shard)] = write_shard(storage, SCHEMA, shard_name(shard), table)
-    seal(storage, "evaluation_results", "", files, facts=FACTS | facts)
+    commit(storage, "evaluation_results", "", files, stats=FACTS | stats)
     return storage
 
 

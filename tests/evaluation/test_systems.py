@@ -8,12 +8,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-from allmrec.core.artifacts import read_table, seal, write_shard
+from allmrec.core.artifacts import commit, read_table, write_shard
 from allmrec.data.sequences import Sequences
 from allmrec.evaluation.shards import EvaluateShards
-from allmrec.evaluation.systems import NEED_LLM, Cases, Systems, places
+from allmrec.evaluation.systems import NEED_LLM, Cases, Systems, within_row_ranks
 from allmrec.llm.ranking import Ranker
-from allmrec.metrics import METRICS, measure, standing, summarise
+from allmrec.metrics import METRICS, evaluate_scores, standing, summarise
 from schemas.evaluation_cases import SCHEMA
 
 NAMES = ("random", "popularity", "teacher", "llm-only", "a-llmrec", "a-llmrec-untrained", "a-llmrec-sbert")
@@ -109,7 +109,7 @@ def test_systems_differ_in_what_they_put_into_the_slots(systems, cases, scorer):
     scores = {name: systems.score(name, cases) for name in NAMES}
     for name in NAMES:
         for other in NAMES:
-            assert name == other or not np.array_equal(places(scores[name]), places(scores[other]))
+            assert name == other or not np.array_equal(within_row_ranks(scores[name]), within_row_ranks(scores[other]))
 
 
 def test_the_swap_gives_everyone_somebody_elses_history_and_nothing_else(cases):
@@ -143,7 +143,7 @@ def test_no_candidate_may_score_minus_infinity(systems, cases):
     holes[:, -3:] = 0
     for name in NAMES:
         scores = systems.score(name, replace(cases, candidates_BC=holes))
-        assert np.isfinite(measure(scores, holes)).all()
+        assert np.isfinite(evaluate_scores(scores, holes)).all()
 
 
 def test_a_shard_without_cases_counts_for_nothing(tiny):
@@ -151,7 +151,7 @@ def test_a_shard_without_cases_counts_for_nothing(tiny):
     evaluate = EvaluateShards(run, version, config.llm, ["teacher"], seed=0, recall_at=7)
     evaluate.cases = run.at("nobody")
     write = {"part-00000.parquet": write_shard(evaluate.cases, SCHEMA, "part-00000.parquet", SCHEMA.empty_table())}
-    seal(evaluate.cases, "evaluation_cases", "test", write, {})
+    commit(evaluate.cases, "evaluation_cases", "test", write, {})
     (row,) = next(evaluate({"id": np.array([0])})).to_pylist()
     assert not summarise(row["sums"]) and sum(cost["cases"] for cost in row["costs"]) == 0
 
@@ -212,7 +212,7 @@ def test_random_gets_chance():
     nothing = Sequences(user_ids, np.zeros(20_001, dtype=np.int64), np.zeros(0, dtype=np.int32))
     candidates = np.tile(np.arange(1, 21, dtype=np.int32), (20_000, 1))
     cases = Cases(user_ids, nothing, candidates, np.ones(20_000, bool), np.zeros(20_000, bool))
-    hits = measure(Systems(None, seed=0).score("random", cases), candidates)[:, 0].mean()
+    hits = evaluate_scores(Systems(None, seed=0).score("random", cases), candidates)[:, 0].mean()
     assert abs(hits - 0.05) < 4 * np.sqrt(0.05 * 0.95 / 20_000)
 
 

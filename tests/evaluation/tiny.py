@@ -9,7 +9,7 @@ import torch
 
 from allmrec.alignment.network import AlignmentNetwork, save_alignment
 from allmrec.cf.teacher import build_teacher, save_teacher
-from allmrec.core.artifacts import seal, shard_name, write_shard
+from allmrec.core.artifacts import commit, shard_name, write_shard
 from allmrec.core.hashing import shard_of
 from allmrec.core.pretrained import model_identity
 from allmrec.core.storage import Storage, open_storage
@@ -99,19 +99,19 @@ def write_tiny_run(config: Config, llm: Any, tokenizer: Any, num_users: int = NU
     teacher.get_parameter("items.weight").data[0] = 0
     settings = config.model_dump(mode="json")
     files = save_teacher(run.at("teacher"), teacher)
-    seal(run.at("teacher"), "teacher", "test", files, settings, {"num_items": NUM_ITEMS, "ndcg@10": 0.25})
+    commit(run.at("teacher"), "teacher", "test", files, settings, {"num_items": NUM_ITEMS, "ndcg@10": 0.25})
     network = AlignmentNetwork(config.teacher.dim, 5, JOINT)
     e_NJ, q_NJ = network.joint(teacher.item_embeddings, torch.randn(NUM_ITEMS + 1, 5))
-    seal(run.at("alignment"), "alignment", "test", save_alignment(run.at("alignment"), network, e_NJ, q_NJ), settings)
+    commit(run.at("alignment"), "alignment", "test", save_alignment(run.at("alignment"), network, e_NJ, q_NJ), settings)
     trained, untrained = (
         fresh_projectors(config.teacher.dim, JOINT, llm.config.hidden_size, seed).state_dict() for seed in (0, 1)
     )
     files = save_projectors(run.at("projectors"), trained, untrained)
     identity = model_identity(config.llm.name, config.llm.revision)
-    seal(run.at("projectors"), "projectors", "test", files, settings, {"loss": 2.5, "llm": identity})
+    commit(run.at("projectors"), "projectors", "test", files, settings, {"loss": 2.5, "llm": identity})
     return run
 
 
-def _seal_table(storage: Storage, kind: str, schema: pa.Schema, shards: list[pa.Table], facts: dict | None = None):
+def _seal_table(storage: Storage, kind: str, schema: pa.Schema, shards: list[pa.Table], stats: dict | None = None):
     files = {shard_name(n): write_shard(storage, schema, shard_name(n), table) for n, table in enumerate(shards)}
-    seal(storage, kind, "test", files, {}, facts)
+    commit(storage, kind, "test", files, {}, stats)

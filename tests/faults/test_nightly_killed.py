@@ -23,7 +23,7 @@ import pytest
 import ray
 
 from allmrec.bundle import build_bundle, latest_bundle, promote
-from allmrec.core.artifacts import describe, to_parquet
+from allmrec.core.artifacts import file_entry, to_parquet
 from allmrec.core.commit_log import dump_json, load_json
 from allmrec.core.storage import S3Config, Storage, open_storage
 from allmrec.publishing.reader import read_recommendations
@@ -203,14 +203,14 @@ def where(storage: Storage) -> str:
     return f"{copied} of {SHARDS} copied" if copied else f"{shards_done(storage)} of {SHARDS} shards"
 
 
-def show(kills: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+def show(kills: list[dict[str, Any]], stats: dict[str, Any]) -> None:
     columns = ["kill", "target", "after_s", "start", "run at", "driver"]
     rows = [columns, *([str({"kill": n, **row}.get(name, "")) for name in columns] for n, row in enumerate(kills, 1))]
     widths = [max(len(row[n]) for row in rows) for n in range(len(columns))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
     if TABLE:
-        Path(TABLE).write_text(json.dumps({**facts, "kills": kills}, indent=1))
+        Path(TABLE).write_text(json.dumps({**stats, "kills": kills}, indent=1))
 
 
 def test_a_poisoned_shard_is_named_and_nothing_is_published(tiny, cluster, undisturbed, s3) -> None:
@@ -225,7 +225,7 @@ def test_a_poisoned_shard_is_named_and_nothing_is_published(tiny, cluster, undis
     rows[0]["items"][0]["score"] = float("nan")
     data = to_parquet(pa.Table.from_pylist(rows, SCHEMA))
     storage.write(entry["file"], data)
-    storage.write(key, dump_json(entry | describe(data)))
+    storage.write(key, dump_json(entry | file_entry(data)))
     with pytest.raises(ValueError, match=f"shard 1: a score is not finite: .* of user '{rows[0]['user_id']}'"):
         nightly(at(tiny[0], output), QUIET, DATE)
     assert not list(storage.list("run_date=")) and not storage.exists("latest.json")

@@ -121,6 +121,6 @@ def test_keys_have_their_types_and_lists_of_text_their_text(tmp_path: Path) -> N
     assert config.data.interactions.quoted_newlines is True and config.data.interactions.quote is None
     assert config.data.events == ["1", "on"] and config.data.min_rating == 3
     assert str(config.data.start) == "2024-01-01"
-    assert config.llm.deepspeed == {"train": {"lr": 1e-4, "auto": "auto", "on": True, "buckets": [5e8, 3]}}
+    assert config.llm.deepspeed_overrides == {"train": {"lr": 1e-4, "auto": "auto", "on": True, "buckets": [5e8, 3]}}
     with pytest.raises(ValueError, match="cannot read the config"):
         load_config(tmp_path)

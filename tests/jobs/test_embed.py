@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from allmrec.core.artifacts import Manifest, read_manifest, read_table, seal, sha256, shard_name, write_shard
+from allmrec.core.artifacts import Manifest, commit, read_manifest, read_table, sha256, shard_name, write_shard
 from allmrec.core.storage import Storage, open_storage
 from allmrec.data.catalogue import item_texts
 from allmrec.text.cache import TextCache
@@ -42,7 +42,7 @@ def manifest_of(config: Config) -> Manifest:
     return read_manifest(embeddings_of(config))
 
 
-def write_items(config: Config, titles: list[str | None], left_out: tuple[int, ...] = ()) -> None:
+def write_items(config: Config, titles: list[str | None], filtered_out: tuple[int, ...] = ()) -> None:
     """The `items` artifact: item i4 has the text of i1, i3 has none."""
     titles, descriptions = [*titles, titles[1]], [*DESCRIPTIONS, DESCRIPTIONS[1]]
     texts = item_texts(pa.chunked_array([titles], pa.string()), pa.chunked_array([descriptions], pa.string()))
@@ -59,9 +59,9 @@ def write_items(config: Config, titles: list[str | None], left_out: tuple[int, .
             "text_hash": [sha256(text.encode()) for text in texts.to_pylist()],
         }
     )
-    table = table.take([row for row in range(5) if row not in left_out])
+    table = table.take([row for row in range(5) if row not in filtered_out])
     storage = open_storage(config.run_uri).at("items")
-    seal(storage, "items", "test", {shard_name(0): write_shard(storage, items.SCHEMA, shard_name(0), table)})
+    commit(storage, "items", "test", {shard_name(0): write_shard(storage, items.SCHEMA, shard_name(0), table)})
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +83,9 @@ def config(embedded, tmp_path) -> Config:
 
 
 def test_every_item_is_embedded(config):
-    facts, table = manifest_of(config).facts, read_table(embeddings_of(config))
-    assert (facts["items"], facts["embedded"], facts["reused"]) == (5, 5, 0)
-    assert (facts["untitled"], facts["undescribed"]) == (1, 1)
+    stats, table = manifest_of(config).stats, read_table(embeddings_of(config))
+    assert (stats["items"], stats["embedded"], stats["reused"]) == (5, 5, 0)
+    assert (stats["untitled"], stats["undescribed"]) == (1, 1)
     assert table["item_id"].to_pylist() == [f"i{index}" for index in range(5)]
     vectors = np.array(table["embedding"].to_pylist())
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(5), abs=1e-5)
@@ -97,7 +97,7 @@ def test_nothing_is_encoded_twice(config):
     digest = manifest_of(config).digest
     assert not execute(embed.STEP, config, Console())
     assert execute(embed.STEP, config, Console(), force=True)
-    assert (manifest_of(config).facts["embedded"], manifest_of(config).facts["reused"]) == (0, 5)
+    assert (manifest_of(config).stats["embedded"], manifest_of(config).stats["reused"]) == (0, 5)
     assert manifest_of(config).digest == digest
 
 
@@ -106,33 +106,33 @@ def test_a_changed_title_encodes_that_item_only(config):
     write_items(config, ["Moonfall Saga: The Final Coach", *TITLES[1:]])
     assert execute(embed.STEP, config, Console())
     after = read_table(embeddings_of(config))
-    assert (manifest_of(config).facts["embedded"], manifest_of(config).facts["reused"]) == (1, 4)
+    assert (manifest_of(config).stats["embedded"], manifest_of(config).stats["reused"]) == (1, 4)
     assert after[1:].equals(before[1:])
     assert after["embedding"][0] != before["embedding"][0]
 
 
 def test_nan_names_the_item_and_leaves_the_old_embeddings(config, tmp_path):
     digest = manifest_of(config).digest
-    spoilt = config_in(tmp_path, tmp_path / "run/models/encoder")
-    weights = f"{spoilt.text.model}/model.safetensors"
+    corrupted = config_in(tmp_path, tmp_path / "run/models/encoder")
+    weights = f"{corrupted.text.model}/model.safetensors"
     save_file({"embedding.weight": torch.full_like(load_file(weights)["embedding.weight"], torch.nan)}, weights)
     with pytest.raises(ValueError, match=r"NaN or infinity for item 'i\d' and 3 more"):
-        execute(embed.STEP, spoilt, Console())
+        execute(embed.STEP, corrupted, Console())
     assert manifest_of(config).digest == digest
-    assert len(TextCache.of(open_storage(config.run_uri), encoder_identity(spoilt.text)).index().hashes) == 0
+    assert len(TextCache.of(open_storage(config.run_uri), encoder_identity(corrupted.text)).index().hashes) == 0
 
 
 def test_what_is_damaged_is_made_again_or_named(config):
     storage, table = embeddings_of(config), read_table(embeddings_of(config))
     storage.write(shard_name(0), b"damaged")
     assert execute(embed.STEP, config, Console(), force=True)
-    assert manifest_of(config).facts["embedded"] == 0 and read_table(storage).equals(table)
+    assert manifest_of(config).stats["embedded"] == 0 and read_table(storage).equals(table)
 
     cache = TextCache.of(open_storage(config.run_uri), encoder_identity(config.text))
     (entry,) = cache.storage.list()
     cache.storage.write(entry.key, cache.storage.read(entry.key)[:-1] + b"?")  # a foot that no Parquet has
     assert execute(embed.STEP, config, Console(), force=True)
-    assert manifest_of(config).facts["embedded"] == 5 and read_table(storage).equals(table)
+    assert manifest_of(config).stats["embedded"] == 5 and read_table(storage).equals(table)
     storage.delete(shard_name(0))
     data = cache.storage.read(entry.key)
     at = len(data) // 2  # among the embeddings
@@ -145,16 +145,16 @@ def test_items_appear_and_vanish(config, monkeypatch):
     monkeypatch.setattr(embed, "ITEMS_PER_SHARD", 2)
     assert execute(embed.STEP, config, Console(), force=True)
     before, files = read_table(embeddings_of(config)), manifest_of(config).files
-    assert len(files) == 3 and manifest_of(config).facts["embedded"] == 0
-    write_items(config, TITLES, left_out=(3, 4))
+    assert len(files) == 3 and manifest_of(config).stats["embedded"] == 0
+    write_items(config, TITLES, filtered_out=(3, 4))
     assert execute(embed.STEP, config, Console())
-    facts = manifest_of(config).facts
-    assert (facts["items"], facts["embedded"], facts["shards unchanged"]) == (3, 0, 1)
+    stats = manifest_of(config).stats
+    assert (stats["items"], stats["embedded"], stats["shards unchanged"]) == (3, 0, 1)
     assert read_table(embeddings_of(config)).equals(before[:3])
     assert {entry.key for entry in embeddings_of(config).list()} == {"manifest.json", shard_name(0), shard_name(1)}
     write_items(config, TITLES)
     assert execute(embed.STEP, config, Console())
-    assert manifest_of(config).facts["embedded"] == 0 and read_table(embeddings_of(config)).equals(before)
+    assert manifest_of(config).stats["embedded"] == 0 and read_table(embeddings_of(config)).equals(before)
 
 
 def test_another_encoder_has_a_cache_of_its_own(config, tmp_path):
@@ -163,9 +163,9 @@ def test_another_encoder_has_a_cache_of_its_own(config, tmp_path):
     save_file({"embedding.weight": load_file(weights)["embedding.weight"].flip(0).contiguous()}, weights)  # fine-tuned
     tuned = config_in(tmp_path, tmp_path / "tuned")
     assert execute(embed.STEP, tuned, Console())
-    assert manifest_of(config).facts["embedded"] == 5 and read_table(embeddings_of(config)) != before
+    assert manifest_of(config).stats["embedded"] == 5 and read_table(embeddings_of(config)) != before
     assert execute(embed.STEP, config, Console())  # and back
-    assert manifest_of(config).facts["embedded"] == 0 and read_table(embeddings_of(config)).equals(before)
+    assert manifest_of(config).stats["embedded"] == 0 and read_table(embeddings_of(config)).equals(before)
 
 
 def test_a_model_that_is_not_there_is_one_line(config, tmp_path):

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from allmrec.core.artifacts import read_manifest, read_table, seal, sha256, shard_name, write_shard
+from allmrec.core.artifacts import commit, read_manifest, read_table, sha256, shard_name, write_shard
 from allmrec.core.storage import open_storage
 from allmrec.data.catalogue import item_texts
 from allmrec.demo.encoder import build_encoder
@@ -42,7 +42,7 @@ def write_items(config: Config) -> pa.ChunkedArray:
     arrays = [columns.get(field.name, pa.nulls(NUM_ITEMS, field.type)) for field in items.SCHEMA]
     storage = open_storage(config.run_uri).at("items")
     entry = write_shard(storage, items.SCHEMA, shard_name(0), pa.table(arrays, names=items.SCHEMA.names))
-    seal(storage, "items", "test", {shard_name(0): entry})
+    commit(storage, "items", "test", {shard_name(0): entry})
     return texts
 
 
@@ -96,8 +96,8 @@ def test_nothing_is_embedded_twice_and_nothing_is_lost(tmp_path):
     os.kill(encoders(second)[0], signal.SIGKILL)
     assert second.wait() == 0
 
-    facts = read_manifest(storage.at("item_text_embeddings")).facts
-    assert (facts["embedded"], facts["reused"]) == (NUM_ITEMS - saved, saved)
+    stats = read_manifest(storage.at("item_text_embeddings")).stats
+    assert (stats["embedded"], stats["reused"]) == (NUM_ITEMS - saved, saved)
     assert all(cache.storage.read(name) == data for name, data in before.items())
     table = read_table(storage.at("item_text_embeddings"))
     assert table["item_id"].to_pylist() == [f"i{number:05d}" for number in range(NUM_ITEMS)]

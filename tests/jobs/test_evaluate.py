@@ -58,7 +58,7 @@ def test_evaluate(config, capsys):
     assert config.llm.name in page and f"<td>{NUM_USERS}</td>" in page and latest_bundle(run) in page
     for name in ("metrics.json", "report.html"):
         assert run.read(name) == run.read(f"evaluation/{name}")
-    assert read_manifest(run.at("evaluation")).facts["bundle"] == latest_bundle(run)
+    assert read_manifest(run.at("evaluation")).stats["bundle"] == latest_bundle(run)
     results = read_table(run.at("evaluation_results"))
     assert results.num_rows == planned["cases"] and planned["answers"] == 0
 
@@ -102,7 +102,7 @@ def test_bundle_points_to_its_version_and_is_skipped_when_nothing_changed(config
     assert not execute(bundle.STEP, config, Console(log_json=True))
     execute(bundle.STEP, config, Console(log_json=True), dry_run=True)
     assert events(capsys, "plan")[0]["up to date"] is True
-    assert read_manifest(run.at("bundle")).facts["version"] == latest_bundle(run)
+    assert read_manifest(run.at("bundle")).stats["version"] == latest_bundle(run)
 
 
 def test_evaluate_waits_for_the_bundle(tmp_path, capsys):

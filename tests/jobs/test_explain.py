@@ -33,7 +33,7 @@ def test_explain(tiny, capsys):
     explain(config, console, TASK, 7, [])
     rows = read_table(run.at("explanations"))
     assert rows.num_rows == 14 and len(set(rows.column("user_id").to_pylist())) == 7
-    systems = {row["system"]: row for row in read_manifest(run.at("explanations")).facts["systems"]}
+    systems = {row["system"]: row for row in read_manifest(run.at("explanations")).stats["systems"]}
     chose = [row["chose_favourite"] for row in rows.to_pylist() if row["system"] == "a-llmrec"]
     assert systems["a-llmrec"]["chooses a favourite"] == pytest.approx(sum(chose) / 7)
     assert '"skip"' not in capsys.readouterr().out

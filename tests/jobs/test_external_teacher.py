@@ -100,10 +100,10 @@ def test_own_vectors_through_the_whole_run(prepared, capsys: pytest.CaptureFixtu
 
     run(config, CONSOLE, DATE)
 
-    facts = read_manifest(storage.at("teacher")).facts
-    assert facts["items_without_embedding"] == ITEMS - plan["item_embeddings rows"] + 1
-    assert facts["embeddings_of_unknown_items"] == 1
-    assert (facts["users"], facts["users_without_representation"]) == (USERS - 3, 3)
+    stats = read_manifest(storage.at("teacher")).stats
+    assert stats["items_without_embedding"] == ITEMS - plan["item_embeddings rows"] + 1
+    assert stats["embeddings_of_unknown_items"] == 1
+    assert (stats["users"], stats["users_without_representation"]) == (USERS - 3, 3)
     metrics = {
         (row["system"], row["protocol"]): row["value"]
         for row in json.loads(storage.read("metrics.json"))
@@ -112,7 +112,7 @@ def test_own_vectors_through_the_whole_run(prepared, capsys: pytest.CaptureFixtu
     assert {system for system, _ in metrics} == set(SYSTEMS)
     assert metrics["teacher", "random"] > metrics["random", "random"] + 0.1
     assert metrics["teacher", "swap"] < metrics["teacher", "random"] - 0.05, "it is personal"
-    assert facts["valid_ndcg@10"] == pytest.approx(metrics["teacher", "random"], abs=0.1)
+    assert stats["valid_ndcg@10"] == pytest.approx(metrics["teacher", "random"], abs=0.1)
     recommendations = read_recommendations(f"{config.run_uri}/recommendations").to_pylist()
     assert len(recommendations) == USERS and {len(row["items"]) for row in recommendations} == {5}
 
@@ -133,4 +133,4 @@ def test_changed_tables_are_read_again_and_bad_ones_leave_the_teacher_alone(prep
     assert read_manifest(storage.at("teacher")) == before and load_teacher(storage.at("teacher"))
     pq.write_table(users.slice(1), vectors / "users.parquet")
     assert execute(train_cf.STEP, config, CONSOLE)
-    assert read_manifest(storage.at("teacher")).facts["users"] == before.facts["users"] - 1
+    assert read_manifest(storage.at("teacher")).stats["users"] == before.stats["users"] - 1

@@ -11,7 +11,7 @@ from tests.jobs.test_prepare import SHOP, config_of, digests, log, prepared, wri
 
 pytestmark = pytest.mark.e2e
 
-FILTERS = {"min_item_interactions": 3, "min_user_interactions": 2, "core": "iterated", "repeats": "last"}
+FILTERS = {"min_item_interactions": 3, "min_user_interactions": 2, "k_core": True, "deduplicate": "last"}
 
 
 def day_of(number):
@@ -27,7 +27,7 @@ def shop_path(tmp_path_factory):
 
 
 def files_of(storage):
-    return [shard["events"] for shard in read_manifest(storage.at("histories")).facts["shards"]]
+    return [shard["events"] for shard in read_manifest(storage.at("histories")).stats["shards"]]
 
 
 @pytest.mark.parametrize(("days", "filters"), [(10, {}), (3, FILTERS)])
@@ -47,8 +47,8 @@ def test_days_one_by_one_give_what_one_preparation_of_all_gives(tmp_path, shop_p
     whole, _ = prepared(config_of(tmp_path / "whole", tmp_path / "log", shop_path, **filters))
     assert digests(storage) == digests(whole)
     assert not list(storage.list("drafts/"))
-    facts = read_manifest(storage.at("histories")).facts
-    kept = {*files, *(shard["rejected"] for shard in facts["shards"]), facts["items"]}
+    stats = read_manifest(storage.at("histories")).stats
+    kept = {*files, *(shard["rejected"] for shard in stats["shards"]), stats["items"]}
     assert {entry.key for entry in storage.at("histories").list()} == {"manifest.json", *kept}
 
 
@@ -121,15 +121,15 @@ def test_items_keep_their_numbers_and_new_ones_come_after_them(tmp_path):
     write_parquet(tmp_path / "log" / "a.parquet", rows)
     shop_path = write_parquet(tmp_path / "shop.parquet", SHOP)
     config = config_of(tmp_path / "runs", tmp_path / "log", shop_path, max_rejected_fraction=0.5)
-    storage, facts = prepared(config)
+    storage, stats = prepared(config)
     before = read_table(storage.at("items")).column("item_id").to_pylist()
-    assert facts["done"]["rejected as unknown_item"] > 20
+    assert stats["done"]["rejected as unknown_item"] > 20
 
     # i3 goes; a and i30 come, of which i30 is named by rows that were rejected.
     more = [{"asin": name, "title": f"New {name}"} for name in ("a", "i30")]
     write_parquet(shop_path, [item for item in SHOP if item["asin"] != "i3"] + more)
     write_parquet(tmp_path / "log" / "b.parquet", [{**row, "asin": "a"} for row in log(20, seed=5)[:10]])
-    storage, facts = prepared(config)
+    storage, stats = prepared(config)
     items = read_table(storage.at("items")).to_pylist()
     assert [item["item_id"] for item in items] == [*before, "a", "i30"]
     gone = next(item for item in items if item["item_id"] == "i3")
@@ -160,27 +160,27 @@ def test_the_forgotten_appear_nowhere(tmp_path, shop_path):
     assert any(form in storage_text(storage) for form in FORMS)
 
     lists = {
-        "forgotten_users": {"paths": [str(write_parquet(tmp_path / "users.parquet", [{"user_id": "u7"}]))]},
-        "forgotten_items": {"paths": [str(write_parquet(tmp_path / "items.parquet", [{"item_id": "i2"}]))]},
+        "excluded_users": {"paths": [str(write_parquet(tmp_path / "users.parquet", [{"user_id": "u7"}]))]},
+        "excluded_items": {"paths": [str(write_parquet(tmp_path / "items.parquet", [{"item_id": "i2"}]))]},
     }
     config = config_of(tmp_path / "runs", tmp_path / "log", shop_path, **lists)
-    storage, facts = prepared(config)
+    storage, stats = prepared(config)
     assert not any(form in storage_text(storage) for form in (*FORMS, "Item & 2'"))
     item = next(item for item in read_table(storage.at("items")).to_pylist() if item["item_id"] == "i2")
     assert (item["title"], item["available"], item["popularity"]) == (None, False, 0)
-    scratch, facts = prepared(config_of(tmp_path / "scratch", tmp_path / "log", shop_path, **lists))
+    scratch, stats = prepared(config_of(tmp_path / "scratch", tmp_path / "log", shop_path, **lists))
     assert digests(storage) == digests(scratch)
     gone = sum(row["user_id"] == "u7" or row["asin"] == "i2" for row in rows)
-    assert facts["done"]["left out as forgotten"] == gone
-    counts = {name: facts["done"][name] for name in facts["done"] if name.startswith("data.forgotten")}
+    assert stats["done"]["left out as excluded"] == gone
+    counts = {name: stats["done"][name] for name in stats["done"] if name.startswith("data.excluded")}
     assert set(counts.values()) == {1}, "listed and known, of users and of items"
 
     # Who is gone already is known: the histories remember it, also where the log has lost them.
     write_parquet(tmp_path / "log" / "a.parquet", [row for row in rows if row["user_id"] != "u7"])
-    storage, facts = prepared(config)
-    assert facts["done"]["data.forgotten_users known"] == 1
+    storage, stats = prepared(config)
+    assert stats["done"]["data.excluded_users known"] == 1
     write_parquet(tmp_path / "users.parquet", [{"user_id": user} for user in ("u7", "nobody", "no one")])
-    with pytest.raises(ValueError, match=r"data\.forgotten_users: of 3 ids listed, 1 are known, less than .* 0\.5"):
+    with pytest.raises(ValueError, match=r"data\.excluded_users: of 3 ids listed, 1 are known, less than .* 0\.5"):
         prepared(config)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from allmrec.data.prepare.clean import CleanInteractions, log_columns, set_aside, to_polars
+from allmrec.data.prepare.clean import CleanInteractions, log_columns, split_rejections, to_polars
 from allmrec.data.prepare.items import ITEMS, CleanItems, index_items
 from allmrec.data.sources.source import open_source
 from jobs.config import load_config
@@ -95,7 +95,7 @@ def read(name):
     source = open_source("interactions", config.data.interactions, config.storage, log_columns(config.data))
     clean = CleanInteractions(source, config.data, items.column("item_id").combine_chunks())
     rows = to_polars(pa.concat_tables(clean({"id": range(len(source.pieces))})))
-    bad, _ = set_aside(rows)
+    bad, _ = split_rejections(rows)
     ids = ["", *items.column("item_id").to_pylist()]
     good = rows.filter(rows["aside"].is_null()).select("user_id", "item_index", "timestamp").rows()
     events = [(user, ids[item], time // 1_000_000) for user, item, time in good]

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from allmrec.core.artifacts import read_manifest, read_table, read_tensors, seal, write_tensors
+from allmrec.core.artifacts import commit, read_manifest, read_table, read_tensors, write_tensors
 from allmrec.core.settings import read_settings
 from allmrec.core.storage import S3Config, Storage, open_storage
 from allmrec.publishing.reader import read_recommendations
@@ -130,7 +130,7 @@ def test_the_next_night_of_some_users(tiny, tmp_path: Path, capsys: pytest.Captu
     for day in (DATE, DATE + timedelta(days=1)):
         nightly(config, QUIET, day)
     done = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert done["users"] == 21 and done["carried_over"] == 19, "popular items are listed anew for the unknown ones"
+    assert done["users"] == 21 and done["reused"] == 19, "popular items are listed anew for the unknown ones"
     assert done["scored_by_llm"] == 0 and done["suppressed_users"] == 1
     rows = read_recommendations(str(tmp_path / "out")).to_pylist()
     assert {row["user_id"] for row in rows} == {*users[1:]}
@@ -181,7 +181,7 @@ def test_nan_is_never_published(tiny, tmp_path: Path, artifact: str, file: str, 
     target = open_storage(broken.run_uri).at(artifact)
     manifest, tensors = read_manifest(target), read_tensors(target, file)
     files = manifest.files | {file: write_tensors(target, file, {k: v * np.nan for k, v in tensors.items()})}
-    seal(target, artifact, "test", files, manifest.config, manifest.facts)
+    commit(target, artifact, "test", files, manifest.config, manifest.stats)
     broken = with_nightly(broken.model_copy(update={"llm": config.llm, "text": config.text}))
     execute(bundle.STEP, broken, QUIET)
     with pytest.raises(ValueError, match=message):
@@ -222,10 +222,10 @@ class Started:
 
 
 def test_a_run_that_takes_too_long_ends_and_can_go_on(tiny, tmp_path: Path) -> None:
-    config = with_nightly(tiny[0], output=str(tmp_path / "out"), deadline_s=0.1)
+    config = with_nightly(tiny[0], output=str(tmp_path / "out"), timeout_s=0.1)
     code, text = Started(config, tmp_path, "late").end()
-    assert code == 2 and "gave up: nightly.deadline_s is over and 3 shards are unfinished (" in text, text
-    nightly(with_nightly(config, deadline_s=None), QUIET, DATE)
+    assert code == 2 and "gave up: nightly.timeout_s is over and 3 shards are unfinished (" in text, text
+    nightly(with_nightly(config, timeout_s=None), QUIET, DATE)
     assert len(read_recommendations(str(tmp_path / "out"))) == NUM_USERS
 
 

@@ -77,12 +77,12 @@ def write_parquet(path, rows, **options):
 
 
 def prepared(config):
-    """Run the step; the run's storage and the facts that it logs."""
+    """Run the step; the run's storage and the stats that it logs."""
     console = Console(log_json=True)
-    facts: dict = {}
-    console.event = lambda name, **numbers: facts.update({name: numbers})  # type: ignore[method-assign]
+    stats: dict = {}
+    console.event = lambda name, **numbers: stats.update({name: numbers})  # type: ignore[method-assign]
     execute(STEP, config, console)
-    return open_storage(config.run_uri, config.storage), facts
+    return open_storage(config.run_uri, config.storage), stats
 
 
 def digests(storage):
@@ -107,7 +107,7 @@ def test_a_tiny_log_from_json_lines(tmp_path):
     log_path = write_jsonl(tmp_path / "in" / "log.json.gz", rows, '{"user_id": "bo', "[]")
     shop_path = write_jsonl(tmp_path / "in" / "shop.jsonl", shop)
     config = config_of(tmp_path / "runs", log_path, shop_path, "jsonl", max_rejected_fraction=0.5)
-    storage, facts = prepared(config)
+    storage, stats = prepared(config)
 
     items = read_table(storage.at("items"))
     assert items.select(["item_id", "item_index", "title", "description"]).to_pylist() == [
@@ -118,7 +118,7 @@ def test_a_tiny_log_from_json_lines(tmp_path):
         "popularity": [1, 0, 1, 0],
         "interactions": [1, 1, 2, 0],
     }
-    assert read_manifest(storage.at("sequences")).facts["items"] == 3, "as in Table 2"
+    assert read_manifest(storage.at("sequences")).stats["items"] == 3, "as in Table 2"
     sequences = {row["user_id"]: row for row in read_table(storage.at("sequences")).to_pylist()}
     assert sequences["ann"]["item_index"] == [1, 3, 2]
     assert [stamp.timestamp() - 1_500_000_000 for stamp in sequences["ann"]["timestamp"]] == [100, 200, 300]
@@ -136,7 +136,7 @@ def test_a_tiny_log_from_json_lines(tmp_path):
     ]
     cases = read_table(storage.at("evaluation_cases")).to_pylist()
     assert [(case["user_id"], case["target"]) for case in cases] == [("ann", 3), ("ann", 2)]
-    assert facts["done"] | {"seconds": 0, "rows/s": 0} == {
+    assert stats["done"] | {"seconds": 0, "rows/s": 0} == {
         "verb": "prepare",
         "seconds": 0,
         "rows": 8,
@@ -227,7 +227,7 @@ def test_thresholds_and_ratings(tmp_path):
     config = config_of(
         tmp_path / "runs", log_path, shop_path, min_rating=3, min_item_interactions=20, min_user_interactions=6
     )
-    storage, facts = prepared(config)
+    storage, stats = prepared(config)
     good = {(row["user_id"], row["asin"], row["timestamp"]) for row in rows[:600] if row["rating"] >= 3}
     items = [item for _, item, _ in good]
     users = [user for user, _, _ in good]
@@ -236,7 +236,7 @@ def test_thresholds_and_ratings(tmp_path):
     assert {row["user_id"]: len(row["item_index"]) for row in table} == expected
     assert 0 < len(expected) < 60
     low = sum(row["rating"] < 3 for row in rows[:661])  # also the one of an unknown item
-    assert facts["done"]["left out as below_min_rating"] == low
+    assert stats["done"]["left out as below_min_rating"] == low
 
 
 def test_on_s3_from_s3(tmp_path, s3, s3_uri):
@@ -254,14 +254,14 @@ def test_on_s3_from_s3(tmp_path, s3, s3_uri):
 def test_a_changed_log_runs_the_step_again(tmp_path):
     log_path = write_parquet(tmp_path / "log.parquet", log())
     config = config_of(tmp_path / "runs", log_path, write_parquet(tmp_path / "shop.parquet", SHOP))
-    storage, facts = prepared(config)
-    assert "done" in facts
+    storage, stats = prepared(config)
+    assert "done" in stats
     before = digests(storage)
-    _, facts = prepared(config)
-    assert "skip" in facts and "done" not in facts
+    _, stats = prepared(config)
+    assert "skip" in stats and "done" not in stats
     write_parquet(log_path, log(seed=5))
-    _, facts = prepared(config)
-    assert "done" in facts
+    _, stats = prepared(config)
+    assert "done" in stats
     assert digests(storage) != before
 
 

@@ -47,7 +47,7 @@ def test_what_is_held_out_does_not_train(kind, tmp_path):
         assert user["train_length"] <= case["history_length"] > 0
         assert user["item_index"][case["history_length"]] == case["target"]
     tested = {case["user_id"] for case in cases if case["split"] == "test"}
-    assert read_manifest(run.at("evaluation_cases")).facts["test"] == len(tested) > 0
+    assert read_manifest(run.at("evaluation_cases")).stats["test"] == len(tested) > 0
     if kind == "temporal":
         before = max(row["timestamp"][row["train_length"] - 1] for row in rows.values() if row["train_length"])
         assert before.isoformat() < "2017-07-28" and len(tested) < len(rows)

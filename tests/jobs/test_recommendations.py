@@ -93,9 +93,9 @@ def test_suppress_takes_a_file_or_the_configs_lists(config: Path) -> None:
     assert found["users"] == 2 and found["run_date"] == str(DAY) and found["where"] == trial.uri, "trials come last"
     assert {"u3", "u4"}.isdisjoint(read_recommendations(trial.uri).column("user_id").to_pylist())
     assert "has no user 'u3'" in refusal(call("show", config, "--user", "u3", "--date", str(DAY)))
-    pq.write_table(pa.table({"user_id": ["u3"]}), config.parent / "forgotten.parquet")
-    forgotten = f"data.forgotten_users.paths=[{config.parent}/forgotten.parquet]"
-    days = by_date(call("suppress", config, "--set", forgotten))
+    pq.write_table(pa.table({"user_id": ["u3"]}), config.parent / "excluded.parquet")
+    excluded = f"data.excluded_users.paths=[{config.parent}/excluded.parquet]"
+    days = by_date(call("suppress", config, "--set", excluded))
     assert [day["users"] for day in days] == [0, 1, 0], "the other day, and no trial of it"
     assert "has no user 'u3'" in refusal(call("show", config, "--user", "u3"))
     pq.write_table(pa.table({"user_id": ["u5"]}), config.parent / "suppressed.parquet")

@@ -14,7 +14,7 @@ from allmrec.alignment.network import AlignmentConfig, load_joint, load_network
 from allmrec.alignment.texts import TrainedTexts
 from allmrec.alignment.training import AlignmentTraining
 from allmrec.cf.teacher import build_teacher, load_teacher, save_teacher
-from allmrec.core.artifacts import read_manifest, seal
+from allmrec.core.artifacts import commit, read_manifest
 from allmrec.core.storage import Storage
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
@@ -61,8 +61,8 @@ def prepared(root: Path, **alignment) -> tuple[Config, Storage]:
     storage = training_run.prepare(config, vectors)
     torch.manual_seed(0)
     teacher = build_teacher(config.teacher, training_run.NUM_ITEMS)
-    files, facts = save_teacher(storage.at("teacher"), teacher), {"num_items": training_run.NUM_ITEMS}
-    seal(storage.at("teacher"), "teacher", "by hand", files, resolved(config, ("teacher",)), facts)
+    files, stats = save_teacher(storage.at("teacher"), teacher), {"num_items": training_run.NUM_ITEMS}
+    commit(storage.at("teacher"), "teacher", "by hand", files, resolved(config, ("teacher",)), stats)
     return config, storage
 
 
@@ -87,7 +87,7 @@ def alone(config: Config, storage: Storage) -> AlignmentTraining:
 
 def check(storage: Storage, expected: AlignmentTraining) -> None:
     """The artifact is what the training in one process comes to."""
-    network, facts = load_network(storage.at("alignment")), read_manifest(storage.at("alignment")).facts
+    network, stats = load_network(storage.at("alignment")), read_manifest(storage.at("alignment")).stats
     for name, weight in network.state_dict().items():
         torch.testing.assert_close(weight, expected.network.state_dict()[name], atol=1e-5, rtol=1e-4)
     e_NJ, q_NJ = load_joint(storage.at("alignment"))
@@ -96,7 +96,7 @@ def check(storage: Storage, expected: AlignmentTraining) -> None:
     with torch.no_grad():
         torch.testing.assert_close(q_NJ[1:], network.encode_texts(expected.texts(items)), atol=1e-4, rtol=1e-3)
     for name in ("matching", "item_recon", "text_recon", "rec"):
-        assert facts[name] == pytest.approx(expected.numbers[name], rel=1e-4), name
+        assert stats[name] == pytest.approx(expected.numbers[name], rel=1e-4), name
     assert not list(storage.at("checkpoints/train-alignment").root.iterdir())
 
 
@@ -105,8 +105,8 @@ def test_two_workers_train_what_one_process_trains(tmp_path):
     teacher = read_manifest(storage.at("teacher")).digest
     assert execute(train_alignment.STEP, config, CONSOLE)
     check(storage, alone(config, storage))
-    facts = read_manifest(storage.at("alignment")).facts
-    assert facts["users"] == training_run.NUM_USERS and facts["targets"] == training_run.NUM_USERS * 5
+    stats = read_manifest(storage.at("alignment")).stats
+    assert stats["users"] == training_run.NUM_USERS and stats["targets"] == training_run.NUM_USERS * 5
     assert read_manifest(storage.at("teacher")).digest == teacher
 
 
@@ -120,8 +120,8 @@ def test_two_workers_with_a_death_tune_sbert_as_one_process_does(tmp_path, monke
     assert any(storage.exists(f"alignment/began-{epoch}") for epoch in (1, 2)), "it went on from a checkpoint"
     check(storage, alone(config, storage))
 
-    facts, tuned = read_manifest(storage.at("alignment")).facts, TextConfig(model=storage.name("fine_tuned/encoder"))
-    assert facts["encoder"] == encoder_identity(tuned) != encoder_identity(config.text) and facts["tokens_per_s"] > 0
+    stats, tuned = read_manifest(storage.at("alignment")).stats, TextConfig(model=storage.name("fine_tuned/encoder"))
+    assert stats["encoder"] == encoder_identity(tuned) != encoder_identity(config.text) and stats["tokens_per_s"] > 0
     texts = Catalogue.read(storage.at("items")).texts
     expected = np.array(TextEncoder(tuned)(pa.table({"text": texts}))["embedding"].to_pylist())
     found_NS = train_alignment.read_texts(storage.at("fine_tuned_text_embeddings")).numpy()
@@ -129,7 +129,7 @@ def test_two_workers_with_a_death_tune_sbert_as_one_process_does(tmp_path, monke
     assert found_NS.shape == (training_run.NUM_ITEMS + 1, DIM)
     np.testing.assert_allclose(found_NS[1:], expected[1:], atol=1e-6)
     assert np.abs(found_NS - before_NS).max() > 1e-3
-    assert facts["text_variance_kept"] > 0 and facts["text_dimensions_kept"] > 0
+    assert stats["text_variance_kept"] > 0 and stats["text_dimensions_kept"] > 0
 
     assert not execute(train_alignment.STEP, config, CONSOLE), "nothing has changed"
     joint = load_joint(storage.at("alignment"))
@@ -138,7 +138,9 @@ def test_two_workers_with_a_death_tune_sbert_as_one_process_does(tmp_path, monke
     older, embeddings = TextCache.of(storage, "an older one"), storage.at("fine_tuned_text_embeddings")
     older.write(pa.array(["a"]), to_lists(np.ones((1, DIM))))
     manifest = read_manifest(embeddings)
-    seal(embeddings, "by hand", manifest.made_by, manifest.files, facts=manifest.facts | {"encoder": "an older one"})
+    commit(
+        embeddings, "by hand", manifest.fingerprint, manifest.files, stats=manifest.stats | {"encoder": "an older one"}
+    )
     assert execute(train_alignment.STEP, config, CONSOLE)
     assert not list(older.storage.list()), "its cache went with it"
     assert all(torch.equal(*pair) for pair in zip(joint, load_joint(storage.at("alignment")), strict=True))

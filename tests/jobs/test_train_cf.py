@@ -44,10 +44,10 @@ def test_two_workers_with_a_death_train_what_one_process_trains(tmp_path, monkey
     cases = ValidationCases.read(storage.at("evaluation_cases"), storage.at("sequences"), 5000, config.seed)
     alone = TeacherTraining(config.teacher, parts, training_run.NUM_ITEMS, cases, config.seed)
     numbers = list(alone.rounds())
-    facts = read_manifest(storage.at("teacher")).facts
-    assert facts["epochs"] == 6 and facts["users"] == training_run.NUM_USERS
-    assert facts["valid_ndcg@10"] == pytest.approx(numbers[-1]["valid_ndcg@10"], abs=0.01)
-    assert facts["valid_ndcg@10"] > 0.6, "it has learnt the rule"
+    stats = read_manifest(storage.at("teacher")).stats
+    assert stats["epochs"] == 6 and stats["users"] == training_run.NUM_USERS
+    assert stats["valid_ndcg@10"] == pytest.approx(numbers[-1]["valid_ndcg@10"], abs=0.01)
+    assert stats["valid_ndcg@10"] > 0.6, "it has learnt the rule"
     expected, teacher = alone.best_teacher().state_dict(), load_teacher(storage.at("teacher"))
     for name, weight in teacher.state_dict().items():
         torch.testing.assert_close(weight, expected[name], atol=1e-3, rtol=1e-2, msg=lambda text, at=name: at + text)

@@ -16,11 +16,11 @@ from allmrec.alignment.network import AlignmentNetwork, save_alignment
 from allmrec.bundle import build_bundle, load_bundle
 from allmrec.cf.teacher import WEIGHTS as TEACHER
 from allmrec.cf.teacher import build_teacher, save_teacher
-from allmrec.core.artifacts import read_manifest, read_tensors, seal, write_tensors
+from allmrec.core.artifacts import commit, read_manifest, read_tensors, write_tensors
 from allmrec.core.pretrained import model_identity
 from allmrec.core.storage import Storage
 from allmrec.llm.loading import LLMConfig, load_llm
-from allmrec.projection.engine import whole
+from allmrec.projection.engine import gathered
 from allmrec.projection.projectors import load_projectors
 from allmrec.projection.training import ProjectionTraining
 from jobs import bundle as bundle_job
@@ -41,7 +41,7 @@ STEPS, DIES_AT = 4, 3  # 120 users in batches of 35, of which workers have unequ
 
 def digest(model: torch.nn.Module) -> str:
     """sha256 over the bytes of all weights, gathered from the workers where they are cut."""
-    with whole(model.parameters()):
+    with gathered(model.parameters()):
         found = hashlib.sha256()
         for name, parameter in model.named_parameters():
             found.update(name.encode() + parameter.detach().cpu().numpy().tobytes())
@@ -87,11 +87,11 @@ def observed(settings: dict) -> dict:
 
     train_projection.load_placed_llm = loading
     ProjectionTraining.rounds, ProjectionTraining.train_step = noting_rounds, noting_step
-    facts = undisturbed(settings)
+    stats = undisturbed(settings)
     notes["after"] = digest(notes.pop("llm"))
     if torch.distributed.get_rank() == 0:
         (folder / "notes.json").write_text(json.dumps(notes))
-    return facts
+    return stats
 
 
 @pytest.fixture(scope="module")
@@ -121,12 +121,12 @@ def prepared(root: Path, models: Path, num_workers: int) -> tuple[Config, Storag
     storage = training_run.prepare(config)
     torch.manual_seed(0)
     teacher = build_teacher(config.teacher, training_run.NUM_ITEMS)
-    sections, facts = config.model_dump(mode="json"), {"num_items": training_run.NUM_ITEMS}
-    seal(storage.at("teacher"), "teacher", "by hand", save_teacher(storage.at("teacher"), teacher), sections, facts)
+    sections, stats = config.model_dump(mode="json"), {"num_items": training_run.NUM_ITEMS}
+    commit(storage.at("teacher"), "teacher", "by hand", save_teacher(storage.at("teacher"), teacher), sections, stats)
     network = AlignmentNetwork(8, 6, 8)
     e_NJ, q_NJ = torch.randn(2, training_run.NUM_ITEMS + 1, 8)
     files = save_alignment(storage.at("alignment"), network, e_NJ, q_NJ)
-    seal(storage.at("alignment"), "alignment", "by hand", files)
+    commit(storage.at("alignment"), "alignment", "by hand", files)
     return config, storage
 
 
@@ -168,8 +168,8 @@ def calm(models, tmp_path_factory) -> tuple[Storage, dict]:
 def test_the_frozen_llm_is_bit_identical_afterwards(calm, models):
     storage, notes = calm
     assert notes["before"] == notes["after"] == digest(load_llm(LLMConfig(name=str(models))))
-    facts = read_manifest(storage.at("projectors")).facts
-    assert facts["llm"] == model_identity(str(models), None), "nor is its folder touched"
+    stats = read_manifest(storage.at("projectors")).stats
+    assert stats["llm"] == model_identity(str(models), None), "nor is its folder touched"
 
 
 def test_a_step_meets_no_denormals(calm):
@@ -188,12 +188,12 @@ def test_the_projectors_moved_and_can_be_read(calm):
     storage, notes = calm
     projectors = load_projectors(storage.at("projectors"))
     assert projectors.user(torch.randn(3, 8)).shape == projectors.item(torch.randn(3, 8)).shape == (3, 32)
-    facts = read_manifest(storage.at("projectors")).facts
-    assert len(notes["losses"]) == facts["steps"] == STEPS and notes["first"] == 0
-    assert facts["prompts"] == training_run.NUM_USERS and facts["placement"] == "sharded"
+    stats = read_manifest(storage.at("projectors")).stats
+    assert len(notes["losses"]) == stats["steps"] == STEPS and notes["first"] == 0
+    assert stats["prompts"] == training_run.NUM_USERS and stats["placement"] == "sharded"
     untrained = load_projectors(storage.at("projectors"), untrained=True).state_dict()
     assert all(not torch.equal(untrained[name], weight) for name, weight in projectors.state_dict().items())
-    assert facts["history items dropped"] == facts["prompts with cut titles"] == 0
+    assert stats["history items dropped"] == stats["prompts with cut titles"] == 0
     assert not list(storage.at("checkpoints/train-projection").root.iterdir())
 
 
@@ -213,8 +213,8 @@ def test_a_killed_workers_training_resumes_and_ends_where_an_undisturbed_one_doe
     shaken, undisturbed_run = (load_projectors(place.at("projectors")).state_dict() for place in (storage, calm[0]))
     for name, weight in undisturbed_run.items():
         torch.testing.assert_close(shaken[name], weight, rtol=0, atol=1e-6)
-    facts, expected = (read_manifest(place.at("projectors")).facts for place in (storage, calm[0]))
-    assert facts["losses"] == expected["losses"] and facts["frozen_checksum"] == expected["frozen_checksum"]
+    stats, expected = (read_manifest(place.at("projectors")).stats for place in (storage, calm[0]))
+    assert stats["losses"] == expected["losses"] and stats["frozen_checksum"] == expected["frozen_checksum"]
 
 
 def test_a_killed_driver_is_started_again_with_one_worker(calm, models, tmp_path):
@@ -236,7 +236,7 @@ def test_a_killed_driver_is_started_again_with_one_worker(calm, models, tmp_path
     _, notes = watched(config.model_copy(update={"workers": workers}), storage)
     assert 0 < notes["first"] < STEPS, "it went on from a checkpoint"
     assert notes["losses"] == pytest.approx(calm[1]["losses"][notes["first"] :], abs=1e-4)
-    found, expected = (read_manifest(place.at("projectors")).facts for place in (storage, calm[0]))
+    found, expected = (read_manifest(place.at("projectors")).stats for place in (storage, calm[0]))
     assert found["best_hit@1"] == pytest.approx(expected["best_hit@1"], abs=1e-3)
 
 
@@ -262,7 +262,7 @@ def test_training_sees_every_item_as_a_bundle_shows_it(item_input, llm, tokenize
     """Items with few interactions, and one that an external teacher would not know."""
     config = tiny_config(
         tmp_path,
-        bundle={"text_form_below": 5},
+        bundle={"min_interactions_for_cf": 5},
         projection={"item_input": item_input, "validation_users": 0},
         prompt={"max_title_tokens": None},
     )
@@ -270,7 +270,7 @@ def test_training_sees_every_item_as_a_bundle_shows_it(item_input, llm, tokenize
     manifest, weights = read_manifest(run.at("teacher")), read_tensors(run.at("teacher"), TEACHER)
     weights["items.weight"][7] = 0
     files = {TEACHER: write_tensors(run.at("teacher"), TEACHER, weights)}
-    seal(run.at("teacher"), "teacher", "test", files, manifest.config, manifest.facts)
+    commit(run.at("teacher"), "teacher", "test", files, manifest.config, manifest.stats)
 
     def training(*arguments):
         raise Caught(arguments[5], arguments[6])
@@ -285,12 +285,12 @@ def test_training_sees_every_item_as_a_bundle_shows_it(item_input, llm, tokenize
         undisturbed({**sections, "seed": config.seed, **{name: run.at(name) for name in inputs}})
     torch.set_flush_denormal(False)
     assert "bundle" in train_projection.STEP.sections, "which trains again when the rule changes"
-    inputs_NJ, by_text_N = caught.value.args
+    inputs_NJ, uses_text_N = caught.value.args
     bundle = load_bundle(run, build_bundle(run, resolved(config, bundle_job.SECTIONS)))
-    assert torch.equal(inputs_NJ, bundle.item_inputs()) and torch.equal(by_text_N, bundle.by_text())
-    assert by_text_N.sum() == 7, "padding, five with few interactions and the unknown one"
+    assert torch.equal(inputs_NJ, bundle.item_inputs()) and torch.equal(uses_text_N, bundle.uses_text_embedding())
+    assert uses_text_N.sum() == 7, "padding, five with few interactions and the unknown one"
     if item_input == "joint":
-        assert torch.equal(inputs_NJ[by_text_N], bundle.q_NJ[by_text_N])
+        assert torch.equal(inputs_NJ[uses_text_N], bundle.q_NJ[uses_text_N])
 
 
 def test_an_llm_that_is_not_there_is_named(models, tmp_path):

@@ -9,7 +9,7 @@ import torch
 
 from allmrec.alignment.network import AlignmentNetwork, load_joint, load_network, save_alignment
 from allmrec.cf.teacher import load_teacher
-from allmrec.core.artifacts import read_manifest, read_table, seal, shard_name, write_shard
+from allmrec.core.artifacts import commit, read_manifest, read_table, shard_name, write_shard
 from allmrec.core.storage import Storage
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.evaluation_cases import EvaluationConfig
@@ -36,7 +36,7 @@ def write_texts(run: Storage, encoder: str, seed: int) -> np.ndarray:
         [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema=schema
     )
     entry = write_shard(storage, schema, shard_name(0), table)
-    seal(storage, "item_text_embeddings", "test", {shard_name(0): entry}, facts={"encoder": encoder})
+    commit(storage, "item_text_embeddings", "test", {shard_name(0): entry}, stats={"encoder": encoder})
     return vectors
 
 
@@ -69,7 +69,7 @@ def test_models_come_over_and_are_evaluated(runs):
     execute(bundle.STEP, config, QUIET)
     execute(evaluate.STEP, config, QUIET)
     metrics = json.loads(games.read("metrics.json"))
-    tested = read_manifest(games.at("evaluation_cases")).facts["test"]
+    tested = read_manifest(games.at("evaluation_cases")).stats["test"]
     counts = {row["count"] for row in metrics if (row["subset"], row["protocol"]) == ("all", "random")}
     assert counts == {tested} and {row["system"] for row in metrics} == {"teacher", "a-llmrec-sbert"}
 
@@ -98,13 +98,13 @@ def test_a_fine_tuned_encoder_comes_along(runs, tmp_path):
     settings["alignment"]["text_encoder"] = "fine-tuned"
     e_NJ, q_NJ = torch.randn(2, NUM_ITEMS + 1, JOINT)
     files = save_alignment(movies.at("alignment"), network, e_NJ, q_NJ)
-    seal(movies.at("alignment"), "alignment", "this training", files, settings)
+    commit(movies.at("alignment"), "alignment", "this training", files, settings)
     files = save_encoder(movies.at("fine_tuned"), "encoder", encoder)
-    seal(movies.at("fine_tuned"), "fine_tuned", "a later training", files)
+    commit(movies.at("fine_tuned"), "fine_tuned", "a later training", files)
     with pytest.raises(ValueError, match="train-alignment was begun again and not finished; run it there first"):
         execute(transfer.STEP, config, QUIET)
 
-    seal(movies.at("fine_tuned"), "fine_tuned", "this training", files)
+    commit(movies.at("fine_tuned"), "fine_tuned", "this training", files)
     assert execute(transfer.STEP, config, QUIET)
     first_S = torch.from_numpy(encoder.encode(texts[0].as_py()))  # of every item here: their texts have one hash
     expected_J = network.encode_texts(first_S)

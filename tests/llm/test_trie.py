@@ -90,7 +90,7 @@ def test_equals_a_dictionary_of_dictionaries(catalogue, rows):
             found = {edges[edge] for edge in tries.path_edge[tries.path_candidate == flat]}
             path = paths.get(column, ())
             assert found == {(row, path[:d], path[d]) for d in range(len(path)) if path[:d] in branching}
-            assert tries.sharers[row, column] == sum(other == path for other in paths.values() if path)
+            assert tries.title_multiplicity[row, column] == sum(other == path for other in paths.values() if path)
     assert len(set(edges)) == len(edges) and set(edges) == expected_edges
     nodes = list(zip(tries.node_row.tolist(), node_prefix, strict=True))
     assert len(set(nodes)) == len(nodes) and set(nodes) == expected_nodes

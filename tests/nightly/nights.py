@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow as pa
 
 from allmrec.core.storage import Storage, open_storage
-from allmrec.nightly.report import refuse_alarms
-from allmrec.nightly.score import Night, ScoreShards
+from allmrec.nightly.report import refuse_failed_gates
+from allmrec.nightly.score import NightlyJob, ScoreShards
 from allmrec.nightly.statistics import InspectShards, add_up
 from allmrec.publishing.reader import read_recommendations
 from jobs.config import Config
 from jobs.nightly import report_of, write_report
-from jobs.nightly_inputs import open_night
+from jobs.nightly_inputs import prepare_job
 from tests.evaluation.tiny import NUM_SHARDS
 
 FIRST, SECOND = date(2026, 11, 20), date(2026, 11, 21)
@@ -28,7 +28,7 @@ FIRST, SECOND = date(2026, 11, 20), date(2026, 11, 21)
 class Made:
     """A published run."""
 
-    night: Night
+    night: NightlyJob
     worker: ScoreShards
     report: dict[str, Any]
     rows: list[dict[str, Any]]
@@ -61,7 +61,7 @@ def make(
 ) -> Made:
     """Score, inspect, report and publish."""
     output = open_storage(str(config.nightly.output))
-    night = open_night(config, storage, output, run_date, full, limit)
+    night = prepare_job(config, storage, output, run_date, full, limit)
     worker, inspector = ScoreShards(night), InspectShards(night)
     shards = [np.array([shard]) for shard in range(NUM_SHARDS)]
     with ThreadPoolExecutor(threads) as pool:
@@ -69,10 +69,10 @@ def make(
     table = pa.concat_tables([table for shard in shards for table in inspector({"id": shard})])
     sums: dict[str, np.ndarray] = {}
     add_up(table, sums)
-    facts: Counter[str] = Counter()
-    for text in table.column("facts").to_pylist():
-        facts.update(json.loads(text))
-    report = report_of(config, night, sums, facts)
-    refuse_alarms(report["alarms"], write_report(output, report))
+    stats: Counter[str] = Counter()
+    for text in table.column("stats").to_pylist():
+        stats.update(json.loads(text))
+    report = report_of(config, night, sums, stats)
+    refuse_failed_gates(report["quality_gates"], write_report(output, report))
     night.run.publish(NUM_SHARDS, dict(enumerate(table.column("sha256").to_pylist())))
     return Made(night, worker, report, read_recommendations(output.uri, run_date).to_pylist())

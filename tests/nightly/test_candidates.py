@@ -9,7 +9,7 @@ from allmrec.cf.external import ExternalTeacher
 from allmrec.core.hashing import hash_strings
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
-from allmrec.nightly.candidates import Candidates, Retriever, given
+from allmrec.nightly.candidates import Candidates, Retriever, external_candidates
 from allmrec.nightly.config import NightlyConfig
 from allmrec.nightly.filters import ItemFilter, build_filter
 from schemas.candidates import SCHEMA
@@ -45,7 +45,7 @@ def test_given_candidates_are_checked_and_topped_up(catalogue: Catalogue, users:
             "u": ["f", "e", "c", "b"],
         }
     )
-    found = given(table, proposals, catalogue, only_available(catalogue), users)
+    found = external_candidates(table, proposals, catalogue, only_available(catalogue), users)
     assert found.items.tolist() == [
         [6, 5, 3],  # u: the first three given
         [6, 3, 1],  # v: what is left, then the teacher's
@@ -58,7 +58,7 @@ def test_given_candidates_are_checked_and_topped_up(catalogue: Catalogue, users:
 
 def test_an_empty_table_gives_the_teachers(catalogue: Catalogue, users: Sequences) -> None:
     proposals = Candidates(np.array([[2, 3], [1, 3], [1, 2]], dtype=np.int32))
-    found = given(candidates_table({}), proposals, catalogue, only_available(catalogue), users)
+    found = external_candidates(candidates_table({}), proposals, catalogue, only_available(catalogue), users)
     assert found.items.tolist() == proposals.items.tolist() and found.filled == 3
 
 
@@ -123,7 +123,7 @@ def test_given_candidates_keep_what_is_known_of_the_index() -> None:
     proposals = shop.retriever(approximate_above=1)(shop.users)
     table = candidates_table({"u3": ["item 1", "item 2"]})
     filter = only_available(shop.catalogue)
-    assert given(table, proposals, shop.catalogue, filter, shop.users).index == proposals.index
+    assert external_candidates(table, proposals, shop.catalogue, filter, shop.users).index == proposals.index
 
 
 def test_nan_is_refused_by_name() -> None:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from allmrec.core.artifacts import read_manifest, read_table, seal, sha256, shard_name, write_shard
+from allmrec.core.artifacts import commit, read_manifest, read_table, sha256, shard_name, write_shard
 from allmrec.core.hashing import shard_of
 from allmrec.core.storage import Storage, open_storage
 from allmrec.nightly.users import known_before
@@ -51,7 +51,7 @@ def deal(run: Storage, artifact: str, users: list[str]) -> None:
         shard_name(n): write_shard(run.at(artifact), user_ids.SCHEMA, shard_name(n), t) for n, t in enumerate(tables)
     }
     known = len({*users} & {*read_table(run.at("sequences")).column("user_id").to_pylist()})
-    seal(run.at(artifact), artifact, "test", files, facts={"listed": len(users), "known": known})
+    commit(run.at(artifact), artifact, "test", files, stats={"listed": len(users), "known": known})
 
 
 def popular_items(run: Storage, count: int) -> list[str]:
@@ -74,7 +74,7 @@ def test_users_without_a_history_get_popular_items(tiny, tmp_path: Path) -> None
 def test_an_unchanged_night_asks_the_llm_nothing(tiny, first) -> None:
     config, night = first
     second = make(config, tiny[1], SECOND)
-    assert second.figures["carried_over"] == NUM_USERS and second.figures["scored_by_llm"] == 0
+    assert second.figures["reused"] == NUM_USERS and second.figures["scored_by_llm"] == 0
     assert "llm" not in vars(second.worker.scorer), "it is not even loaded"
     assert night.figures["scored_by_llm"] == NUM_USERS and second.figures["overlap"] == 1
     assert but_for_the_run(second) == but_for_the_run(night) and {row["run_date"] for row in second.rows} == {SECOND}
@@ -104,7 +104,7 @@ def test_only_what_changed_is_scored_again(tiny, first, tmp_path: Path) -> None:
     changed = with_nightly(tiny[0], Path(str(config.nightly.output)), suppressed_items={"ids": [recalled]})
     third = make(changed, tiny[1], date(2026, 11, 23))
     assert 0 < third.figures["scored_by_llm"] < NUM_USERS
-    assert third.figures["scored_by_llm"] + third.figures["carried_over"] == NUM_USERS
+    assert third.figures["scored_by_llm"] + third.figures["reused"] == NUM_USERS
     assert recalled not in {item for items in third.lists().values() for item in items}
     assert third.figures["items_left_out"]["suppressed"] == 1
     full = make(with_nightly(tiny[0], tmp_path, suppressed_items={"ids": [recalled]}), tiny[1])
@@ -130,7 +130,7 @@ def test_a_row_that_was_cut_is_made_anew(tiny, tmp_path: Path) -> None:
     assert again.figures["scored_by_llm"] == 1 and again.lists() == night.lists()
     store.delete(file["key"])
     third = make(config, run, date(2026, 11, 22))
-    assert third.figures["carried_over"] == NUM_USERS, "from the second night, which is whole"
+    assert third.figures["reused"] == NUM_USERS, "from the second night, which is whole"
 
 
 def test_suppressed_users_and_categories(tiny, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_suppressed_users_and_categories(tiny, tmp_path: Path) -> None:
     deal(run, "suppressed_users", everyone[:3])
     made = make(with_nightly(config, tmp_path, suppressed_users="gone.parquet"), run, SECOND)
     assert not {*everyone[:3]} & {*made.by_user} and len(made.rows) == NUM_USERS - 3
-    assert made.figures["suppressed_users"] == 3 and made.figures["carried_over"] == NUM_USERS - 3
+    assert made.figures["suppressed_users"] == 3 and made.figures["reused"] == NUM_USERS - 3
     with pytest.raises(ValueError, match=r"no item is left to recommend \(category 40\)"):
         make(with_nightly(config, tmp_path / "none", allowed_categories=["Toys"]), run)
 
@@ -163,7 +163,7 @@ def test_a_date_in_the_past_knows_the_past_alone(tiny, llm, tokenizer, tmp_path:
         files[name] = write_shard(
             run.at("sequences"), sequences.SCHEMA, name, pa.Table.from_pylist(rows, sequences.SCHEMA)
         )
-    seal(run.at("sequences"), "sequences", "test", files, facts=manifest.facts)
+    commit(run.at("sequences"), "sequences", "test", files, stats=manifest.stats)
     made = make(with_nightly(config, tmp_path / "out", ranker="teacher"), run, FIRST)
     assert {*made.by_user} == {user for user, items in cut.items() if items}
     assert len(make(with_nightly(config, tmp_path / "now", ranker="teacher"), run, SECOND).rows) == NUM_USERS
@@ -174,14 +174,14 @@ def test_a_date_in_the_past_knows_the_past_alone(tiny, llm, tokenizer, tmp_path:
 
 
 def test_alarms_stop_a_run_before_it_is_published(tiny, tmp_path: Path) -> None:
-    bounds: dict[str, Any] = {"min_coverage": 1.0, "max_popular": 0.0}
-    config = with_nightly(tiny[0], tmp_path, ranker="teacher", alarms=bounds)
-    with pytest.raises(ValueError, match=r"coverage is 0\.\d+ and nightly.alarms.min_coverage is 1\. .*=null"):
+    bounds: dict[str, Any] = {"min_coverage": 1.0, "max_fallback_share": 0.0}
+    config = with_nightly(tiny[0], tmp_path, ranker="teacher", quality_gates=bounds)
+    with pytest.raises(ValueError, match=r"coverage is 0\.\d+ and nightly.quality_gates.min_coverage is 1\. .*=null"):
         make(config, tiny[1])
     assert not (tmp_path / "latest.json").exists()
     report = json.loads((tmp_path / f"_reports/run_date={FIRST}/report.json").read_text())
-    assert [alarm["name"] for alarm in report["alarms"] if not alarm["holds"]] == ["min_coverage"]
-    off = with_nightly(tiny[0], tmp_path, ranker="teacher", alarms={"min_coverage": None})
+    assert [alarm["name"] for alarm in report["quality_gates"] if not alarm["holds"]] == ["min_coverage"]
+    off = with_nightly(tiny[0], tmp_path, ranker="teacher", quality_gates={"min_coverage": None})
     assert make(off, tiny[1]).night.run.run_id == report["run_id"], "alarms are no part of what a run is"
 
 
@@ -195,7 +195,7 @@ def test_a_bundle_of_new_counts_keeps_the_rows(tmp_path: Path, llm, tokenizer) -
     (name,), table = read_manifest(items).files, read_table(items)
     column = table.schema.get_field_index("popularity")
     counted = pc.if_else(pc.greater(table["popularity"], 0), pc.add(table["popularity"], 1), 0).cast(pa.int64())
-    seal(
+    commit(
         items,
         "items",
         "test",
@@ -205,7 +205,7 @@ def test_a_bundle_of_new_counts_keeps_the_rows(tmp_path: Path, llm, tokenizer) -
         make(config, run, SECOND)
     execute(bundle.STEP, config, Console(log_json=True))
     second = make(config, run, SECOND)
-    assert second.figures["carried_over"] == NUM_USERS and second.lists() == first.lists()
+    assert second.figures["reused"] == NUM_USERS and second.lists() == first.lists()
     assert {row["bundle"] for row in second.rows}.isdisjoint(row["bundle"] for row in first.rows)
 
 
@@ -241,7 +241,7 @@ def test_what_was_seen_may_be_recommended_again(tiny, first, tmp_path: Path) -> 
         table = pa.table({"user_id": [*mine], "item_ids": [*mine.values()]}, schema=candidates.SCHEMA)
         files[shard_name(shard)] = write_shard(run.at("candidates"), candidates.SCHEMA, shard_name(shard), table)
     counts = {"listed": 1, "known": 1, "items_listed": 1, "items_known": 1}
-    seal(run.at("candidates"), "candidates", "test", files, facts=counts)
+    commit(run.at("candidates"), "candidates", "test", files, stats=counts)
     changes = {"candidates": "given.parquet", "num_candidates": 5, "ranker": "teacher"}
     again = make(with_nightly(config, tmp_path / "again", recommend_seen=True, **changes), run)
     assert all({*again.lists()[user]} >= {*items} for user, items in given.items())

@@ -1,4 +1,4 @@
-"""The report: figures of known sums, alarms, and a page in which hostile titles are text."""
+"""The report: figures of known sums, quality_gates, and a page in which hostile titles are text."""
 
 import shutil
 import subprocess
@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 
 from allmrec.data.catalogue import Catalogue
-from allmrec.nightly.config import AlarmsConfig
+from allmrec.nightly.config import QualityGatesConfig
 from allmrec.nightly.filters import ItemFilter
-from allmrec.nightly.report import alarms, refuse_alarms, render, stability_index, summarise
+from allmrec.nightly.report import quality_gates, refuse_failed_gates, render, stability_index, summarise
 from allmrec.nightly.statistics import add_up, measure
 from schemas.recommendations import SCHEMA
 
@@ -47,15 +47,15 @@ def catalogue() -> Catalogue:
 
 @pytest.fixture
 def figures(catalogue: Catalogue) -> dict[str, Any]:
-    tonight = pa.concat_tables([rows({"u": "abc", "v": "ab"}), rows({"new": "a"}, "popular", (50.0,))])
+    current = pa.concat_tables([rows({"u": "abc", "v": "ab"}), rows({"new": "a"}, "popular", (50.0,))])
     last = rows({"u": "abd", "v": "ab", "left": "e"})
     sums: dict[str, np.ndarray] = {}
-    for part in (tonight.slice(0, 1), tonight.slice(1)):  # two shards
+    for part in (current.slice(0, 1), current.slice(1)):  # two shards
         found = measure(part, last, catalogue.item_ids, 3)
         add_up(pa.table({name: [value.tolist()] for name, value in found.items()}), sums)
-    facts = {"tokens": 900, "padding": 100, "seconds_rank": 3.0, "worker_seconds": 7200.0, "dropped_seen": 4}
+    stats = {"tokens": 900, "padding": 100, "seconds_rank": 3.0, "worker_seconds": 7200.0, "dropped_seen": 4}
     verdicts = ItemFilter(np.array([1, 0, 0, 0, 0, 3], dtype=np.int8))
-    return summarise(sums, facts, catalogue, verdicts, 2, gpus_per_worker=0.5, price_per_gpu_hour=3.0)
+    return summarise(sums, stats, catalogue, verdicts, 2, gpus_per_worker=0.5, price_per_gpu_hour=3.0)
 
 
 def test_figures(figures: dict[str, Any]) -> None:
@@ -82,17 +82,21 @@ def test_the_stability_index_grows_with_the_shift() -> None:
 
 
 def test_alarms_name_value_bound_and_the_way_out(figures: dict[str, Any]) -> None:
-    found = alarms(figures, AlarmsConfig(min_overlap=0.8, max_users_change=0.5))
+    found = quality_gates(figures, QualityGatesConfig(min_overlap=0.8, max_users_change=0.5))
     assert [alarm["name"] for alarm in found if not alarm["holds"]] == ["min_overlap"]
-    with pytest.raises(ValueError, match=r"overlap is 0\.75 and nightly.alarms.min_overlap is 0\.8.*r\.html.*=null"):
-        refuse_alarms(found, "r.html")
-    refuse_alarms(alarms({**figures, "overlap": None}, AlarmsConfig(min_overlap=0.8)), "the first night has no other")
+    with pytest.raises(
+        ValueError, match=r"overlap is 0\.75 and nightly.quality_gates.min_overlap is 0\.8.*r\.html.*=null"
+    ):
+        refuse_failed_gates(found, "r.html")
+    refuse_failed_gates(
+        quality_gates({**figures, "overlap": None}, QualityGatesConfig(min_overlap=0.8)), "the first night has no other"
+    )
 
 
 def page(figures: dict[str, Any]) -> str:
     made_of = {"run_date": "2026-11-21", "run_id": "r1", "bundle": "v1", "weight": 0.4, "code": "1", "llm": HOSTILE}
-    found = alarms(figures, AlarmsConfig(min_overlap=0.8, min_coverage=0.5))
-    return render({**made_of, "ranker": "blend", "last": None, "alarms": found, "lists": [], "figures": figures})
+    found = quality_gates(figures, QualityGatesConfig(min_overlap=0.8, min_coverage=0.5))
+    return render({**made_of, "ranker": "blend", "last": None, "quality_gates": found, "lists": [], "figures": figures})
 
 
 def test_titles_are_text(figures: dict[str, Any]) -> None:

@@ -8,13 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from allmrec.core.artifacts import seal, shard_name, write_shard
+from allmrec.core.artifacts import commit, shard_name, write_shard
 from allmrec.core.hashing import shard_of
 from allmrec.core.storage import S3Config, Storage, open_storage
 from allmrec.data.config import ListConfig, by_suffix
 from allmrec.data.sources.lists import open_list
 from allmrec.data.sources.source import Source, open_source
-from allmrec.nightly.user_tables import CANDIDATES, DealRows, Rows, UserRows, WriteRows, rows_of
+from allmrec.nightly.user_tables import CANDIDATES, PartitionRows, Rows, UserRows, WriteRows, rows_of
 from schemas import candidates, items, sequences, user_ids
 
 SHARDS = 3
@@ -32,20 +32,20 @@ def run(tmp_path: Path) -> Storage:
         rows = [{"user_id": id, "item_index": [1], "timestamp": [0], "train_length": 1} for id in mine.to_pylist()]
         table = pa.Table.from_pylist(rows, sequences.SCHEMA)
         files[shard_name(shard)] = write_shard(run.at("sequences"), sequences.SCHEMA, shard_name(shard), table)
-    seal(run.at("sequences"), "sequences", "test", files)
+    commit(run.at("sequences"), "sequences", "test", files)
     rows = [
         {**dict.fromkeys(items.SCHEMA.names), "item_id": id, "item_index": n, "popularity": 0, "text_hash": ""}
         for n, id in enumerate(["10", "20", "30"], 1)
     ]
     table = pa.Table.from_pylist(rows, items.SCHEMA)
     entry = write_shard(run.at("items"), items.SCHEMA, shard_name(0), table)
-    seal(run.at("items"), "items", "test", {shard_name(0): entry})
+    commit(run.at("items"), "items", "test", {shard_name(0): entry})
     return run
 
 
 def dealt(source: Source, rows: Rows, schema: pa.Schema, run: Storage) -> tuple[pa.Table, dict[str, int]]:
     """The whole table of all shards, and the sums of the counts."""
-    deal = DealRows(source, rows, SHARDS)
+    deal = PartitionRows(source, rows, SHARDS)
     pieces = [table for n in range(len(source.pieces)) for table in deal({"id": pa.array([n]).to_numpy()})]
     shuffled = pa.concat_tables(pieces)
     reports = WriteRows(run.at("dealt"), rows, schema, run)(shuffled.take(pa.array(range(len(shuffled) - 1, -1, -1))))

@@ -19,8 +19,8 @@ def examples(sequences, builder) -> Examples:
     return Examples(sequences, builder, num_candidates=4, seed=0)
 
 
-def started(how, teacher, examples, e_NJ, by_text_N=NOTHING_BY_TEXT) -> Projectors:
-    return start(ProjectionConfig(start=how), teacher, examples, e_NJ, by_text_N, token_dim=32, norm=2.5)
+def started(how, teacher, examples, e_NJ, uses_text_N=NOTHING_BY_TEXT) -> Projectors:
+    return start(ProjectionConfig(start=how), teacher, examples, e_NJ, uses_text_N, token_dim=32, norm=2.5)
 
 
 def test_the_ordinary_start_is_the_drawn_weights_at_the_norm_asked_for():
@@ -73,14 +73,14 @@ def test_the_sample_is_drawn_over_all_users_and_items(teacher, joint, examples, 
 
     monkeypatch.setattr(module, "_SAMPLE", 5)
     monkeypatch.setattr(module, "start_as_teacher", spy)
-    by_text_N = torch.arange(NUM_ITEMS + 1) % 3 == 0
-    started("teacher", teacher, examples, joint, by_text_N)
+    uses_text_N = torch.arange(NUM_ITEMS + 1) % 3 == 0
+    started("teacher", teacher, examples, joint, uses_text_N)
     items = [int((joint == row).all(1).nonzero()[0]) for row in seen["items"]]
     x_UD = teacher.represent(examples.histories(np.arange(NUM_USERS)))
     users = [int((x_UD == row).all(1).nonzero()[0]) for row in seen["users"]]
     for places, first, end in ((items, 1, NUM_ITEMS), (users, 0, NUM_USERS - 1)):
         assert len(set(places)) == 5 and sorted(places) != list(range(first, first + 5)) and max(places) > end / 2
-    assert not by_text_N[items].any(), "what E_i is for an item that is known by its text is no matter"
+    assert not uses_text_N[items].any(), "what E_i is for an item that is known by its text is no matter"
 
 
 def test_what_cannot_start_as_a_teacher_is_refused(teacher, joint, examples):

@@ -8,15 +8,15 @@ import pytest
 import torch
 import transformers
 
-from allmrec.alignment.joint import Forms
+from allmrec.alignment.joint import EmbeddingChoice
 from allmrec.cf.training import ValidationCases
 from allmrec.llm.batches import SoftTokens, fill_slots, take
 from allmrec.llm.loading import LLMConfig
 from allmrec.llm.ranking import Ranker
-from allmrec.metrics import METRICS, measure
+from allmrec.metrics import METRICS, evaluate_scores
 from allmrec.projection import training as module
 from allmrec.projection.deepspeed_config import deepspeed_config
-from allmrec.projection.engine import checksum, load_placed_llm, weights
+from allmrec.projection.engine import checksum, load_llm_with_placement, weights
 from allmrec.projection.examples import Examples
 from allmrec.projection.placement import llm_outline
 from allmrec.projection.projectors import ProjectionConfig, fresh_projectors, item_inputs
@@ -93,10 +93,10 @@ def test_without_labels_nothing_is_learnt(llm, teacher, joint, examples):
 
 def training(llm_folder, placement, teacher, joint, examples, config=CONFIG, cases=None, state=None, **llm_settings):
     llm_config = LLMConfig(name=str(llm_folder), **{"dtype": "float32"} | llm_settings)
-    llm = load_placed_llm(llm_config, placement, llm_outline(llm_config).largest_weight)
-    by_text_N = torch.zeros(len(joint), dtype=torch.bool)
+    llm = load_llm_with_placement(llm_config, placement, llm_outline(llm_config).largest_weight)
+    uses_text_N = torch.zeros(len(joint), dtype=torch.bool)
     return ProjectionTraining(
-        config, llm_config, placement, llm, teacher, joint, by_text_N, examples, cases, state=state
+        config, llm_config, placement, llm, teacher, joint, uses_text_N, examples, cases, state=state
     )
 
 
@@ -272,7 +272,7 @@ def test_validation_is_the_rankers_hit(alone, placement, llm, llm_folder, teache
         candidates = np.empty_like(cases.candidates)
         np.put_along_axis(candidates, order, cases.candidates, axis=1)
         log_p = Ranker(llm, examples.builder, 400).log_probabilities(cases.histories, candidates, soft)
-    values = measure(np.take_along_axis(log_p, order, axis=1), cases.candidates)
+    values = evaluate_scores(np.take_along_axis(log_p, order, axis=1), cases.candidates)
     metrics = run.validate()
     assert metrics["hit@1"] == pytest.approx(values[:, METRICS.index("hit@1")].mean())
     assert metrics["ndcg@10"] == pytest.approx(values[:, METRICS.index("ndcg@10")].mean())
@@ -323,14 +323,16 @@ def test_cut_weights_are_complete_or_refused(alone, damage, llm_folder, tmp_path
     shutil.copytree(llm_folder, tmp_path, dirs_exist_ok=True)
     change(tmp_path, **tensors)
     with pytest.raises(ValueError, match=message):
-        load_placed_llm(LLMConfig(name=str(tmp_path)), "sharded", 1)
+        load_llm_with_placement(LLMConfig(name=str(tmp_path)), "sharded", 1)
 
 
 def test_cut_weights_may_be_tied_and_beside_them_buffers(alone, tokenizer, tmp_path):
     llm = ARCHITECTURES["Llama, tied"].build(len(tokenizer))
     llm.save_pretrained(tmp_path)
     change(tmp_path, **{"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(6)})
-    assert checksum(load_placed_llm(LLMConfig(name=str(tmp_path), dtype="float32"), "sharded", 1)) == checksum(llm)
+    assert checksum(load_llm_with_placement(LLMConfig(name=str(tmp_path), dtype="float32"), "sharded", 1)) == checksum(
+        llm
+    )
 
 
 @pytest.mark.parametrize("placement", ["replicated", "sharded"])
@@ -348,9 +350,9 @@ def test_an_llm_that_tries_do_not_fit_is_refused_before_a_step(
 
 def test_what_f_i_projects(teacher, joint):
     items_ND, q_NJ = teacher.item_embeddings.detach(), torch.randn_like(joint)
-    forms = Forms.of(np.arange(NUM_ITEMS + 1), items_ND, text_form_below=4)
+    choice = EmbeddingChoice.of(np.arange(NUM_ITEMS + 1), items_ND, min_interactions_for_cf=4)
     by_kind = {
-        kind: item_inputs(CONFIG.model_copy(update={"item_input": kind}), forms, joint, q_NJ, items_ND, seed=3)
+        kind: item_inputs(CONFIG.model_copy(update={"item_input": kind}), choice, joint, q_NJ, items_ND, seed=3)
         for kind in ("joint", "teacher", "random")
     }
     assert torch.equal(by_kind["joint"], torch.cat([q_NJ[:4], joint[4:]])) and by_kind["teacher"] is items_ND
@@ -370,7 +372,9 @@ def test_deepspeeds_config_follows_the_placement():
     offloads = [settings("offloaded", offload_to=to)["zero_optimization"]["offload_param"] for to in ("cpu", "/nvme")]
     assert offloads[0]["device"] == "cpu"
     assert offloads[1]["nvme_path"] == "/nvme" and offloads[1]["buffer_size"] == 4096
-    extended = settings("sharded", deepspeed={"zero_optimization": {"sub_group_size": 5}, "wall_clock_breakdown": True})
+    extended = settings(
+        "sharded", deepspeed_overrides={"zero_optimization": {"sub_group_size": 5}, "wall_clock_breakdown": True}
+    )
     assert extended == sharded | {"wall_clock_breakdown": True} | {
         "zero_optimization": sharded["zero_optimization"] | {"sub_group_size": 5, "zero_hpz_partition_size": 1}
     }

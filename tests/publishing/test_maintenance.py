@@ -1,4 +1,4 @@
-"""Old dates expire, forgotten users and items leave published runs; killed anywhere, both go on; readers stay right."""
+"""Old dates expire, excluded users and items leave published runs; killed anywhere, both go on; readers stay right."""
 
 import io
 import itertools

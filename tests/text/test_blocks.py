@@ -4,10 +4,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from allmrec.core.artifacts import read_manifest, read_table, seal, shard_name
+from allmrec.core.artifacts import commit, read_manifest, read_table, shard_name
 from allmrec.core.storage import open_storage
 from allmrec.demo.encoder import build_encoder
-from allmrec.text.blocks import EmbedTexts, LayOut
+from allmrec.text.blocks import EmbedTexts, WriteItemEmbeddings
 from allmrec.text.cache import TextCache
 from allmrec.text.encoder import TextConfig, load_encoder
 
@@ -35,13 +35,13 @@ def test_items_of_a_shard_get_their_texts_embeddings_and_stay_until_something_ch
         file, row = index.find(hashes)
         ids = [f"i{place}" for place in range(len(numbers))]
         block = pa.table({"item_id": ids, "text_hash": hashes, "file": file, "row": row, "shard": [4] * len(numbers)})
-        (done,) = LayOut(target, before, cache, index.files, "standin")(block).to_pylist()
+        (done,) = WriteItemEmbeddings(target, before, cache, index.files, "standin")(block).to_pylist()
         assert done["name"] == shard_name(4)
         return done
 
     first = lay_out(2, 0, 2)
     assert not first["unchanged"]
-    seal(target, "item_text_embeddings", "test", {shard_name(4): first["entry"]})
+    commit(target, "item_text_embeddings", "test", {shard_name(4): first["entry"]})
     table, expected = read_table(target), load_encoder(TextConfig(model=str(model))).encode(TEXTS)
     assert table["item_id"].to_pylist() == ["i0", "i1", "i2"] and set(table["encoder"].to_pylist()) == {"standin"}
     assert np.allclose(np.array(table["embedding"].to_pylist()), expected[[2, 0, 2]], atol=1e-6)

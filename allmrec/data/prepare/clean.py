@@ -37,7 +37,7 @@ from schemas import rejected
 OTHER_EVENT = "other_event"  # not of data.events
 OUTSIDE_WINDOW = "outside_window"  # not from data.start to data.end
 BELOW_MIN_RATING = "below_min_rating"  # or without a rating, by data.min_rating
-LEFT_OUT = (OTHER_EVENT, OUTSIDE_WINDOW, BELOW_MIN_RATING)
+FILTERED_OUT = (OTHER_EVENT, OUTSIDE_WINDOW, BELOW_MIN_RATING)
 
 # Narrow, for this is what travels to shards.
 CLEANED = pa.schema(
@@ -46,10 +46,12 @@ CLEANED = pa.schema(
         pa.field("user_id", pa.string()),  # this and the next two are null in rows with `aside`
         pa.field("item_index", pa.int32()),
         pa.field("timestamp", pa.int64()),  # microseconds since 1970, UTC
-        pa.field("aside", pa.string()),  # null: a good row; or JSON that `set_aside` reads: rejected, or left out
+        pa.field(
+            "aside", pa.string()
+        ),  # null: a good row; or JSON that `split_rejections` reads: rejected, or left out
     ]
 )
-_ASIDE: dict[str, Any] = {
+_REJECTION: dict[str, Any] = {
     **dict.fromkeys(("reason", "row", "file"), pl.String),  # of a rejected row, as in the `rejected` table
     **dict.fromkeys(("from_byte", "number"), pl.Int64),
     "count": pl.Int64,  # of rows left out for this reason; null for a rejected one
@@ -132,7 +134,7 @@ def clean_interactions(table: pa.Table, data: DataConfig, lookup: ItemLookup, pl
     users, items = as_ids(table.column("user_id")), as_encoded_ids(table.column("item_id"))
     item_index, times = lookup.find(items), as_series(table.column("timestamp"))
     no_item = _is_blank(items.cast(pa.string())) if item_index.null_count else item_index.is_null()
-    facts = pl.DataFrame(
+    stats = pl.DataFrame(
         {
             MALFORMED: table.column(MALFORMED).is_valid(),
             "no_id": pc.or_(_is_blank(users), no_item),
@@ -142,13 +144,13 @@ def clean_interactions(table: pa.Table, data: DataConfig, lookup: ItemLookup, pl
         }
     )
     faults = _faults(data)
-    faulty = facts.select(pl.any_horizontal(faults.values())).to_series()
+    faulty = stats.select(pl.any_horizontal(faults.values())).to_series()
     if not faulty.any():
-        return _good_rows(users, facts, data.num_shards)
-    good = _good_rows(users.filter((~faulty).to_arrow()), facts.filter(~faulty), data.num_shards)
+        return _good_rows(users, stats, data.num_shards)
+    good = _good_rows(users.filter((~faulty).to_arrow()), stats.filter(~faulty), data.num_shards)
     reason = pl.coalesce(pl.when(fault).then(pl.lit(name)) for name, fault in faults.items()).alias("reason")
-    bad = to_polars(table.filter(faulty.to_arrow())).with_columns(facts.filter(faulty).select(reason))
-    return pa.concat_tables([good, _asides(bad, data.num_shards, place)])
+    bad = to_polars(table.filter(faulty.to_arrow())).with_columns(stats.filter(faulty).select(reason))
+    return pa.concat_tables([good, _rejections(bad, data.num_shards, place)])
 
 
 def _faults(data: DataConfig) -> dict[str, pl.Expr]:
@@ -170,39 +172,39 @@ def _faults(data: DataConfig) -> dict[str, pl.Expr]:
     return {**faults, rejected.UNKNOWN_ITEM: pl.col("item_index").is_null()}
 
 
-def _good_rows(users: pa.ChunkedArray, facts: pl.DataFrame, num_shards: int) -> pa.Table:
-    columns = [facts["item_index"].to_arrow(), facts["timestamp"].to_arrow(), pa.nulls(len(facts), pa.string())]
+def _good_rows(users: pa.ChunkedArray, stats: pl.DataFrame, num_shards: int) -> pa.Table:
+    columns = [stats["item_index"].to_arrow(), stats["timestamp"].to_arrow(), pa.nulls(len(stats), pa.string())]
     return pa.table([pa.array(shard_of(users, num_shards)), users, *columns], schema=CLEANED)
 
 
-def _asides(bad: pl.DataFrame, num_shards: int, place: Mapping[str, Any]) -> pa.Table:
+def _rejections(bad: pl.DataFrame, num_shards: int, place: Mapping[str, Any]) -> pa.Table:
     """CLEANED rows of rows with a reason."""
-    is_left_out = pl.col("reason").is_in(LEFT_OUT)
+    is_left_out = pl.col("reason").is_in(FILTERED_OUT)
     rejects = bad.filter(~is_left_out).select(
         "reason",
         as_text(pl.struct(pl.all().exclude("reason", MALFORMED, NUMBER))),
-        *(pl.lit(value, _ASIDE[name]).alias(name) for name, value in place.items()),
+        *(pl.lit(value, _REJECTION[name]).alias(name) for name, value in place.items()),
         number=NUMBER,
     )
-    left_out = bad.filter(is_left_out).group_by("reason", maintain_order=True).agg(count=pl.len())
+    filtered_out = bad.filter(is_left_out).group_by("reason", maintain_order=True).agg(count=pl.len())
     shards = pl.Series(shard_of(rejects["row"].to_arrow(), num_shards), dtype=pl.Int32)
     rows = pl.concat(
-        [rejects.with_columns(shard=shards), left_out.with_columns(shard=pl.lit(0, pl.Int32))], how="diagonal"
+        [rejects.with_columns(shard=shards), filtered_out.with_columns(shard=pl.lit(0, pl.Int32))], how="diagonal"
     )
     return to_arrow(rows.select("shard", aside=pl.struct(pl.all().exclude("shard")).struct.json_encode()), CLEANED)
 
 
-def left_out(reason: str, count: int) -> pl.DataFrame:
+def filtered_out(reason: str, count: int) -> pl.DataFrame:
     """The CLEANED row that says that `count` rows were left out."""
     aside = json.dumps({"reason": reason, "count": count})
     return pl.DataFrame({"shard": pl.Series([0], dtype=pl.Int32), "aside": [aside]})
 
 
-def set_aside(cleaned: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
+def split_rejections(cleaned: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
     """The rejected of CLEANED rows, as the `rejected` table has them; and how many were left out, by reason."""
-    asides = cleaned.select(pl.col("aside").drop_nulls().str.json_decode(pl.Struct(_ASIDE))).unnest("aside")
-    left_out = asides.filter(pl.col("count").is_not_null()).group_by("reason").agg(pl.col("count").sum())
-    return asides.filter(pl.col("count").is_null()).drop("count"), dict(left_out.iter_rows())
+    asides = cleaned.select(pl.col("aside").drop_nulls().str.json_decode(pl.Struct(_REJECTION))).unnest("aside")
+    filtered_out = asides.filter(pl.col("count").is_not_null()).group_by("reason").agg(pl.col("count").sum())
+    return asides.filter(pl.col("count").is_null()).drop("count"), dict(filtered_out.iter_rows())
 
 
 def microseconds(times: pl.Series, unit: str, format: str | None = None, timezone: str = "UTC") -> pl.Series:

@@ -11,23 +11,23 @@ import pyarrow.compute as pc
 
 from allmrec.data.sources.cells import as_ids
 
-FORGOTTEN = "forgotten"  # left out by data.forgotten_users or data.forgotten_items: counted, not rejected
+EXCLUDED = "excluded"  # left out by data.excluded_users or data.excluded_items: counted, not rejected
 
 
 @dataclass(frozen=True)
-class Forgotten:
+class Exclusions:
     users: pa.Array  # string, of ids
     items: pa.Array  # string, of ids
     indices: pa.Array  # int32, of the items
 
     @classmethod
-    def of(cls, users: list[str], items: list[str], item_ids: pa.Array) -> "Forgotten":
+    def of(cls, users: list[str], items: list[str], item_ids: pa.Array) -> "Exclusions":
         """Args: item_ids: string (n,), of the catalogue by item index from 1."""
         known = pc.index_in(pa.array(items, pa.string()), item_ids).drop_null()
         return cls(pa.array(users, pa.string()), pa.array(items, pa.string()), pc.add(known, 1))
 
     def without(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """Rows of any table of ours, less those of forgotten users and items, whom a rejected row names in its JSON."""
+        """Rows of any table of ours, less those of excluded users and items, whom a rejected row names in its JSON."""
         return self.split(rows)[0]
 
     def split(self, rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -13,13 +13,13 @@ from allmrec.data.config import DataConfig
 from allmrec.data.sequences import Sequences
 
 
-def stays(users: Sequences, data: DataConfig, frequent_I: np.ndarray) -> np.ndarray:
+def keep_mask(users: Sequences, data: DataConfig, frequent_I: np.ndarray) -> np.ndarray:
     """Which interactions become part of `sequences`: bool (S,)."""
-    kept_S = unrepeated(users, data)
-    if data.core == "once":
-        kept_S = with_enough(users, kept_S, data.min_user_interactions) & frequent_I[users.items]
+    kept_S = deduplicate_mask(users, data)
+    if not data.k_core:
+        kept_S = min_count_mask(users, kept_S, data.min_user_interactions) & frequent_I[users.items]
     else:
-        kept_S = with_enough(users, kept_S & frequent_I[users.items], data.min_user_interactions)
+        kept_S = min_count_mask(users, kept_S & frequent_I[users.items], data.min_user_interactions)
     if data.max_history is None:
         return kept_S
     rows, counts = users.rows(), _counts(users, kept_S)
@@ -29,16 +29,16 @@ def stays(users: Sequences, data: DataConfig, frequent_I: np.ndarray) -> np.ndar
 
 def item_counts(users: Sequences, data: DataConfig, frequent_I: np.ndarray, min_user: int) -> np.ndarray:
     """How often the items of `frequent_I` occur in the histories that hold `min_user` of them: int64 (I,)."""
-    kept_S = with_enough(users, frequent_I[users.items] & unrepeated(users, data), min_user)
+    kept_S = min_count_mask(users, frequent_I[users.items] & deduplicate_mask(users, data), min_user)
     return np.bincount(users.items[kept_S], minlength=len(frequent_I))
 
 
-def unrepeated(users: Sequences, data: DataConfig) -> np.ndarray:
+def deduplicate_mask(users: Sequences, data: DataConfig) -> np.ndarray:
     """bool (S,): the first or the last of a user's interactions with one item, or all of them."""
-    if data.repeats == "keep":
+    if data.deduplicate == "keep":
         return np.ones(len(users.items), dtype=bool)
     pairs = (users.rows() << 32) | users.items
-    if data.repeats == "first":
+    if data.deduplicate == "first":
         places = np.unique(pairs, return_index=True)[1]
     else:
         places = len(pairs) - 1 - np.unique(pairs[::-1], return_index=True)[1]
@@ -47,7 +47,7 @@ def unrepeated(users: Sequences, data: DataConfig) -> np.ndarray:
     return kept_S
 
 
-def with_enough(users: Sequences, kept_S: np.ndarray, least: int) -> np.ndarray:
+def min_count_mask(users: Sequences, kept_S: np.ndarray, least: int) -> np.ndarray:
     """`kept_S` without that of users who keep fewer than `least`."""
     return kept_S & np.repeat(_counts(users, kept_S) >= least, users.lengths)
 

@@ -1,8 +1,8 @@
 """Cleaned rows of shards → users' histories, in a pass over shards that share nothing.
 
-`Draft` joins a shard's rows of the exchange with the histories that are there from earlier logs: it finds duplicates,
+`UpdateHistories` joins a shard's rows of the exchange with the histories of earlier logs: it finds duplicates,
 puts events in time order and keeps the rejected rows. What is written depends on a shard's rows alone: neither on their
-order nor on how many logs they came in. `finish` makes `sequences` of histories.
+order nor on how many logs they came in. `sequences` makes `sequences` of histories.
 
 Events of one user at one time (logs that know only days are full of them) are ordered by a hash of user and item:
 neither the order of files nor that of item numbers may tell what came last.
@@ -22,9 +22,9 @@ import pyarrow.compute as pc
 from allmrec.core.artifacts import Manifest, read_part, write_shard
 from allmrec.core.hashing import hash_strings, mix64
 from allmrec.core.storage import Storage
-from allmrec.data.prepare.clean import set_aside, to_arrow, to_polars
-from allmrec.data.prepare.exclusions import Forgotten
-from allmrec.data.prepare.shuffle import dealt_rows
+from allmrec.data.prepare.clean import split_rejections, to_arrow, to_polars
+from allmrec.data.prepare.exclusions import Exclusions
+from allmrec.data.prepare.shuffle import read_partition
 from allmrec.data.sequences import Sequences
 from schemas import rejected, sequences
 
@@ -40,7 +40,7 @@ REPORT = pa.schema(
 
 
 @dataclass(frozen=True)
-class Draft:
+class UpdateHistories:
     """Shard numbers → the shards' files of the artifact `histories`; reports their names, entries and counts.
 
     Files have new names, so that those of the run before stay whole until the new manifest is there. A shard that
@@ -51,36 +51,36 @@ class Draft:
     pieces: int  # of the log, in the exchange
     histories: Storage
     before: Manifest | None  # of the histories that are there
-    forgotten: Forgotten
-    forgets: bool  # whether what is there may hold forgotten ones
+    excluded: Exclusions
+    new_exclusions: bool  # whether what is there may hold excluded ones
     item_ids: pa.Array  # string (n,), by item_index - 1
-    made_by: str
+    fingerprint: str
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
         for shard in batch["id"]:
             yield report_row(shard, self.draft(int(shard)), np.zeros(0))
 
     def draft(self, shard: int) -> dict[str, Any]:
-        rows = to_polars(dealt_rows(self.exchange, range(self.pieces), shard))
-        good, (bad_rows, counted) = rows.filter(pl.col("aside").is_null()), set_aside(rows)
-        bad, left_out, named = _log_rejects(bad_rows), Counter(counted), (set[str](), set[str]())
+        rows = to_polars(read_partition(self.exchange, range(self.pieces), shard))
+        good, (bad_rows, counted) = rows.filter(pl.col("aside").is_null()), split_rejections(rows)
+        bad, filtered_out, named = _log_rejects(bad_rows), Counter(counted), (set[str](), set[str]())
         if self.before is not None:
-            known = self.before.facts["shards"][shard]
-            if not rows.height and not self.forgets:
+            known = self.before.stats["shards"][shard]
+            if not rows.height and not self.new_exclusions:
                 files = {known[key]: self.before.files[known[key]] for key in ("events", "rejected")}
                 return known | {"files": files, "named": [[], []]}
             old, old_bad = (read_part(self.histories, self.before, known[kind]) for kind in ("events", "rejected"))
-            (kept, gone), (bad_kept, bad_gone) = map(self.forgotten.split, (_events(old), to_polars(old_bad)))
+            (kept, gone), (bad_kept, bad_gone) = map(self.excluded.split, (_events(old), to_polars(old_bad)))
             for rows in (gone, bad_gone):
-                for ids, found in zip(named, self.forgotten.named(rows), strict=True):
+                for ids, found in zip(named, self.excluded.named(rows), strict=True):
                     ids.update(found)
             good = pl.concat([kept, good], how="diagonal")
             bad = pa.concat_tables([_log_rejects(bad_kept), bad])
-            left_out.update(known["left_out"])
+            filtered_out.update(known["filtered_out"])
         table, duplicates = in_order(good, self.item_ids)
         bad = pa.concat_tables([bad, _log_rejects(duplicates)])
         bad = bad.sort_by([(name, "ascending") for name in bad.schema.names])
-        suffix = f"{shard:05d}-{self.made_by[:12]}.parquet"
+        suffix = f"{shard:05d}-{self.fingerprint[:12]}.parquet"
         events, rejects = f"events-{suffix}", f"rejected-{suffix}"
         return {
             "events": events,
@@ -90,14 +90,14 @@ class Draft:
                 rejects: write_shard(self.histories, rejected.SCHEMA, rejects, bad.combine_chunks()),
             },
             "kept": len(table.column("item_index").combine_chunks().flatten()) if table.num_rows else 0,
-            "left_out": left_out,
-            "named": [sorted(ids) for ids in named],  # forgotten users and items; not for the manifest
+            "filtered_out": filtered_out,
+            "named": [sorted(ids) for ids in named],  # excluded users and items; not for the manifest
             "reasons": {entry["values"]: entry["counts"] for entry in bad.column("reason").value_counts().to_pylist()},
         }
 
 
 @dataclass(frozen=True)
-class NamesItems:
+class MentionsItems:
     """Shard numbers → whether a row that was rejected for its unknown item names one of `item_ids`."""
 
     histories: Storage
@@ -107,7 +107,7 @@ class NamesItems:
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
         ids = pl.Series(self.item_ids, dtype=pl.String)
         for shard in batch["id"]:
-            name = self.manifest.facts["shards"][shard]["rejected"]
+            name = self.manifest.stats["shards"][shard]["rejected"]
             rows = to_polars(read_part(self.histories, self.manifest, name))
             rows = rows.filter(pl.col("reason") == rejected.UNKNOWN_ITEM)
             named = rows["row"].str.json_path_match("$.item_id")

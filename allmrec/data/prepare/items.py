@@ -100,7 +100,7 @@ def clean_items(table: pa.Table, config: SourceConfig, place: Mapping[str, Any])
 
 
 def index_items(
-    cleaned: pa.Table, known: Sequence[str] = (), forgotten: Sequence[str] = ()
+    cleaned: pa.Table, known: Sequence[str] = (), excluded: Sequence[str] = ()
 ) -> tuple[pa.Table, pa.Table]:
     """All CLEANED rows → the `items` table without interactions, and the rejected rows.
 
@@ -110,7 +110,7 @@ def index_items(
     New items come after the known ones, ordered by the first file that has them and by id; so a catalogue that grows
     by files gives the same numbers in one preparation as in many.
 
-        forgotten: ids that stay without words, not available.
+        excluded: ids that stay without words, not available.
 
     Of several rows with one id one with a title is kept; of several of those the first in the order of their
     content, so that the choice does not hang on the order of files.
@@ -121,7 +121,7 @@ def index_items(
     good = good.sort("item_id", pl.col("title").is_null(), "row")
     good = good.with_columns(first_file=pl.col("file").min().over("item_id"))
     first = pl.col("item_id").is_first_distinct()
-    kept = _numbered(good.filter(first), known, forgotten)
+    kept = _numbered(good.filter(first), known, excluded)
     inputs = to_arrow(kept, items.INPUT)
     texts = item_texts(inputs.column("title"), inputs.column("description"))
     kept = kept.with_columns(_text_hashes(texts), popularity=pl.lit(0), interactions=pl.lit(0))
@@ -130,14 +130,14 @@ def index_items(
     return to_arrow(kept, items.SCHEMA), to_arrow(bad.with_columns(source=pl.lit("items")), rejected.SCHEMA)
 
 
-def _numbered(rows: pl.DataFrame, known: Sequence[str], forgotten: Sequence[str]) -> pl.DataFrame:
+def _numbered(rows: pl.DataFrame, known: Sequence[str], excluded: Sequence[str]) -> pl.DataFrame:
     """CLEANED rows of different items with `first_file` → all items in the order of their new column item_index."""
     before = pl.DataFrame({"item_id": pl.Series(known, dtype=pl.String)}).with_row_index("place")
     gone = before.select("item_id").join(rows, on="item_id", how="anti").with_columns(available=pl.lit(False))
     rows = pl.concat([rows, gone], how="diagonal").join(before, on="item_id", how="left")
     rows = rows.sort("place", "first_file", "item_id", nulls_last=True).drop("place")
     rows = rows.with_row_index("item_index", offset=1)
-    out = pl.col("item_id").is_in(pl.Series(forgotten, dtype=pl.String).implode())
+    out = pl.col("item_id").is_in(pl.Series(excluded, dtype=pl.String).implode())
     words = [pl.when(~out).then(pl.col(name)).alias(name) for name in ("title", "description", "categories")]
     return rows.with_columns(*words, available=pl.when(out).then(pl.lit(False)).otherwise("available"))
 

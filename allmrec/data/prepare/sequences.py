@@ -1,7 +1,7 @@
 """Users' histories → `sequences`, in passes over shards that share nothing; each reports one row a shard.
 
 `CountItems` and `DrawUsers` find out what must be known of all shards together: which items are frequent, and whom the
-split samples. `Finish` then filters each shard's histories, divides them and writes them.
+split samples. `BuildSequences` then filters each shard's histories, divides them and writes them.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ import pyarrow as pa
 from allmrec.core.artifacts import Manifest, read_manifest, read_part, shard_name, write_shard
 from allmrec.core.storage import Storage
 from allmrec.data.config import DataConfig
-from allmrec.data.prepare.filters import item_counts, stays
+from allmrec.data.prepare.filters import item_counts, keep_mask
 from allmrec.data.prepare.histories import history_rows, report_row
 from allmrec.data.sequences import Sequences
 from allmrec.data.splits import NONE, Split, times_of
@@ -52,7 +52,7 @@ class DrawUsers:
 
 
 @dataclass(frozen=True)
-class Finish:
+class BuildSequences:
     """Shard numbers → shards of `sequences`; reports sizes, and item counts: the training part's and all.
 
     A file that would not change is left alone.
@@ -87,7 +87,7 @@ class Finish:
 def filtered(table: pa.Table, data: DataConfig, frequent_I: np.ndarray) -> pa.Table:
     """Rows of HISTORY with the interactions that stay, without users who have none left."""
     users = Sequences.from_table(table)
-    kept_S = stays(users, data, frequent_I)
+    kept_S = keep_mask(users, data, frequent_I)
     if kept_S.all():
         return table
     lengths = np.diff(np.append(0, np.cumsum(kept_S))[users.offsets])
@@ -98,4 +98,4 @@ def filtered(table: pa.Table, data: DataConfig, frequent_I: np.ndarray) -> pa.Ta
 
 def _histories(histories: Storage, shard: int) -> pa.Table:
     manifest = read_manifest(histories)
-    return read_part(histories, manifest, manifest.facts["shards"][shard]["events"])
+    return read_part(histories, manifest, manifest.stats["shards"][shard]["events"])

@@ -16,30 +16,30 @@ import polars as pl
 import pyarrow as pa
 
 from allmrec.core.storage import Storage
-from allmrec.data.prepare.clean import CLEANED, CleanInteractions, left_out, to_arrow, to_polars
-from allmrec.data.prepare.exclusions import FORGOTTEN, Forgotten
+from allmrec.data.prepare.clean import CLEANED, CleanInteractions, filtered_out, to_arrow, to_polars
+from allmrec.data.prepare.exclusions import EXCLUDED, Exclusions
 
-# The forgotten users and items that a piece names.
+# The excluded users and items that a piece names.
 NAMED = pa.schema([("users", pa.list_(pa.string())), ("items", pa.list_(pa.string()))])
 
 
 @dataclass(frozen=True)
-class Deal:
+class PartitionRows:
     """Numbers of pieces → their files in the exchange; reports NAMED."""
 
     clean: CleanInteractions
     exchange: Storage
-    forgotten: Forgotten
+    excluded: Exclusions
     num_shards: int
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
         for piece in batch["id"]:
             rows = to_polars(pa.concat_tables([CLEANED.empty_table(), *self.clean({"id": [piece]})]))
-            kept, gone = self.forgotten.split(rows)
+            kept, gone = self.excluded.split(rows)
             if gone.height:
-                kept = pl.concat([kept, left_out(FORGOTTEN, gone.height)], how="diagonal")
+                kept = pl.concat([kept, filtered_out(EXCLUDED, gone.height)], how="diagonal")
             write_piece(self.exchange, piece, kept, self.num_shards)
-            yield pa.table([[ids] for ids in self.forgotten.named(gone)], schema=NAMED)
+            yield pa.table([[ids] for ids in self.excluded.named(gone)], schema=NAMED)
 
 
 def write_piece(exchange: Storage, piece: int, rows: pl.DataFrame, num_shards: int) -> None:
@@ -54,7 +54,7 @@ def write_piece(exchange: Storage, piece: int, rows: pl.DataFrame, num_shards: i
     exchange.write(_file(piece), buffer.getvalue())
 
 
-def dealt_rows(exchange: Storage, pieces: Sequence[int], shard: int) -> pa.Table:
+def read_partition(exchange: Storage, pieces: Sequence[int], shard: int) -> pa.Table:
     """A shard's CLEANED rows of all pieces."""
     filesystem, root = exchange.arrow()
     batches = []

@@ -1,6 +1,6 @@
 """Spoilt rows, as real logs and catalogues have them.
 
-Good rows stay as they are and in their order; spoilt ones come between them. Only titles are spoilt in place,
+Good rows stay as they are and in their order; corrupted ones come between them. Only titles are corrupted in place,
 since a hostile title is still an item's title.
 """
 
@@ -22,7 +22,7 @@ HOSTILE_TITLES = [
 ]
 
 
-def spoil_items(table: pa.Table, fraction: float, random: np.random.Generator) -> pa.Table:
+def corrupt_items(table: pa.Table, fraction: float, random: np.random.Generator) -> pa.Table:
     """Hostile titles for a fraction of the items; beside them as many rows that repeat an item or have no id."""
     count = round(fraction * len(table))
     title = np.array(table.column("title").to_pylist(), dtype=object)
@@ -33,7 +33,7 @@ def spoil_items(table: pa.Table, fraction: float, random: np.random.Generator) -
     return _nullable(table, again.set_column(0, "item_id", ids), random)
 
 
-def spoil_interactions(table: pa.Table, fraction: float, random: np.random.Generator) -> pa.Table:
+def corrupt_interactions(table: pa.Table, fraction: float, random: np.random.Generator) -> pa.Table:
     """Beside the good rows a fraction of others: null ids, unknown items, absurd or missing times, duplicates."""
     rows = table.take(pa.array(random.integers(len(table), size=round(fraction * len(table)))))
     kind = np.arange(len(rows)) % 6  # 5 stays as it is: a duplicate
@@ -57,9 +57,9 @@ def broken_lines(count: int) -> list[str]:
     return [lines[i % len(lines)] for i in range(count)]
 
 
-def _nullable(good: pa.Table, spoilt: pa.Table, random: np.random.Generator) -> pa.Table:
-    """Both together, the spoilt rows anywhere, in a schema that lets them be null."""
+def _nullable(good: pa.Table, corrupted: pa.Table, random: np.random.Generator) -> pa.Table:
+    """Both together, the corrupted rows anywhere, in a schema that lets them be null."""
     schema = pa.schema([field.with_nullable(True) for field in good.schema])
-    both = pa.concat_tables([good.cast(schema), spoilt.cast(schema)])
-    place = np.concatenate([np.arange(len(good)), random.uniform(-1, len(good), len(spoilt))])
+    both = pa.concat_tables([good.cast(schema), corrupted.cast(schema)])
+    place = np.concatenate([np.arange(len(good)), random.uniform(-1, len(good), len(corrupted))])
     return both.take(pa.array(np.argsort(place, kind="stable")))

@@ -9,11 +9,20 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from allmrec.demo.sample.shop import DOMAINS, NUM_CLUSTERS, NUM_GENRES, Domain, SampleConfig, Shelf, Tastes, generator
+from allmrec.demo.sample.shop import (
+    DOMAINS,
+    NUM_CLUSTERS,
+    NUM_GENRES,
+    Domain,
+    LatentItems,
+    SampleConfig,
+    Tastes,
+    generator,
+)
 from schemas import check, interactions
 
 FOLLOW = 0.45  # probability of the last item's sequel, where there is one
-MAINSTREAM = 0.1  # probability of an item for its fame alone
+MAINSTREAM = 0.1  # probability of an item for its popularity_weight alone
 SAME_DAY = 0.1  # probability that an event falls on the day of the one before it
 OPENED = np.datetime64("2019-01-01")
 LONGEST = 100  # interactions of a user
@@ -29,7 +38,7 @@ class Events:
     day: np.ndarray  # int (E,), days since the shop opened; nobody meets an item twice
 
 
-def draw_events(config: SampleConfig, domain: Domain, tastes: Tastes, shelf: Shelf) -> Events:
+def draw_events(config: SampleConfig, domain: Domain, tastes: Tastes, shelf: LatentItems) -> Events:
     """Everybody's history in a domain."""
     random = generator(config, 3, DOMAINS.index(domain))
     length = _lengths(config, random, len(shelf))
@@ -61,7 +70,7 @@ def draw_events(config: SampleConfig, domain: Domain, tastes: Tastes, shelf: She
 
 
 def interactions_table(
-    config: SampleConfig, domain: Domain, tastes: Tastes, shelf: Shelf, user_ids: pa.Array, item_ids: pa.Array
+    config: SampleConfig, domain: Domain, tastes: Tastes, shelf: LatentItems, user_ids: pa.Array, item_ids: pa.Array
 ) -> pa.Table:
     """The domain's log (schemas.interactions.SCHEMA) in order of time, to the day; ratings tell of the genre taste."""
     events = draw_events(config, domain, tastes, shelf)
@@ -83,7 +92,7 @@ def interactions_table(
 class _Taste:
     """Draws items by taste: genre, cluster, item within both."""
 
-    def __init__(self, shelf: Shelf, early_UG: np.ndarray, late_UG: np.ndarray, cluster_UC: np.ndarray):
+    def __init__(self, shelf: LatentItems, early_UG: np.ndarray, late_UG: np.ndarray, cluster_UC: np.ndarray):
         cell = shelf.genre * NUM_CLUSTERS + shelf.cluster
         self.items = np.argsort(cell, kind="stable")  # cell by cell
         self.ends = np.cumsum(shelf.weight[self.items])

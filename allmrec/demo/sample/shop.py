@@ -21,7 +21,7 @@ NUM_CLUSTERS = 6
 GENRES_LIKED = 1.0  # concentrations of the tastes' Dirichlets: the smaller, the fewer a user likes
 CLUSTERS_LIKED = 0.9
 FRANCHISE = 4  # items of a franchise, about
-ZIPF = 1.0  # exponent of fame
+ZIPF = 1.0  # exponent of popularity_weight
 
 
 class SampleConfig(Section):
@@ -31,7 +31,7 @@ class SampleConfig(Section):
     items: int = Field(800, ge=20)
     interactions_per_user: float = Field(12, ge=4)  # mean
     seed: int = Field(0, ge=0)
-    dirty_fraction: float = Field(0.0, ge=0, le=0.5)  # spoilt rows for each good one
+    dirty_fraction: float = Field(0.0, ge=0, le=0.5)  # corrupted rows for each good one
     cold_users: float = Field(0.1, ge=0, le=0.9)  # share with exactly three interactions
     cold_items: float = Field(0.1, ge=0, le=0.9)  # share that is hardly ever met
 
@@ -55,7 +55,7 @@ class Tastes:
 
 
 @dataclass(frozen=True)
-class Shelf:
+class LatentItems:
     """The N items of a domain, by position 0 ... N - 1."""
 
     franchise: np.ndarray  # int (N,), franchises are contiguous
@@ -85,7 +85,7 @@ def draw_tastes(config: SampleConfig) -> Tastes:
     return Tastes(early_UG, 0.5 * early_UG + 0.5 * new_UG, cluster_UC)
 
 
-def draw_shelf(config: SampleConfig, domain: Domain) -> Shelf:
+def draw_shelf(config: SampleConfig, domain: Domain) -> LatentItems:
     """The items of a domain."""
     random = generator(config, 2, DOMAINS.index(domain))
     count = config.items
@@ -98,4 +98,4 @@ def draw_shelf(config: SampleConfig, domain: Domain) -> Shelf:
     cold = random.permutation(count) < round(config.cold_items * count)
     weight[cold] *= 0.03
     follows = np.append((franchise[1:] == franchise[:-1]) & ~cold[1:], False)
-    return Shelf(franchise, part, genre, cluster, weight, np.where(follows, np.arange(count) + 1, -1))
+    return LatentItems(franchise, part, genre, cluster, weight, np.where(follows, np.arange(count) + 1, -1))

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from allmrec.demo.sample.shop import DOMAINS, NUM_GENRES, Domain, SampleConfig, Shelf, generator
+from allmrec.demo.sample.shop import DOMAINS, NUM_GENRES, Domain, LatentItems, SampleConfig, generator
 from schemas import check, items
 
 
@@ -49,7 +49,7 @@ KIND: dict[Domain, str] = {"movies": "film", "games": "game"}
 assert len(GENRES) == NUM_GENRES
 
 
-def items_table(config: SampleConfig, domain: Domain, shelf: Shelf) -> pa.Table:
+def items_table(config: SampleConfig, domain: Domain, shelf: LatentItems) -> pa.Table:
     """The domain's catalogue (schemas.items.INPUT), row i for position i on the shelf."""
     random = generator(config, 5, DOMAINS.index(domain))
     count, genre = len(shelf), shelf.genre
@@ -101,7 +101,7 @@ def user_ids(config: SampleConfig) -> pa.Array:
     return pa.array(np.char.add("U", np.char.zfill(np.arange(config.users).astype(str), 7)))
 
 
-def _franchise_names(random: np.random.Generator, shelf: Shelf) -> pa.Array:
+def _franchise_names(random: np.random.Generator, shelf: LatentItems) -> pa.Array:
     """A name for each item's franchise, no two alike while the words last (some 1,900)."""
     plain = len(STEMS) * len(TAILS)
     number = random.permutation(max(2 * plain, shelf.franchise[-1] + 1))[shelf.franchise]

@@ -18,7 +18,7 @@ from allmrec.data.prepare.clean import (
     ItemLookup,
     clean_interactions,
     microseconds,
-    set_aside,
+    split_rejections,
     to_polars,
 )
 from allmrec.data.sources.lines import MALFORMED, NUMBER
@@ -48,15 +48,15 @@ def cleaned(rows, schema=SCHEMA, **data):
     table = pa.Table.from_pylist(rows, schema)
     found = clean_interactions(table, DataConfig(num_shards=4, **data), ItemLookup(ITEM_IDS), PLACE)
     assert found.schema == CLEANED
-    bad, left_out = set_aside(to_polars(found))
+    bad, filtered_out = split_rejections(to_polars(found))
     good = [row for row in found.to_pylist() if row["aside"] is None]
-    assert len(good) + len(bad) + sum(left_out.values()) == len(rows)
-    assert len(found) == len(good) + len(bad) + len(left_out)
-    return good, bad.to_dicts(), left_out
+    assert len(good) + len(bad) + sum(filtered_out.values()) == len(rows)
+    assert len(found) == len(good) + len(bad) + len(filtered_out)
+    return good, bad.to_dicts(), filtered_out
 
 
 def test_every_reason_and_the_row_as_json():
-    good, bad, left_out = cleaned(ROWS)
+    good, bad, filtered_out = cleaned(ROWS)
     assert [(row["user_id"], row["item_index"], row["timestamp"]) for row in good] == [
         ("u1", 2, 1_500_000_000_000_000),
         ("u1", 1, 1_500_000_001_000_000),
@@ -73,7 +73,7 @@ def test_every_reason_and_the_row_as_json():
     assert [(row["file"], row["from_byte"], row["number"]) for row in bad] == [
         ("log.json", 0, number) for number in range(3, 10)
     ]
-    assert not left_out
+    assert not filtered_out
 
 
 def test_a_row_goes_to_its_users_shard():
@@ -98,10 +98,10 @@ def test_what_the_config_does_not_ask_for_is_left_out_and_counted():
     rows = [{"user_id": "u1", "item_id": "b", "timestamp": 1_500_000_000} | row for row in rows]
     schema, day = SCHEMA.append(pa.field("event", pa.string())), dt.date.fromtimestamp(1_500_000_000)
     wanted = {"min_rating": 3, "events": ["buy", "cart"], "start": day, "end": day + dt.timedelta(1)}
-    good, bad, left_out = cleaned(rows, schema, **wanted)
+    good, bad, filtered_out = cleaned(rows, schema, **wanted)
     assert len(good) == 1
     assert [row["reason"] for row in bad] == [rejected.UNKNOWN_ITEM, rejected.BAD_TIMESTAMP]
-    assert left_out == {BELOW_MIN_RATING: 2, OTHER_EVENT: 2, OUTSIDE_WINDOW: 2}
+    assert filtered_out == {BELOW_MIN_RATING: 2, OTHER_EVENT: 2, OUTSIDE_WINDOW: 2}
     assert cleaned(rows, schema, start=day)[2] == {OUTSIDE_WINDOW: 1}
     assert cleaned(rows, schema, end=day)[2] == {OUTSIDE_WINDOW: 7}
 

@@ -3,7 +3,7 @@ import json
 import polars as pl
 import pyarrow as pa
 
-from allmrec.data.prepare.exclusions import Forgotten
+from allmrec.data.prepare.exclusions import Exclusions
 
 ITEM_IDS = pa.array(["a", "b", "c"])
 ROWS = pl.DataFrame(
@@ -24,35 +24,35 @@ ROWS = pl.DataFrame(
 
 
 def test_rows_of_users_and_items_go_wherever_they_are_named():
-    kept = Forgotten.of(["ann"], ["b", "unknown"], ITEM_IDS).without(ROWS)
+    kept = Exclusions.of(["ann"], ["b", "unknown"], ITEM_IDS).without(ROWS)
     assert kept["user_id"].to_list() == ["cid", None, None]
     assert kept["row"].to_list()[1:] == ['{"user_id":"dan","item_id":"z"}', '{"broken']
 
 
 def test_tables_without_some_of_the_columns():
-    assert Forgotten.of(["ann"], [], ITEM_IDS).without(ROWS.select("item_index")).height == 7
-    assert Forgotten.of([], ["c"], ITEM_IDS).without(ROWS.select("user_id", "item_index")).height == 6
+    assert Exclusions.of(["ann"], [], ITEM_IDS).without(ROWS.select("item_index")).height == 7
+    assert Exclusions.of([], ["c"], ITEM_IDS).without(ROWS.select("user_id", "item_index")).height == 6
 
 
 def test_rows_that_cleaning_set_aside_are_looked_into():
     asides = [json.dumps({"reason": "unknown_item", "row": row}) for row in ROWS["row"].drop_nulls()]
     rows = pl.DataFrame({"aside": [None, *asides, '{"reason":"below_min_rating","count":3}']})
-    kept = Forgotten.of(["ann"], ["b"], ITEM_IDS).without(rows)["aside"].to_list()
+    kept = Exclusions.of(["ann"], ["b"], ITEM_IDS).without(rows)["aside"].to_list()
     assert kept == [None, asides[2], asides[3], '{"reason":"below_min_rating","count":3}']
 
 
 def test_nobody_is_forgotten():
-    assert Forgotten.of([], [], ITEM_IDS).without(ROWS).equals(ROWS)
+    assert Exclusions.of([], [], ITEM_IDS).without(ROWS).equals(ROWS)
 
 
 def test_a_rejected_row_may_spell_an_id_as_a_real_number():
     rows = pl.DataFrame(
         {"row": ['{"user_id":7.0}', '{"user_id":"7"}', '{"user_id":70}', '{"item_id":8.0,"user_id":1}']}
     )
-    kept, gone = (forgotten := Forgotten.of(["7"], ["8"], ITEM_IDS)).split(rows)
-    assert kept["row"].to_list() == ['{"user_id":70}'] and forgotten.named(gone) == (["7"], ["8"])
+    kept, gone = (excluded := Exclusions.of(["7"], ["8"], ITEM_IDS)).split(rows)
+    assert kept["row"].to_list() == ['{"user_id":70}'] and excluded.named(gone) == (["7"], ["8"])
 
 
 def test_whom_the_rows_that_went_name():
-    forgotten = Forgotten.of(["ann", "dan", "nobody"], ["b", "z"], ITEM_IDS)
-    assert forgotten.named(forgotten.split(ROWS)[1]) == (["ann", "dan"], ["b", "z"])
+    excluded = Exclusions.of(["ann", "dan", "nobody"], ["b", "z"], ITEM_IDS)
+    assert excluded.named(excluded.split(ROWS)[1]) == (["ann", "dan"], ["b", "z"])

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from allmrec.data.config import DataConfig
-from allmrec.data.prepare.filters import item_counts, stays
+from allmrec.data.prepare.filters import item_counts, keep_mask
 from allmrec.data.sequences import Sequences
 from tests.cf.conftest import ragged
 
@@ -17,7 +17,7 @@ EVERYTHING = np.arange(NUM_ITEMS + 1) > 0
 
 
 def kept(users: Sequences, data: DataConfig, frequent=EVERYTHING) -> list[list[int]]:
-    mask = stays(users, data, frequent)
+    mask = keep_mask(users, data, frequent)
     return [
         users.items[first:end][mask[first:end]].tolist()
         for first, end in zip(users.offsets[:-1], users.offsets[1:], strict=True)
@@ -53,7 +53,7 @@ def iterated(users: Sequences, data: DataConfig) -> np.ndarray:
 @given(histories=HISTORIES, least_item=st.integers(2, 4), least_user=st.integers(1, 4))
 def test_the_core_is_what_is_left_when_nothing_violates_it(histories, least_item, least_user):
     users = ragged(histories)
-    data = DataConfig(min_item_interactions=least_item, min_user_interactions=least_user, core="iterated")
+    data = DataConfig(min_item_interactions=least_item, min_user_interactions=least_user, k_core=True)
     assert kept(users, data, iterated(users, data)) == core_of(histories, least_item, least_user)
 
 
@@ -61,9 +61,9 @@ def test_the_core_is_what_is_left_when_nothing_violates_it(histories, least_item
 def test_repeats(histories):
     users = ragged(histories)
     assert kept(users, DataConfig()) == histories
-    assert kept(users, DataConfig(repeats="first")) == [list(dict.fromkeys(history)) for history in histories]
+    assert kept(users, DataConfig(deduplicate="first")) == [list(dict.fromkeys(history)) for history in histories]
     last = [list(dict.fromkeys(history[::-1]))[::-1] for history in histories]
-    assert kept(users, DataConfig(repeats="last")) == last
+    assert kept(users, DataConfig(deduplicate="last")) == last
 
 
 @given(histories=HISTORIES, most=st.integers(1, 9))
@@ -75,10 +75,10 @@ def test_the_newest_of_what_is_kept_stay(histories, most):
 
 def test_users_are_counted_after_repeats_went_and_in_the_core_after_rare_items_too():
     users = ragged([[1, 1, 2], [1, 2, 3], [3, 4], [5, 5]])
-    data = DataConfig(repeats="first", min_user_interactions=2)
+    data = DataConfig(deduplicate="first", min_user_interactions=2)
     frequent = np.array([0, 1, 1, 1, 0, 0, 0], dtype=bool)
     assert kept(users, data, frequent) == [[1, 2], [1, 2, 3], [3], []]
-    core = data.model_copy(update={"core": "iterated"})
+    core = data.model_copy(update={"k_core": True})
     assert kept(users, core, frequent) == [[1, 2], [1, 2, 3], [], []]
     assert item_counts(users, data, frequent, 1).tolist() == [0, 2, 2, 2, 0, 0, 0]
     assert item_counts(users, data, frequent, 3).tolist() == [0, 1, 1, 1, 0, 0, 0]

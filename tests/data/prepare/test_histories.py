@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from allmrec.data.prepare.clean import BELOW_MIN_RATING, to_polars
-from allmrec.data.prepare.exclusions import Forgotten
-from allmrec.data.prepare.histories import NamesItems, in_order
+from allmrec.data.prepare.exclusions import Exclusions
+from allmrec.data.prepare.histories import MentionsItems, in_order
 from schemas import rejected, sequences
 from tests.data.shop import BAD, EVENTS, ITEM_IDS, Shop, rows
 
@@ -57,7 +57,7 @@ def test_a_draft_reports_what_was_kept_and_what_was_rejected(tmp_path):
     reports = shop.update(block)
     assert reports[0]["reasons"] == {rejected.DUPLICATE_EVENT: 1, rejected.MALFORMED: 1, rejected.UNKNOWN_ITEM: 1}
     assert reports[1]["reasons"] == {}
-    assert (reports[0]["left_out"], reports[1]["left_out"]) == ({BELOW_MIN_RATING: 3}, {})
+    assert (reports[0]["filtered_out"], reports[1]["filtered_out"]) == ({BELOW_MIN_RATING: 3}, {})
     assert (reports[0]["kept"], reports[1]["kept"]) == (7, 1)
 
 
@@ -84,7 +84,7 @@ def test_a_shard_that_nothing_is_new_for_keeps_its_files(tmp_path):
 def test_forgotten_users_and_items_leave_histories_and_rejected_rows(tmp_path):
     shop = Shop(tmp_path)
     shop.update(rows(EVENTS, 2, BAD))
-    reports = shop.update(forgotten=Forgotten.of(["ann"], ["item-7"], ITEM_IDS))
+    reports = shop.update(excluded=Exclusions.of(["ann"], ["item-7"], ITEM_IDS))
     assert reports[0]["reasons"] == {rejected.MALFORMED: 1}
     events = pa.concat_tables(
         [pq.read_table(io.BytesIO(data)) for name, data in shop.content().items() if "ev" in name]
@@ -95,6 +95,6 @@ def test_forgotten_users_and_items_leave_histories_and_rejected_rows(tmp_path):
 def test_rejected_rows_that_name_an_item(tmp_path):
     shop = Shop(tmp_path)
     shop.update(rows(EVENTS, 2, BAD))
-    names = [row["names"] for row in shop.run(NamesItems(shop.histories, shop.before, pa.array(["new", "newer"])))]
+    names = [row["names"] for row in shop.run(MentionsItems(shop.histories, shop.before, pa.array(["new", "newer"])))]
     assert names == [True, False]
-    assert not any(row["names"] for row in shop.run(NamesItems(shop.histories, shop.before, pa.array(["newer"]))))
+    assert not any(row["names"] for row in shop.run(MentionsItems(shop.histories, shop.before, pa.array(["newer"]))))

@@ -81,10 +81,10 @@ def test_a_list_is_whole_or_refused(tmp_path: Path) -> None:
 )
 def test_a_list_must_be_known(listed: int, known: int, least: float, holds: bool) -> None:
     if holds:
-        refuse_unknown("data.forgotten_users", listed, known, least)
+        refuse_unknown("data.excluded_users", listed, known, least)
     else:
-        with pytest.raises(ValueError, match=r"data.forgotten_users.*(lists nothing|of 4 ids listed, [01] are known)"):
-            refuse_unknown("data.forgotten_users", listed, known, least)
+        with pytest.raises(ValueError, match=r"data.excluded_users.*(lists nothing|of 4 ids listed, [01] are known)"):
+            refuse_unknown("data.excluded_users", listed, known, least)
 
 
 TEXT = st.text(st.characters(exclude_characters="\x1f\x00\n\r", exclude_categories=["Cs"]), min_size=1, max_size=6)

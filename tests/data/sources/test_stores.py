@@ -18,7 +18,7 @@ from allmrec.data.sources.source import open_source
 from allmrec.nightly.user_tables import CANDIDATES
 from jobs.config import Config
 from jobs.nightly_inputs import item_list
-from jobs.prepare import forgotten_lists
+from jobs.prepare import excluded_lists
 
 ROWS = [{"user_id": f"u{n}", "item_id": f"i{n % 3}", "timestamp": str(1_500_000_000 + n)} for n in range(9)]
 NAMES = ["log", "log#1", "log?2=3%41 b", "ü😀+&=", "[ab]*"]
@@ -88,9 +88,9 @@ def test_lists_of_ids_and_candidates_are_read(storage: Storage, where: S3Config,
     ids = [{"user_id": row["user_id"], "item_id": row["item_id"]} for row in ROWS]
     storage.write(f"ids.{format}", written(ids, format))
     listed = {"paths": [f"{storage.uri}/ids.{format}"], "format": format}
-    data = {"forgotten_users": listed, "forgotten_items": listed}
+    data = {"excluded_users": listed, "excluded_items": listed}
     config = Config(name="test", storage=where, data=data, nightly={"blocked_items": listed})
-    found = [sorted(ids.spellings.to_pylist()) for ids in forgotten_lists(config) if ids]
+    found = [sorted(ids.spellings.to_pylist()) for ids in excluded_lists(config) if ids]
     assert found == [[row["user_id"] for row in ROWS], ["i0", "i1", "i2"]]
     blocked = item_list(config, "blocked_items")
     assert blocked is not None and sorted(blocked.spellings.to_pylist()) == ["i0", "i1", "i2"]

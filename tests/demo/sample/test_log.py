@@ -1,16 +1,24 @@
-"""The sample log behaves like a shop's: sequels follow, fame is skew, and taste tells more than fame."""
+"""The sample log behaves like a shop's: sequels follow, popularity is skewed, and taste tells more than it."""
 
 import numpy as np
 import pytest
 
 from allmrec.demo.sample.log import FOLLOW, MAINSTREAM, Events, draw_events
-from allmrec.demo.sample.shop import NUM_CLUSTERS, NUM_GENRES, SampleConfig, Shelf, Tastes, draw_shelf, draw_tastes
+from allmrec.demo.sample.shop import (
+    NUM_CLUSTERS,
+    NUM_GENRES,
+    LatentItems,
+    SampleConfig,
+    Tastes,
+    draw_shelf,
+    draw_tastes,
+)
 
 CONFIG = SampleConfig(users=2000, items=600)
 
 
 @pytest.fixture(scope="module")
-def shop() -> tuple[Tastes, Shelf, Events]:
+def shop() -> tuple[Tastes, LatentItems, Events]:
     tastes, shelf = draw_tastes(CONFIG), draw_shelf(CONFIG, "movies")
     return tastes, shelf, draw_events(CONFIG, "movies", tastes, shelf)
 
@@ -75,9 +83,9 @@ def test_an_oracle_finds_the_next_item_and_fame_does_not(shop):
     random, matched = _candidates(events, target, counts, None), _candidates(events, target, counts, 40)
     assert _hit(scores, random) > 0.6
     assert _hit(scores, matched) > 0.55
-    fame = np.broadcast_to(counts.astype(float), scores.shape)
-    assert 0.1 < _hit(fame, random) < 0.25
-    assert _hit(fame, matched) < 0.1
+    popularity_weight = np.broadcast_to(counts.astype(float), scores.shape)
+    assert 0.1 < _hit(popularity_weight, random) < 0.25
+    assert _hit(popularity_weight, matched) < 0.1
 
 
 def test_another_seed_is_another_log(shop):
@@ -108,7 +116,7 @@ def _last_and_before(events: Events) -> tuple[np.ndarray, np.ndarray]:
     return events.item[last], events.item[last - 1]
 
 
-def _probabilities(tastes: Tastes, shelf: Shelf, before: np.ndarray) -> np.ndarray:
+def _probabilities(tastes: Tastes, shelf: LatentItems, before: np.ndarray) -> np.ndarray:
     """Of each item coming last, by the generator's own factors: (U, N)."""
     cell = shelf.genre * NUM_CLUSTERS + shelf.cluster
     total = np.bincount(cell, shelf.weight, minlength=NUM_GENRES * NUM_CLUSTERS)
@@ -119,7 +127,7 @@ def _probabilities(tastes: Tastes, shelf: Shelf, before: np.ndarray) -> np.ndarr
 
 
 def _candidates(events: Events, target: np.ndarray, counts: np.ndarray, window: int | None) -> np.ndarray:
-    """The target first, then 19 items that the user has not met, near it in fame if there is a window."""
+    """The target first, then 19 items that the user has not met, near it in popularity_weight if there is a window."""
     draw = np.random.default_rng(0).random((len(target), len(counts)))
     draw[events.user, events.item] = 2
     if window:

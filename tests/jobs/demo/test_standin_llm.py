@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from allmrec.core.artifacts import read_file, read_manifest, seal, write_shard
+from allmrec.core.artifacts import commit, read_file, read_manifest, write_shard
 from allmrec.core.storage import open_storage
 from allmrec.llm.loading import LLMConfig, load_llm
 from jobs.config import Config
@@ -33,20 +33,20 @@ def test_writes_a_sealed_model_once(tmp_path: Path) -> None:
     ]
     table = pa.Table.from_pylist(rows, items.SCHEMA)
     shard = write_shard(run.at("items"), items.SCHEMA, "part-00000.parquet", table)
-    seal(run.at("items"), "items", "test", {"part-00000.parquet": shard})
+    commit(run.at("items"), "items", "test", {"part-00000.parquet": shard})
 
     assert execute(STEP, config, Console(log_json=True))
     model = run.at("models/llm")
     manifest = read_manifest(model)
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(manifest.files)
     assert all(read_file(model, manifest, name) for name in manifest.files)
-    assert manifest.facts["bound"] < manifest.facts["cross_entropy"]
+    assert manifest.stats["bound"] < manifest.stats["cross_entropy"]
     load_llm(LLMConfig(name=model.uri))
     assert not execute(STEP, config, Console(log_json=True))
 
 
 def test_a_bucket_is_refused_in_words() -> None:
     config = Config(name="t", root="s3://bucket/runs")
-    context = Context(config, open_storage(config.run_uri, config.storage), Console(), made_by="")
+    context = Context(config, open_storage(config.run_uri, config.storage), Console(), fingerprint="")
     with pytest.raises(ValueError, match="local folder"):
         STEP.plan(context)

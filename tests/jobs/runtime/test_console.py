@@ -21,7 +21,7 @@ def test_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
         with console.progress("work", 2) as bar:
             bar.advance(1, loss=0.5)
             bar.advance(1, loss=0.25)
-        phase.facts({"rows": 3})
+        phase.stats({"rows": 3})
     console.table("t", ["system", "hit"], [["a", 1]])
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [event["event"] for event in events] == ["start", "progress", "done", "table"]
@@ -36,7 +36,7 @@ def test_text_is_never_markup(capsys: pytest.CaptureFixture[str]) -> None:
     console.skip("verb", HOSTILE)
     console.plan("verb", {"path": HOSTILE})
     with console.phase("verb") as phase:
-        phase.facts({"path": HOSTILE})
+        phase.stats({"path": HOSTILE})
     assert capsys.readouterr().out.count(HOSTILE) == 6
 
 

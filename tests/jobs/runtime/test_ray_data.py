@@ -8,7 +8,7 @@ import ray
 from ray.exceptions import RayError
 
 from jobs.config import WorkersConfig
-from jobs.runtime.ray_data import over, pooled, tables, watched
+from jobs.runtime.ray_data import iter_results, map_actors, map_tasks, with_timeout
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("started_ray")]
 
@@ -20,7 +20,7 @@ def square(batch):
 
 
 def test_every_number_once():
-    assert sorted(pa.concat_tables(tables(over(7, square))).column("square").to_pylist()) == [
+    assert sorted(pa.concat_tables(iter_results(map_tasks(7, square))).column("square").to_pylist()) == [
         number**2 for number in range(7)
     ]
 
@@ -30,7 +30,7 @@ def test_a_users_error_comes_out_as_it_was_raised():
         raise ValueError("interactions: cannot read log.json.gz")
 
     with pytest.raises(ValueError) as error:
-        list(tables(over(1, refuse)))
+        list(iter_results(map_tasks(1, refuse)))
     assert str(error.value) == "interactions: cannot read log.json.gz"
     assert not isinstance(error.value, RayError)
 
@@ -45,7 +45,11 @@ def test_workers_that_failed_give_their_cpus_back():
     gc.disable()
     try:
         with pytest.raises(ValueError, match="the LLM gave NaN") as error:
-            list(watched(tables(pooled(range(2), Refusing, (), WorkersConfig(num_workers=2))), None, 60, lambda: ""))
+            list(
+                with_timeout(
+                    iter_results(map_actors(range(2), Refusing, (), WorkersConfig(num_workers=2))), None, 60, lambda: ""
+                )
+            )
         deadline = time.monotonic() + 20
         while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
             assert time.monotonic() < deadline, "the workers hold their CPUs"
@@ -60,7 +64,7 @@ def test_any_other_error_keeps_its_story():
         raise RuntimeError("out of luck")
 
     with pytest.raises(RayError, match="out of luck"):
-        list(tables(over(1, fail)))
+        list(iter_results(map_tasks(1, fail)))
 
 
 def slowly(*waits: float) -> Iterator[int]:
@@ -70,19 +74,21 @@ def slowly(*waits: float) -> Iterator[int]:
 
 
 def test_what_comes_in_time_passes_and_errors_come_through():
-    assert list(watched(slowly(0, 0.1, 0), time.monotonic() + 60, 60, lambda: "")) == [0, 1, 2]
-    assert list(watched(slowly(0, 0), None, None, lambda: "")) == [0, 1]
+    assert list(with_timeout(slowly(0, 0.1, 0), time.monotonic() + 60, 60, lambda: "")) == [0, 1, 2]
+    assert list(with_timeout(slowly(0, 0), None, None, lambda: "")) == [0, 1]
     with pytest.raises(ZeroDivisionError):
-        list(watched((1 // number for number in (1, 0)), None, 60, lambda: ""))
+        list(with_timeout((1 // number for number in (1, 0)), None, 60, lambda: ""))
 
 
 def test_a_result_that_does_not_come_ends_the_wait_with_a_diagnosis():
-    results = watched(slowly(0, 30), None, 0.2, lambda: "shard 7 is unfinished")
+    results = with_timeout(slowly(0, 30), None, 0.2, lambda: "shard 7 is unfinished")
     assert next(results) == 0
-    with pytest.raises(ValueError, match=r"nothing came for 0\.2 s and shard 7 is unfinished.*nightly\.stalled_s"):
+    with pytest.raises(
+        ValueError, match=r"nothing came for 0\.2 s and shard 7 is unfinished.*nightly\.stall_timeout_s"
+    ):
         next(results)
 
 
 def test_the_deadline_is_for_all_together():
-    with pytest.raises(ValueError, match=r"nightly\.deadline_s is over"):
-        list(watched(slowly(*[0.1] * 30), time.monotonic() + 0.3, 60, lambda: "none"))
+    with pytest.raises(ValueError, match=r"nightly\.timeout_s is over"):
+        list(with_timeout(slowly(*[0.1] * 30), time.monotonic() + 0.3, 60, lambda: "none"))

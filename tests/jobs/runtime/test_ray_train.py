@@ -10,16 +10,18 @@ from torch import distributed as dist
 from allmrec.core.storage import S3Config, open_storage
 from jobs.config import Config
 from jobs.runtime.console import Console
-from jobs.runtime.ray_train import _keep_only, fit, report, resume
+from jobs.runtime.ray_train import _prune_checkpoints, fit, report, resume
 from jobs.runtime.step import Context
 from tests.jobs.conftest import STORE_MB
 
 pytestmark = pytest.mark.usefixtures("started_ray")
 
 
-def _context(root: str | Path, made_by: str = "identity", storage: S3Config | None = None, **workers: int) -> Context:
+def _context(
+    root: str | Path, fingerprint: str = "identity", storage: S3Config | None = None, **workers: int
+) -> Context:
     config = Config(name="test", root=str(root), workers=workers, storage=storage or S3Config())
-    return Context(config, open_storage(config.run_uri, config.storage), Console(log_json=True), made_by)
+    return Context(config, open_storage(config.run_uri, config.storage), Console(log_json=True), fingerprint)
 
 
 def counting(config: dict) -> dict:
@@ -62,8 +64,8 @@ def test_checkpoints_of_other_identities_and_half_written_ones_are_removed(stora
     for identity, snapshot in {"this": b"{}", "another": b"{}"}.items():
         storage.write(f"{identity}/checkpoint_manager_snapshot.json", snapshot)
         storage.write(f"{identity}/checkpoint_1/state.json", b"{}")
-    _keep_only(storage, "this")
+    _prune_checkpoints(storage, "this")
     assert not list(storage.list("another")) and len(list(storage.list("this/"))) == 2
     storage.write("this/checkpoint_manager_snapshot.json", b'{"half')
-    _keep_only(storage, "this")
+    _prune_checkpoints(storage, "this")
     assert not list(storage.list("this"))

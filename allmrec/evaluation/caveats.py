@@ -19,7 +19,7 @@ def thin_cases(candidates_BC: np.ndarray) -> dict[str, int]:
     return {"drawn": len(candidates_BC), "alone": int((negatives_B == 0).sum()), "short": int(short_B.sum())}
 
 
-def doubts(shards: Iterable[Mapping[str, int]], num_negatives: int) -> list[str]:
+def caveats(shards: Iterable[Mapping[str, int]], num_negatives: int) -> list[str]:
     """Sentences, none where there is nothing to doubt.
 
     Args:

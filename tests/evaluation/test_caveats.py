@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from allmrec.evaluation.doubts import doubts, thin_cases
+from allmrec.evaluation.caveats import caveats, thin_cases
 from allmrec.evaluation.report import render
 from tests.evaluation.test_report import report
 
@@ -21,10 +21,10 @@ from tests.evaluation.test_report import report
 )
 def test_cases_with_too_few_candidates_are_told(candidates: list[list[int]], said: list[str]) -> None:
     cases = np.array(candidates)
-    found = doubts([thin_cases(cases[:1]), thin_cases(cases[1:])], 2)
+    found = caveats([thin_cases(cases[:1]), thin_cases(cases[1:])], 2)
     assert len(found) == len(said) and all(text.startswith(start) for text, start in zip(found, said, strict=True))
 
 
 def test_the_report_says_them() -> None:
-    assert "1 of 1 cases" in render(replace(report(), doubts=doubts([thin_cases(np.array([[1, 0]]))], 1)))
+    assert "1 of 1 cases" in render(replace(report(), caveats=caveats([thin_cases(np.array([[1, 0]]))], 1)))
     assert "mean nothing" not in render(report())
