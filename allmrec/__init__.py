@@ -1,6 +1,8 @@
 """A-LLMRec (KDD 2024) as a distributed batch recommender. The library: pure functions and torch modules."""
 
-__version__ = "0.1.0"
+from allmrec.core.version import __version__
+
+__all__ = ["__version__", "read_recommendations"]
 
 
 def __getattr__(name: str) -> object:

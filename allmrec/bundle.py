@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from pydantic import Field
 
-import allmrec
 from allmrec.alignment.joint import EmbeddingChoice
 from allmrec.alignment.network import load_joint
 from allmrec.cf.teacher import Teacher, load_teacher
@@ -34,6 +33,7 @@ from allmrec.core.hashing import fingerprint
 from allmrec.core.pretrained import model_identity
 from allmrec.core.settings import Section
 from allmrec.core.storage import Storage
+from allmrec.core.version import __version__
 from allmrec.data.catalogue import Catalogue
 from allmrec.llm.loading import LLMConfig
 from allmrec.llm.prompt import PromptConfig
@@ -125,7 +125,7 @@ def build_bundle(run: Storage, config: Mapping[str, Any]) -> str:
     _check_forms(manifests["projectors"], config)
     content = {
         "format": _FORMAT,
-        "code": allmrec.__version__,
+        "code": __version__,
         "config": dict(config),
         "models": {
             "llm": _identity(config["llm"]["name"], config["llm"]["revision"]),

@@ -22,8 +22,8 @@ from allmrec.core.storage import Storage, open_storage
 from allmrec.evaluation.results import compare
 from benchmarks.report import ROOT, Benchmark, Row
 from jobs import bundle, evaluate, train_alignment, train_projection
-from jobs.cli import errors_in_one_line
 from jobs.config import Config, load_config
+from jobs.runtime.command import errors_in_one_line
 from jobs.runtime.console import Console
 from jobs.runtime.step import execute, resolved
 

@@ -38,7 +38,7 @@ from allmrec.text.encoder import TextConfig, TextEncoder, load_encoder
 from benchmarks.alignment_reference import NAMES, ReferenceTraining
 from benchmarks.report import ROOT, Benchmark
 from benchmarks.teachers import sample_store
-from jobs.cli import errors_in_one_line
+from jobs.runtime.command import errors_in_one_line
 from jobs.runtime.console import Console
 
 NAME = "alignment"

@@ -36,7 +36,7 @@ from allmrec.core.storage import open_storage
 from allmrec.data.sequences import Sequences
 from allmrec.projection.projectors import ProjectionConfig
 from benchmarks.report import ROOT, Benchmark
-from jobs.cli import errors_in_one_line
+from jobs.runtime.command import errors_in_one_line
 from jobs.runtime.console import Console
 from jobs.train_alignment import read_texts
 

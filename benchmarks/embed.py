@@ -33,8 +33,8 @@ from allmrec.demo.sample.titles import items_table
 from allmrec.text.encoder import TextConfig, load_encoder
 from benchmarks.report import ROOT, Benchmark, Row
 from jobs import embed
-from jobs.cli import errors_in_one_line
 from jobs.config import Config
+from jobs.runtime.command import errors_in_one_line
 from jobs.runtime.console import Console
 from jobs.runtime.step import execute
 from schemas import items as items_schema

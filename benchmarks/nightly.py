@@ -42,13 +42,13 @@ from benchmarks.clock import Stopwatch, now
 from benchmarks.decoding_methods import FREE, LIKELIHOOD, LISTED, STRAIGHT, TRIE, Ways
 from benchmarks.large_llm import as_large_as, opt_67b
 from benchmarks.report import ROOT, Benchmark, Row
-from jobs.cli import errors_in_one_line, load_step
 from jobs.config import Config
 from jobs.demo.sample_data import sample_data
 from jobs.nightly import nightly
 from jobs.pipeline import TRAINING
+from jobs.runtime.command import errors_in_one_line
 from jobs.runtime.console import Console, Phase
-from jobs.runtime.step import execute
+from jobs.runtime.step import execute, load_step
 
 NAME, LARGE = "nightly", "OPT-6.7B"
 FULL: Row = {"users": 500, "trials": 3}

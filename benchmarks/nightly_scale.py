@@ -21,9 +21,9 @@ import yaml
 from allmrec.core.storage import open_storage
 from benchmarks.generated_run import write_run
 from benchmarks.report import ROOT, Benchmark, Row
-from jobs.cli import errors_in_one_line
 from jobs.config import Config
 from jobs.nightly import nightly
+from jobs.runtime.command import errors_in_one_line
 from jobs.runtime.console import Console
 from jobs.runtime.ray_train import start_ray
 

@@ -34,7 +34,7 @@ from allmrec.projection.training import ProjectionTraining
 from benchmarks.projection import SHAPES, shaped_llm
 from benchmarks.report import ROOT, Benchmark, Row
 from benchmarks.teachers import sample_store
-from jobs.cli import errors_in_one_line
+from jobs.runtime.command import errors_in_one_line
 from jobs.runtime.console import Console
 
 NAME = "placement"

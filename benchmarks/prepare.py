@@ -22,7 +22,7 @@ from benchmarks.generated_log import GeneratedLog
 from benchmarks.memory import peak
 from benchmarks.prepare_engines import CONTENDERS
 from benchmarks.report import ROOT, Benchmark, Row
-from jobs.cli import errors_in_one_line
+from jobs.runtime.command import errors_in_one_line
 from jobs.runtime.console import Console
 
 NAME = "prepare"

@@ -36,7 +36,7 @@ from benchmarks.large_llm import matmul_rate
 from benchmarks.projection_reference import StraightStage2
 from benchmarks.report import ROOT, Benchmark, Row
 from benchmarks.teachers import sample_store
-from jobs.cli import errors_in_one_line
+from jobs.runtime.command import errors_in_one_line
 from jobs.runtime.console import Console
 
 NAME = "projection"

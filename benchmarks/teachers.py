@@ -34,9 +34,9 @@ from allmrec.metrics import METRICS, evaluate_scores, expected_metrics, recall
 from benchmarks.report import ROOT, Benchmark, Row
 from benchmarks.sasrec_reference import Recipe, ReferenceTraining
 from jobs import prepare, train_cf
-from jobs.cli import errors_in_one_line
 from jobs.config import Config
 from jobs.demo.sample_data import sample_data
+from jobs.runtime.command import errors_in_one_line
 from jobs.runtime.console import Console
 from jobs.runtime.step import execute
 

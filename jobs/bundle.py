@@ -25,8 +25,8 @@ from allmrec.core.artifacts import commit, file_entry, invalidate, read_manifest
 from allmrec.core.commit_log import entries_after
 from allmrec.core.pretrained import model_identity
 from allmrec.core.storage import open_storage
-from jobs.cli import main
 from jobs.config import Config
+from jobs.runtime.command import main
 from jobs.runtime.console import Console
 from jobs.runtime.step import Context, Stats, Step
 
@@ -114,4 +114,4 @@ STEP = Step(
 )
 
 if __name__ == "__main__":
-    main(STEP)
+    main("bundle", "build")

@@ -1,36 +1,28 @@
-"""The console: `allmrec VERB --config FILE`. One verb, one file of `jobs/`; this one only parses and reports errors.
+"""The console: `allmrec VERB --config FILE`. One verb, one file of `jobs/`; this one only parses.
 
 allmrec prepare --config jobs/configs/demo.yaml --dry-run
 ray job submit -- python -m jobs.prepare --config jobs/configs/demo.yaml
 """
 
-import codecs
-import datetime
 import importlib
-import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
-from zoneinfo import ZoneInfo
+from typing import Annotated, Any
 
 import typer
 
+from jobs.runtime.command import (
+    ConfigFile,
+    DryRun,
+    Force,
+    LogJson,
+    Overrides,
+    PublishedDate,
+    RunDate,
+    errors_in_one_line,
+    run_date,
+)
 from jobs.runtime.console import Console
-
-if TYPE_CHECKING:
-    from jobs.runtime.step import Step
-
-ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="YAML file of the deployment")]
-Overrides = Annotated[list[str], typer.Option("--set", help="override a key: section.key=value")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="check config and inputs, print the plan, touch nothing")]
-LogJson = Annotated[bool, typer.Option("--log-json", help="JSON lines instead of progress bars")]
-Force = Annotated[bool, typer.Option("--force", help="run even if nothing has changed")]
-RunDate = Annotated[
-    str | None, typer.Option("--date", help="date of the run, YYYY-MM-DD; default: today (nightly.timezone)")
-]
-PublishedDate = Annotated[str | None, typer.Option("--date", help="date of the run, YYYY-MM-DD; default: the current")]
 
 # Verb → module and what `--help` says. Modules are imported when called, so that the console starts at once.
 STEPS = {
@@ -46,53 +38,16 @@ STEPS = {
     "evaluate": ("jobs.evaluate", "Score every system on the same cases; write metrics and a report."),
 }
 BUNDLE = {"build": ("jobs.bundle", "Gather what scoring needs into one verified, immutable bundle, and promote it.")}
-STANDINS = {
-    "encoder": ("jobs.demo.standin_encoder", "Build a small SentenceTransformer from the catalogue's texts."),
-    "llm": ("jobs.demo.standin_llm", "Build a tiny OPT that can copy titles and be steered by soft tokens."),
-}
+
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-standin = typer.Typer(no_args_is_help=True, help="Build stand-in models for machines without the real ones.")
+
 bundle = typer.Typer(no_args_is_help=True, help="Build bundles, look at them, and say which one is in use.")
 recommendations = typer.Typer(no_args_is_help=True, help="Look after what the nightly runs published.")
 
 
-class JobTimeout(ValueError):
-    """A job takes longer than it may. A thread of it may still be waiting inside Ray."""
-
-
-@contextmanager
-def errors_in_one_line() -> Iterator[None]:
-    """What a user can get wrong ends in one line and exit code 2; anything else keeps its traceback."""
-    for stream in (sys.stdout, sys.stderr):
-        take_any_text(stream)
-    try:
-        yield
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        if isinstance(error, JobTimeout):
-            # At once: an orderly end would stop Ray under that thread, which then waits for it and ends with code 1.
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(2)
-        if os.environ.get("ALLMREC_TRACEBACK"):
-            raise
-        raise typer.Exit(2) from None
-
-
-def take_any_text(stream: TextIO) -> None:
-    """Let a console that is not UTF-8 show what it cannot as escapes, and say so: a job must not die of it."""
-    encoding = codecs.lookup(stream.encoding or "ascii").name
-    if not encoding.startswith("utf") and stream.errors != "backslashreplace":
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
-        if stream is sys.stdout:
-            print(
-                f"note: this console is {encoding}, so some characters are escaped; PYTHONUTF8=1 helps", file=sys.stderr
-            )
-
-
-def command(step: Callable[[], "Step"]) -> Callable[..., None]:
-    """The console command of a step."""
+def command(module: str) -> Callable[..., None]:
+    """The console command of a module's step; the module is imported when it is called."""
 
     def run(
         config: ConfigFile,
@@ -101,35 +56,25 @@ def command(step: Callable[[], "Step"]) -> Callable[..., None]:
         log_json: LogJson = False,
         force: Force = False,
     ) -> None:
-        from jobs.config import load_config
-        from jobs.runtime.step import execute
+        from jobs.config import load_config_as
+        from jobs.runtime.step import execute, load_step
 
         with errors_in_one_line():
-            execute(step(), load_config(config, overrides), Console(log_json), dry_run, force)
+            step = load_step(module)
+            execute(step, load_config_as(step.config, config, overrides), Console(log_json), dry_run, force)
 
     return run
 
 
-def main(step: "Step") -> None:
-    """Entry of `python -m jobs.VERB`."""
-    typer.run(command(lambda: step))
-
-
-def load_step(module: str) -> "Step":
-    return importlib.import_module(module).STEP
-
-
-def _mount(target: typer.Typer, steps: dict[str, tuple[str, str]]) -> None:
+def mount(target: typer.Typer, steps: dict[str, tuple[str, str]]) -> None:
     for verb, (module, text) in steps.items():
-        target.command(verb, help=text)(command(lambda module=module: load_step(module)))  # type: ignore[misc]
+        target.command(verb, help=text)(command(module))
 
 
-_mount(app, STEPS)
-_mount(bundle, BUNDLE)
-_mount(standin, STANDINS)
+mount(app, STEPS)
+mount(bundle, BUNDLE)
 app.add_typer(bundle, name="bundle")
 app.add_typer(recommendations, name="recommendations")
-app.add_typer(standin, name="standin")
 
 
 @app.command()
@@ -190,62 +135,6 @@ def run(
         settings = load_config(config, overrides)
         day = run_date(date, settings.nightly.timezone)
         run_all(settings, Console(log_json), day, dry_run, force)
-
-
-@app.command()
-def demo(
-    config: ConfigFile = Path("jobs/configs/demo.yaml"),
-    overrides: Overrides = [],  # noqa: B006
-    log_json: LogJson = False,
-) -> None:
-    """A sample store, stand-in models, the whole run, and a look at the result."""
-    from jobs.config import load_config
-    from jobs.demo.demo import demo as run_demo
-
-    with errors_in_one_line():
-        settings = load_config(config, overrides)
-        run_demo(settings, Console(log_json), run_date(None, settings.nightly.timezone))
-
-
-@standin.command("shipped")
-def standin_shipped(
-    folder: Annotated[Path, typer.Option(help="where to write llm/ and encoder/")],
-    seed: int = 0,
-) -> None:
-    """Build the stand-ins that come with the package, standins/llm and standins/encoder, and their model cards."""
-    from jobs.demo.standin_shipped import ship
-
-    with errors_in_one_line():
-        ship(folder, seed)
-
-
-@app.command("sample-data")
-def sample_data(
-    output: Annotated[str, typer.Option(help="folder or s3:// prefix")] = "runs/demo/input",
-    users: int = 3000,
-    items: int = 800,
-    seed: int = 0,
-    dirty: Annotated[float, typer.Option(help="fraction of dirty rows to add")] = 0.0,
-) -> None:
-    """Write a sample store: catalogues and logs of two domains that share users."""
-    from jobs.demo.sample_data import sample_data as write
-
-    arguments: dict[str, Any] = {"output": output, "users": users, "items": items, "seed": seed, "dirty": dirty}
-    with errors_in_one_line():
-        write(**arguments)
-
-
-@app.command("fetch-data")
-def fetch_data(
-    name: Annotated[str, typer.Argument(help="data set, e.g. movielens-1m or amazon-2014/Beauty")],
-    to: Annotated[Path, typer.Option(help="folder for its files")],
-    log_json: LogJson = False,
-) -> None:
-    """Download a public data set from its publisher; run again, it goes on where it was cut off."""
-    from jobs.demo.fetch_data import fetch_data as fetch
-
-    with errors_in_one_line():
-        fetch(name, to, Console(log_json))
 
 
 def _call(
@@ -369,17 +258,3 @@ def recommendations_suppress(
 ) -> None:
     """Take users and items out of published runs: those of two files, or the config's excluded and suppressed ones."""
     _call("jobs.recommendations", "suppress", config, overrides, log_json, users, items, least, run_date=date)
-
-
-def run_date(text: str | None, timezone: str = "UTC") -> datetime.date:
-    """The date, or today in a time zone."""
-    if text is None:
-        return datetime.datetime.now(ZoneInfo(timezone)).date()
-    try:
-        return datetime.date.fromisoformat(text)
-    except ValueError:
-        raise ValueError(f"--date {text!r}: write it as YYYY-MM-DD") from None
-
-
-if __name__ == "__main__":
-    app()

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -14,7 +15,6 @@ from allmrec.core.storage import S3Config
 from allmrec.core.storage.s3 import store_environment
 from allmrec.data.config import DataConfig
 from allmrec.data.evaluation_cases import EvaluationConfig
-from allmrec.demo.llm import StandinLLMConfig
 from allmrec.explain.answers import ExplainConfig
 from allmrec.llm.loading import LLMConfig
 from allmrec.llm.prompt import PromptConfig
@@ -51,14 +51,21 @@ class Config(Section):
     explain: ExplainConfig = ExplainConfig()
     workers: WorkersConfig = WorkersConfig()
     storage: S3Config = S3Config()
-    standin_llm: StandinLLMConfig = StandinLLMConfig()
 
     @property
     def run_uri(self) -> str:
         return f"{self.root.rstrip('/')}/{self.name}"
 
 
+C = TypeVar("C", bound=Config)
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """As `load_config_as`, of the product's config."""
+    return load_config_as(Config, path, overrides)
+
+
+def load_config_as(kind: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
     """Read a YAML file and lay `--set` overrides over it.
 
     Raises:
@@ -71,7 +78,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except OSError as error:
         raise ValueError(f"cannot read the config {path}: {error.strerror}") from None
     try:
-        config = Config(**read_settings(text, overrides))
+        config = kind(**read_settings(text, overrides))
     except ValidationError as error:
         raise ValueError(f"{path}: {one_line(error)}") from None
     except ValueError as error:

@@ -22,6 +22,7 @@ from allmrec.data.catalogue import UNTITLED, Catalogue
 from allmrec.text.blocks import EmbedTexts, WriteItemEmbeddings
 from allmrec.text.cache import Index, TextCache
 from allmrec.text.encoder import encoder_folder, encoder_identity
+from jobs.runtime.command import main
 from jobs.runtime.ray_data import iter_results
 from jobs.runtime.ray_train import start_ray
 from jobs.runtime.step import Context, Stats, Step
@@ -174,6 +175,4 @@ STEP = Step(
 )
 
 if __name__ == "__main__":
-    from jobs.cli import main
-
-    main(STEP)
+    main("embed")

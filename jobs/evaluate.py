@@ -36,7 +36,7 @@ from allmrec.evaluation.results import FULL, GENERATION
 from allmrec.evaluation.shards import EvaluateShards
 from allmrec.evaluation.systems import IN_CATALOGUE, NEED_LLM
 from allmrec.metrics import summarise
-from jobs.cli import main
+from jobs.runtime.command import main
 from jobs.runtime.console import Console
 from jobs.runtime.ray_data import iter_results, map_actors
 from jobs.runtime.ray_train import start_ray
@@ -210,4 +210,4 @@ STEP = Step(
 )
 
 if __name__ == "__main__":
-    main(STEP)
+    main("evaluate")

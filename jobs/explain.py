@@ -16,6 +16,7 @@ from allmrec.core.artifacts import commit, invalidate, read_manifest, shard_name
 from allmrec.data.sequences import num_shards
 from allmrec.explain.shards import ExplainShards, sample_users, shards_of
 from jobs.config import Config
+from jobs.runtime.command import main
 from jobs.runtime.console import Console
 from jobs.runtime.ray_data import iter_results, map_actors
 from jobs.runtime.ray_train import start_ray
@@ -120,8 +121,4 @@ def plan(context: Context, users: int, user_ids: list[str]) -> Stats:
 
 
 if __name__ == "__main__":
-    import typer
-
-    from jobs.cli import explain as command
-
-    typer.run(command)
+    main("explain")

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from ray.data import Dataset
 
-import allmrec
 from allmrec.core.artifacts import MANIFEST, Manifest, commit, file_entry, read_manifest, read_part, to_parquet
 from allmrec.core.hashing import fingerprint
 from allmrec.core.storage import Storage
+from allmrec.core.version import __version__
 from allmrec.data.config import FILTERS
 from allmrec.data.known import ITEM, KNOWN, USER, id_hash
 from allmrec.data.prepare.clean import CleanInteractions
@@ -44,7 +44,7 @@ class Histories:
         self.files = [file.content for file in log.files]
         elsewhere = {*FILTERS, "excluded_users", "excluded_items", "items", "max_rejected_fraction"}
         read_by = data.model_dump(mode="json", exclude={"interactions": {"paths"}} | dict.fromkeys(elsewhere, True))
-        self.config = {"code": allmrec.__version__, **read_by}
+        self.config = {"code": __version__, **read_by}
 
     @cached_property
     def before(self) -> Manifest | None:

@@ -35,6 +35,7 @@ from jobs import fit_blend
 from jobs import user_tables as deal
 from jobs.config import Config
 from jobs.nightly_inputs import check_inputs, item_filter, prepare_job
+from jobs.runtime.command import main
 from jobs.runtime.console import Console
 from jobs.runtime.prometheus import NightlyMetrics
 from jobs.runtime.ray_data import iter_results, map_actors, map_tasks, with_timeout
@@ -233,8 +234,4 @@ def plan(config: Config, storage: Storage, output: Storage, run_date: datetime.d
 
 
 if __name__ == "__main__":
-    import typer
-
-    from jobs.cli import nightly as command
-
-    typer.run(command)
+    main("nightly")

@@ -3,11 +3,11 @@
 import datetime
 from typing import Any
 
-import allmrec
 from allmrec.bundle import check_items, check_llm, latest_bundle, read_description
 from allmrec.cf.approximate import load_faiss
 from allmrec.core.artifacts import read_manifest, read_table
 from allmrec.core.storage import Storage
+from allmrec.core.version import __version__
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.known import Known
 from allmrec.data.sequences import num_shards
@@ -89,7 +89,7 @@ def run_identity(config: Config, storage: Storage, filter: ItemFilter, limit: in
         "weight": fixed[ranker] if ranker in fixed else fit_blend.fitted_weight(storage),
         "limit": limit,
         "seed": config.seed,
-        "code": allmrec.__version__,
+        "code": __version__,
     }
 
 

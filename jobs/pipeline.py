@@ -7,11 +7,11 @@ Every step skips itself when its inputs and config have not changed.
 
 import datetime
 
-from jobs.cli import load_step
 from jobs.config import Config
 from jobs.nightly import nightly
+from jobs.runtime.command import main
 from jobs.runtime.console import Console
-from jobs.runtime.step import execute
+from jobs.runtime.step import execute, load_step
 
 TRAINING = ("prepare", "embed", "train_cf", "train_alignment", "train_projection", "bundle")
 TRANSFER = ("prepare", "embed", "transfer", "bundle")  # the models are another run's
@@ -26,8 +26,4 @@ def run(config: Config, console: Console, date: datetime.date, dry_run: bool = F
 
 
 if __name__ == "__main__":
-    import typer
-
-    from jobs.cli import run as command
-
-    typer.run(command)
+    main("run")

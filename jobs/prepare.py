@@ -26,9 +26,9 @@ from allmrec.data.prepare.sequences import BuildSequences, CountItems, DrawUsers
 from allmrec.data.sources.lists import IdList, read_list, refuse_unknown
 from allmrec.data.sources.source import Source, find_files, open_source
 from allmrec.data.splits import Split
-from jobs.cli import main
 from jobs.config import Config
 from jobs.histories import Histories, clear, shard_reports
+from jobs.runtime.command import main
 from jobs.runtime.ray_data import iter_results, map_tasks
 from jobs.runtime.ray_train import start_ray
 from jobs.runtime.step import Context, Stats, Step
@@ -244,4 +244,4 @@ def _write_rejected(context: Context, histories: Manifest, bad_items: pa.Table) 
 
 
 if __name__ == "__main__":
-    main(STEP)
+    main("prepare")

@@ -26,8 +26,8 @@ from allmrec.data.catalogue import Catalogue, drawable_items
 from allmrec.data.sequences import Sequences
 from allmrec.text.cache import TextCache
 from allmrec.text.encoder import load_encoder, save_encoder
-from jobs.cli import main
 from jobs.embed import embed_by
+from jobs.runtime.command import main
 from jobs.runtime.ray_train import device, fit, report, resume
 from jobs.runtime.step import Context, Stats, Step
 
@@ -167,4 +167,4 @@ STEP = Step(
 )
 
 if __name__ == "__main__":
-    main(STEP)
+    main("train-alignment")

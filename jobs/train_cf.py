@@ -16,7 +16,7 @@ from allmrec.cf.training import TeacherTraining, ValidationCases, training_parts
 from allmrec.core.artifacts import commit, invalidate, read_manifest, read_table
 from allmrec.core.distributed import rank_and_world_size
 from allmrec.data.catalogue import drawable_items
-from jobs.cli import main
+from jobs.runtime.command import main
 from jobs.runtime.ray_data import iter_results, map_tasks
 from jobs.runtime.ray_train import device, fit, report, resume, start_ray
 from jobs.runtime.step import Context, Stats, Step
@@ -138,4 +138,4 @@ STEP = Step(
 )
 
 if __name__ == "__main__":
-    main(STEP)
+    main("train-cf")

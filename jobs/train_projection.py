@@ -37,7 +37,7 @@ from allmrec.projection.placement import (
 )
 from allmrec.projection.projectors import ProjectionConfig, item_inputs, save_projectors
 from allmrec.projection.training import ProjectionTraining
-from jobs.cli import main
+from jobs.runtime.command import main
 from jobs.runtime.ray_train import device, fit, report, resume
 from jobs.runtime.step import Context, Stats, Step
 
@@ -177,4 +177,4 @@ STEP = Step(
 )
 
 if __name__ == "__main__":
-    main(STEP)
+    main("train-projection")

@@ -16,8 +16,8 @@ from allmrec.alignment.transfer import decoded_items, drawn_items, with_items
 from allmrec.cf.teacher import TeacherConfig, load_teacher, save_teacher
 from allmrec.core.artifacts import Manifest, commit, invalidate, read_file, read_manifest
 from allmrec.core.storage import Storage, open_storage
-from jobs.cli import main
 from jobs.embed import embed_by
+from jobs.runtime.command import main
 from jobs.runtime.step import Context, Stats, Step
 from jobs.train_alignment import ENCODER, read_texts
 from jobs.train_projection import identity
@@ -107,4 +107,4 @@ STEP = Step(
 )
 
 if __name__ == "__main__":
-    main(STEP)
+    main("transfer")

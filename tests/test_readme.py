@@ -9,8 +9,8 @@ import pytest
 import typer
 import yaml
 
+from allmrec.__main__ import console
 from allmrec.core.storage import LocalStorage
-from jobs.cli import app
 from jobs.config import Config
 from tests.nightly.conftest import DAY, Shop
 from tests.publishing.test_run import nightly
@@ -62,7 +62,7 @@ def test_the_console_takes_the_line(line: str, monkeypatch: pytest.MonkeyPatch) 
     """Verbs, options and values are checked, and nothing is run."""
     words = shlex.split(re.sub(r"^.*python -m jobs\.", "", line).removeprefix("allmrec "))
     words[0] = words[0].replace("_", "-") if line.startswith(("ray", "python")) else words[0]
-    command = typer.main.get_command(app)
+    command = typer.main.get_command(console())
     while hasattr(command, "commands"):
         assert words[0] in command.commands, f"no verb {words[0]!r}"
         command = command.commands[words.pop(0)]
@@ -70,7 +70,7 @@ def test_the_console_takes_the_line(line: str, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_verbs_and_targets_of_the_readme_are_there() -> None:
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    commands = typer.main.get_command(console()).commands  # type: ignore[attr-defined]
     for verb in re.findall(r"^\| `([a-z-]+)` \|", README, re.M):
         assert verb in commands, verb
     makefile = (ROOT / "Makefile").read_text()

@@ -19,11 +19,11 @@ from pydantic import Field, model_validator
 from allmrec.core.artifacts import read_table, shard_name, write_shard
 from allmrec.core.hashing import Draw, key64, uniforms
 from allmrec.core.settings import Section
+from allmrec.core.shard_tasks import report_row
 from allmrec.core.storage import Storage
 from allmrec.data.catalogue import ItemCounts, warm_and_cold
 from allmrec.data.matched_negatives import PopularityLine
 from allmrec.data.negative_sampling import draw_negatives
-from allmrec.data.prepare.histories import report_row
 from allmrec.data.sequences import Sequences
 from allmrec.data.splits import NONE, Parts, Split, SplitConfig, times_of
 from schemas import evaluation_cases

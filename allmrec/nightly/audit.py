@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
 from allmrec.nightly.filters import REASONS, ItemFilter
+from allmrec.publishing.run import Run
 
 _REFUSED = {
     "unavailable": "an item is not available",
@@ -18,6 +19,29 @@ _REFUSED = {
     "blocked": "an item is blocked",
     "suppressed": "an item is suppressed",
 }
+
+
+def audit_finished_shard(
+    run: Run,
+    shard: int,
+    expected_user_ids: pa.Array | pa.ChunkedArray,
+    seen: Sequences,
+    catalogue: Catalogue,
+    top_k: int,
+    filter: ItemFilter | None = None,
+) -> str:
+    """Audit a finished shard as it lies in the store (`audit_shard` has the rules and raises ValueError).
+
+    Returns:
+        Its sha256, for `Run.publish`.
+    """
+    table, digest = run.read_shard(shard)
+    name = f"run {run.run_id} of {run.run_date}, shard {shard}"
+    for column, value in (("run_date", run.run_date), ("run_id", run.run_id)):
+        if pc.any(pc.not_equal(table.column(column), value)).as_py():
+            raise ValueError(f"{name}: {column} is not {value} everywhere")
+    audit_shard(table, expected_user_ids, seen, catalogue, top_k, name, filter)
+    return digest
 
 
 def audit_shard(

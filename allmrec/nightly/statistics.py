@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from allmrec.data.catalogue import Catalogue
+from allmrec.nightly.audit import audit_finished_shard
 from allmrec.nightly.candidates import hidden
 from allmrec.nightly.score import LLM, POPULAR, TEACHER, NightlyJob
 
@@ -51,10 +52,12 @@ class InspectShards:
         for shard in batch["id"].tolist():
             users = night.users.read(shard).users
             seen = hidden(users, night.config)
-            digest = night.run.audit(shard, users.user_ids, seen, catalogue, night.config.top_k, night.filter)
+            digest = audit_finished_shard(
+                night.run, shard, users.user_ids, seen, catalogue, night.config.top_k, night.filter
+            )
             rows, last = night.run.read_shard(shard)[0], night.last and night.last.read(shard)
             sums = measure(rows, last, catalogue.item_ids, night.config.top_k)
-            stats = json.dumps(night.run.shard_facts(shard))
+            stats = json.dumps(night.run.shard_stats(shard))
             columns = {name: pa.ListArray.from_arrays([0, len(sums[name])], sums[name]) for name in STATISTICS}
             yield pa.table({"shard": [shard], "sha256": [digest], "stats": [stats], **columns})
 

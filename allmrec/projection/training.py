@@ -55,8 +55,8 @@ class Stage2Model(nn.Module):
         self.llm, self.projectors, self.padding = llm, projectors, padding
 
     def forward(self, work: Batch | ValidationBatch | None, x_BD: torch.Tensor, e_IJ: torch.Tensor) -> torch.Tensor:
-        """The summed negative log likelihood of a `Batch`'s answers, (); what `rank` gives of a `ValidationBatch`, (B, C);
-        of nothing, the LLM's `deviation`, ().
+        """The summed negative log likelihood of a `Batch`'s answers, (); `rank` of a `ValidationBatch`, (B, C); of None
+        the LLM's `deviation`, ().
 
         Args:
             x_BD: the users' representations.

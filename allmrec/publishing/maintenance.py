@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 from allmrec.core.artifacts import file_entry, shard_name, to_parquet
 from allmrec.core.commit_log import dump_json, find_json, newest_entry
 from allmrec.core.storage import Storage
-from allmrec.data.sequences import offsets_of
 from allmrec.publishing.lease import Lease
 from allmrec.publishing.log import manifest_key, published_dates, republish, write_symlinks
 from allmrec.publishing.reader import read_published
@@ -158,7 +157,7 @@ def _without(table: pa.Table, user_ids: pa.Array, item_ids: pa.Array) -> tuple[p
     entries = entries.filter(pa.array(kept))
     columns = [entries.field("item_id"), pa.array(ranks, pa.int16()), entries.field("score")]
     lists = pa.ListArray.from_arrays(
-        pa.array(offsets_of(lengths), pa.int32()), pa.StructArray.from_arrays(columns, fields=list(ITEM))
+        pa.array(np.append(0, lengths.cumsum()), pa.int32()), pa.StructArray.from_arrays(columns, fields=list(ITEM))
     )
     index = left.schema.get_field_index("items")
     found.items = int((~kept).sum())

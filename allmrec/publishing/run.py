@@ -24,17 +24,12 @@ from datetime import date
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from allmrec.core.artifacts import file_entry, sha256, shard_name, to_parquet
 from allmrec.core.commit_log import dump_json, entries_after, find_json, last_number, load_json
 from allmrec.core.hashing import fingerprint
 from allmrec.core.storage import Storage
-from allmrec.data.catalogue import Catalogue
-from allmrec.data.sequences import Sequences
-from allmrec.nightly.audit import audit_shard
-from allmrec.nightly.filters import ItemFilter
 from allmrec.publishing.lease import Lease
 from allmrec.publishing.log import manifest_key, publish_entry, refresh_latest, write_symlinks
 from schemas import check
@@ -104,31 +99,9 @@ class Run:
             raise self._unusable(shard, entry, "is damaged")
         return pq.read_table(io.BytesIO(data)), entry["sha256"]
 
-    def shard_facts(self, shard: int) -> dict[str, float]:
+    def shard_stats(self, shard: int) -> dict[str, float]:
         """What the attempt that won said of itself."""
         return load_json(self.storage, self._entry_key(shard))["facts"]
-
-    def audit(
-        self,
-        shard: int,
-        expected_user_ids: pa.Array | pa.ChunkedArray,
-        seen: Sequences,
-        catalogue: Catalogue,
-        top_k: int,
-        filter: ItemFilter | None = None,
-    ) -> str:
-        """Audit a finished shard as it lies in the store (`audit_shard` has the rules and raises ValueError).
-
-        Returns:
-            Its sha256, for `publish`.
-        """
-        table, digest = self.read_shard(shard)
-        name = f"run {self.run_id} of {self.run_date}, shard {shard}"
-        for column, value in (("run_date", self.run_date), ("run_id", self.run_id)):
-            if pc.any(pc.not_equal(table.column(column), value)).as_py():
-                raise ValueError(f"{name}: {column} is not {value} everywhere")
-        audit_shard(table, expected_user_ids, seen, catalogue, top_k, name, filter)
-        return digest
 
     def published(self) -> dict[str, Any] | None:
         """The log entry that made this run visible, or None.

@@ -11,6 +11,7 @@ from pathlib import Path
 from allmrec.core.artifacts import commit, file_entry, invalidate, read_manifest
 from allmrec.data.catalogue import Catalogue
 from allmrec.demo.encoder import build_encoder
+from jobs.runtime.command import main
 from jobs.runtime.step import Context, Stats, Step
 
 
@@ -35,6 +36,4 @@ def plan(context: Context) -> Stats:
 STEP = Step("standin encoder", sections=(), inputs=("items",), outputs=("models/encoder",), run=run, plan=plan)
 
 if __name__ == "__main__":
-    from jobs.cli import main
-
-    main(STEP)
+    main("standin", "encoder")

@@ -10,11 +10,14 @@ from allmrec.core.artifacts import commit, file_entry, invalidate, read_manifest
 from allmrec.core.storage import LocalStorage, Storage
 from allmrec.data.catalogue import Catalogue
 from allmrec.demo.llm import build
+from jobs.demo.config import DemoConfig
+from jobs.runtime.command import main
 from jobs.runtime.step import Context, Stats, Step
 
 
 def run(context: Context) -> Stats:
     config, storage = context.config, _local(context)
+    assert isinstance(config, DemoConfig)
     catalogue = Catalogue.read(context.artifact("items"))
     invalidate(storage)
     for entry in list(storage.list()):  # of an earlier make
@@ -56,9 +59,8 @@ STEP = Step(
     outputs=("models/llm",),
     run=run,
     plan=plan,
+    config=DemoConfig,
 )
 
 if __name__ == "__main__":
-    from jobs.cli import main
-
-    main(STEP)
+    main("standin", "llm")

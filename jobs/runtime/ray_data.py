@@ -17,7 +17,7 @@ import pyarrow as pa
 import ray.data
 from ray.exceptions import ActorDiedError, RayError
 
-from jobs.cli import JobTimeout
+from allmrec.core.errors import JobTimeout
 from jobs.config import WorkersConfig
 
 Transform = Callable[[dict[str, Any]], Iterator[pa.Table]]

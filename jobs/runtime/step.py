@@ -4,14 +4,15 @@ Every verb is one `Step`. Its identity is the fingerprint of the code version, t
 and the digests of the artifacts that it reads; a step whose output carries that identity is skipped.
 """
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import allmrec
 from allmrec.core.artifacts import MANIFEST, read_manifest
 from allmrec.core.hashing import fingerprint
 from allmrec.core.storage import Storage, open_storage
+from allmrec.core.version import __version__
 from jobs.config import Config
 from jobs.runtime.console import Console
 
@@ -28,6 +29,7 @@ class Step:
     outputs: tuple[str, ...]  # artifacts of the run that it writes
     run: Callable[["Context"], Stats]
     plan: Callable[["Context"], Stats]
+    config: type[Config] = Config  # with the sections that it reads
     # Identities of inputs that are no artifacts of the run: files of the log, model folders.
     external_inputs: Callable[["Context"], Any] = field(default=lambda context: None)
 
@@ -49,6 +51,12 @@ class Context:
         return resolved(self.config, sections)
 
 
+def load_step(module: str) -> Step:
+    """The step of a verb's module, which is imported now."""
+    step: Step = importlib.import_module(module).STEP
+    return step
+
+
 def resolved(config: Config, sections: tuple[str, ...]) -> dict[str, Any]:
     settings = config.model_dump(mode="json")
     return {name: settings[name] for name in ("seed", *sections)}
@@ -64,7 +72,7 @@ def execute(step: Step, config: Config, console: Console, dry_run: bool = False,
         return False
     identity = fingerprint(
         {
-            "code": allmrec.__version__,
+            "code": __version__,
             "verb": step.verb,
             "config": resolved(config, step.sections),
             "inputs": {name: read_manifest(storage.at(name)).digest for name in step.inputs},

@@ -11,9 +11,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
+from allmrec.__main__ import console
 from allmrec.core.artifacts import read_table
 from allmrec.core.storage import S3Config, open_storage
-from jobs.cli import app
 
 USERS, DATE = 160, "2026-11-20"
 STEPS = ("prepare", "embed", "train-cf", "train-alignment", "train-projection", "bundle", "nightly", "evaluate")
@@ -51,7 +51,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, s3: S3Config) -> tuple[
 
 
 def call(*arguments: str) -> Result:
-    return CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    return CliRunner().invoke(console(), list(arguments), catch_exceptions=False)
 
 
 def events(result: Result, name: str) -> list[dict]:

@@ -18,6 +18,7 @@ import pytest
 from allmrec.core.artifacts import sha256
 from allmrec.core.commit_log import last_number, load_json
 from allmrec.core.storage import Entry, LocalStorage, S3Config, Storage, open_storage
+from allmrec.nightly.audit import audit_finished_shard
 from allmrec.publishing.lease import RunHeld, hold_lease
 from allmrec.publishing.log import LATEST, publish_entry, roll_back
 from allmrec.publishing.run import Run
@@ -43,7 +44,7 @@ def audit(run: Run, shop: Shop) -> dict[int, str]:
     digests = {}
     for shard in range(shop.num_shards):
         seen = shop.seen(shard)
-        digests[shard] = run.audit(shard, seen.user_ids, seen, shop.catalogue, shop.top_k)
+        digests[shard] = audit_finished_shard(run, shard, seen.user_ids, seen, shop.catalogue, shop.top_k)
     return digests
 
 
@@ -132,9 +133,9 @@ def test_rows_of_another_run_are_refused(storage: Storage, shop: Shop) -> None:
     run.commit_shard(0, shop.table(0, "another run"))
     run.commit_shard(1, shop.table(1, run.run_id, NEXT_DAY))
     with pytest.raises(ValueError, match=f"shard 0: run_id is not {run.run_id} everywhere"):
-        run.audit(0, shop.seen(0).user_ids, shop.seen(0), shop.catalogue, shop.top_k)
+        audit_finished_shard(run, 0, shop.seen(0).user_ids, shop.seen(0), shop.catalogue, shop.top_k)
     with pytest.raises(ValueError, match="shard 1: run_date is not 2026-03-01 everywhere"):
-        run.audit(1, shop.seen(1).user_ids, shop.seen(1), shop.catalogue, shop.top_k)
+        audit_finished_shard(run, 1, shop.seen(1).user_ids, shop.seen(1), shop.catalogue, shop.top_k)
 
 
 @pytest.mark.parametrize("damage", ["is damaged", "is missing"])

@@ -8,7 +8,6 @@ Events of one user at one time (logs that know only days are full of them) are o
 neither the order of files nor that of item numbers may tell what came last.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,22 +20,13 @@ import pyarrow.compute as pc
 
 from allmrec.core.artifacts import Manifest, read_part, write_shard
 from allmrec.core.hashing import hash_strings, mix64
+from allmrec.core.shard_tasks import report_row
 from allmrec.core.storage import Storage
 from allmrec.data.prepare.clean import split_rejections, to_arrow, to_polars
 from allmrec.data.prepare.exclusions import Exclusions
 from allmrec.data.prepare.shuffle import read_partition
 from allmrec.data.sequences import Sequences
 from schemas import rejected, sequences
-
-REPORT = pa.schema(
-    [
-        pa.field("shard", pa.int32(), nullable=False),
-        pa.field("report", pa.string(), nullable=False),  # JSON: entries for the manifests, counts
-        pa.field(
-            "item_counts", pa.list_(pa.int64()), nullable=False
-        ),  # by item_index, entry 0 is padding; one list behind another
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -112,10 +102,6 @@ class MentionsItems:
             rows = rows.filter(pl.col("reason") == rejected.UNKNOWN_ITEM)
             named = rows["row"].str.json_path_match("$.item_id")
             yield pa.table({"names": [named.is_in(ids.implode()).any()]})
-
-
-def report_row(shard: int, report: dict[str, Any], item_counts: np.ndarray) -> pa.Table:
-    return pa.table([[shard], [json.dumps(report)], [item_counts.astype(np.int64)]], schema=REPORT)
 
 
 def in_order(events: pl.DataFrame, item_ids: pa.Array) -> tuple[pa.Table, pl.DataFrame]:

@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 
 from allmrec.core.artifacts import Manifest, read_manifest, read_part, shard_name, write_shard
+from allmrec.core.shard_tasks import report_row
 from allmrec.core.storage import Storage
 from allmrec.data.config import DataConfig
 from allmrec.data.prepare.filters import item_counts, keep_mask
-from allmrec.data.prepare.histories import history_rows, report_row
+from allmrec.data.prepare.histories import history_rows
 from allmrec.data.sequences import Sequences
 from allmrec.data.splits import NONE, Split, times_of
 from schemas import sequences

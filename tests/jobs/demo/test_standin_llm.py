@@ -8,7 +8,7 @@ import pytest
 from allmrec.core.artifacts import commit, read_file, read_manifest, write_shard
 from allmrec.core.storage import open_storage
 from allmrec.llm.loading import LLMConfig, load_llm
-from jobs.config import Config
+from jobs.demo.config import DemoConfig
 from jobs.demo.standin_llm import STEP
 from jobs.runtime.console import Console
 from jobs.runtime.step import Context, execute
@@ -18,7 +18,9 @@ SMALL = {"vocab_size": 400, "max_positions": 320}
 
 
 def test_writes_a_sealed_model_once(tmp_path: Path) -> None:
-    config = Config(name="t", root=str(tmp_path), standin_llm=SMALL, prompt={"max_history": 2, "max_title_tokens": 6})
+    config = DemoConfig(
+        name="t", root=str(tmp_path), standin_llm=SMALL, prompt={"max_history": 2, "max_title_tokens": 6}
+    )
     run = open_storage(config.run_uri)
     rows = [
         {
@@ -46,7 +48,7 @@ def test_writes_a_sealed_model_once(tmp_path: Path) -> None:
 
 
 def test_a_bucket_is_refused_in_words() -> None:
-    config = Config(name="t", root="s3://bucket/runs")
+    config = DemoConfig(name="t", root="s3://bucket/runs")
     context = Context(config, open_storage(config.run_uri, config.storage), Console(), fingerprint="")
     with pytest.raises(ValueError, match="local folder"):
         STEP.plan(context)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cli import run_date
+from jobs.runtime.command import run_date
 from jobs.runtime.console import Console
 
 HOSTILE = "[red]not a colour[/red] [/] [link=x]"
@@ -43,7 +43,7 @@ def test_text_is_never_markup(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_console_that_is_not_utf8_is_told_and_kills_nothing(tmp_path: Path) -> None:
     """Names of files and items are any text; what cannot be shown is escaped."""
     (tmp_path / "c.yaml").write_text(f"name: x\nroot: {tmp_path}/lädchen\n")
-    command = [sys.executable, "-m", "jobs.cli", "recommendations", "list", "--config", str(tmp_path / "c.yaml")]
+    command = [sys.executable, "-m", "allmrec", "recommendations", "list", "--config", str(tmp_path / "c.yaml")]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     found = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert found.returncode == 2 and "Traceback" not in found.stderr

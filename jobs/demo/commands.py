@@ -1,0 +1,79 @@
+"""The console's commands of the demo: sample data, stand-in models, public data sets, and the demo itself."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from jobs.cli import mount
+from jobs.runtime.command import ConfigFile, LogJson, Overrides, errors_in_one_line, run_date
+from jobs.runtime.console import Console
+
+STANDINS = {
+    "encoder": ("jobs.demo.standin_encoder", "Build a small SentenceTransformer from the catalogue's texts."),
+    "llm": ("jobs.demo.standin_llm", "Build a tiny OPT that can copy titles and be steered by soft tokens."),
+}
+
+standin = typer.Typer(no_args_is_help=True, help="Build stand-in models for machines without the real ones.")
+
+
+def add_demo(app: typer.Typer) -> None:
+    """Add the demo's commands to the product's."""
+    app.command()(demo)
+    app.command("sample-data")(sample_data)
+    app.command("fetch-data")(fetch_data)
+    mount(standin, STANDINS)
+    app.add_typer(standin, name="standin")
+
+
+def demo(
+    config: ConfigFile = Path("jobs/configs/demo.yaml"),
+    overrides: Overrides = [],  # noqa: B006
+    log_json: LogJson = False,
+) -> None:
+    """A sample store, stand-in models, the whole run, and a look at the result."""
+    from jobs.config import load_config
+    from jobs.demo.demo import demo as run_demo
+
+    with errors_in_one_line():
+        settings = load_config(config, overrides)
+        run_demo(settings, Console(log_json), run_date(None, settings.nightly.timezone))
+
+
+def sample_data(
+    output: Annotated[str, typer.Option(help="folder or s3:// prefix")] = "runs/demo/input",
+    users: int = 3000,
+    items: int = 800,
+    seed: int = 0,
+    dirty: Annotated[float, typer.Option(help="fraction of dirty rows to add")] = 0.0,
+) -> None:
+    """Write a sample store: catalogues and logs of two domains that share users."""
+    from jobs.demo.sample_data import sample_data as write
+
+    arguments: dict[str, Any] = {"output": output, "users": users, "items": items, "seed": seed, "dirty": dirty}
+    with errors_in_one_line():
+        write(**arguments)
+
+
+def fetch_data(
+    name: Annotated[str, typer.Argument(help="data set, e.g. movielens-1m or amazon-2014/Beauty")],
+    to: Annotated[Path, typer.Option(help="folder for its files")],
+    log_json: LogJson = False,
+) -> None:
+    """Download a public data set from its publisher; run again, it goes on where it was cut off."""
+    from jobs.demo.fetch_data import fetch_data as fetch
+
+    with errors_in_one_line():
+        fetch(name, to, Console(log_json))
+
+
+@standin.command("shipped")
+def standin_shipped(
+    folder: Annotated[Path, typer.Option(help="where to write llm/ and encoder/")],
+    seed: int = 0,
+) -> None:
+    """Build the stand-ins that come with the package, standins/llm and standins/encoder, and their model cards."""
+    from jobs.demo.standin_shipped import ship
+
+    with errors_in_one_line():
+        ship(folder, seed)
