@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlparse
+from urllib.parse import urlsplit
 
 from allmrec.storage import Entry, S3Config, Storage
 
@@ -63,14 +63,16 @@ class S3Storage(Storage):
     def at(self, key: str) -> "S3Storage":
         return S3Storage(self.bucket, self._full(key.strip("/")), self.connection)
 
-    def read(self, key: str) -> bytes:
+    def read(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
+        """The object's bytes, or those at `start ... stop - 1` of them. Raises FileNotFoundError."""
         from botocore.exceptions import IncompleteReadError, ReadTimeoutError, ResponseStreamingError
 
         # boto3 tries a request again, but not the reading of its answer's body.
+        part = {} if stop is None else {"Range": f"bytes={start}-{stop - 1}"}
         with self._errors(key):
             for attempts_left in reversed(range(self.connection.s3.max_attempts)):
                 try:
-                    return self.client.get_object(**self._object(key))["Body"].read()
+                    return self.client.get_object(**self._object(key), **part)["Body"].read()
                 except (IncompleteReadError, ReadTimeoutError, ResponseStreamingError):
                     if not attempts_left:
                         raise
@@ -102,24 +104,23 @@ class S3Storage(Storage):
             self.client.copy_object(**self._object(target), **self._encryption, CopySource=self._object(source))
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
-        pages = self.client.get_paginator("list_objects_v2")
         skip = len(self._full(""))
+        for item in self.items(prefix):
+            yield Entry(item["Key"][skip:], item["Size"])
+
+    def items(self, prefix: str) -> Iterator[dict[str, Any]]:
+        """What the store says of all objects whose key starts with `prefix`, ordered by key."""
+        pages = self.client.get_paginator("list_objects_v2")
         with self._errors(prefix):
             for page in pages.paginate(Bucket=self.bucket, Prefix=self._full(prefix)):
-                for item in page.get("Contents", ()):
-                    yield Entry(item["Key"][skip:], item["Size"])
+                yield from page.get("Contents", ())
 
     def delete(self, key: str) -> None:
         with self._errors(key):
             self.client.delete_object(**self._object(key))
 
     def exists(self, key: str) -> bool:
-        try:
-            with self._errors(key):
-                self.client.head_object(**self._object(key))
-            return True
-        except FileNotFoundError:
-            return False
+        return self.head(key) is not None
 
     def arrow(self) -> tuple[Any, str]:
         from pyarrow.fs import S3FileSystem
@@ -127,12 +128,15 @@ class S3Storage(Storage):
         for name, value in checksum_environment(self.connection.s3).items():
             os.environ.setdefault(name, value)
         # Left to find it itself, pyarrow puts the bucket into the host's name.
-        url = self.connection.s3.endpoint_url or os.environ.get("AWS_ENDPOINT_URL")
-        endpoint = urlparse(url) if url else None
+        url = (
+            self.connection.s3.endpoint_url
+            or os.environ.get("AWS_ENDPOINT_URL_S3")
+            or os.environ.get("AWS_ENDPOINT_URL")
+        )
         filesystem = S3FileSystem(
             region=self.connection.s3.region,
-            endpoint_override=endpoint.netloc if endpoint else None,
-            scheme=endpoint.scheme if endpoint else None,
+            endpoint_override=url,  # whole: it may have a path
+            scheme=urlsplit(url).scheme if url else None,
             force_virtual_addressing=self.connection.s3.addressing_style == "virtual",
         )
         return filesystem, f"{self.bucket}/{self.prefix}".rstrip("/")
@@ -150,9 +154,14 @@ class S3Storage(Storage):
         return {name: value for name, value in wanted.items() if value is not None}
 
     def _writer(self, key: str) -> str | None:
+        head = self.head(key)
+        return head["Metadata"].get("writer") if head else None
+
+    def head(self, key: str) -> dict[str, Any] | None:
+        """What the store says of an object; None if there is none."""
         try:
             with self._errors(key):
-                return self.client.head_object(**self._object(key))["Metadata"].get("writer")
+                return self.client.head_object(**self._object(key))
         except FileNotFoundError:
             return None
 

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlparse
 
 from pydantic import Field, model_validator
 
@@ -109,17 +108,44 @@ class Storage(ABC):
 
 
 def open_storage(uri: str, s3: S3Config | None = None) -> Storage:
-    """Open a local folder (a path or `file://`) or an S3 prefix (`s3://bucket/prefix`)."""
-    parsed = urlparse(uri)
-    if parsed.scheme == "s3":
-        if not parsed.netloc:
-            raise ValueError(f"{uri!r} names no bucket: write it as s3://bucket/prefix")
-        from allmrec.s3 import Connection, S3Storage
+    """Open a local folder (a path or `file://`) or an S3 prefix (`s3://bucket/prefix`).
 
-        return S3Storage(parsed.netloc, parsed.path.strip("/"), Connection(s3 or S3Config()))
-    if parsed.scheme in ("", "file"):
-        return LocalStorage(Path(parsed.path if parsed.scheme else uri))
-    raise ValueError(f"{uri!r}: unknown scheme {parsed.scheme!r}; use s3://, file:// or a path")
+    Paths and keys are taken as they stand: `#`, `?`, `%` and blanks are characters like any other.
+
+    Raises:
+        ValueError: no bucket, another scheme, or a prefix with an empty part, `.` or `..`, which many tools change.
+    """
+    if not uri.startswith("s3://"):
+        return LocalStorage(local_path(uri))
+    from allmrec.s3 import Connection, S3Storage
+
+    bucket, prefix = s3_key(uri)
+    if not is_plain_key(prefix):
+        raise ValueError(f"{uri!r} has an empty part (//), '.' or '..'; name a prefix without them")
+    return S3Storage(bucket, prefix, Connection(s3 or S3Config()))
+
+
+def local_path(uri: str) -> Path:
+    """Raises ValueError for a scheme other than `file:`."""
+    if uri.startswith("file:/"):
+        return Path("/" + uri.removeprefix("file:").lstrip("/"))
+    scheme, separator, _ = uri.partition("://")
+    if separator:
+        raise ValueError(f"{uri!r}: unknown scheme {scheme!r}; use s3://, file:// or a path")
+    return Path(uri)
+
+
+def s3_key(uri: str) -> tuple[str, str]:
+    """Bucket and key of an s3:// URI, without the slash at its end."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    if not bucket:
+        raise ValueError(f"{uri!r} names no bucket: write it as s3://bucket/prefix")
+    return bucket, key.removesuffix("/")
+
+
+def is_plain_key(key: str) -> bool:
+    """Whether all clients take an S3 key as it stands."""
+    return key == "" or not {"", ".", ".."} & set(key.split("/"))
 
 
 class LocalStorage(Storage):

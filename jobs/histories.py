@@ -38,7 +38,7 @@ class Histories:
         self.forgotten_hashes = sorted(fingerprint([kind, id]) for kind, ids in enumerate(self.forgotten) for id in ids)
         self.storage = context.artifact("histories")
         data = context.config.data
-        self.files = [vars(file) for file in log.files]
+        self.files = [file.content for file in log.files]
         elsewhere = {*FILTERS, "forgotten_users", "forgotten_items", "items", "max_rejected_fraction"}
         read_by = data.model_dump(mode="json", exclude={"interactions": {"paths"}} | dict.fromkeys(elsewhere, True))
         self.config = {"code": allmrec.__version__, **read_by}
@@ -68,7 +68,8 @@ class Histories:
             item_ids: string (n,), by item index from 1; begins with `known_items`.
         """
         forgotten = Forgotten.of(*self.forgotten, item_ids)
-        made_of = {"log": self.files, "forgotten": self.forgotten_hashes}
+        tables = dict(self.log.versions)
+        made_of = {"log": self.files, "tables": tables, "forgotten": self.forgotten_hashes}
         identity = fingerprint({"config": self.config, "items": item_ids.to_pylist(), **made_of})
         if self.before is not None and self.before.made_by == identity:
             return self.before

@@ -71,7 +71,8 @@ def run(context: Context) -> Facts:
     _seal(context, sequences, reports, "sequences", sizes)
     clear(items)
     entry = write_shard(items, items_schema.SCHEMA, shard_name(0), with_popularity(item_table, popularity))
-    seal(items, "items", context.made_by, {shard_name(0): entry}, context.resolved("data"), sizes)
+    facts = sizes | {"tables": dict(catalogue.versions)}
+    seal(items, "items", context.made_by, {shard_name(0): entry}, context.resolved("data"), facts)
 
     clear(cases)
     evaluation = config.evaluation
@@ -82,6 +83,8 @@ def run(context: Context) -> Facts:
 
     return {
         "rows": rows,
+        **_about(log),
+        **_about(catalogue),
         **{f"rejected as {reason}": count for reason, count in sorted(reasons.items())},
         **{f"left out as {reason}": count for reason, count in sorted(left_out.items())},
         "rejected items": bad_items.num_rows,
@@ -100,7 +103,15 @@ def plan(context: Context) -> Facts:
         facts[f"{source.name} files"] = len(source.files)
         facts[f"{source.name} MB"] = sum(file.size for file in source.files) / 1e6
         facts[f"{source.name} rows"] = "unknown until read" if source.rows is None else source.rows
+        facts |= _about(source)
     return {**facts, "pieces": len(log.pieces), "shards": context.config.data.num_shards}
+
+
+def _about(source: Source) -> Facts:
+    """What stands behind a table's paths beside the files that are read."""
+    versions = {f"{source.name} version": ", ".join(source.versions.values())} if source.versions else {}
+    skipped = {f"{source.name} files skipped as {why}": count for why, count in sorted(source.skipped.items())}
+    return versions | skipped
 
 
 def open_sources(context: Context) -> tuple[Source, Source]:

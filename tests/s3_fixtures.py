@@ -22,6 +22,8 @@ from moto.server import ThreadedMotoServer
 
 from allmrec.storage import S3Config, Storage, open_storage
 
+PREFIX = "pre fix#1?x=%41/ü[1]&+"  # nothing in it means anything
+
 
 @pytest.fixture(scope="session")
 def moto_endpoint() -> Iterator[str]:
@@ -55,14 +57,20 @@ def s3_uri(s3: S3Config) -> str:
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     """An empty store: each test runs once on a folder and once on S3."""
     if request.param == "local":
-        return open_storage(str(tmp_path / "store"))
+        return open_storage(str(tmp_path / PREFIX))
     return open_storage(request.getfixturevalue("s3_uri"), request.getfixturevalue("s3"))
 
 
-def new_bucket(s3: S3Config) -> str:
+@pytest.fixture
+def plain_s3_uri(s3: S3Config) -> str:
+    """As `s3_uri`, for readers of other makers, which take it for a URL."""
+    return new_bucket(s3, "prefix")
+
+
+def new_bucket(s3: S3Config, prefix: str = PREFIX) -> str:
     bucket = f"test-{secrets.token_hex(8)}"
     boto3.client("s3", endpoint_url=s3.endpoint_url, region_name=s3.region).create_bucket(Bucket=bucket)
-    return f"s3://{bucket}/prefix"
+    return f"s3://{bucket}/{prefix}"
 
 
 class Proxy(BaseHTTPRequestHandler):

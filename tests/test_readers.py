@@ -78,8 +78,8 @@ def test_our_reader_is_at_the_top() -> None:
 
 @pytest.mark.s3
 @pytest.mark.usefixtures("by_environment")
-def test_duckdb_pandas_and_ours_agree_on_s3(s3: S3Config, s3_uri: str) -> None:
-    storage = open_storage(s3_uri, s3)
+def test_duckdb_pandas_and_ours_agree_on_s3(s3: S3Config, plain_s3_uri: str) -> None:
+    storage = open_storage(plain_s3_uri, s3)
 
     class S3(ArrowFSWrapper):
         """What the extension httpfs does, which pip does not bring."""
@@ -104,13 +104,15 @@ def test_duckdb_pandas_and_ours_agree_on_s3(s3: S3Config, s3_uri: str) -> None:
             with pytest.raises(
                 (ValueError, OSError, duckdb.Error), match=r"(?i)not found|no files|does not exist|nothing is"
             ):
-                read(s3_uri, manifest)
+                read(plain_s3_uri, manifest)
     nightly(storage, Shop(), NEXT_DAY)
     for read in readers:
-        assert set(read(s3_uri, latest)["user_id"]) == {f"u{n}" for n in range(Shop.num_users)}, "one day, and not two"
+        assert set(read(plain_s3_uri, latest)["user_id"]) == {f"u{n}" for n in range(Shop.num_users)}, (
+            "one day, and not two"
+        )
     nightly(storage, Shop(), DAY, lease_s=0.2)
     for manifest in (latest, date):
-        ours, *others = (rows_of(read(s3_uri, manifest)) for read in reversed(readers))
+        ours, *others = (rows_of(read(plain_s3_uri, manifest)) for read in reversed(readers))
         assert len(ours) > 3 * Shop.num_users and all(rows == ours for rows in others)
 
 

@@ -36,19 +36,21 @@ def test_read_recommendations_follows_latest_and_dates(storage: Storage, s3: S3C
 
 
 @pytest.mark.s3
-def test_pandas_and_duckdb_read_from_s3_in_one_line(s3: S3Config, s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pandas_and_duckdb_read_from_s3_in_one_line(
+    s3: S3Config, plain_s3_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", str(s3.endpoint_url))
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    nightly(open_storage(s3_uri), Shop(), DAY)
-    nightly(open_storage(s3_uri), Shop(), NEXT_DAY)
-    assert read_recommendations(s3_uri).num_rows == Shop.num_users
+    nightly(open_storage(plain_s3_uri), Shop(), DAY)
+    nightly(open_storage(plain_s3_uri), Shop(), NEXT_DAY)
+    assert read_recommendations(plain_s3_uri).num_rows == Shop.num_users
 
-    frame = pd.read_parquet(f"{s3_uri}/run_date=2026-03-01/")
+    frame = pd.read_parquet(f"{plain_s3_uri}/run_date=2026-03-01/")
     assert len(frame) == Shop.num_users and set(frame["run_date"]) == {DAY}
     assert frame["items"][0][0]["rank"] == 1
 
-    relation = duckdb.from_arrow(pyarrow.dataset.dataset(f"{s3_uri}/run_date=2026-03-01/"))
+    relation = duckdb.from_arrow(pyarrow.dataset.dataset(f"{plain_s3_uri}/run_date=2026-03-01/"))
     best = relation.project("user_id, unnest(items, recursive := true)").filter("rank = 1").fetchdf()
     assert dict(zip(best["user_id"], best["item_id"], strict=True)) == {
         user: items[0]["item_id"] for user, items in zip(frame["user_id"], frame["items"], strict=True)

@@ -4,6 +4,7 @@ import http.client
 import pickle
 import time
 from functools import partial
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from allmrec.s3 import S3Storage
 from allmrec.storage import Entry, S3Config, Storage, open_storage
-from tests.s3_fixtures import Proxy, new_bucket, proxied, together
+from tests.s3_fixtures import PREFIX, Proxy, new_bucket, proxied, together
 
 
 def test_what_is_put_is_read_copied_listed_and_deleted(storage: Storage) -> None:
@@ -245,7 +246,7 @@ def test_what_is_written_is_encrypted_as_configured(moto_endpoint: str) -> None:
     assert storage.create("created", b"2") and not storage.create("created", b"3")
     storage.copy("written", "copied")
     for key in ("written", "created", "copied"):
-        head = storage.client.head_object(Bucket=storage.bucket, Key=f"prefix/{key}")
+        head = storage.client.head_object(Bucket=storage.bucket, Key=f"{PREFIX}/{key}")
         assert (head["ServerSideEncryption"], head["SSEKMSKeyId"]) == ("aws:kms", "key-1")
     with pytest.raises(ValueError, match="kms_key_id is a key of encryption aws:kms"):
         S3Config(kms_key_id="key-1")
@@ -284,8 +285,48 @@ def test_an_endpoint_that_does_not_answer_is_named(moto_endpoint: str) -> None:
         open_storage("s3://bucket", s3).read("x")
 
 
+@pytest.mark.s3
+def test_the_endpoint_may_have_a_path(s3: S3Config, s3_uri: str) -> None:
+    class Gateway(Proxy):
+        """Serves the store below /s3/."""
+
+        def forward(self) -> None:
+            assert self.path.startswith("/s3/"), "else the store is asked at another address"
+            self.path = self.path.removeprefix("/s3")
+            super().forward()
+
+        do_GET = do_PUT = do_HEAD = forward
+
+    with proxied(s3, Gateway) as below:
+        storage = open_storage(s3_uri, below.model_copy(update={"endpoint_url": f"{below.endpoint_url}/s3"}))
+        storage.write("key", b"bytes")
+        filesystem, root = storage.arrow()
+        assert filesystem.open_input_file(f"{root}/key").read() == storage.read("key") == b"bytes"
+
+
+def test_prefixes_that_a_url_would_cut_are_apart(storage: Storage, request: pytest.FixtureRequest) -> None:
+    s3 = request.getfixturevalue("s3") if storage.uri.startswith("s3://") else None
+    roots = [f"{storage.uri}{end}" for end in ("/runs", "/runs#1", "/runs#2", "/runs?1", "/runs%23", "/runs;a")]
+    for number, root in enumerate(roots):
+        open_storage(root, s3).write("key", b"%d" % number)
+    assert [open_storage(root, s3).read("key") for root in roots] == [b"%d" % n for n in range(len(roots))]
+    assert len(list(storage.list("runs"))) == len(roots)
+
+
+def test_a_path_is_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for uri, path in {
+        f"file://{tmp_path}/a#1?b%41": tmp_path / "a#1?b%41",
+        f"file:{tmp_path}/c d": tmp_path / "c d",
+        "log:2024#1": tmp_path / "log:2024#1",
+    }.items():
+        open_storage(uri).write("key", b"1")
+        assert (path / "key").read_bytes() == b"1"
+
+
 @pytest.mark.parametrize(
-    ("uri", "message"), [("s3:///key", "names no bucket"), ("gs://bucket/key", "unknown scheme 'gs'")]
+    ("uri", "message"),
+    [("s3:///key", "names no bucket"), ("gs://bucket/key", "unknown scheme 'gs'"), ("s3://b/a//b", "empty part")],
 )
 def test_a_uri_that_names_no_store_is_refused(uri: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):

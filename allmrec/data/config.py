@@ -15,6 +15,7 @@ class SourceConfig(Section):
 
     paths: list[str] = Field(default_factory=list)  # files, folders or globs (*, ?, **), on a disk or s3://
     format: Literal["parquet", "csv", "jsonl", "literal"] = "parquet"  # literal: a Python dictionary a line
+    version: int | None = None  # of a table of Delta Lake, or the id of Iceberg's snapshot; null: the newest
     columns: dict[str, str] = Field(default_factory=dict)  # our name → the source's, where they differ
     timestamp_unit: Literal["s", "ms", "us"] = "s"  # of timestamps that are numbers, counted from 1970 in UTC
     timestamp_format: str | None = None  # of timestamps that are text other than ISO 8601, e.g. "%d.%m.%Y %H:%M"

@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from textwrap import shorten
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from allmrec.data.config import SourceConfig
-from allmrec.data.files import InputFile, list_files, locate, partitions
+from allmrec.data.files import ICEBERG, METADATA, InputFile, list_files, locate, partitions
 from allmrec.data.lines import MALFORMED, NUMBER
 from allmrec.data.readers import READERS, Columns, Piece
+from allmrec.data.snapshots import Layout, Snapshot, open_snapshot
 from allmrec.storage import S3Config
 
 _OPENED_AT_ONCE = 16  # files
@@ -43,25 +46,36 @@ class Source:
     fields: pa.Schema
     files: tuple[InputFile, ...]  # that the pieces are of; one that comes later is none of them
     pieces: tuple[Piece, ...]
+    layouts: Mapping[str, Layout]  # of those files that are of a table format, by URI
+    versions: Mapping[str, str]  # of tables of such formats, by URI
+    skipped: Mapping[str, int]  # files in folders that are no input, by reason
 
     @property
     def rows(self) -> int | None:
-        """How many there are, if that is known without reading them."""
+        """How many there are, if that is known without reading them; more, where a table format deleted some."""
         rows = [piece.rows for piece in self.pieces]
         return None if None in rows else sum(rows)  # type: ignore[arg-type]
 
     def read(self, piece: Piece) -> Iterator[pa.Table]:
         """The piece's rows under our names, with MALFORMED and NUMBER, in tables of bounded size."""
-        names = _names(self.fields.names, self.config)
-        folders = partitions(piece.uri)
-        inside = {names[field.name]: field.type for field in self.fields if names[field.name] not in folders}
-        reader = READERS[self.config.format](self.config)
+        names, reader = _names(self.fields.names, self.config), READERS[self.config.format](self.config)
+        layout = self.layouts.get(piece.uri)
+        values = layout.values if layout else partitions(piece.uri)
+        inside = {ours: layout.columns.get(theirs) if layout else theirs for ours, theirs in names.items()}
+        wanted = {
+            inside[field.name]: field.type
+            for field in self.fields
+            if inside[field.name] and names[field.name] not in values
+        }
         try:
-            for table in reader.read(*locate(piece.uri, self.s3), piece, pa.schema(list(inside.items()))):
+            deleted = layout.deleted(self.s3) if layout and layout.deletes else None
+            for table in reader.read(*locate(piece.uri, self.s3), piece, pa.schema(list(wanted.items()))):
+                if deleted is not None:
+                    table = table.filter(~np.isin(table.column(NUMBER).to_numpy() - 1, deleted))
                 columns = {
-                    field.name: table.column(names[field.name])
-                    if names[field.name] in table.column_names
-                    else pa.repeat(pa.scalar(folders.get(names[field.name]), field.type), len(table))
+                    field.name: _typed(table.column(inside[field.name]), field.type)
+                    if inside[field.name] in table.column_names
+                    else pa.repeat(pa.scalar(values.get(names[field.name]), field.type), len(table))
                     for field in self.fields
                 }
                 yield pa.table(columns | {added: table.column(added) for added in (MALFORMED, NUMBER)})
@@ -80,12 +94,32 @@ def find_files(name: str, config: SourceConfig, s3: S3Config) -> list[InputFile]
         name: the table, for messages.
 
     Raises:
-        ValueError: no paths are configured, a path does not exist, is not readable, or holds no file of the format.
+        ValueError: no paths are configured, a path does not exist, is not readable, or holds no file of the format; or
+            a table of a table format cannot be read.
     """
+    return _find(name, config, s3)[0]
+
+
+def _find(
+    name: str, config: SourceConfig, s3: S3Config
+) -> tuple[list[InputFile], dict[str, Snapshot], Mapping[str, int]]:
+    """The files, the tables of table formats that some of them are of, by URI, and how many files were skipped."""
     if not config.paths:
         raise ValueError(f"data.{name}.paths is empty: name the files or folders of the {name} table")
     try:
-        return list_files(config.paths, READERS[config.format].suffixes, s3)
+        listing = list_files(config.paths, READERS[config.format].suffixes, s3)
+        tables = listing.tables | {uri: ICEBERG for uri in listing.files if uri.endswith(METADATA)}
+        if config.format != "parquet" and listing.tables:
+            uri, kind = next(iter(tables.items()))
+            raise ValueError(f"{uri} is a table of {kind}, whose format here is parquet, not {config.format}")
+        if config.format != "parquet":
+            tables = {}
+        if config.version is not None and len(tables) != 1:
+            raise ValueError("version is that of one table of Delta Lake or Iceberg; name that table alone in paths")
+        snapshots = {uri: open_snapshot(uri, kind, config.version, s3) for uri, kind in tables.items()}
+        plain = [file for uri, file in listing.files.items() if uri not in tables]
+        live = [file for snapshot in snapshots.values() for file in snapshot.files]
+        return sorted([*plain, *live], key=lambda file: file.uri), snapshots, listing.skipped
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 
@@ -106,12 +140,21 @@ def open_source(
             the format; there is no row.
     """
     names, reader = _names(expected, config), READERS[config.format](config)
-    found = find_files(name, config, s3)
+    found, snapshots, skipped = _find(name, config, s3)
     files = [file for file in found if file.size]
+    table_of = {file.uri: snapshot for snapshot in snapshots.values() for file in snapshot.files}
+    layouts: dict[str, Layout] = {}
 
     def opened(file: InputFile, is_first: bool) -> tuple[Columns, list[Piece]]:
         try:
-            return reader.open(*locate(file.uri, s3), file, is_first)
+            filesystem, path = locate(file.uri, s3)
+            columns, pieces = reader.open(filesystem, path, file, is_first)
+            if file.uri not in table_of:
+                return columns and columns | dict.fromkeys(partitions(file.uri), pa.string()), pieces
+            table, schema = table_of[file.uri], pq.read_schema(path, filesystem=filesystem)
+            layout = layouts[file.uri] = table.layouts[file.uri](schema).only(names.values())
+            inside = {theirs: columns[physical] for theirs, physical in layout.columns.items()}
+            return dict.fromkeys(table.columns, pa.null()) | inside | dict.fromkeys(layout.values, pa.string()), pieces
         except (OSError, pa.ArrowException) as error:
             raise ValueError(f"{name}: cannot read {file.uri} as {config.format}: {_first_line(error)}") from None
 
@@ -130,7 +173,6 @@ def open_source(
     fields: dict[str, pa.DataType] = {}
     for file, (columns, _) in zip(files, heads, strict=True):
         if columns:
-            columns |= dict.fromkeys(partitions(file.uri), pa.string())
             for ours, theirs in names.items():
                 needed = expected[ours].required or ours != theirs
                 if reader.late_keys and theirs not in columns and (not needed or is_somewhere(theirs)):
@@ -139,11 +181,20 @@ def open_source(
                     columns[theirs] = _late_type(expected[ours])
             _check_columns(columns, expected, names, f"{name}: column", file.uri, section or f"data.{name}")
         for ours, theirs in names.items():
-            if theirs in columns and expected[ours].read and pa.types.is_null(fields.get(ours, pa.null())):
+            if theirs in columns and expected[ours].read and fields.get(ours, pa.null()) == pa.null():
                 encode = expected[ours].repeats and config.format == "parquet"
                 fields[ours] = _encoded(columns[theirs]) if encode else columns[theirs]
+    unknown = [ours for ours, kind in fields.items() if kind == pa.null() and not reader.late_keys]
+    for ours in unknown:  # null in every file: any type will do
+        if expected[ours].accepts(pa.string()):
+            fields[ours] = pa.string()
+        elif expected[ours].required:
+            raise ValueError(f"{name}: column {names[ours]!r} is null in every row; it must be {expected[ours].types}")
+        else:
+            del fields[ours]
     pieces = tuple(piece for _, cut in heads for piece in cut)
-    source = Source(name, config, s3, pa.schema(list(fields.items())), tuple(found), pieces)
+    versions = {uri: snapshot.version for uri, snapshot in snapshots.items()}
+    source = Source(name, config, s3, pa.schema(list(fields.items())), tuple(found), pieces, layouts, versions, skipped)
     if not fields or not source.pieces or source.rows == 0:
         raise ValueError(f"{name}: the table is empty: no row in {', '.join(config.paths)}")
     return source
@@ -155,7 +206,7 @@ def _check_columns(
     """Raise ValueError if a file's columns are not what is expected under these names."""
     for ours, theirs in names.items():
         column = expected[ours]
-        if theirs in columns and not column.accepts(columns[theirs]):
+        if theirs in columns and columns[theirs] != pa.null() and not column.accepts(columns[theirs]):
             raise ValueError(f"{what} {theirs!r} is {columns[theirs]} in {uri}; it must be {column.types}")
         if theirs not in columns and (column.required or ours != theirs):
             has = f"is missing in {uri}, which has {shorten(', '.join(columns), 500, placeholder=' …')}"
@@ -167,6 +218,11 @@ def _late_type(column: Column) -> pa.DataType:
     if column.accepts(pa.list_(pa.string())):
         return pa.null()
     return pa.bool_() if column.accepts(pa.bool_()) else pa.string()
+
+
+def _typed(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """A column that is null in its file as that of the table."""
+    return pa.chunked_array([pa.nulls(len(column), kind)]) if pa.types.is_null(column.type) else column
 
 
 def _encoded(kind: pa.DataType) -> pa.DataType:

@@ -31,11 +31,11 @@ def test_paths_folders_and_globs(storage, request):
     for name in FILES:
         open_storage(storage.uri, s3).write(name, b"1")
     for glob, expected in EXPECTED.items():
-        found = list_files([f"{storage.uri}{glob}"], (".csv", ".csv.gz"), s3)
+        found = list_files([f"{storage.uri}{glob}"], (".csv", ".csv.gz"), s3).files.values()
         assert [file.uri.removeprefix(f"{storage.uri}/") for file in found] == expected, glob
         assert all(file.size == 1 for file in found)
     both = [f"{storage.uri}/a.csv", f"{storage.uri}/?.csv"]
-    assert len(list_files(both, (".csv",), s3)) == 1
+    assert len(list_files(both, (".csv",), s3).files) == 1
     absent = "no such path"
     for glob, message in {"/z*": absent, "/z": absent, "/c/h*": absent, "/[z-a]": "cannot", "/c": "no .parq"}.items():
         with pytest.raises(ValueError, match=message):
@@ -46,7 +46,7 @@ def test_relative_paths_stay_relative(tmp_path, monkeypatch):
     open_storage(str(tmp_path)).write("in/a.csv", b"1")
     monkeypatch.chdir(tmp_path)
     for path in ("in", "in/", "in/*.csv", "i*", "*/a.csv", "**/a.csv"):
-        assert [file.uri for file in list_files([path], (".csv",), S3Config())] == ["in/a.csv"]
+        assert list(list_files([path], (".csv",), S3Config()).files) == ["in/a.csv"]
 
 
 def test_columns_in_the_names_of_folders():

@@ -1,5 +1,7 @@
 import gzip
+import io
 import itertools
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -50,6 +52,27 @@ def test_slices_and_filters_keep_lines_and_numbers(data, start, length, seed):
     part = lines.filter(keep)
     kept = [pair for pair, stays in zip(pairs, keep, strict=True) if stays]
     assert list(zip(part.each(), part.numbers.tolist(), strict=True)) == kept
+
+
+def test_nothing_is_sought_past_the_end(tmp_path):
+    class Store(LocalFileSystem):
+        """Its files cannot be sought past their end, as those of S3."""
+
+        def open_input_file(self, path):
+            return _Object(path)
+
+    class _Object(io.FileIO):
+        def size(self):
+            return os.path.getsize(self.name)
+
+        def seek(self, position, whence=0):
+            assert position <= self.size()
+            return super().seek(position, whence)
+
+    (tmp_path / "log.csv").write_bytes(b"a\nb\n")
+    for start, stop, expected in ((0, 1 << 20, [b"a", b"b"]), (2, 99, [b"b"]), (4, 99, []), (9, 99, [])):
+        lines = read_lines(Store(), str(tmp_path / "log.csv"), start, stop)
+        assert [line for part in lines for line in part.each()] == expected
 
 
 @pytest.mark.parametrize("suffix", ["gz", "zst"])

@@ -11,7 +11,7 @@ from allmrec.data.clean import log_columns
 from allmrec.data.config import DataConfig, SourceConfig
 from allmrec.data.items import ITEMS
 from allmrec.data.lines import MALFORMED, NUMBER
-from allmrec.data.sources import find_files, open_source
+from allmrec.data.sources import Column, find_files, open_source
 from allmrec.storage import S3Config, open_storage
 
 ROWS = [{"user_id": f"u{n}", "item_id": n % 3, "timestamp": n, "page": "x"} for n in range(100)]
@@ -179,6 +179,33 @@ def test_folders_names_hold_columns(tmp_path):
     write_parquet(tmp_path / "log/apart.parquet", rows=[{"user_id": "u", "item_id": "i"}])
     with pytest.raises(ValueError, match=r"'day' is missing in .*apart\.parquet"):
         opened([tmp_path / "log"], timestamp="day")
+
+
+def test_columns_of_nothing_but_nulls_take_the_type_of_other_files(tmp_path):
+    empty = pa.table({name: pa.nulls(0) for name in ("user_id", "item_id", "timestamp", "rating")})
+    pq.write_table(empty, write_parquet(tmp_path / "a.parquet"))
+    nulls = pa.table({"user_id": ["u"], "item_id": pa.nulls(1), "timestamp": pa.nulls(1), "rating": pa.nulls(1)})
+    pq.write_table(nulls, write_parquet(tmp_path / "b.parquet"))
+    write_parquet(tmp_path / "c.parquet", [{"user_id": "v", "item_id": "i", "timestamp": 2, "rating": 4.5}])
+    source = opened([tmp_path])
+    assert [row["item_id"] for row in read(source).to_pylist()] == [None, "i"]
+    assert read(source).schema.field("timestamp").type == pa.int64()
+    table = read(opened([tmp_path / "b.parquet"]))
+    assert table.to_pylist()[0] | {"timestamp": None} == table.to_pylist()[0], "null in every file"
+    vectors = pa.table({"user_id": ["u"], "embedding": pa.nulls(1)})
+    pq.write_table(vectors, tmp_path / "vectors.parquet")
+    wanted = {"user_id": COLUMNS["user_id"], "embedding": Column(True, pa.types.is_list, "a list")}
+    with pytest.raises(ValueError, match="'embedding' is null in every row; it must be a list"):
+        open_source("users", SourceConfig(paths=[str(tmp_path / "vectors.parquet")]), S3Config(), wanted)
+
+
+def test_what_is_skipped_in_a_folder_is_counted(tmp_path):
+    for name in ("a.parquet", "B.PARQUET", "c/d.Pq", "_SUCCESS", ".a.parquet.crc", "_tmp/x.parquet", "notes.txt"):
+        write_parquet(tmp_path / name)
+    (tmp_path / "empty.parquet").write_bytes(b"")
+    source = opened([tmp_path, tmp_path / "*"])
+    assert source.skipped == {"hidden": 3, "other suffix": 1, "empty": 1} and source.rows == 400
+    assert opened([tmp_path / "a.parquet"]).skipped == {}
 
 
 def test_what_users_get_wrong_is_named_in_one_line(tmp_path):
