@@ -25,8 +25,9 @@ import torch
 from pydantic import Field
 
 import allmrec
+from allmrec.alignment.joint import Forms
 from allmrec.alignment.network import load_joint
-from allmrec.artifacts import MANIFEST, describe, read_file, read_manifest, sha256
+from allmrec.artifacts import MANIFEST, Manifest, describe, read_file, read_manifest, sha256
 from allmrec.cf.teacher import Teacher, load_teacher
 from allmrec.config import Section
 from allmrec.data.catalogue import Catalogue
@@ -42,14 +43,14 @@ PARTS = ("teacher", "alignment", "projectors", "items")
 DESCRIPTION = "bundle.json"
 POINTER = "bundle"  # the artifact that names the bundle that was built last
 DEPENDENCIES = ("torch", "transformers", "sentence-transformers", "tokenizers", "safetensors", "ray", "deepspeed")
-_FORMAT = 1
+_FORMAT = 2
 
 
 class BundleConfig(Section):
     """How the parts are put together."""
 
     # Items with fewer training interactions are shown by the text form q_i: their E_i has learnt next to nothing.
-    # So are those for which an external teacher has no E_i.
+    # So are those for which an external teacher has no E_i. Stage-2 trains on these forms.
     text_form_below: int = Field(1, ge=0)
 
 
@@ -63,6 +64,7 @@ class Bundle:
     e_NJ: torch.Tensor  # e_i = f_I(E_i)
     q_NJ: torch.Tensor  # q_i = f_T(Q_i)
     projectors: Projectors
+    untrained: Projectors  # where Stage-2 started
     config: dict[str, Any]  # resolved sections that the parts were made with
     models: dict[str, dict[str, str]]  # "llm" and "text": name and identity
     data: dict[str, str]  # digests of the tables that the models were trained on
@@ -79,47 +81,30 @@ class Bundle:
     def item_inputs(self, text: bool = False) -> torch.Tensor:
         """What F_I projects, by item index: as when it was trained.
 
+        With `text`, q_i for all (A-LLMRec (SBERT), paper Table 4).
+
         Raises:
             ValueError: `text`, and the projectors know no text forms.
         """
         projection = ProjectionConfig(**self.config["projection"])
-        if projection.item_input == "joint":
-            return self.joint(text)
-        if text:
+        if not text:
+            items_ND = self.teacher.item_embeddings.detach()
+            return item_inputs(projection, self.forms(), self.e_NJ, self.q_NJ, items_ND, self.config["seed"])
+        if projection.item_input != "joint":
             raise ValueError(
                 f"bundle {self.version} projects the items by {projection.item_input!r} embeddings, which have no text "
                 "form; leave a-llmrec-sbert out of evaluation.systems"
             )
-        return item_inputs(projection, self.e_NJ, self.teacher.item_embeddings.detach(), self.config["seed"])
-
-    def joint(self, text: bool = False) -> torch.Tensor:
-        """Joint embeddings, (N, J).
-
-        e_i, and q_i for items that the teacher hardly saw (`bundle.text_form_below`) or never; with `text`, q_i for all
-        (A-LLMRec (SBERT), paper Table 4).
-        """
-        if text:
-            return self.q_NJ
-        return torch.where(self.by_text()[:, None], self.q_NJ, self.e_NJ)
+        return self.q_NJ
 
     def by_text(self) -> torch.Tensor:
         """bool (N,): the items that q_i shows."""
-        few_N, unknown_N = self._text_forms()
-        return few_N | unknown_N
+        return self.forms().by_text_N
 
-    def forms(self) -> dict[str, int]:
-        """How many items are shown by e_i, and how many by q_i and why."""
-        few_N, unknown_N = (mask_N[1:] for mask_N in self._text_forms())
-        return {
-            "items by e_i": int((~few_N & ~unknown_N).sum()),
-            "items by q_i, too few interactions": int((few_N & ~unknown_N).sum()),
-            "items by q_i, no E_i": int(unknown_N.sum()),
-        }
-
-    def _text_forms(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """bool (N,) twice: which items have too few interactions, and which no E_i."""
-        few_N = torch.from_numpy(self.catalogue.popularity < self.config["bundle"]["text_form_below"])
-        return few_N, ~self.teacher.item_embeddings.cpu().any(1)
+    def forms(self) -> Forms:
+        return Forms.of(
+            self.catalogue.popularity, self.teacher.item_embeddings, self.config["bundle"]["text_form_below"]
+        )
 
 
 def build_bundle(run: Storage, config: Mapping[str, Any]) -> str:
@@ -133,9 +118,11 @@ def build_bundle(run: Storage, config: Mapping[str, Any]) -> str:
         the version.
 
     Raises:
-        ValueError: an artifact is missing or damaged; names it.
+        ValueError: an artifact is missing or damaged, names it; or the projectors were trained on other forms of the
+            items than `config` says.
     """
     manifests = {part: read_manifest(run.at(part)) for part in PARTS}
+    _check_forms(manifests["projectors"], config)
     content = {
         "format": _FORMAT,
         "code": allmrec.__version__,
@@ -182,6 +169,7 @@ def load_bundle(run: Storage, version: str) -> Bundle:
         e_NJ=e_NJ,
         q_NJ=q_NJ,
         projectors=load_projectors(root.at("projectors")),
+        untrained=load_projectors(root.at("projectors"), untrained=True),
         **{key: description[key] for key in ("config", "models", "data", "facts")},
     )
 
@@ -213,7 +201,10 @@ def read_description(run: Storage, version: str) -> dict[str, Any]:
     except (ValueError, KeyError, AttributeError):
         raise ValueError(f"{root.name(DESCRIPTION)} is damaged; restore it from a copy") from None
     if description.get("format") != _FORMAT:
-        raise ValueError(f"{root.uri}: bundle format {description.get('format')} is not known to this version")
+        raise ValueError(
+            f"{root.uri}: bundle format {description.get('format')} is not this version's ({_FORMAT}); run "
+            "train-projection and bundle again, or use the allmrec that built it"
+        )
     if fingerprint(description) != digest or description["version"] != version:
         raise ValueError(f"{root.name(DESCRIPTION)} is damaged: it does not match its digest; restore it from a copy")
     return description
@@ -264,6 +255,17 @@ def bundle_versions(run: Storage) -> list[str]:
     """The versions that are there."""
     keys = (entry.key.split("/") for entry in run.list("bundles/"))
     return [key[1] for key in keys if len(key) == 3 and key[2] == DESCRIPTION]
+
+
+def _check_forms(projectors: Manifest, config: Mapping[str, Any]) -> None:
+    """Raises ValueError when F_I was trained on other inputs than a bundle of this config would give it."""
+    for section, key in (("projection", "item_input"), ("bundle", "text_form_below")):
+        made, wanted = projectors.config.get(section, {}).get(key), config[section][key]
+        if made != wanted:
+            raise ValueError(
+                f"the projectors were trained with {section}.{key} {made!r}, and the config says {wanted!r}; run "
+                "train-projection again"
+            )
 
 
 def _identity(name: str, revision: str | None) -> dict[str, str]:

@@ -8,10 +8,22 @@ import difflib
 import json
 from collections.abc import Sequence
 from typing import Annotated, Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 from allmrec import strict_yaml
+
+
+def _known_zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError(f"no time zone {name!r}; write it as in Europe/Berlin") from None
+    return name
+
+
+Timezone = Annotated[str, AfterValidator(_known_zone)]  # a name of the tz database
 
 
 class Section(BaseModel):

@@ -6,12 +6,48 @@ cannot depend on how rows were dealt to workers. Vectorised over rows; knows not
 
 import hashlib
 import json
+from enum import IntEnum, unique
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+@unique
+class Draw(IntEnum):
+    """What a draw is for: the last part of its key, so that no two purposes share their draws."""
+
+    SPLIT_USERS = 0x5350
+    CASES_USERS = 0x4355
+    CASES_NEGATIVES = 0x4556
+    TEACHER_VALIDATION = 0x5341
+    TEACHER_PARTS = 0x5041
+    TEACHER_BATCHES = 0x4241
+    TEACHER_NEGATIVES = 0x4E45
+    TEACHER_SHARED_NEGATIVES = 0x4E4B
+    TEACHER_DROPOUT = 0x4452
+    ALIGNMENT_HELD_OUT = 0x4148
+    ALIGNMENT_BATCHES = 0x4142
+    ALIGNMENT_UNSEEN = 0x414E
+    PROJECTION_EXAMPLES = 0x4541
+    PROJECTION_ORDER = 0x4F52
+    PROJECTION_BATCHES = 0x4253
+    PROJECTION_NEGATIVES = 0x5042
+    PROJECTION_SHOWN = 0x504C
+    PROJECTION_VALIDATION_SHOWN = 0x5653
+    EVALUATION_SCORES = 0x5243
+    EVALUATION_PLACES = 0x4550
+    EVALUATION_SHOWN = 0x4553
+    EVALUATION_PARTNERS = 0x5057
+    EVALUATION_GENERATION = 0x4745
+    EXPLAIN_USERS = 0x4558
+    NIGHTLY_USERS = 0x4C49
+    NIGHTLY_SHOWN = 0x4E49
+    NIGHTLY_RECALL = 0x4E52
+    CARRIED_HISTORY = 0x4849
+    CARRIED_CANDIDATES = 0x4341
 
 
 def mix64(x: np.ndarray) -> np.ndarray:
@@ -24,7 +60,7 @@ def mix64(x: np.ndarray) -> np.ndarray:
 
 
 def key64(*parts: int) -> np.uint64:
-    """Fold small integers (seed, epoch, a purpose's number) into one 64-bit key."""
+    """Fold small integers (seed, epoch, a `Draw`) into one 64-bit key."""
     key = np.zeros(1, dtype=np.uint64)
     for part in parts:
         key = mix64(key ^ np.uint64(part % 2**64))

@@ -2,14 +2,17 @@
 
 `standins/llm` and `standins/encoder` are the stand-ins that come with the package.
 
-Knows nothing of what is in the files.
+Knows nothing of what is in the files, but whether these are the weights that a model asks for.
 """
 
 import fcntl
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, copy_files
+from torch import nn
 
 from allmrec.artifacts import sha256
 from allmrec.hashing import fingerprint
@@ -52,6 +55,46 @@ def model_folder(name: str, revision: str | None, key: str, weights: bool = True
             "(on the hub often refs/pr/<n>), or save the model as safetensors"
         )
     return folder
+
+
+def refuse_other_weights(
+    name: str,
+    model: nn.Module,
+    missing_keys: Iterable[str],
+    unexpected_keys: Iterable[str],
+    mismatched_keys: Iterable[tuple[str, Any, Any]],
+    error_msgs: Iterable[str] = (),
+) -> None:
+    """Raises ValueError naming weights that a checkpoint lacks, has besides, or has in another shape than the model.
+
+    A weight that is tied to another may be absent, and old checkpoints hold buffers that the model computes.
+
+    Args:
+        name: of the checkpoint, for messages.
+        mismatched_keys: name, shape in the checkpoint, shape in the model.
+    """
+    buffers = {_ending(buffer) for buffer, _ in model.named_buffers()}
+    wrong = {
+        "lacks": sorted(missing_keys),
+        "has besides": sorted(key for key in unexpected_keys if _ending(key) not in buffers),
+        "has in another shape": sorted(f"{key} {list(here)} for {list(there)}" for key, here, there in mismatched_keys),
+        "cannot be read": sorted(error_msgs),
+    }
+    parts = [
+        f"{what} {len(keys)} weights: {', '.join(keys[:5])}{' …' * (len(keys) > 5)}"
+        for what, keys in wrong.items()
+        if keys
+    ]
+    if parts:
+        raise ValueError(
+            f"{name} is not a checkpoint of the model that its config describes ({type(model).__name__}); it "
+            f"{'; it '.join(parts)}. Take a complete one: random numbers would stand in for what is not there"
+        )
+
+
+def _ending(key: str) -> str:
+    """A tensor's name within its module, and the module's: `rotary_emb.inv_freq`."""
+    return ".".join(key.split(".")[-2:])
 
 
 def _copied(name: str, wanted: list[str]) -> Path:

@@ -30,9 +30,9 @@ class Scorer:
         self.bundle, self.config = bundle, llm
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.teacher = bundle.teacher.to(self.device)
-        self.projectors = bundle.projectors.to(self.device)
+        self.projectors, self.untrained = (part.to(self.device) for part in (bundle.projectors, bundle.untrained))
         self._rankers: dict[bool, Ranker] = {}
-        self._item_tokens: dict[bool, torch.Tensor] = {}
+        self._item_tokens: dict[tuple[bool, bool], torch.Tensor] = {}
 
     @cached_property
     def llm(self) -> torch.nn.Module:
@@ -50,9 +50,7 @@ class Scorer:
         """The ranker whose prompts have slots, or the text-only one (LLM-Only)."""
         if soft not in self._rankers:
             prompt = self.bundle.prompt
-            # Prompt and answer (a title and the end token) share the LLM's positions.
-            max_tokens = max_positions(self.llm) - prompt.max_title_tokens - 1
-            builder = PromptBuilder(prompt, self.tokenizer, self.titles, soft, max_tokens)
+            builder = PromptBuilder(prompt, self.tokenizer, self.titles, soft, max_positions(self.llm))
             self._rankers[soft] = Ranker(self.llm, builder, self.config.tokens_per_batch)
         return self._rankers[soft]
 
@@ -62,11 +60,18 @@ class Scorer:
         return {name: sum(getattr(ranker, name) for ranker in self._rankers.values()) for name in names}
 
     @torch.inference_mode()
-    def item_tokens(self, text: bool = False) -> torch.Tensor:
-        """O_i = F_I(e_i) of the whole catalogue, (N, H) (paper equation 7); of q_i with `text`."""
-        if text not in self._item_tokens:
-            self._item_tokens[text] = self.projectors.item(self.bundle.item_inputs(text).to(self.device))
-        return self._item_tokens[text]
+    def item_tokens(self, text: bool = False, untrained: bool = False) -> torch.Tensor:
+        """O_i = F_I(e_i) of the whole catalogue, (N, H) (paper equation 7); see `llm_scores`."""
+        if (text, untrained) not in self._item_tokens:
+            network = (self.untrained if untrained else self.projectors).item
+            self._item_tokens[text, untrained] = network(self.bundle.item_inputs(text).to(self.device))
+        return self._item_tokens[text, untrained]
+
+    @torch.inference_mode()
+    def soft_tokens(self, x_BD: torch.Tensor, text: bool = False, untrained: bool = False) -> SoftTokens:
+        """O_u = F_U(x^u) and O_i; see `llm_scores`."""
+        user = (self.untrained if untrained else self.projectors).user
+        return SoftTokens(user(x_BD), self.item_tokens(text, untrained))
 
     def represent(self, histories: Sequences) -> torch.Tensor:
         """x^u, (B, D)."""
@@ -79,13 +84,18 @@ class Scorer:
 
     @torch.inference_mode()
     def llm_scores(
-        self, x_BD: torch.Tensor, histories: Sequences, candidates_BC: np.ndarray, text: bool = False
+        self,
+        x_BD: torch.Tensor,
+        histories: Sequences,
+        candidates_BC: np.ndarray,
+        text: bool = False,
+        untrained: bool = False,
     ) -> np.ndarray:
         """log P of every candidate, float32 (B, C), with O_u = F_U(x^u) in the prompt; see `Ranker`.
 
         Args:
             candidates_BC: in the order that the prompt shows them; zeros are no candidates.
             text: the text form q_i of all items instead of e_i.
+            untrained: by F_U and F_I as Stage-2 started.
         """
-        soft = SoftTokens(self.projectors.user(x_BD), self.item_tokens(text))
-        return self.ranker(True).log_probabilities(histories, candidates_BC, soft)
+        return self.ranker(True).log_probabilities(histories, candidates_BC, self.soft_tokens(x_BD, text, untrained))

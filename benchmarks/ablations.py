@@ -5,8 +5,9 @@
 
 Needs a finished run (`allmrec run` or `allmrec demo`). Each row of a table is its config with a key or two changed,
 trained from there in a run of its own over the same prepared tables and the same teacher; a row whose config is the one
-that the run was made with is that run. The models are whatever the config names: figures of stand-ins are not the
-paper's.
+that the run was made with is that run. Beside each row stands its untrained one, whose projectors are where Stage-2
+started, and each has its difference to the table's first row, paired by user, with the half width of its 95 % interval
+("± 95 %"). The models are whatever the config names: figures of stand-ins are not the paper's.
 """
 
 import json
@@ -17,7 +18,8 @@ from typing import Annotated, Any
 import typer
 
 from allmrec.artifacts import read_manifest
-from allmrec.storage import open_storage
+from allmrec.evaluation.results import compare
+from allmrec.storage import Storage, open_storage
 from benchmarks.report import ROOT, Benchmark, Row
 from jobs import bundle, evaluate, train_alignment, train_projection
 from jobs.cli import errors_in_one_line
@@ -50,7 +52,8 @@ TABLES: dict[str, dict[str, list[str]]] = {
         "A-LLMRec": [],
         "w/o user representation": ["prompt.user_slot=false"],
         "w/o joint embedding": ["prompt.item_slots=false"],
-        "random joint embedding": ["projection.item_input=random"],
+        # Without the teacher's start, which would be the collaborative knowledge that the row is to lack.
+        "random joint embedding": ["projection.item_input=random", "projection.start=ordinary"],
         "MLP-LLM": ["projection.item_input=teacher"],
     },
     "all": {
@@ -58,11 +61,13 @@ TABLES: dict[str, dict[str, list[str]]] = {
         "A-LLMRec_all": ["alignment.targets=all", "projection.targets=all"],
     },
 }
+TRAINED, UNTRAINED = "a-llmrec", "a-llmrec-untrained"
+EVALUATED = [f"evaluation.systems=[{TRAINED}, {UNTRAINED}]", f"evaluation.baseline={UNTRAINED}"]
 BESIDE = ("random", "popularity", "teacher", "llm-only")  # of the finished run
 
 
-def train(config: Config, base: Config, console: Console) -> list[Row]:
-    """Train and evaluate one row in a fresh run, as far as it differs from the finished one. Returns its metrics."""
+def train(config: Config, base: Config, console: Console) -> Storage:
+    """Train and evaluate one row in a fresh run, as far as it differs from the finished one. Returns the row's run."""
     storage, finished = open_storage(base.run_uri, base.storage), Path(base.run_uri)
 
     def made_with(config: Config, artifact: str) -> bool:
@@ -71,7 +76,7 @@ def train(config: Config, base: Config, console: Console) -> list[Row]:
 
     kept = made_with(config, "alignment")
     if kept and made_with(config, "projectors") and made_with(base, "evaluation"):
-        return json.loads((finished / "metrics.json").read_text())
+        return storage
     folder = Path(config.run_uri)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -79,7 +84,35 @@ def train(config: Config, base: Config, console: Console) -> list[Row]:
         (folder / artifact).symlink_to((finished / artifact).resolve())
     for step in (train_projection.STEP, bundle.STEP, evaluate.STEP) if kept else STEPS:
         execute(step, config, console)
-    return json.loads((folder / "metrics.json").read_text())
+    return open_storage(config.run_uri, config.storage)
+
+
+def measured(run: Storage, system: str, first: Storage) -> Row:
+    """Figures of one system of a row's run, and its differences by user.
+
+    Args:
+        first: run of the table's first row.
+
+    Raises:
+        ValueError: a run has no per-case results of the system.
+    """
+    numbers = figures(json.loads(run.read("metrics.json")), system)
+    results = run.at("evaluation_results")
+    if (run.uri, system) != (first.uri, TRAINED):
+        rows = compare(results, system, first.at("evaluation_results"), TRAINED)
+        numbers |= difference(rows, "random", "Hit@1 - first") | difference(rows, "matched", "matched - first")
+    if system == TRAINED:
+        numbers |= difference(compare(results, system, results, UNTRAINED), "random", "Hit@1 - untrained")
+    return numbers
+
+
+def difference(rows: list[Row], protocol: str, name: str) -> Row:
+    """Of Hit@1 over all users, and the half width of its 95 % interval; nothing where the protocol has no pairs."""
+    for row in rows:
+        found = [row[key] for key in ("protocol", "subset", "metric")] == [protocol, "all", "hit@1"]
+        if found and row["high"] is not None:
+            return {name: row["difference"], f"± 95 %, {name}": row["high"] - row["difference"]}
+    return {}
 
 
 def figures(metrics: list[Row], system: str) -> Row:
@@ -102,7 +135,9 @@ def main(
     config: Annotated[Path, typer.Option(help="YAML file of the trained run")] = Path("jobs/configs/demo.yaml"),
     overrides: Annotated[list[str] | None, typer.Option("--set", help="path.to.key=value, for every row")] = None,
     table: Annotated[str, typer.Option(help=f"one of {', '.join(TABLES)}")] = "9",
-    rows: Annotated[str | None, typer.Option(help="names of rows, by commas; default: all of the table's")] = None,
+    rows: Annotated[
+        str | None, typer.Option(help="names of rows, by commas, beside the table's first; default: all")
+    ] = None,
     seeds: Annotated[str, typer.Option(help="by commas: of Stage-1 and Stage-2; tables and teacher stay")] = "0",
     root: Annotated[Path, typer.Option(help="where results and the rows' runs go")] = ROOT,
     log_json: bool = False,
@@ -113,11 +148,14 @@ def main(
     with errors_in_one_line():
         if table not in TABLES:
             raise ValueError(f"--table {table!r}: there are {', '.join(TABLES)}")
-        chosen = [name.strip() for name in rows.split(",")] if rows else list(TABLES[table])
-        if unknown := set(chosen) - set(TABLES[table]):
+        asked = [name.strip() for name in rows.split(",")] if rows else list(TABLES[table])
+        if unknown := set(asked) - set(TABLES[table]):
             raise ValueError(f"--rows {sorted(unknown)}: table {table} has {', '.join(TABLES[table])}")
         base = load_config(config, overrides or [])
-        for seed in seeds.split(","):
+        chosen = [name for number, name in enumerate(TABLES[table]) if number == 0 or name in asked]
+        finished = open_storage(base.run_uri, base.storage)
+        for turn, seed in enumerate(seeds.split(",")):
+            runs: list[Storage] = []
             for number, name in enumerate(chosen):
                 changed = [
                     *(overrides or []),
@@ -125,13 +163,14 @@ def main(
                     f"seed={seed}",
                     f"name=table-{table}-{number}",
                     f"root={root / NAME}",
-                    "evaluation.systems=[a-llmrec]",
+                    *EVALUATED,
                 ]
-                metrics = train(load_config(config, changed), base, console)
-                benchmark.measured({"row": name, "seed": seed}, figures(metrics, "a-llmrec"))
-        finished = json.loads((Path(base.run_uri) / "metrics.json").read_text())
-        for system in BESIDE:
-            benchmark.measured({"row": system, "seed": str(base.seed)}, figures(finished, system))
+                runs.append(train(load_config(config, changed), base, console))
+                for system, label in ((TRAINED, name), (UNTRAINED, f"{name}, untrained")):
+                    benchmark.measured({"row": label, "seed": seed}, measured(runs[-1], system, runs[0]))
+            if turn == 0:
+                for system in BESIDE:
+                    benchmark.measured({"row": system, "seed": str(base.seed)}, measured(finished, system, runs[0]))
         benchmark.finish()
 
 

@@ -49,7 +49,7 @@ class Ways:
         builder = scorer.ranker(soft=True).builder
         assert isinstance(builder, PromptBuilder)
         self.builder, self.budget = builder, scorer.config.tokens_per_batch
-        self.longest = longest or builder.config.max_title_tokens + 1
+        self.longest = longest or int(builder.titles.lengths.max()) + 1
         self.by_name: dict[str, Callable[[Cases], Chosen]] = {
             TRIE: self.trie,
             LIKELIHOOD: self.likelihood,

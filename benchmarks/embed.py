@@ -67,6 +67,7 @@ def write_items(storage: Storage, table: pa.Table) -> None:
         **{name: table[name] for name in table.column_names},
         "item_index": np.arange(1, count + 1, dtype=np.int32),
         "popularity": np.zeros(count, np.int64),
+        "interactions": np.zeros(count, np.int64),
         "text_hash": [hashlib.sha256(text.encode()).hexdigest() for text in texts],
     }
     arrays = [columns.get(field.name, pa.nulls(count, field.type)) for field in schema]

@@ -40,6 +40,7 @@ def write_run(config: Config, num_users: int, num_items: int, hidden: int, layer
         "available": pa.nulls(num_items, pa.bool_()),
         "item_index": numbers,
         "popularity": num_items // numbers,
+        "interactions": num_items // numbers,
         "text_hash": ids,
     }
     _table(run.at("items"), items.SCHEMA, [pa.table(columns)])
@@ -99,8 +100,8 @@ def _models(config: Config, run: Storage, num_items: int, hidden: int) -> None:
     network = AlignmentNetwork(config.teacher.dim, _TEXT_DIM, joint)
     vectors = network.joint(teacher.item_embeddings, torch.randn(num_items + 1, _TEXT_DIM))
     seal(run.at("alignment"), "alignment", "drawn", save_alignment(run.at("alignment"), network, *vectors), settings)
-    projectors = fresh_projectors(config.teacher.dim, joint, hidden, seed=0)
-    files = save_projectors(run.at("projectors"), projectors.state_dict())
+    projectors = fresh_projectors(config.teacher.dim, joint, hidden, seed=0).state_dict()
+    files = save_projectors(run.at("projectors"), projectors, untrained=projectors)
     identity = model_identity(config.llm.name, config.llm.revision)
     seal(run.at("projectors"), "projectors", "drawn", files, settings, {"llm": identity})
 

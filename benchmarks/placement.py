@@ -68,13 +68,13 @@ def worker(rank: int, world: int, folder: str, run: str, llm: LLMConfig, placeme
     parts = (getattr(parameter, "ds_tensor", parameter) for parameter in model.parameters())
     weights = sum(part.numel() * part.element_size() for part in parts) / 2**20
     titles = Titles.tokenise(catalogue.titles, tokenizer, prompt.max_title_tokens)
-    room = max_positions(model) - prompt.max_title_tokens - 1
-    builder = PromptBuilder(prompt, tokenizer, titles, soft=True, max_tokens=room)
+    builder = PromptBuilder(prompt, tokenizer, titles, soft=True, max_tokens=max_positions(model))
     torch.manual_seed(0)
     teacher = build_teacher(TeacherConfig(dim=_DIM), catalogue.num_items).eval().requires_grad_(False)
     e_NJ = torch.randn(catalogue.num_items + 1, _DIM)
     examples = Examples(sequences, builder, projection.num_candidates, seed=0)
-    training = ProjectionTraining(projection, llm, placement, model, teacher, e_NJ, examples)
+    nothing_by_text = torch.zeros(len(e_NJ), dtype=torch.bool)
+    training = ProjectionTraining(projection, llm, placement, model, teacher, e_NJ, nothing_by_text, examples)
     rounds = training.rounds()
     losses = [next(rounds)["loss"] for _ in range(steps)]
     found = {

@@ -24,7 +24,7 @@ from allmrec.cf.teacher import TeacherConfig, build_teacher
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
 from allmrec.llm.batches import padded_tokens
-from allmrec.llm.loading import LLMConfig, hidden_states, load_llm, load_tokenizer, max_positions
+from allmrec.llm.loading import LLMConfig, load_llm, load_tokenizer, max_positions
 from allmrec.llm.prompt import PromptBuilder, PromptConfig, Titles
 from allmrec.llm.standin import train_tokenizer
 from allmrec.projection.examples import Examples
@@ -84,16 +84,16 @@ class Sides:
         model, tokenizer = load_llm(llm).to(DEVICE), load_tokenizer(llm)
         self.dtype: torch.dtype = model.dtype  # type: ignore[assignment]
         titles = Titles.tokenise(catalogue.titles, tokenizer, prompt.max_title_tokens)
-        room = max_positions(model) - prompt.max_title_tokens - 1
-        builder = PromptBuilder(prompt, tokenizer, titles, soft=True, max_tokens=room)
+        builder = PromptBuilder(prompt, tokenizer, titles, soft=True, max_tokens=max_positions(model))
         self.batch_size = projection.batch_size
         self.examples = Examples(sequences, builder, projection.num_candidates, seed=0)
         self.order = self.examples.order(0)
         torch.manual_seed(0)
         teacher = build_teacher(TeacherConfig(dim=_DIM), catalogue.num_items).eval().requires_grad_(False)
         e_NJ = torch.randn(catalogue.num_items + 1, _DIM)
+        nothing_by_text = torch.zeros(len(e_NJ), dtype=torch.bool)
         self.ours = ProjectionTraining(
-            projection, llm, "replicated", model, teacher, e_NJ, self.examples, device=DEVICE
+            projection, llm, "replicated", model, teacher, e_NJ, nothing_by_text, self.examples, device=DEVICE
         )
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         projectors = copy.deepcopy(self.ours.projectors)
@@ -131,7 +131,12 @@ class Sides:
             tokens_BT = padded_tokens(batch.prompts, int(batch.prompts.lengths.max()), 0).to(DEVICE)
             positions_BT = torch.arange(tokens_BT.shape[1], device=DEVICE).expand_as(tokens_BT)
             embeds_BTH = llm.get_input_embeddings()(tokens_BT).requires_grad_()
-            hidden_BTH = hidden_states(llm, embeds_BTH, torch.ones_like(tokens_BT), positions_BT)
+            hidden_BTH = llm.base_model(
+                inputs_embeds=embeds_BTH,
+                attention_mask=torch.ones_like(tokens_BT),
+                position_ids=positions_BT,
+                use_cache=False,
+            ).last_hidden_state
             hidden_BTH.backward(torch.randn_like(hidden_BTH))
 
     def forget(self) -> None:

@@ -102,12 +102,13 @@ class SASRecReference(Teacher):
 class ReferenceTraining:
     """Trains epoch by epoch; `seconds` and `positions` count what training alone took, and what it predicted."""
 
-    def __init__(self, recipe: Recipe, sequences: Sequences, num_items: int, seed: int):
+    def __init__(self, recipe: Recipe, sequences: Sequences, num_items: int, drawable: np.ndarray, seed: int):
         """
         Args:
             sequences: the training part of everyone's history (`Sequences.read_train`).
+            drawable: `Catalogue.drawable`, which negatives come from.
         """
-        self.recipe, self.num_items, self.seed = recipe, num_items, seed
+        self.recipe, self.drawable, self.seed = recipe, drawable.tolist(), seed
         self.histories = [part.tolist() for part in np.split(sequences.items, sequences.offsets[1:-1]) if len(part) > 1]
         torch.manual_seed(seed)
         self.model = SASRecReference(recipe, num_items)
@@ -155,7 +156,7 @@ class ReferenceTraining:
         workers = [
             processes.Process(
                 target=_sample_forever,
-                args=(queue, self.histories, self.num_items, self.recipe, self.seed * 1000 + number),
+                args=(queue, self.histories, self.drawable, self.recipe, self.seed * 1000 + number),
                 daemon=True,
             )
             for number in range(self.recipe.samplers)
@@ -174,7 +175,7 @@ def _next(queue: "Queue[Batch]") -> list[torch.Tensor]:
     return [torch.from_numpy(part) for part in queue.get(timeout=300)]  # samplers that died send nothing
 
 
-def sample_batch(histories: list[list[int]], num_items: int, recipe: Recipe, draw: random.Random) -> Batch:
+def sample_batch(histories: list[list[int]], drawable: list[int], recipe: Recipe, draw: random.Random) -> Batch:
     """Users drawn with replacement, one after another."""
     inputs, targets, negatives = (np.zeros((recipe.batch_size, recipe.max_length), dtype=np.int64) for _ in range(3))
     for row in range(recipe.batch_size):
@@ -182,25 +183,25 @@ def sample_batch(histories: list[list[int]], num_items: int, recipe: Recipe, dra
         seen, column, following = set(history), recipe.max_length - 1, history[-1]
         for item in reversed(history[:-1]):
             inputs[row, column], targets[row, column] = item, following
-            negatives[row, column] = unseen_item(seen, num_items, draw)
+            negatives[row, column] = unseen_item(seen, drawable, draw)
             following, column = item, column - 1
             if column < 0:
                 break
     return inputs, targets, negatives
 
 
-def unseen_item(seen: set[int], num_items: int, draw: random.Random) -> int:
+def unseen_item(seen: set[int], drawable: list[int], draw: random.Random) -> int:
     """Draw until the user has not seen it."""
-    assert len(seen) < num_items, "some item is unseen"
-    item = draw.randint(1, num_items)
+    assert len(seen) < len(drawable), "some item is unseen"
+    item = draw.choice(drawable)
     while item in seen:
-        item = draw.randint(1, num_items)
+        item = draw.choice(drawable)
     return item
 
 
 def _sample_forever(
-    queue: "Queue[Batch]", histories: list[list[int]], num_items: int, recipe: Recipe, seed: int
+    queue: "Queue[Batch]", histories: list[list[int]], drawable: list[int], recipe: Recipe, seed: int
 ) -> None:
     draw = random.Random(seed)
     while True:
-        queue.put(sample_batch(histories, num_items, recipe, draw))
+        queue.put(sample_batch(histories, drawable, recipe, draw))

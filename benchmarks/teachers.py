@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import ray
 import torch
 import typer
@@ -25,6 +26,7 @@ from allmrec.cf.retrieval import places_in_catalogue
 from allmrec.cf.teacher import Teacher, TeacherConfig, load_teacher
 from allmrec.cf.training import ValidationCases, validate
 from allmrec.config import one_line
+from allmrec.data.catalogue import drawable_items
 from allmrec.data.sequences import Sequences
 from allmrec.evaluation.metrics import METRICS, measure, recall, worth
 from allmrec.evaluation.systems import Cases
@@ -66,6 +68,7 @@ class Store:
 
     folder: Path
     num_items: int
+    drawable: np.ndarray  # `Catalogue.drawable`
     train: Sequences  # the training part
     valid: ValidationCases
     test: Cases
@@ -73,10 +76,12 @@ class Store:
     @classmethod
     def read(cls, folder: Path) -> "Store":
         storage = open_storage(str(folder))
-        num_items, sequences = read_manifest(storage.at("items")).rows, Sequences.read(storage.at("sequences"))
+        items, sequences = read_table(storage.at("items")), Sequences.read(storage.at("sequences"))
         cases = read_table(storage.at("evaluation_cases"))
         valid, test = ValidationCases.from_table(cases, sequences), Cases.select(cases, sequences, "test", "random")
-        return cls(folder, num_items, Sequences.read_train(storage.at("sequences")), valid, test)
+        return cls(
+            folder, len(items), drawable_items(items), Sequences.read_train(storage.at("sequences")), valid, test
+        )
 
 
 def sample_store(users: int, items: int, root: Path, console: Console) -> Path:
@@ -109,21 +114,21 @@ def train(store: Store, root: Path, seed: int, teacher: TeacherConfig, workers: 
         "best epoch": facts["best_epoch"],
         "interactions/s": facts["interactions_per_s"],
         "seconds": seconds,
-        **measured(load_teacher(trained), store.test),
+        **measured(load_teacher(trained), store.test, store.drawable),
     }
 
 
 def train_reference(store: Store, seed: int, teacher: TeacherConfig, console: Console) -> Row:
     """Train the classic recipe for `teacher.epochs`, keep the best by `teacher`'s validation, and measure it."""
     started, epochs = time.perf_counter(), teacher.epochs
-    training = ReferenceTraining(Recipe(), store.train, store.num_items, seed)
+    training = ReferenceTraining(Recipe(), store.train, store.num_items, store.drawable, seed)
     best, best_epoch, best_ndcg = training.model, 0, -1.0
     with console.progress("reference", epochs) as bar:
         for epoch, loss in enumerate(training.epochs(epochs), start=1):
             bar.advance(1, loss=loss, interactions_per_s=training.positions / training.seconds)
             if epoch % teacher.eval_every and epoch < epochs:
                 continue
-            ndcg = validate(training.model, store.valid, teacher.validation)["valid_ndcg@10"]
+            ndcg = validate(training.model, store.valid, teacher.validation, store.drawable)["valid_ndcg@10"]
             if ndcg > best_ndcg:
                 best, best_epoch, best_ndcg = copy.deepcopy(training.model), epoch, ndcg
     return {
@@ -131,17 +136,17 @@ def train_reference(store: Store, seed: int, teacher: TeacherConfig, console: Co
         "best epoch": best_epoch,
         "interactions/s": round(training.positions / training.seconds),
         "seconds": time.perf_counter() - started,
-        **measured(best.eval(), store.test),
+        **measured(best.eval(), store.test, store.drawable),
     }
 
 
 @torch.inference_mode()
-def measured(teacher: Teacher, cases: Cases) -> Row:
-    """Hit@1 and NDCG@10 among the cases' negatives, NDCG@10 and Recall@20 among the items not in the history."""
+def measured(teacher: Teacher, cases: Cases, drawable: np.ndarray) -> Row:
+    """Hit@1 and NDCG@10 among the cases' negatives, NDCG@10 and Recall@20 among drawable items not in the history."""
     x_BD = teacher.represent(cases.histories)
     score_BC = teacher.scores(x_BD, torch.from_numpy(cases.candidates_BC).long())
     sampled_BM = measure(score_BC.numpy(), cases.candidates_BC)
-    better_B, tied_B = places_in_catalogue(teacher, x_BD, cases.histories, cases.candidates_BC[:, 0])
+    better_B, tied_B = places_in_catalogue(teacher, x_BD, cases.histories, cases.candidates_BC[:, 0], drawable)
     full_BM = worth(better_B, tied_B, len(teacher.item_embeddings))
     hit, ndcg = METRICS.index("hit@1"), METRICS.index("ndcg@10")
     return {

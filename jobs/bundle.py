@@ -7,6 +7,7 @@ Building promotes what it built. Promoting an older version goes back to it, unt
 """
 
 import json
+from typing import Any
 
 from allmrec.artifacts import describe, read_manifest, seal, unseal
 from allmrec.bundle import (
@@ -35,7 +36,7 @@ SECTIONS = ("data", "text", "teacher", "alignment", "llm", "prompt", "projection
 def run(context: Context) -> Facts:
     config = context.resolved(*SECTIONS)
     version = build_bundle(context.storage, config)
-    forms = load_bundle(context.storage, version).forms()
+    forms = load_bundle(context.storage, version).forms().counts()
     promote(context.storage, version)
     pointer = context.artifact(POINTER)
     unseal(pointer)
@@ -73,9 +74,13 @@ def list_bundles(config: Config, console: Console) -> None:
     run = open_storage(config.run_uri, config.storage)
     promotions = list(entries_after(run.at("bundles"), 0))
     last = {entry["version"]: entry for entry in promotions}
-    rows = []
+    rows: list[list[Any]] = []
     for version in bundle_versions(run):
-        description, entry = read_description(run, version), last.get(version, {})
+        try:
+            description, entry = read_description(run, version), last.get(version, {})
+        except ValueError as error:  # the others are to be seen all the same
+            rows.append([version, str(error), "", "", ""])
+            continue
         megabytes = round(sum(file["size"] for file in description["files"].values()) / 1e6, 1)
         in_use = bool(entry) and entry == promotions[-1]
         rows.append([version, description["models"]["llm"]["name"], megabytes, entry.get("promoted_at", ""), in_use])

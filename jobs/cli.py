@@ -4,6 +4,7 @@ allmrec prepare --config jobs/configs/demo.yaml --dry-run
 ray job submit -- python -m jobs.prepare --config jobs/configs/demo.yaml
 """
 
+import codecs
 import datetime
 import importlib
 import os
@@ -11,7 +12,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from zoneinfo import ZoneInfo
 
 import typer
 
@@ -25,7 +27,9 @@ Overrides = Annotated[list[str], typer.Option("--set", help="override a key: sec
 DryRun = Annotated[bool, typer.Option("--dry-run", help="check config and inputs, print the plan, touch nothing")]
 LogJson = Annotated[bool, typer.Option("--log-json", help="JSON lines instead of progress bars")]
 Force = Annotated[bool, typer.Option("--force", help="run even if nothing has changed")]
-RunDate = Annotated[str | None, typer.Option("--date", help="date of the run, YYYY-MM-DD; default: today (UTC)")]
+RunDate = Annotated[
+    str | None, typer.Option("--date", help="date of the run, YYYY-MM-DD; default: today (nightly.timezone)")
+]
 PublishedDate = Annotated[str | None, typer.Option("--date", help="date of the run, YYYY-MM-DD; default: the current")]
 
 # Verb → module and what `--help` says. Modules are imported when called, so that the console starts at once.
@@ -60,6 +64,8 @@ class GaveUp(ValueError):
 @contextmanager
 def errors_in_one_line() -> Iterator[None]:
     """What a user can get wrong ends in one line and exit code 2; anything else keeps its traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        take_any_text(stream)
     try:
         yield
     except ValueError as error:
@@ -72,6 +78,17 @@ def errors_in_one_line() -> Iterator[None]:
         if os.environ.get("ALLMREC_TRACEBACK"):
             raise
         raise typer.Exit(2) from None
+
+
+def take_any_text(stream: TextIO) -> None:
+    """Let a console that is not UTF-8 show what it cannot as escapes, and say so: a job must not die of it."""
+    encoding = codecs.lookup(stream.encoding or "ascii").name
+    if not encoding.startswith("utf") and stream.errors != "backslashreplace":
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
+        if stream is sys.stdout:
+            print(
+                f"note: this console is {encoding}, so some characters are escaped; PYTHONUTF8=1 helps", file=sys.stderr
+            )
 
 
 def command(step: Callable[[], "Step"]) -> Callable[..., None]:
@@ -133,7 +150,8 @@ def nightly(
     with errors_in_one_line():
         asked = [f"nightly.users={users}"] if users else []
         settings = load_config(config, [*overrides, *asked])
-        run_nightly(settings, Console(log_json), run_date(date), dry_run, full, limit)
+        day = run_date(date, settings.nightly.timezone)
+        run_nightly(settings, Console(log_json), day, dry_run, full, limit)
 
 
 @app.command()
@@ -169,7 +187,9 @@ def run(
     from jobs.run import run as run_all
 
     with errors_in_one_line():
-        run_all(load_config(config, overrides), Console(log_json), run_date(date), dry_run, force)
+        settings = load_config(config, overrides)
+        day = run_date(date, settings.nightly.timezone)
+        run_all(settings, Console(log_json), day, dry_run, force)
 
 
 @app.command()
@@ -183,7 +203,8 @@ def demo(
     from jobs.demo import demo as run_demo
 
     with errors_in_one_line():
-        run_demo(load_config(config, overrides), Console(log_json), run_date(None))
+        settings = load_config(config, overrides)
+        run_demo(settings, Console(log_json), run_date(None, settings.nightly.timezone))
 
 
 @standin.command("shipped")
@@ -337,19 +358,23 @@ def recommendations_expire(
 @recommendations.command("suppress")
 def recommendations_suppress(
     config: ConfigFile,
-    users: Annotated[Path | None, typer.Option(help="file of user ids, one a line")] = None,
-    items: Annotated[Path | None, typer.Option(help="file of item ids, one a line")] = None,
+    users: Annotated[str | None, typer.Option(help="list of user ids: lines, or Parquet, CSV, JSON lines")] = None,
+    items: Annotated[str | None, typer.Option(help="list of item ids")] = None,
+    least: Annotated[
+        float | None, typer.Option("--min-known-fraction", min=0, max=1, help="of a list; 0 takes any")
+    ] = None,
     overrides: Overrides = [],  # noqa: B006
     date: Annotated[str | None, typer.Option("--date", help="date of the run, YYYY-MM-DD; default: all")] = None,
     log_json: LogJson = False,
 ) -> None:
     """Take users and items out of published runs: those of two files, or the config's forgotten and suppressed ones."""
-    _call("jobs.recommendations", "suppress", config, overrides, log_json, users, items, run_date=date)
+    _call("jobs.recommendations", "suppress", config, overrides, log_json, users, items, least, run_date=date)
 
 
-def run_date(text: str | None) -> datetime.date:
+def run_date(text: str | None, timezone: str = "UTC") -> datetime.date:
+    """The date, or today in a time zone."""
     if text is None:
-        return datetime.datetime.now(datetime.UTC).date()
+        return datetime.datetime.now(ZoneInfo(timezone)).date()
     try:
         return datetime.date.fromisoformat(text)
     except ValueError:

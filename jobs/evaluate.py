@@ -1,26 +1,40 @@
-"""Score every system on the same held-out items; write metrics.json and report.html.
+"""Score every system on the same held-out items; write evaluation_results, metrics.json and report.html.
 
     python -m jobs.evaluate --config jobs/configs/demo.yaml
 
-Ray Data deals the shards to workers that hold the bundle and the LLM; sums come back, never cases.
+Ray Data deals the shards to workers that hold the bundle and the LLM. They write what came of each case; sums come
+back, never cases.
 """
 
 import json
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow.compute as pc
 
-from allmrec.artifacts import describe, read_manifest, seal, unseal
+from allmrec.artifacts import describe, read_manifest, seal, shard_name, unseal
 from allmrec.bundle import check_items, check_llm, latest_bundle, read_description
 from allmrec.data.catalogue import UNTITLED, Catalogue
 from allmrec.data.sequences import num_shards
 from allmrec.evaluation.cases import PROTOCOLS
+from allmrec.evaluation.doubts import doubts
 from allmrec.evaluation.metrics import summarise
-from allmrec.evaluation.report import FIGURES, Report, distinct, figure, full_figures, render
-from allmrec.evaluation.shards import FULL, EvaluateShards
-from allmrec.evaluation.systems import IN_CATALOGUE
+from allmrec.evaluation.report import (
+    FIGURES,
+    WRITTEN_FIGURES,
+    Report,
+    baseline_of,
+    difference,
+    distinct,
+    figure,
+    full_figures,
+    render,
+)
+from allmrec.evaluation.results import FULL, GENERATION
+from allmrec.evaluation.shards import EvaluateShards
+from allmrec.evaluation.systems import IN_CATALOGUE, NEED_LLM
 from allmrec.models import model_identity
 from jobs.cli import main
 from jobs.console import Console
@@ -38,6 +52,8 @@ def run(context: Context) -> Facts:
     check_items(description, context.artifact("items"))
 
     # Score.
+    results = context.artifact("evaluation_results")
+    unseal(results)
     started = time.monotonic()
     shards = score(context, version)
     seconds = time.monotonic() - started
@@ -47,6 +63,10 @@ def run(context: Context) -> Facts:
         raise ValueError("no user has a held-out item: three interactions are the least; look at data.min_… thresholds")
 
     # Write.
+    shard_entries = {shard_name(shard["shard"]): shard["entry"] for shard in shards}
+    cases = read_manifest(context.artifact("evaluation_cases")).digest
+    made_of = {"cases": cases, "bundle": version, "recall_at": config.nightly.num_candidates}
+    seal(results, "evaluation_results", context.made_by, shard_entries, context.resolved(*STEP.sections), made_of)
     report = Report(
         name=config.name,
         seed=config.seed,
@@ -55,6 +75,7 @@ def run(context: Context) -> Facts:
         data=data_facts(context),
         metrics=metrics,
         costs=costs,
+        doubts=doubts(shards, config.evaluation.num_negatives),
     )
     files = {"metrics.json": json.dumps(metrics, indent=1).encode(), "report.html": render(report).encode()}
     target = context.artifact("evaluation")
@@ -65,9 +86,18 @@ def run(context: Context) -> Facts:
     scored = sum(cost["cases"] for cost in costs.values())
     facts = {"cases": scored, "cases/s": round(scored / seconds, 1), **speed(costs)}
     entries = {name: describe(data) for name, data in files.items()}
-    seal(target, "evaluation", context.made_by, entries, context.resolved(*STEP.sections), {"bundle": version, **facts})
+    seal(
+        target,
+        "evaluation",
+        context.made_by,
+        entries,
+        context.resolved(*STEP.sections),
+        {"bundle": version, **facts, "doubts": report.doubts},
+    )
 
     show(context.console, metrics)
+    for doubt in report.doubts:
+        context.console.event("doubt", why=doubt)
     return {**facts, "report": context.storage.name("report.html")}
 
 
@@ -75,8 +105,10 @@ def score(context: Context, version: str) -> list[dict[str, Any]]:
     """One row a shard, by shard; see `EvaluateShards`."""
     config, count = context.config, num_shards(context.artifact("evaluation_cases"))
     start_ray(config)
-    systems, recall_at = config.evaluation.systems, config.nightly.num_candidates
-    arguments = (context.storage, version, config.llm, systems, config.seed, recall_at)
+    asked = config.evaluation
+    writing = min(1.0, asked.generation_users / max(1, tested_users(context)))
+    compared = (asked.systems, config.seed, config.nightly.num_candidates, asked.baseline, writing)
+    arguments = (context.storage, version, config.llm, *compared)
     dataset = pooled(range(count), EvaluateShards, arguments, config.workers)
     rows: list[dict[str, Any]] = []
     with context.console.progress("evaluate", count) as bar:
@@ -84,6 +116,10 @@ def score(context: Context, version: str) -> list[dict[str, Any]]:
             rows += table.to_pylist()
             bar.advance(table.num_rows)
     return sorted(rows, key=lambda row: row["shard"])
+
+
+def tested_users(context: Context) -> int:
+    return read_manifest(context.artifact("evaluation_cases")).facts["test"]
 
 
 def total_costs(costs: Any) -> dict[str, Counter[str]]:
@@ -96,8 +132,8 @@ def total_costs(costs: Any) -> dict[str, Counter[str]]:
 
 
 def speed(costs: dict[str, Counter[str]]) -> Facts:
-    """What the LLM's systems did in their seconds, of one worker."""
-    llm = sum((cost for cost in costs.values() if cost["tokens"]), Counter[str]())
+    """What the LLM's systems did while ranking in their seconds, of one worker."""
+    llm = sum((cost for system, cost in costs.items() if system in NEED_LLM), Counter[str]())
     if not llm["tokens"]:
         return {}
     return {
@@ -115,36 +151,47 @@ def data_facts(context: Context) -> dict[str, int]:
     titles = Catalogue.read(context.artifact("items")).titles
     return {
         **{name: sizes[name] for name in ("users", "items", "interactions")},
-        "evaluated users": read_manifest(context.artifact("evaluation_cases")).facts["test"],
+        "evaluated users": tested_users(context),
         "rejected rows": read_manifest(context.artifact("rejected")).rows,
         "items without a title": pc.sum(pc.equal(titles, UNTITLED)).as_py(),
     }
 
 
 def show(console: Console, metrics: list[dict[str, Any]]) -> None:
-    """One row a system: against the negatives, and against the whole catalogue."""
+    """One row a system: against the negatives, against the baseline, in the whole catalogue, and by what it writes."""
     _show(console, metrics, "held-out item among its negatives", "random", FIGURES)
+    if baseline := baseline_of(metrics):
+        title = f"difference to {baseline} by user [95 % interval]; swap: to itself without the swap"
+        _show(console, metrics, title, "random", FIGURES, difference)
     if figures := full_figures(metrics):
         _show(console, metrics, "held-out item in the whole catalogue", FULL, figures)
+    if distinct(metrics, "system", GENERATION):
+        _show(console, metrics, "held-out item in what the LLM writes", GENERATION, WRITTEN_FIGURES)
 
 
 def _show(
-    console: Console, metrics: list[dict[str, Any]], title: str, protocol: str, figures: dict[str, tuple[str, str, str]]
+    console: Console,
+    metrics: list[dict[str, Any]],
+    title: str,
+    protocol: str,
+    figures: dict[str, tuple[str, str, str]],
+    cell: Callable[..., str] = figure,
 ) -> None:
     rows = [
-        [system, *[figure(metrics, system, *key) for key in figures.values()]]
+        [system, *[cell(metrics, system, *key) for key in figures.values()]]
         for system in distinct(metrics, "system", protocol)
     ]
     console.table(title, ["system", *figures], rows)
 
 
 def plan(context: Context) -> Facts:
-    cases = read_manifest(context.artifact("evaluation_cases")).facts["test"]
-    systems = context.config.evaluation.systems
+    cases, settings = tested_users(context), context.config.evaluation
+    systems = {*settings.systems}
     return {
         "shards": num_shards(context.artifact("evaluation_cases")),
-        "cases": cases * ((len(PROTOCOLS) + 1) * len(systems) + len(IN_CATALOGUE & {*systems})),
-        "systems": ", ".join(systems),
+        "cases": cases * ((len(PROTOCOLS) + 1) * len(systems) + len(IN_CATALOGUE & systems)),
+        "systems": ", ".join(settings.systems),
+        "answers": min(settings.generation_users, cases) * len(NEED_LLM & systems),
     }
 
 
@@ -152,7 +199,7 @@ STEP = Step(
     "evaluate",
     sections=("evaluation", "llm"),
     inputs=("bundle", "evaluation_cases", "sequences", "items", "rejected"),
-    outputs=("evaluation",),
+    outputs=("evaluation", "evaluation_results"),
     run=run,
     plan=plan,
     outside=lambda context: [

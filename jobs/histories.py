@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from ray.data import Dataset
 
 import allmrec
@@ -21,6 +22,7 @@ from allmrec.data.clean import CleanInteractions
 from allmrec.data.config import FILTERS
 from allmrec.data.exchange import Deal
 from allmrec.data.forget import Forgotten
+from allmrec.data.known import ITEM, KNOWN, USER, id_hash
 from allmrec.data.sources import Source
 from allmrec.hashing import fingerprint
 from allmrec.storage import Storage
@@ -35,7 +37,8 @@ class Histories:
         self.context, self.log = context, log
         self.forgotten = forgotten_users, forgotten_items
         # The manifest must not name them either.
-        self.forgotten_hashes = sorted(fingerprint([kind, id]) for kind, ids in enumerate(self.forgotten) for id in ids)
+        self.hashes = {id_hash(kind, id): (kind, id) for kind, ids in enumerate(self.forgotten) for id in ids}
+        self.forgotten_hashes = sorted(self.hashes)
         self.storage = context.artifact("histories")
         data = context.config.data
         self.files = [file.content for file in log.files]
@@ -46,13 +49,19 @@ class Histories:
     @cached_property
     def before(self) -> Manifest | None:
         """The histories that are there, if they are of the same config and of files that are still the same."""
-        try:
-            manifest = read_manifest(self.storage)
-        except ValueError:  # there are none, or they are damaged
+        manifest = self._there
+        if manifest is None or KNOWN not in manifest.facts:
             return None
         unchanged = manifest.config == self.config and all(file in self.files for file in manifest.facts["log"])
         forgiven = set(manifest.facts["forgotten"]) - set(self.forgotten_hashes)
         return manifest if unchanged and not forgiven else None
+
+    @cached_property
+    def _there(self) -> Manifest | None:
+        try:
+            return read_manifest(self.storage)
+        except ValueError:  # there are none, or they are damaged
+            return None
 
     def known_items(self) -> list[str]:
         """Ids of the items that have their numbers, by index from 1."""
@@ -76,10 +85,11 @@ class Histories:
         before = self.before if self._goes_on(item_ids) else None
         exchange = self.context.artifact("drafts/exchange")
         clear(exchange)
+        named = [set[str](), {*item_ids.to_pylist()}]  # users and items; nobody else is in the lists' hashes
         try:
             draft = Draft(
                 exchange=exchange,
-                pieces=self._deal(before, exchange, forgotten, item_ids),
+                pieces=self._deal(before, exchange, forgotten, item_ids, named),
                 histories=self.storage,
                 before=before,
                 forgotten=forgotten,
@@ -96,12 +106,31 @@ class Histories:
         data = to_parquet(pa.table({"item_id": item_ids}))
         self.storage.write(items, data)
         files[items] = describe(data, rows=len(item_ids))
-        facts = {**made_of, "items": items, "shards": [reports[shard] for shard in range(num_shards)]}
+        for report in reports.values():
+            for ids, found in zip(named, report.pop("named"), strict=True):
+                ids.update(found)
+        facts = {
+            **made_of,
+            KNOWN: self._known(named),
+            "items": items,
+            "shards": [reports[shard] for shard in range(num_shards)],
+        }
         manifest = seal(self.storage, "histories", identity, files, self.config, facts)
         for entry in list(self.storage.list()):
             if entry.key not in {MANIFEST, *files}:
                 self.storage.delete(entry.key)
         return manifest
+
+    def forgotten_known(self, manifest: Manifest) -> tuple[list[str], list[str]]:
+        """The forgotten users and items that the log or the catalogue has, or had before they were forgotten."""
+        known = [self.hashes[hash] for hash in manifest.facts[KNOWN]]
+        return [id for kind, id in known if kind == USER], [id for kind, id in known if kind == ITEM]
+
+    def _known(self, named: list[set[str]]) -> list[str]:
+        """Hashes of those whom this log names, and of those whom an earlier one did: it may have lost them since."""
+        before = {*self._there.facts.get(KNOWN, ())} if self._there else set()
+        now = {hash for hash, (kind, id) in self.hashes.items() if id in named[kind]}
+        return sorted(now | (before & self.hashes.keys()))
 
     def _goes_on(self, item_ids: pa.Array) -> bool:
         """Whether no rejected row names an item that has come since."""
@@ -114,8 +143,15 @@ class Histories:
         shards = len(self.before.facts["shards"])
         return not any(table.column("names")[0].as_py() for table in tables(over(shards, names)))
 
-    def _deal(self, before: Manifest | None, exchange: Storage, forgotten: Forgotten, item_ids: pa.Array) -> int:
-        """Read the files that are new into the exchange: how many pieces."""
+    def _deal(
+        self,
+        before: Manifest | None,
+        exchange: Storage,
+        forgotten: Forgotten,
+        item_ids: pa.Array,
+        named: list[set[str]],
+    ) -> int:
+        """Read the files that are new into the exchange: how many pieces. Adds whom they name of the forgotten."""
         old = before.facts["log"] if before is not None else []
         new = {file["uri"] for file in self.files if file not in old}
         log = replace(self.log, pieces=tuple(piece for piece in self.log.pieces if piece.uri in new))
@@ -123,24 +159,23 @@ class Histories:
             data = self.context.config.data
             deal = Deal(CleanInteractions(log, data, item_ids), exchange, forgotten, data.num_shards)
             with self.context.console.progress("read the log", len(log.pieces)) as bar:
-                for _ in tables(over(len(log.pieces), deal)):
-                    bar.advance()
+                for table in tables(over(len(log.pieces), deal)):
+                    for ids, found in zip(named, table.columns, strict=True):
+                        ids.update(pc.list_flatten(found).to_pylist())
+                    bar.advance(len(table))
         return len(log.pieces)
 
 
-def shard_reports(
-    context: Context, title: str, dataset: Dataset, num_items: int | None = None
-) -> tuple[dict[int, dict[str, Any]], np.ndarray]:
-    """Run a pass over shards: what it reports by shard, and the sum of its counts by item, int64 (n + 1,)."""
+def shard_reports(context: Context, title: str, dataset: Dataset) -> tuple[dict[int, dict[str, Any]], np.ndarray]:
+    """Run a pass over shards: what it reports by shard, and the sum of the shards' item counts, int64."""
     reports: dict[int, dict[str, Any]] = {}
-    item_counts = np.zeros((num_items or 0) + 1, dtype=np.int64)
+    item_counts = np.zeros(1, dtype=np.int64)
     with context.console.progress(title, context.config.data.num_shards) as bar:
         for table in tables(dataset):
             for shard, report, counts in zip(*table.columns, strict=True):
                 assert shard.as_py() not in reports, "a shard reports once"
                 reports[shard.as_py()] = json.loads(report.as_py())
-                if num_items is not None:
-                    item_counts += counts.values.to_numpy()
+                item_counts = item_counts + counts.values.to_numpy()
                 bar.advance()
     return reports, item_counts
 

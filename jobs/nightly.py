@@ -22,6 +22,7 @@ from allmrec.llm.prompt import PromptConfig
 from allmrec.nightly.estimate import cost_of, last_speed, tokens_of_a_prompt
 from allmrec.nightly.inspection import InspectShards, add_up
 from allmrec.nightly.lease import Lease, hold_lease
+from allmrec.nightly.lists import applied, check_lists
 from allmrec.nightly.log import LATEST, roll_back
 from allmrec.nightly.progress import diagnosis
 from allmrec.nightly.publish import Run
@@ -80,6 +81,8 @@ def nightly(
     # Score, look at the result, publish.
     night = open_night(config, storage, output, run_date, full, limit)
     run = night.run
+    for count in night.lists:
+        console.event("list", **count.facts)
     if run.published():
         console.skip("nightly", f"{run_date} is published already, as run {run.run_id} in {output.uri}")
         return
@@ -191,6 +194,7 @@ def report_of(config: Config, night: Night, sums: dict[str, np.ndarray], facts: 
         "ranker": config.nightly.ranker,
         "last": last and {name: last[name] for name in ("run_date", "run_id")},
         "alarms": alarms(figures, config.nightly.alarms),
+        "lists": applied(night.lists, figures),
         "figures": figures,
     }
 
@@ -206,20 +210,22 @@ def write_report(output: Storage, report: dict[str, Any]) -> str:
 def plan(config: Config, storage: Storage, output: Storage, run_date: datetime.date, limit: int | None) -> Facts:
     """What a run would do at most: users, prompts, shards, tokens and what those cost."""
     description = check_inputs(config, storage)
-    item_filter(config, storage)  # raises for lists that cannot be read
+    _, lists = item_filter(config, storage)
+    check_lists(lists)
     shards = num_shards(storage.at("sequences"))
     asked = config.nightly.users and storage.exists(f"{deal.USERS.artifact}/{MANIFEST}")
     listed = read_manifest(storage.at(deal.USERS.artifact if asked else "sequences")).rows
     count = min(listed, limit or listed)
-    facts: Facts = {"users": count, "shards": shards, "prompts": 0, "output": output.uri}
+    known = {count.name: f"{count.known:,} of {count.listed:,} known" for count in lists}
+    facts: Facts = {"users": count, "shards": shards, "prompts": 0, "output": output.uri, **known}
     if config.nightly.ranker == "teacher":
         return facts
     prompt = PromptConfig(**description["config"]["prompt"])
-    sample = NightlyUsers(storage.at("sequences"), run_date).read(0).users
+    sample = NightlyUsers(storage.at("sequences"), run_date, timezone=config.nightly.timezone).read(0).users
     catalogue = Catalogue.read(storage.at("items"))
     tokens = count * tokens_of_a_prompt(sample, catalogue, config.llm, prompt, config.nightly.num_candidates)
-    known = last_speed(output, run_date)
-    costs = cost_of(tokens, known, config.workers.gpus_per_worker, config.nightly.price_per_gpu_hour)
+    tokens_per_second = last_speed(output, run_date)
+    costs = cost_of(tokens, tokens_per_second, config.workers.gpus_per_worker, config.nightly.price_per_gpu_hour)
     return {**facts, "prompts": count, "tokens": round(tokens), **costs}
 
 

@@ -3,20 +3,18 @@
 import datetime
 from typing import Any
 
-import pyarrow as pa
-
 import allmrec
 from allmrec.artifacts import read_manifest, read_table
 from allmrec.bundle import check_items, check_llm, latest_bundle, read_description
 from allmrec.cf.approximate import load_faiss
 from allmrec.data.catalogue import Catalogue
-from allmrec.data.clean import is_id
-from allmrec.data.config import SourceConfig
+from allmrec.data.known import Known
+from allmrec.data.lists import IdList, read_list
 from allmrec.data.sequences import num_shards
-from allmrec.data.sources import Column, open_source
 from allmrec.nightly.carry_over import LastRun
 from allmrec.nightly.config import ItemsConfig
 from allmrec.nightly.filters import ItemFilter, build_filter
+from allmrec.nightly.lists import ListCount, check_lists
 from allmrec.nightly.publish import Run
 from allmrec.nightly.score import Night
 from allmrec.nightly.users import NightlyUsers
@@ -34,8 +32,14 @@ def open_night(
     full: bool = False,
     limit: int | None = None,
 ) -> Night:
-    """Begin or resume the run of a date; what its workers are told."""
-    filter = item_filter(config, storage)
+    """Begin or resume the run of a date; what its workers are told.
+
+    Raises:
+        ValueError: too little of a list is known, or the date has another run.
+    """
+    filter, lists = item_filter(config, storage)
+    lists = [*lists, *user_lists(config, storage)]
+    check_lists(lists)
     identity = run_identity(config, storage, filter, limit)
     return Night(
         Run.open(output, run_date, identity),
@@ -49,6 +53,7 @@ def open_night(
         given=storage.at("candidates") if config.nightly.candidates else None,
         last=LastRun.before(output, run_date, num_shards(storage.at("sequences"))),
         carry_over=not full,
+        lists=tuple(lists),
     )
 
 
@@ -87,29 +92,36 @@ def run_identity(config: Config, storage: Storage, filter: ItemFilter, limit: in
     }
 
 
-def item_filter(config: Config, storage: Storage) -> ItemFilter:
-    """What may be recommended tonight."""
+def item_filter(config: Config, storage: Storage) -> tuple[ItemFilter, list[ListCount]]:
+    """What may be recommended tonight, and how much is known of the lists that say so."""
     items, nightly = read_table(storage.at("items")).sort_by("item_index"), config.nightly
-    return build_filter(
+    lists = {key: item_list(config, key) for key in ("blocked_items", "suppressed_items")}
+    filter = build_filter(
         Catalogue.from_table(items),
         items.column("categories"),
         nightly.allowed_categories,
-        read_ids(config, "blocked_items", "item_id"),
-        read_ids(config, "suppressed_items", "item_id"),
+        *(found.spellings.to_pylist() if found else [] for found in lists.values()),
     )
+    known = Known(storage)
+    return filter, [
+        ListCount(found.name, "items", len(found), found.known(known.items(found.spellings)), found.least)
+        for found in lists.values()
+        if found
+    ]
 
 
-def read_ids(config: Config, key: str, column: str) -> list[str]:
-    """A list of `nightly`: the ids that stand in the config and those in its table's column."""
-    listed: SourceConfig | None = getattr(config.nightly, key)
-    ids = list(listed.ids) if isinstance(listed, ItemsConfig) else []
-    if listed is None or not listed.paths:
-        return ids
-    source = open_source(
-        key, listed, config.storage, {column: Column(True, is_id, "text or an integer")}, f"nightly.{key}"
-    )
-    found = [table.column(column) for piece in source.pieces for table in source.read(piece)]
-    return ids + pa.chunked_array(found).cast(pa.string()).drop_null().to_pylist()
+def item_list(config: Config, key: str) -> IdList | None:
+    """A list of `nightly`: the ids that stand in the config and those in its table; None where there is none."""
+    listed: ItemsConfig = getattr(config.nightly, key)
+    if not listed.ids and not listed.paths:
+        return None
+    return read_list(key, listed, "item_id", config.storage, f"nightly.{key}", listed.ids)
+
+
+def user_lists(config: Config, storage: Storage) -> list[ListCount]:
+    """Of the tables by user that are dealt."""
+    configured = [table for table in deal.TABLES if getattr(config.nightly, table.key)]
+    return [count for table in configured for count in table.counts(config.nightly, storage)]
 
 
 def read_users(config: Config, storage: Storage, run_date: datetime.date, limit: int | None) -> NightlyUsers:
@@ -117,4 +129,4 @@ def read_users(config: Config, storage: Storage, run_date: datetime.date, limit:
         storage.at(table.artifact) if getattr(config.nightly, table.key) else None
         for table in (deal.USERS, deal.SUPPRESSED_USERS)
     )
-    return NightlyUsers(storage.at("sequences"), run_date, asked, suppressed, limit)
+    return NightlyUsers(storage.at("sequences"), run_date, asked, suppressed, limit, config.nightly.timezone)

@@ -9,20 +9,23 @@ Nothing on the driver grows with the number of users or events; it holds the cat
 
 import time
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from allmrec.artifacts import MANIFEST, Manifest, read_manifest, seal, shard_name, unseal, write_shard
-from allmrec.data.clean import is_id, log_columns
-from allmrec.data.config import SourceConfig
+from allmrec.data.catalogue import ItemCounts
+from allmrec.data.clean import log_columns
 from allmrec.data.finish import CountItems, DrawUsers, Finish
-from allmrec.data.items import ITEMS, CleanItems, index_items, with_popularity
-from allmrec.data.sources import Column, Source, find_files, open_source
+from allmrec.data.items import ITEMS, CleanItems, index_items, with_counts
+from allmrec.data.lists import IdList, read_list, refuse_unknown
+from allmrec.data.sources import Source, find_files, open_source
 from allmrec.data.splits import Split
 from allmrec.evaluation.cases import SPLITS, DrawCases
-from allmrec.storage import S3Config, Storage
+from allmrec.storage import Storage
 from jobs.cli import main
 from jobs.config import Config
 from jobs.datasets import over, tables
@@ -38,7 +41,8 @@ def run(context: Context) -> Facts:
     items, sequences, rejected, cases = (context.artifact(name) for name in STEP.outputs)
     log, catalogue = open_sources(context)
     start_ray(config)
-    forgotten = forgotten_ids(context.config)
+    lists = forgotten_lists(context.config)
+    forgotten = [sorted(found.spellings.to_pylist()) if found else [] for found in lists]
     histories = Histories(context, log, *forgotten)
 
     # The catalogue is one table; the order of its ids gives the item indices, new ones after those that are known.
@@ -48,6 +52,7 @@ def run(context: Context) -> Facts:
     if not len(item_ids):
         raise ValueError(f"items: no row is left of {bad_items.num_rows:,}: {_counted(bad_items.column('reason'))}")
     logged = histories.update(item_ids)
+    listed = _lists_known(lists, histories.forgotten_known(logged))
 
     # What was not used, and whether it was too much: then nothing else is written.
     _write_rejected(context, logged, bad_items)
@@ -62,22 +67,25 @@ def run(context: Context) -> Facts:
     unseal(sequences)
     split = _split(context, frequent_I)
     finish = Finish(context.artifact("histories"), sequences, before, data, frequent_I, split)
-    reports, popularity = shard_reports(context, "write sequences", over(data.num_shards, finish), len(item_ids))
+    reports, counted = shard_reports(context, "write sequences", over(data.num_shards, finish))
+    popularity_I, interactions_I = counted.reshape(2, -1)
     users, interactions = _sum(reports, "users"), _sum(reports, "interactions")
     if not users:
         raise ValueError("interactions: no user is left; lower data.min_user_interactions or let in more events")
 
-    sizes = {"users": users, "items": len(item_ids), "interactions": interactions}
+    sizes = {"users": users, "items": int(np.count_nonzero(interactions_I)), "interactions": interactions}
     _seal(context, sequences, reports, "sequences", sizes)
     clear(items)
-    entry = write_shard(items, items_schema.SCHEMA, shard_name(0), with_popularity(item_table, popularity))
+    entry = write_shard(
+        items, items_schema.SCHEMA, shard_name(0), with_counts(item_table, popularity_I, interactions_I)
+    )
     facts = sizes | {"tables": dict(catalogue.versions)}
     seal(items, "items", context.made_by, {shard_name(0): entry}, context.resolved("data"), facts)
 
     clear(cases)
-    evaluation = config.evaluation
+    evaluation, counts = config.evaluation, ItemCounts(popularity_I, interactions_I, users)
     fractions = {part: (evaluation.max_users or np.inf) / max(_sum(reports, part), 1) for part in SPLITS}
-    draw = DrawCases(sequences, popularity, cases, evaluation, split, config.seed, fractions)
+    draw = DrawCases(sequences, counts, cases, evaluation, split, config.seed, fractions)
     reports, _ = shard_reports(context, "draw evaluation cases", over(data.num_shards, draw))
     _seal(context, cases, reports, "evaluation_cases", {part: _sum(reports, part) for part in SPLITS})
 
@@ -88,8 +96,10 @@ def run(context: Context) -> Facts:
         **{f"rejected as {reason}": count for reason, count in sorted(reasons.items())},
         **{f"left out as {reason}": count for reason, count in sorted(left_out.items())},
         "rejected items": bad_items.num_rows,
+        **listed,
         **sizes,
-        "items with training interactions": int(np.count_nonzero(popularity)),
+        "items of the catalogue": len(item_ids),
+        "items with training interactions": int(np.count_nonzero(popularity_I)),
         "interactions per user": interactions / users,
         "evaluation cases": sum(report["evaluation_cases"]["rows"] for report in reports.values()),
         "rows/s": round(rows / (time.monotonic() - started)),
@@ -142,18 +152,27 @@ STEP = Step(
 )
 
 
-def forgotten_ids(config: Config) -> tuple[list[str], list[str]]:
-    """Ids of the users and of the items that must not appear, sorted; none where no table of them is configured."""
-    data = config.data
-    tables = ("forgotten_users", data.forgotten_users, "user_id"), ("forgotten_items", data.forgotten_items, "item_id")
-    users, items = (_ids(*table, config.storage) if table[1].paths else [] for table in tables)
+def forgotten_lists(config: Config) -> tuple[IdList | None, IdList | None]:
+    """The users and the items that must not appear; None where no table of them is configured."""
+    users, items = (
+        read_list(name, listed, column, config.storage, f"data.{name}") if listed.paths else None
+        for name, listed, column in (
+            ("forgotten_users", config.data.forgotten_users, "user_id"),
+            ("forgotten_items", config.data.forgotten_items, "item_id"),
+        )
+    )
     return users, items
 
 
-def _ids(name: str, config: SourceConfig, column: str, s3: S3Config) -> list[str]:
-    source = open_source(name, config, s3, {column: Column(True, is_id, "text or an integer")})
-    ids = [table.column(column) for piece in source.pieces for table in source.read(piece)]
-    return sorted(set(pa.chunked_array(ids).cast(pa.string()).drop_null().to_pylist()))
+def _lists_known(lists: Iterable[IdList | None], known: Iterable[list[str]]) -> Facts:
+    """How much of the lists is known. Raises ValueError where that is too little."""
+    facts: Facts = {}
+    for found, ids in zip(lists, known, strict=True):
+        if found:
+            count = found.known(pc.is_in(found.spellings, pa.array(ids, pa.string())).to_numpy(zero_copy_only=False))
+            refuse_unknown(found.name, len(found), count, found.least)
+            facts |= {f"{found.name} listed": len(found), f"{found.name} known": count}
+    return facts
 
 
 def _frequent_items(context: Context, num_items: int) -> np.ndarray:
@@ -162,7 +181,7 @@ def _frequent_items(context: Context, num_items: int) -> np.ndarray:
     least, min_user = data.min_item_interactions, data.min_user_interactions if data.core == "iterated" else 1
     while least > 1:
         count = CountItems(context.artifact("histories"), data, frequent_I, min_user)
-        _, counts_I = shard_reports(context, "count items", over(data.num_shards, count), num_items)
+        _, counts_I = shard_reports(context, "count items", over(data.num_shards, count))
         left_I = frequent_I & (counts_I >= least)
         if data.core == "once" or (left_I == frequent_I).all():
             return left_I

@@ -7,13 +7,19 @@ Plain store operations, without Ray. Those that change a date wait for its lease
 """
 
 import datetime
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from allmrec.data.config import LINES, ListConfig, by_suffix
+from allmrec.data.known import Known
+from allmrec.data.lists import IdList, read_list
 from allmrec.nightly import upkeep
 from allmrec.nightly.lease import Lease, hold_lease
+from allmrec.nightly.lists import ListCount, check_lists
 from allmrec.nightly.log import roll_back
 from allmrec.recommendations import published_runs, read_user, verify_run
 from allmrec.storage import Storage, open_storage
@@ -67,51 +73,87 @@ def expire(config: Config, console: Console, keep: int, dry_run: bool) -> None:
 
 
 def suppress(
-    config: Config, console: Console, users: Path | None, items: Path | None, run_date: datetime.date | None
+    config: Config,
+    console: Console,
+    users: str | None,
+    items: str | None,
+    least: float | None,
+    run_date: datetime.date | None,
 ) -> None:
     """Take users and items out of every date, or of one; out of trials too.
 
     Args:
-        users, items: files of ids, one a line; without either, the config's forgotten and suppressed users and items.
+        users, items: lists of ids; without either, the config's forgotten and suppressed users and items.
+        least: takes the place of the lists' `min_known_fraction`.
+
+    Raises:
+        ValueError: there is no list or no run; or, once all is taken out, that too little of a list is known.
     """
-    user_ids, item_ids = _ids(config, users, items)
+    user_lists, item_lists = _lists(config, users, items)
     storages = published(config), published(config).at(upkeep.TRIALS)
     runs = [(storage, one) for storage in storages for one in upkeep.dates(storage) if run_date in (None, one)]
     if not runs:
         raise ValueError(
             f"{storages[0].uri}: there is no run{f' of {run_date}' if run_date else ''} to take anything from"
         )
+    user_ids, item_ids = (_spellings(found) for found in (user_lists, item_lists))
+    taken_out = upkeep.Suppressed()
     for storage, one in runs:
         with _date(config, console, storage, one) as lease:
             found = upkeep.suppress(storage, one, user_ids, item_ids, lease)
-        console.event("suppressed", run_date=one, where=storage.uri, **found)
+        taken_out.add(found)
+        console.event("suppressed", run_date=one, where=storage.uri, **found.counts)
+    known = Known(open_storage(config.run_uri, config.storage))
+    counts = [_count(found, "users", taken_out.named_users, known.users, least) for found in user_lists]
+    counts += [_count(found, "items", taken_out.named_items, known.items, least) for found in item_lists]
+    for count in counts:
+        console.event("list", **count.facts)
+    check_lists(counts)
 
 
-def _ids(config: Config, users: Path | None, items: Path | None) -> tuple[pa.Array, pa.Array]:
+def _count(
+    found: IdList, of: str, named: set[str], known: Callable[[pa.Array], np.ndarray], least: float | None
+) -> ListCount:
+    """What is known of a list: by the runs that it was taken out of, or by the log and the catalogue."""
+    is_known = pc.is_in(found.spellings, pa.array(named, pa.string())).to_numpy(zero_copy_only=False).copy()
+    rest = np.flatnonzero(~is_known)
+    is_known[rest] = known(found.spellings.take(pa.array(rest)))
+    return ListCount(found.name, of, len(found), found.known(is_known), found.least if least is None else least)
+
+
+def _lists(config: Config, users: str | None, items: str | None) -> tuple[list[IdList], list[IdList]]:
+    """Of users and of items: those of the two files, or those of the config."""
     if users or items:
-        ids = [_lines(path) if path else [] for path in (users, items)]
+        user_lists = [_list_at("--users", users, "user_id", config)] if users else []
+        item_lists = [_list_at("--items", items, "item_id", config)] if items else []
     else:
-        from jobs.nightly_inputs import read_ids
-        from jobs.prepare import forgotten_ids
-
-        users_forgotten, items_forgotten = forgotten_ids(config)
-        ids = [
-            [*users_forgotten, *read_ids(config, "suppressed_users", "user_id")],
-            [*items_forgotten, *read_ids(config, "suppressed_items", "item_id")],
-        ]
-    if not any(ids):
+        user_lists = _configured(config, "user_id", "data.forgotten_users", "nightly.suppressed_users")
+        item_lists = _configured(config, "item_id", "data.forgotten_items", "nightly.suppressed_items")
+    if not user_lists and not item_lists:
         raise ValueError(
             "nobody to suppress: give --users or --items, or set data.forgotten_users or nightly.suppressed_users, or "
             "the same of items"
         )
-    return pa.array(ids[0], pa.string()), pa.array(ids[1], pa.string())
+    return user_lists, item_lists
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        return [line for line in path.read_text().splitlines() if line]
-    except FileNotFoundError:
-        raise ValueError(f"no such file: {path}") from None
+def _list_at(name: str, uri: str, column: str, config: Config) -> IdList:
+    return read_list(name, ListConfig(**by_suffix([uri], LINES)), column, config.storage, name)
+
+
+def _configured(config: Config, column: str, *names: str) -> list[IdList]:
+    found = []
+    for name in names:
+        section, key = name.split(".")
+        listed = getattr(getattr(config, section), key)
+        ids = getattr(listed, "ids", [])
+        if listed is not None and (listed.paths or ids):
+            found.append(read_list(key, listed, column, config.storage, name, ids))
+    return found
+
+
+def _spellings(lists: list[IdList]) -> pa.Array:
+    return pc.unique(pa.chunked_array([found.spellings for found in lists], pa.string()))
 
 
 def _date(config: Config, console: Console, storage: Storage, run_date: datetime.date) -> AbstractContextManager[Lease]:

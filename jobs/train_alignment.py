@@ -17,10 +17,10 @@ import torch
 from allmrec.alignment.examples import held_out_items
 from allmrec.alignment.network import AlignmentNetwork, load_network, save_alignment, save_network
 from allmrec.alignment.texts import TrainedTexts
-from allmrec.alignment.training import AlignmentTraining, alignment_quality
+from allmrec.alignment.training import AlignmentTraining, alignment_quality, spread_kept
 from allmrec.artifacts import MANIFEST, read_manifest, read_table, seal, unseal
 from allmrec.cf.teacher import load_teacher
-from allmrec.data.catalogue import Catalogue
+from allmrec.data.catalogue import Catalogue, drawable_items
 from allmrec.data.sequences import Sequences
 from allmrec.distributed import place
 from allmrec.storage import Storage
@@ -72,7 +72,8 @@ def fine_tune(context: Context) -> Facts:
         texts_NS,
         held_out_items(config.alignment, len(texts_NS), config.seed),
     )
-    return read_manifest(tuned).facts | exported | {"encoder": encoder}
+    kept = spread_kept(read_texts(context.artifact("item_text_embeddings")), texts_NS)
+    return read_manifest(tuned).facts | exported | kept | {"encoder": encoder}
 
 
 def loop(settings: dict[str, Any]) -> Facts:
@@ -92,6 +93,7 @@ def loop(settings: dict[str, Any]) -> Facts:
         seed,
         device(),
         trained_texts,
+        drawable_items(read_table(settings["items"])),
     )
     state = resume()
     if state is not None:

@@ -10,10 +10,11 @@ the cases. A teacher that another system trained (`teacher.model: external`) is 
 import json
 from typing import Any
 
-from allmrec.artifacts import read_manifest, seal, unseal
+from allmrec.artifacts import read_manifest, read_table, seal, unseal
 from allmrec.cf.external import ImportTeacher, open_tables, table_files
 from allmrec.cf.teacher import save_teacher
 from allmrec.cf.training import TeacherTraining, ValidationCases, training_parts
+from allmrec.data.catalogue import drawable_items
 from allmrec.distributed import place
 from jobs.cli import main
 from jobs.datasets import over, tables
@@ -39,7 +40,7 @@ def train(context: Context) -> Facts:
         {
             "config": config.teacher,
             "seed": config.seed,
-            "num_items": read_manifest(context.artifact("items")).rows,
+            "items": context.artifact("items"),
             "sequences": context.artifact("sequences"),
             "cases": context.artifact("evaluation_cases"),
             "teacher": storage,
@@ -72,7 +73,9 @@ def loop(settings: dict[str, Any]) -> Facts:
     config = settings["config"]
     parts = training_parts(settings["sequences"], config.memory_mb)
     cases = ValidationCases.read(settings["cases"], settings["sequences"], config.validation_users, settings["seed"])
-    training = TeacherTraining(config, parts, settings["num_items"], cases, settings["seed"], device())
+    items = read_table(settings["items"])
+    drawable = drawable_items(items)
+    training = TeacherTraining(config, parts, len(items), cases, settings["seed"], device(), drawable)
     state = resume()
     if state is not None:
         training.load_state_dict(state)
@@ -82,7 +85,7 @@ def loop(settings: dict[str, Any]) -> Facts:
         return {}
     return {
         "files": save_teacher(settings["teacher"], training.best_teacher()),
-        "num_items": settings["num_items"],
+        "num_items": len(items),
         "users": training.users,
         "epochs": training.epoch,
         "best_epoch": training.best["epoch"],

@@ -12,6 +12,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
+from allmrec.alignment.joint import Forms
 from allmrec.alignment.network import load_joint
 from allmrec.artifacts import read_manifest, seal, shard_name, unseal
 from allmrec.cf.teacher import load_teacher
@@ -40,7 +41,7 @@ from jobs.cli import main
 from jobs.step import Context, Facts, Step
 from jobs.workers import device, fit, report, resume
 
-SECTIONS = ("projection", "prompt", "llm")
+SECTIONS = ("projection", "prompt", "llm", "bundle")  # bundle says which form shows an item
 
 
 def run(context: Context) -> Facts:
@@ -67,26 +68,35 @@ def loop(settings: dict[str, Any]) -> Facts:
     """On every worker: train, keep the best epoch; rank 0 writes its projectors."""
     # Where attention is sure, its softmax is full of numbers below 1e-38, and a CPU takes many times as long for each.
     torch.set_flush_denormal(True)
-    projection, prompt, llm_config, seed = (settings[name] for name in (*SECTIONS, "seed"))
+    projection, prompt, llm_config, bundle, seed = (settings[name] for name in (*SECTIONS, "seed"))
     outline = llm_outline(llm_config)
     placement = placed(llm_config, projection, outline)
     llm, tokenizer = load_placed_llm(llm_config, placement, outline.largest_weight), load_tokenizer(llm_config)
-    titles = Titles.tokenise(Catalogue.read(settings["items"]).titles, tokenizer, prompt.max_title_tokens)
-    # Prompt and answer (a title and the end token) share the LLM's positions.
-    room = max_positions(llm) - prompt.max_title_tokens - 1
-    builder = PromptBuilder(prompt, tokenizer, titles, soft=True, max_tokens=room)
+    catalogue = Catalogue.read(settings["items"])
+    titles = Titles.tokenise(catalogue.titles, tokenizer, prompt.max_title_tokens)
+    builder = PromptBuilder(prompt, tokenizer, titles, soft=True, max_tokens=max_positions(llm))
     sequences, cases = settings["sequences"], None
     if projection.validation_users:
         cases = ValidationCases.read(settings["evaluation_cases"], sequences, projection.validation_users, seed)
-    teacher, (e_NJ, _) = load_teacher(settings["teacher"]), load_joint(settings["alignment"])
+    teacher, (e_NJ, q_NJ) = load_teacher(settings["teacher"]), load_joint(settings["alignment"])
+    items_ND = teacher.item_embeddings.detach()
+    forms = Forms.of(catalogue.popularity, items_ND, bundle.text_form_below)
     training = ProjectionTraining(
         projection,
         llm_config,
         placement,
         llm,
         teacher,
-        item_inputs(projection, e_NJ, teacher.item_embeddings.detach(), seed),
-        Examples(Sequences.read_train(sequences), builder, projection.num_candidates, seed, targets=projection.targets),
+        item_inputs(projection, forms, e_NJ, q_NJ, items_ND, seed),
+        forms.by_text_N,
+        Examples(
+            Sequences.read_train(sequences),
+            builder,
+            projection.num_candidates,
+            seed,
+            projection.targets,
+            catalogue.drawable,
+        ),
         cases,
         device(),
         resume(),
@@ -101,9 +111,10 @@ def loop(settings: dict[str, Any]) -> Facts:
         return {}
     speeds = ("prompts_per_s", "tokens_per_s", "padding %")
     return {
-        "files": save_projectors(settings["projectors"], weights),
+        "files": save_projectors(settings["projectors"], weights, training.untrained),
         "placement": placement,
         "prompts": len(training.examples),
+        **training.examples.shortened(),
         "steps": training.step,
         "losses": [round(loss, 5) for loss in training.epoch_losses()],
         **{f"best_{name}": value for name, value in training.best.items() if name in ("epoch", "hit@1", "ndcg@10")},

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from allmrec.alignment.network import load_network, save_alignment
-from allmrec.alignment.transfer import decoded_items, with_items
+from allmrec.alignment.transfer import decoded_items, drawn_items, with_items
 from allmrec.artifacts import Manifest, read_file, read_manifest, seal, unseal
 from allmrec.cf.teacher import TeacherConfig, load_teacher, save_teacher
 from allmrec.storage import Storage, open_storage
@@ -30,15 +30,19 @@ def run(context: Context) -> Facts:
     check(context, other, manifests)
     config = TeacherConfig(**manifests["teacher"].config["teacher"])
     texts_NS, network = texts(context, other, manifests), load_network(other.at("alignment"))
-    items_ND, q_NJ = decoded_items(network, texts_NS)
-    teacher = with_items(load_teacher(other.at("teacher")), config, items_ND)
+    teacher = load_teacher(other.at("teacher"))
+    if context.config.evaluation.split.item_embeddings == "decoded":
+        items_ND = decoded_items(network, texts_NS)
+    else:
+        items_ND = drawn_items(teacher, len(texts_NS), context.config.seed)
+    teacher, joint = with_items(teacher, config, items_ND), network.joint(items_ND, texts_NS)
 
     targets = {name: context.artifact(name) for name in MODELS}
     for target in targets.values():
         unseal(target)
     files = {
         "teacher": save_teacher(targets["teacher"], teacher),
-        "alignment": save_alignment(targets["alignment"], network, q_NJ.clone(), q_NJ),  # no item has an e_i
+        "alignment": save_alignment(targets["alignment"], network, *joint),
         "projectors": manifests["projectors"].files,
     }
     for name in files["projectors"]:

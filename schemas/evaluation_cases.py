@@ -10,8 +10,12 @@ SCHEMA = pa.schema(
         # The target first, then the negatives; 0 is no item: the items that the user has not seen ran out.
         pa.field("candidates", pa.list_(pa.int32()), nullable=False),
         pa.field("split", pa.string(), nullable=False),  # valid or test
-        pa.field("protocol", pa.string(), nullable=False),  # random or matched: how negatives were drawn
-        pa.field("warm", pa.bool_(), nullable=False),  # the target is among the top 35 % of items by popularity
+        pa.field(
+            "protocol", pa.string(), nullable=False
+        ),  # random or matched: how negatives were drawn; some targets have no matched ones
+        pa.field(
+            "warm", pa.bool_(), nullable=False
+        ),  # the target is among the top 35 % of items by popularity, ties whole
         pa.field("cold", pa.bool_(), nullable=False),  # the target is among the bottom 35 %
     ]
 )

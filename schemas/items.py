@@ -17,6 +17,9 @@ SCHEMA = pa.schema(
         *INPUT,
         pa.field("item_index", pa.int32(), nullable=False),  # dense 1…n; 0 is padding
         pa.field("popularity", pa.int64(), nullable=False),  # training interactions
+        pa.field(
+            "interactions", pa.int64(), nullable=False
+        ),  # in `sequences`, in any part; 0: never drawn as a negative
         pa.field("text_hash", pa.string(), nullable=False),  # sha256 of what the text encoder reads
     ]
 )

@@ -45,17 +45,45 @@ def test_what_is_loaded_is_what_was_trained(config, run, version):
     assert not any(weight.requires_grad for weight in bundle.projectors.parameters())
 
 
+def trained_with(run, **changed) -> None:
+    """Say of the projectors that their training had other settings, `section={key: value}`."""
+    manifest = json.loads(run.read(f"projectors/{MANIFEST}"))
+    for section, keys in changed.items():
+        manifest["config"][section] |= keys
+    run.write(f"projectors/{MANIFEST}", json.dumps(manifest).encode())
+
+
 def test_items_that_were_hardly_seen_take_the_text_form(config, run):
+    trained_with(run, bundle={"text_form_below": 2})
     settings = resolved(config, SECTIONS) | {"bundle": {"text_form_below": 2}}
     bundle = load_bundle(run, build_bundle(run, settings))
     rare = bundle.catalogue.popularity < 2  # padding, and the last two items
     assert rare.sum() == 3
-    joint = bundle.joint()
+    joint = bundle.item_inputs()
     assert torch.equal(joint[rare], bundle.q_NJ[rare]) and torch.equal(joint[~rare], bundle.e_NJ[~rare])
     assert not torch.equal(bundle.e_NJ, bundle.q_NJ)
-    assert torch.equal(bundle.joint(text=True), bundle.q_NJ)
+    assert torch.equal(bundle.item_inputs(text=True), bundle.q_NJ)
     bundle.teacher.item_embeddings[[5, 40]] = 0  # the last item has few interactions besides
-    assert list(bundle.forms().values()) == [37, 1, 2]
+    assert list(bundle.forms().counts().values()) == [37, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"), [("bundle", "text_form_below", 3), ("projection", "item_input", "random")]
+)
+def test_projectors_that_were_trained_on_other_forms_are_refused(config, run, section, key, value):
+    settings = resolved(config, SECTIONS)
+    settings[section] |= {key: value}
+    with pytest.raises(ValueError, match=rf"trained with {section}\.{key} .*{value}.*run train-projection again"):
+        build_bundle(run, settings)
+    trained_with(run, **{section: {key: value}})
+    build_bundle(run, settings)
+
+
+def test_a_bundle_of_another_format_says_what_to_do(run, version):
+    key = f"bundles/{version}/{DESCRIPTION}"
+    run.write(key, json.dumps(json.loads(run.read(key)) | {"format": 1}).encode())
+    with pytest.raises(ValueError, match=r"bundle format 1 is not .*run train-projection and bundle again"):
+        read_description(run, version)
 
 
 def test_the_same_content_makes_the_same_version_and_leaves_it_as_it_is(config, run, version):
@@ -88,6 +116,7 @@ def test_nothing_of_the_llm_and_nothing_pickled_is_inside(run, version):
         "alignment/alignment.safetensors",
         "alignment/joint.safetensors",
         "projectors/projectors.safetensors",
+        "projectors/untrained.safetensors",
         "items/part-00000.parquet",
     }
 

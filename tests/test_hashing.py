@@ -1,9 +1,13 @@
+import re
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allmrec.hashing import draws, fingerprint, hash_strings, key64, mix64, shard_of, uniforms
+from allmrec import hashing
+from allmrec.hashing import Draw, draws, fingerprint, hash_strings, key64, mix64, shard_of, uniforms
 
 GOLDEN = {
     "": 0xA706DD2F4D197E6F,
@@ -62,3 +66,12 @@ def test_uniforms_are_uniform():
 def test_fingerprints_do_not_hang_on_the_order_of_keys():
     assert fingerprint({"a": 1, "b": [1, 2]}) == fingerprint({"b": [1, 2], "a": 1})
     assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+
+
+def test_every_purpose_has_its_own_key():
+    keys = {int(key64(7, 3, draw)) for draw in Draw}
+    assert len(keys) == len(Draw)
+    own = re.compile(r"\b0x[0-9A-F]{4}\b")  # a constant beside the list could be one that is taken
+    root = Path(hashing.__file__).parent
+    found = [path.name for path in root.rglob("*.py") if path.name != "hashing.py" and own.search(path.read_text())]
+    assert found == []

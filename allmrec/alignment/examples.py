@@ -1,9 +1,12 @@
 """What Stage-1 learns from: rows of an item, the user's own or one unseen, and x^u of the history before.
 
 A user's targets are the last training item (paper section 4.1.3) or, with `alignment.targets: all`, every item that has
-a history before it (A-LLMRec_all, section 5.4.2); each comes with one unseen item. Rows whose item has no E_i, or is
-held out to measure the alignment on, are left out. x^u is computed once, for the teacher is frozen; batches and unseen
-items are drawn by counter.
+a history before it (A-LLMRec_all, section 5.4.2); each comes with one unseen item. Items that have no E_i, or are held
+out to measure the alignment on, are neither. x^u is computed once, for the teacher is frozen; batches and unseen items
+are drawn by counter.
+
+Equations 2 to 4 take the expectation over a user's own items; an unseen item counts there by `alignment.unseen_weight`.
+Equation 5 takes both, as a sum over targets or as the mean that the other equations are.
 
 Dimensions: U users, P targets of all users, R rows, N = n + 1 items (0 is padding), D = teacher.dim
 """
@@ -18,10 +21,9 @@ import torch
 from allmrec.alignment.network import AlignmentConfig
 from allmrec.cf.teacher import Teacher
 from allmrec.data.sequences import Sequences, offsets_of, ranges
-from allmrec.hashing import draws, key64, uniforms
+from allmrec.hashing import Draw, draws, key64, uniforms
 from allmrec.negatives import draw_negatives
 
-_BATCHES, _HELD_OUT = 0x4142, 0x4148  # purposes of random draws
 _WINDOW = 128  # batches whose rows are made at once
 _BLOCK = 4096  # targets whose users are represented at once
 
@@ -34,10 +36,15 @@ class Rows:
     target_R: np.ndarray  # int64, into `Examples.x_PD`
     item_R: np.ndarray  # int32
     positive_R: np.ndarray  # bool, whether the item is the user's own
-    weight_R: np.ndarray  # float32, a user's sum to 1: the expectation over the items of S^u in equations 2 to 4
+    weight_R: np.ndarray  # float32, in equations 2 to 4: of a user's own items they sum to 1
+    rec_weight_R: np.ndarray  # float32, in equation 5
 
     def __len__(self) -> int:
         return len(self.item_R)
+
+    @property
+    def num_users(self) -> int:
+        return len(np.unique(self.user_R))
 
     def take(self, rows: np.ndarray | slice) -> "Rows":
         return Rows(*(getattr(self, field.name)[rows] for field in fields(self)))
@@ -45,15 +52,25 @@ class Rows:
 
 def held_out_items(config: AlignmentConfig, num_rows: int, seed: int) -> np.ndarray:
     """bool (N,): items that no row has, so that the alignment can be measured on them."""
-    return uniforms(np.arange(num_rows, dtype=np.uint64), key64(seed, _HELD_OUT), 1)[:, 0] < config.held_out
+    return (
+        uniforms(np.arange(num_rows, dtype=np.uint64), key64(seed, Draw.ALIGNMENT_HELD_OUT), 1)[:, 0] < config.held_out
+    )
 
 
 class Examples:
-    def __init__(self, config: AlignmentConfig, teacher: Teacher, sequences: Sequences, seed: int):
+    def __init__(
+        self,
+        config: AlignmentConfig,
+        teacher: Teacher,
+        sequences: Sequences,
+        seed: int,
+        drawable: np.ndarray | None = None,
+    ):
         """
         Args:
             teacher: frozen, on the device that `x_PD` is to lie on.
             sequences: the training part of everyone's history (`Sequences.read_train`).
+            drawable: `Catalogue.drawable`, which unseen items come from; by default every item.
 
         Raises:
             ValueError: no user has an item with a history before it.
@@ -61,7 +78,8 @@ class Examples:
         learnable = np.flatnonzero(sequences.lengths >= 2)  # an item and a history before it
         if not len(learnable):
             raise ValueError("no user has two training interactions, so there is nothing to align; add data")
-        self.sequences, self.seed, self.batch_size = sequences.take(learnable), seed, config.batch_size
+        self.sequences, self.seed, self.config = sequences.take(learnable), seed, config
+        self.batch_size = config.batch_size
         self.hashes, lengths = self.sequences.hashes(), self.sequences.lengths
         first = lengths - 1 if config.targets == "last" else np.ones_like(lengths)
         self.counts = lengths - first
@@ -71,13 +89,14 @@ class Examples:
         # Neither padding nor items without an E_i: the one point that they share would draw their q_i together.
         known = teacher.item_embeddings.any(1).cpu().numpy()
         self.usable = known & ~held_out_items(config, len(known), seed)
+        self.drawable = np.arange(1, len(known)) if drawable is None else drawable
 
     def __len__(self) -> int:
         return len(self.sequences)
 
     def batches(self, epoch: int) -> Iterator[Rows]:
-        """The global batches of an epoch, of `batch_size` users; those without any row are left out."""
-        order = draws(self.hashes, key64(self.seed, epoch, _BATCHES), 1)[:, 0].argsort(kind="stable")
+        """The global batches of an epoch, of `batch_size` users; users without any row are left out."""
+        order = draws(self.hashes, key64(self.seed, epoch, Draw.ALIGNMENT_BATCHES), 1)[:, 0].argsort(kind="stable")
         for first in range(0, len(order), self.batch_size * _WINDOW):
             users = order[first : first + self.batch_size * _WINDOW]
             rows = self.rows(users, epoch)
@@ -93,16 +112,20 @@ class Examples:
             self.hashes[users],
             histories.rows(),
             histories.items,
-            len(self.usable) - 1,
+            self.drawable,
             int(counts.max()),
-            self.seed,
-            epoch,
+            key64(self.seed, epoch, Draw.ALIGNMENT_UNSEEN),
         )
         user, target = np.repeat(np.arange(len(users)), counts), ranges(self.offsets[users], counts)
         items = np.stack([self.targets[target], unseen_UC[user, ranges(np.zeros_like(counts), counts)]], axis=1)
+        kept = self.usable[items[:, 0]]
+        user, target, items = user[kept], target[kept], items[kept]
+        share = (1 / np.bincount(user, minlength=len(users)).clip(min=1))[user]  # of a target among its user's
         at, column = self.usable[items].nonzero()
-        weights = 1 / np.bincount(user[at], minlength=len(users)).clip(min=1)
-        return Rows(user[at], target[at], items[at, column], column == 0, weights[user[at]].astype(np.float32))
+        weight = share[at] * np.where(column == 0, 1, self.config.unseen_weight)
+        rec_weight = share[at] if self.config.rec_loss == "mean" else np.ones(len(at))
+        columns = (weight.astype(np.float32), rec_weight.astype(np.float32))
+        return Rows(user[at], target[at], items[at, column], column == 0, *columns)
 
     def _represent(self, teacher: Teacher, lengths_P: np.ndarray) -> torch.Tensor:
         """x^u after the first `lengths_P` items of each target's user: (P, D)."""

@@ -1,14 +1,14 @@
 """The four losses of Stage-1 (paper equations 2 to 5) and their sum (equation 6).
 
-They run over rows: a target of a user and one unseen item make two rows, each with the user's representation. The
-expectation over a user's items is the sum over the rows by their weights, which sum to 1 for every user; that over
-users is the division by their number, which is left to callers, for they have a batch's share alone.
+They run over rows: a target of a user and one unseen item make two rows, each with the user's representation. What a
+row weighs in equations 2 to 4 and in equation 5 is the business of `examples`. A batch takes the place of the set S of
+users; the expectation over them is a division by their number in `total`, for a worker has a share of the batch alone.
 
-The paper sums equation 5 over users and targets; here it is the mean, as in equations 2 to 4, so that the balance of
-the terms depends neither on the batch size nor on the length of sequences. Equation 5 as printed names the positive
-item twice; the second term is for the negative item, as its text says.
+Equation 5 as printed names the positive item twice; the second term is for the negative item, as its text says. In
+equation 4 Q_i is what is to be reconstructed, and no gradient reaches SBERT through that side: an SBERT that moved
+towards its own reconstruction would make all texts alike. Equation 3's E_i is frozen; both sides of equation 2 learn.
 
-Dimensions: R rows, D = teacher.dim, S = dimensions of the text encoder, J = joint dimensions d'
+Dimensions: R rows, M of them in equations 2 to 4, D = teacher.dim, S = dimensions of the text encoder, J = d'
 """
 
 from dataclasses import dataclass
@@ -21,42 +21,52 @@ from allmrec.alignment.network import AlignmentConfig, AlignmentNetwork
 
 @dataclass(frozen=True)
 class Losses:
-    """Weighted sums over rows, so that workers' shares can be added; divide by the users of the whole batch."""
+    """Weighted sums over rows, so that workers' shares can be added."""
 
     matching: torch.Tensor
     item_recon: torch.Tensor
     text_recon: torch.Tensor
     rec: torch.Tensor
 
-    def total(self, config: AlignmentConfig) -> torch.Tensor:
-        """Equation 6, of those losses that `config.losses` names."""
-        weights = {"matching": 1.0, "item_recon": config.alpha, "text_recon": config.beta, "rec": 1.0}
+    def total(self, config: AlignmentConfig, num_users: int) -> torch.Tensor:
+        """Equation 6, of those losses that `config.losses` names, in a batch that has `num_users` over all workers."""
+        weights = {"matching": 1.0, "item_recon": config.alpha, "text_recon": config.beta}
+        weights = {name: weight / num_users for name, weight in weights.items()}
+        weights["rec"] = 1.0 if config.rec_loss == "sum" else 1 / num_users
         return torch.stack([weights[name] * getattr(self, name) for name in config.losses]).sum()
 
 
 def stage1_losses(
     network: AlignmentNetwork,
     items_RD: torch.Tensor,
-    texts_RS: torch.Tensor,
+    texts_MS: torch.Tensor,
     x_RD: torch.Tensor,
     positive_R: torch.Tensor,
     weight_R: torch.Tensor,
+    rec_weight_R: torch.Tensor,
 ) -> Losses:
     """
     Args:
-        items_RD, texts_RS: E_i and Q_i of the rows' items.
+        items_RD: E_i of the rows' items.
+        texts_MS: Q_i of the items of those rows that weigh something in equations 2 to 4.
         x_RD: x^u of the rows' users, before the positive item.
         positive_R: bool, whether the row's item is the user's own.
-        weight_R: of the row among those of its user.
+        weight_R, rec_weight_R: of the rows in equations 2 to 4, and in equation 5.
     """
-    item_RD, text_RS = network.standard_items(items_RD), network.standard_texts(texts_RS)
-    e_RJ, q_RJ = network.item_encoder(item_RD), network.text_encoder(text_RS)
+    item_RD, text_MS = network.standard_items(items_RD), network.standard_texts(texts_MS)
+    e_RJ, q_MJ = network.item_encoder(item_RD), network.text_encoder(text_MS)
     item_back_RD = network.item_decoder(e_RJ)
     logit_R = (x_RD * network.original_items(item_back_RD)).sum(1)  # s(x^u, f_I^dec(f_I^enc(E_i)))
     rec_R = F.binary_cross_entropy_with_logits(logit_R, positive_R.to(logit_R.dtype), reduction="none")
+    matched_R = weight_R > 0
+    weight_M = weight_R[matched_R]
     return Losses(
-        matching=weight_R @ (e_RJ - q_RJ).square().mean(1),  # eq. 2
-        item_recon=weight_R @ (item_RD - item_back_RD).square().mean(1),  # eq. 3
-        text_recon=weight_R @ (text_RS - network.text_decoder(q_RJ)).square().mean(1),  # eq. 4
-        rec=2 * weight_R @ rec_R,  # eq. 5: -log sigmoid(s) and -log(1 - sigmoid(s)); two rows make a target
+        matching=weight_M @ _mse(e_RJ[matched_R], q_MJ),  # eq. 2
+        item_recon=weight_M @ _mse(item_RD, item_back_RD)[matched_R],  # eq. 3
+        text_recon=weight_M @ _mse(text_MS.detach(), network.text_decoder(q_MJ)),  # eq. 4
+        rec=rec_weight_R @ rec_R,  # eq. 5: -log sigmoid(s) and -log(1 - sigmoid(s)); two rows make a target
     )
+
+
+def _mse(one_RD: torch.Tensor, other_RD: torch.Tensor) -> torch.Tensor:
+    return (one_RD - other_RD).square().mean(1)

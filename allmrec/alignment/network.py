@@ -3,34 +3,55 @@
 Two autoencoders share their latent space: f_I for the teacher's item embeddings, f_T for the text embeddings. Where
 those come from, a table or SBERT itself, is the business of `texts`.
 
-E and Q arrive in scales of their own (an SBERT vector has unit length over hundreds of dimensions), in which the
-mean squared errors of equations 2 to 4 would vanish beside equation 5. So both are centred and divided by one number
-each, the root mean square over the catalogue; one number keeps the geometry. Losses 3 and 4 are in these units. They
-are those of the text encoder as it is before Stage-1, and stay where it is fine-tuned.
+`alignment.preset: paper` is section 4.1 as printed; the default departs from it where docs/alignment.md has the
+measurement. With `alignment.standardise` E and Q are centred and divided by one number each, the root mean square over
+the catalogue, for in scales of their own (an SBERT vector has unit length over hundreds of dimensions) the mean squared
+errors of equations 2 to 4 vanish beside equation 5; one number keeps the geometry. Losses 3 and 4 are then in these
+units. They are those of the text encoder as it is before Stage-1 and stay while it is fine-tuned: units that followed Q
+would let it shrink unseen.
 
 Dimensions: N = n + 1 items (0 is padding), R rows, D = teacher.dim, S = dimensions of the text encoder, J = d'
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
-from allmrec.artifacts import read_tensors, write_tensors
+from allmrec.artifacts import read_manifest, read_tensors, write_tensors
 from allmrec.config import Section
 from allmrec.storage import Storage
 
 WEIGHTS, JOINT = "alignment.safetensors", "joint.safetensors"
 LossName = Literal["matching", "item_recon", "text_recon", "rec"]  # equations 2 to 5
+Activation = Literal["gelu", "sigmoid"]
+
+_ACTIVATIONS: dict[Activation, type[nn.Module]] = {"gelu": nn.GELU, "sigmoid": nn.Sigmoid}
+# Section 4.1 as printed. It names no activation for its MLPs of one layer; a sigmoid is what its authors use.
+_PAPER = {
+    "unseen_weight": 0,
+    "rec_loss": "sum",
+    "standardise": False,
+    "activation": "sigmoid",
+    "text_encoder": "fine-tuned",
+    "held_out": 0,
+}
 
 
 class AlignmentConfig(Section):
+    """`preset` sets the defaults of the other keys; the ones below are those of "default"."""
+
+    preset: Literal["default", "paper"] = "default"
     joint_dim: int = Field(128, ge=1)  # d', Table 3
     alpha: float = Field(0.5, ge=0)  # weight of the items' reconstruction, eq. 6
     beta: float = Field(0.5, ge=0)  # weight of the texts' reconstruction, eq. 6
     losses: tuple[LossName, ...] = Field(("matching", "item_recon", "text_recon", "rec"), min_length=1)  # in the sum
     targets: Literal["last", "all"] = "last"  # items of a sequence that are learnt from; all: A-LLMRec_all
+    unseen_weight: float = Field(1, ge=0)  # of a target's unseen item in eq. 2 to 4, beside the target's own 1
+    rec_loss: Literal["mean", "sum"] = "mean"  # eq. 5 over a batch's users; eq. 2 to 4 are means
+    standardise: bool = True  # E and Q
+    activation: Activation = "gelu"  # of the encoders
     text_encoder: Literal["frozen", "fine-tuned"] = "frozen"  # SBERT; the paper fine-tunes it
     texts_per_pass: int = Field(64, ge=1)  # that SBERT reads at once, at most, when it is fine-tuned
     max_padding: float = Field(0.1, ge=0, lt=1)  # share of a pass; more makes fewer passes, as GPUs like them
@@ -40,15 +61,30 @@ class AlignmentConfig(Section):
     epochs: int = Field(10, ge=1)
     held_out: float = Field(0.02, ge=0, lt=1)  # share of items kept from Stage-1 to measure the alignment on
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        paper = isinstance(values, dict) and values.get("preset") == "paper"
+        return _PAPER | values if paper else values
+
+    @model_validator(mode="after")
+    def _sbert_is_reached(self) -> "AlignmentConfig":
+        if self.text_encoder == "fine-tuned" and not {"matching", "text_recon"} & set(self.losses):
+            raise ValueError(
+                "text_encoder fine-tuned learns from the losses matching and text_recon, and losses has neither; "
+                "name one of them, or set text_encoder: frozen"
+            )
+        return self
+
 
 class AlignmentNetwork(nn.Module):
     """f_I^enc and f_T^enc, one layer with its activation each, and the linear f_I^dec and f_T^dec."""
 
-    def __init__(self, item_dim: int, text_dim: int, joint_dim: int):
+    def __init__(self, item_dim: int, text_dim: int, joint_dim: int, activation: Activation = "gelu"):
         super().__init__()
-        self.item_encoder = nn.Sequential(nn.Linear(item_dim, joint_dim), nn.GELU())
+        self.item_encoder = nn.Sequential(nn.Linear(item_dim, joint_dim), _ACTIVATIONS[activation]())
         self.item_decoder = nn.Linear(joint_dim, item_dim)
-        self.text_encoder = nn.Sequential(nn.Linear(text_dim, joint_dim), nn.GELU())
+        self.text_encoder = nn.Sequential(nn.Linear(text_dim, joint_dim), _ACTIVATIONS[activation]())
         self.text_decoder = nn.Linear(joint_dim, text_dim)
         self.register_buffer("item_mean", torch.zeros(item_dim))
         self.register_buffer("item_scale", torch.ones(()))
@@ -87,10 +123,15 @@ class AlignmentNetwork(nn.Module):
 
 
 def load_network(storage: Storage) -> AlignmentNetwork:
-    """The network of the `alignment` artifact, frozen. Raises ValueError when it is missing or damaged."""
+    """The network of the artifact, whose config must hold the section `alignment`, frozen.
+
+    Raises:
+        ValueError: it is missing or damaged.
+    """
+    config = AlignmentConfig(**read_manifest(storage).config["alignment"])
     weights = read_tensors(storage, WEIGHTS)
     joint_dim, item_dim = weights["item_encoder.0.weight"].shape
-    network = AlignmentNetwork(item_dim, weights["text_encoder.0.weight"].shape[1], joint_dim)
+    network = AlignmentNetwork(item_dim, weights["text_encoder.0.weight"].shape[1], joint_dim, config.activation)
     network.load_state_dict(weights)
     return network.eval().requires_grad_(False)
 

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from allmrec.alignment.network import AlignmentConfig
 from allmrec.data.sequences import offsets_of, ranges
 from allmrec.distributed import own, place
+from allmrec.text.encoder import default_prompt
 
 _BLOCK = 1024  # texts tokenised at once
 
@@ -60,7 +61,7 @@ class TrainedTexts(nn.Module):
                 module.sparse = True  # else every pass would fill and add a gradient of the whole vocabulary's size
         cut = pc.utf8_slice_codeunits(texts_N, 0, max_chars).dictionary_encode()
         self.text_N = cut.indices.to_numpy()
-        self.tokens, self.lengths, self.pads = _tokenised(encoder, cut.dictionary.to_pylist())
+        self.tokens, self.lengths, self.constants, self.pads = _tokenised(encoder, cut.dictionary.to_pylist())
         self.offsets = offsets_of(self.lengths)
         self.read = self.padded = 0  # tokens that this worker has encoded, without and with padding
 
@@ -101,20 +102,24 @@ class TrainedTexts(nn.Module):
             return checkpoint(self._embedding, features, use_reentrant=False)
         return self._embedding(features)
 
-    def _features(self, texts: np.ndarray) -> dict[str, torch.Tensor]:
+    def _features(self, texts: np.ndarray) -> dict[str, Any]:
         """What the encoder's first module reads: padded tokens, or tokens one text behind the other."""
-        tokens, lengths = self.tokens[ranges(self.offsets[texts], self.lengths[texts])], self.lengths[texts]
+        places, lengths = ranges(self.offsets[texts], self.lengths[texts]), self.lengths[texts]
+        tokens = {name: column[places] for name, column in self.tokens.items()}
         if not self.pads:
-            return {"input_ids": torch.from_numpy(tokens), "offsets": torch.from_numpy(offsets_of(lengths)[:-1])}
-        ids = [text.tolist() for text in np.split(tokens, np.cumsum(lengths)[:-1])]
-        padded = self.encoder.tokenizer.pad({"input_ids": ids}, return_tensors="pt")
-        return {name: padded[name] for name in ("input_ids", "attention_mask")}
+            features = {name: torch.from_numpy(column) for name, column in tokens.items()}
+            return self.constants | features | {"offsets": torch.from_numpy(offsets_of(lengths)[:-1])}
+        cuts = np.cumsum(lengths)[:-1]
+        lists = {name: [text.tolist() for text in np.split(column, cuts)] for name, column in tokens.items()}
+        return self.constants | dict(self.encoder.tokenizer.pad(lists, return_tensors="pt"))
 
-    def _embedding(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _embedding(self, features: dict[str, Any]) -> torch.Tensor:
         device = self.encoder.device
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            features = {name: tensor.to(device) for name, tensor in features.items()}
-            return self.encoder(features)["sentence_embedding"].float()
+            features = {
+                name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in features.items()
+            }
+            return self.encoder(features)["sentence_embedding"][:, : self.encoder.truncate_dim].float()
 
 
 def make_dense(weights: Iterable[torch.Tensor]) -> None:
@@ -124,17 +129,36 @@ def make_dense(weights: Iterable[torch.Tensor]) -> None:
             weight.grad = weight.grad.to_dense()
 
 
-def _tokenised(encoder: Any, texts: list[str]) -> tuple[np.ndarray, np.ndarray, bool]:
-    """The texts' tokens one text behind the other, how many each has, and whether the encoder wants them padded."""
-    tokens, lengths, pads = [], [], False
+def _tokenised(encoder: Any, texts: list[str]) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, Any], bool]:
+    """The texts as `encode` reads them, behind the encoder's prompt.
+
+    Returns:
+        What the encoder reads of each token (its id, its type where types differ), one text behind the other; how many
+        tokens each text has; what it reads besides, alike for all texts; and whether it wants texts padded.
+
+    Raises:
+        ValueError: the encoder reads something else of texts.
+    """
+    blocks, lengths, pads, constants = [], [], False, {}
     for first in range(0, len(texts), _BLOCK):
-        features = encoder.preprocess(texts[first : first + _BLOCK])
-        ids, pads = features["input_ids"].numpy(), "attention_mask" in features
+        features = encoder.preprocess(texts[first : first + _BLOCK], prompt=default_prompt(encoder))
+        tensors = {name: value.numpy() for name, value in features.items() if isinstance(value, torch.Tensor)}
+        constants = {name: value for name, value in features.items() if name not in tensors}
+        ids, pads = tensors["input_ids"], "attention_mask" in tensors
         if pads:
-            real = features["attention_mask"].numpy().astype(bool)
-            tokens.append(ids[real])
+            real = tensors.pop("attention_mask").astype(bool)
             lengths.append(real.sum(axis=1))
         else:
-            tokens.append(ids)
-            lengths.append(np.diff(features["offsets"].numpy(), append=len(ids)))
-    return np.concatenate(tokens), np.concatenate(lengths), pads
+            real = np.ones(ids.shape, dtype=bool)
+            lengths.append(np.diff(tensors.pop("offsets"), append=len(ids)))
+        other = [name for name, tensor in tensors.items() if tensor.shape != ids.shape]
+        if other:
+            raise ValueError(
+                f"this text encoder reads {other} of a text beside its tokens; leave it as it is, with "
+                "alignment.text_encoder: frozen, or fine-tune another"
+            )
+        blocks.append({name: tensor[real] for name, tensor in tensors.items()})
+    columns = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+    # Types that are all 0 are what an encoder takes for granted.
+    tokens = {name: column for name, column in columns.items() if name == "input_ids" or column.any()}
+    return tokens, np.concatenate(lengths), constants, pads

@@ -1,8 +1,7 @@
 """Training of Stage-1: the alignment network, and SBERT along with it where the texts are trained.
 
 Plain torch, in one process or in a process group; knows nothing of Ray, artifacts or checkpoint files. A step's batch
-is global: its rows are dealt to the workers, each one's losses are divided by the users of the whole batch, and
-gradients are summed.
+is global: its rows are dealt to the workers, and gradients are summed.
 
 Dimensions: R rows of a batch, N = n + 1 items, D, S, J as in `network`
 """
@@ -13,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -22,7 +22,7 @@ from allmrec.alignment.network import AlignmentConfig, AlignmentNetwork
 from allmrec.alignment.texts import FrozenTexts, TrainedTexts, make_dense
 from allmrec.cf.teacher import Teacher
 from allmrec.data.sequences import Sequences
-from allmrec.distributed import sum_gradients, summed
+from allmrec.distributed import own, sum_gradients, summed
 
 _NAMES = [field.name for field in fields(Losses)]
 
@@ -39,6 +39,7 @@ class AlignmentTraining:
         seed: int,
         device: torch.device | str = "cpu",
         trained_texts: TrainedTexts | None = None,
+        drawable: np.ndarray | None = None,
     ):
         """
         Args:
@@ -46,15 +47,19 @@ class AlignmentTraining:
             sequences: the training part of everyone's history (`Sequences.read_train`).
             texts_NS: Q of the catalogue, before any fine-tuning; row 0 is padding.
             trained_texts: SBERT, where it is fine-tuned along, on the device.
+            drawable: `Catalogue.drawable`, which unseen items come from; by default every item.
         """
         self.config, self.device = config, torch.device(device)
         teacher = teacher.to(self.device)
         self.items_ND, texts_NS = teacher.item_embeddings.detach(), texts_NS.to(self.device)
         assert len(self.items_ND) == len(texts_NS), "teacher and texts are of one catalogue"
-        self.examples = Examples(config, teacher, sequences, seed)
+        self.examples = Examples(config, teacher, sequences, seed, drawable)
         torch.manual_seed(seed)
-        self.network = AlignmentNetwork(self.items_ND.shape[1], texts_NS.shape[1], config.joint_dim)
-        self.network.to(self.device).standardise(self.items_ND, texts_NS)
+        self.network = AlignmentNetwork(
+            self.items_ND.shape[1], texts_NS.shape[1], config.joint_dim, config.activation
+        ).to(self.device)
+        if config.standardise:
+            self.network.standardise(self.items_ND, texts_NS)
         self.texts = trained_texts or FrozenTexts(texts_NS)
         self.parameters = [*self.network.parameters(), *self.texts.parameters()]
         self.optimiser = torch.optim.Adam(self.parameters, lr=config.learning_rate, fused=True)
@@ -86,17 +91,17 @@ class AlignmentTraining:
             yield self.numbers
 
     def train_epoch(self) -> dict[str, float]:
-        """One pass over the users. Returns the mean of each loss over them.
+        """One pass over the users. Returns the mean of each loss over them, of `rec` too.
 
         Raises:
             ValueError: a loss is NaN or inf.
         """
-        sums, users = torch.zeros(len(_NAMES), dtype=torch.float64, device=self.device), 0.0
+        sums, users = torch.zeros(len(_NAMES), dtype=torch.float64, device=self.device), 0
         for rows in self.examples.batches(self.epoch):
             losses = self.train_step(rows)
             sums += torch.stack([getattr(losses, name) for name in _NAMES]).detach()
-            users += float(rows.weight_R.sum())
-        means = dict(zip(_NAMES, (summed(sums) / max(users, 1.0)).tolist(), strict=True))
+            users += rows.num_users
+        means = dict(zip(_NAMES, (summed(sums) / max(users, 1)).tolist(), strict=True))
         if not all(math.isfinite(value) for value in means.values()):
             raise ValueError(f"the losses are {means} in epoch {self.epoch + 1}; lower alignment.learning_rate")
         self.epoch += 1
@@ -104,9 +109,11 @@ class AlignmentTraining:
 
     def train_step(self, rows: Rows) -> Losses:
         """One step on a global batch. Returns the losses of this worker's rows."""
-        losses = self.losses(rows.take(self.texts.own(rows.item_R)))
+        matched = rows.weight_R > 0  # their texts are read, which is the work that is to be dealt evenly
+        read, others = np.flatnonzero(matched), np.flatnonzero(~matched)
+        losses = self.losses(rows.take(np.concatenate([read[self.texts.own(rows.item_R[read])], own(others)])))
         self.optimiser.zero_grad()
-        (losses.total(self.config) / float(rows.weight_R.sum())).backward()
+        losses.total(self.config, rows.num_users).backward()
         make_dense(self.parameters)
         sum_gradients(self.parameters)
         self.optimiser.step()
@@ -114,12 +121,18 @@ class AlignmentTraining:
 
     def losses(self, rows: Rows) -> Losses:
         """Of the given rows, weighted and summed."""
-        item_R, target_R, positive_R, weight_R = (
+        item_R, target_R, *columns = (
             torch.from_numpy(column).to(self.device)
-            for column in (rows.item_R.astype("int64"), rows.target_R, rows.positive_R, rows.weight_R)
+            for column in (
+                rows.item_R.astype("int64"),
+                rows.target_R,
+                rows.positive_R,
+                rows.weight_R,
+                rows.rec_weight_R,
+            )
         )
-        x_RD, texts_RS = self.examples.x_PD[target_R], self.texts(rows.item_R)
-        return stage1_losses(self.network, self.items_ND[item_R], texts_RS, x_RD, positive_R, weight_R)
+        texts_MS = self.texts(rows.item_R[rows.weight_R > 0])
+        return stage1_losses(self.network, self.items_ND[item_R], texts_MS, self.examples.x_PD[target_R], *columns)
 
     def _reading(self, seconds: float) -> dict[str, float]:
         """How SBERT read since the last time, on all workers together."""
@@ -156,3 +169,25 @@ def alignment_quality(
         "nearest": (before_R == 0).double().mean().item(),
         "nearer": (before_R / (len(q_NJ) - 1)).mean().item(),
     }
+
+
+@torch.inference_mode()
+def spread_kept(before_NS: torch.Tensor, after_NS: torch.Tensor) -> dict[str, float]:
+    """What fine-tuning has left of the spread of Q: row 0, padding, does not count.
+
+    Returns:
+        `text_variance_kept`, the ratio of the variances, and `text_dimensions_kept`, that of the effective dimensions
+        (of variances v along the principal axes: (sum v)^2 / sum v^2).
+    """
+    (variance, dimensions), (kept_variance, kept_dimensions) = _spread(before_NS[1:]), _spread(after_NS[1:])
+    return {
+        "text_variance_kept": kept_variance / variance,
+        "text_dimensions_kept": kept_dimensions / dimensions,
+    }
+
+
+def _spread(rows_ND: torch.Tensor) -> tuple[float, float]:
+    centred_ND = rows_ND - rows_ND.mean(0)
+    covariance_DD = centred_ND.T @ centred_ND / len(rows_ND)
+    variance = covariance_DD.trace()
+    return variance.item(), (variance.square() / covariance_DD.square().sum()).item()

@@ -1,25 +1,38 @@
 """Models of one catalogue on another one, whose interactions nothing has seen (paper section 5.2.5).
 
-The paper says that q_i stands in for e_i there, and not where x^u comes from. Here the alignment's decoder gives every
-new item an embedding in the teacher's space, E_i = f_I^dec(q_i), and the teacher reads histories of those as it reads
-its own. Nothing is trained.
+Nothing is trained. The paper says that q_i stands in for e_i there (section 4.1.4), and not which E_i the teacher reads
+histories of. `decoded_items` takes the alignment's decoder: E_i = f_I^dec(q_i). `drawn_items` is what Table 7 tells of
+the paper's own run: its SASRec is at chance (0.0506 among 20 for 64,073 users, whose standard error is 0.0009), so its
+E_i had nothing to do with the items; and A-LLMRec differs from A-LLMRec (SBERT), so its e_i was f_I^enc of those E_i.
 
 Dimensions: N = n + 1 items of the new catalogue (0 is padding), D = teacher.dim, S of texts, J of the joint embeddings
 """
 
+import numpy as np
 import torch
 
 from allmrec.alignment.network import AlignmentNetwork
 from allmrec.cf.teacher import SequenceTeacher, Teacher, TeacherConfig, build_teacher
+from allmrec.hashing import draws, key64
+
+_DRAWN = 0x5452  # purpose of the draws
 
 
 @torch.no_grad()
-def decoded_items(network: AlignmentNetwork, texts_NS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(E_ND, q_NJ) of items that have texts alone; row 0 is zeros."""
-    q_NJ = network.encode_texts(texts_NS)
-    items_ND = network.original_items(network.item_decoder(q_NJ))
-    q_NJ[0], items_ND[0] = 0, 0
-    return items_ND, q_NJ
+def decoded_items(network: AlignmentNetwork, texts_NS: torch.Tensor) -> torch.Tensor:
+    """E_ND of items that have texts alone; row 0 is zeros."""
+    items_ND = network.original_items(network.item_decoder(network.encode_texts(texts_NS)))
+    items_ND[0] = 0
+    return items_ND
+
+
+def drawn_items(teacher: Teacher, num_rows: int, seed: int) -> torch.Tensor:
+    """E_ND of as many items, by draw those of items that the teacher was trained on; row 0 is zeros."""
+    trained_ND = teacher.item_embeddings.detach()
+    draw_N = draws(np.arange(num_rows, dtype=np.uint64), key64(seed, _DRAWN), 1)[:, 0]
+    items_ND = trained_ND[torch.from_numpy((draw_N % np.uint64(len(trained_ND) - 1)).astype(np.int64) + 1)]
+    items_ND[0] = 0
+    return items_ND
 
 
 def with_items(teacher: Teacher, config: TeacherConfig, items_ND: torch.Tensor) -> SequenceTeacher:

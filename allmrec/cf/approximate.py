@@ -18,7 +18,6 @@ from allmrec.cf.teacher import Teacher
 _PROBES, _SHARE = 16, 32  # lists looked into: at least so many, or one in so many of them
 _LEAST = 39  # items of a list; with fewer, k-means warns
 _ROOM = 64  # looked at beyond 2 N, for items that the user has seen
-_SAMPLE = 64  # items on which the teacher must give dot products
 _BLOCK = 4096  # users at once
 
 
@@ -47,7 +46,11 @@ class ApproximateIndex:
         faiss = load_faiss()
         self.teacher, self.available_I = teacher, available_I
         self.items = (available_I & teacher.item_embeddings.any(1)).nonzero()[:, 0]
-        _check_dot_product(teacher, self.items)
+        if not teacher.scores_by_product():
+            raise ValueError(
+                f"{type(teacher).__name__}'s scores are not dot products of its embeddings, so no index can find them; "
+                "leave nightly.approximate_above out"
+            )
         items_ND = teacher.item_embeddings[self.items].float().cpu().numpy()
         square_N = (items_ND**2).sum(axis=1)
         missing_N = np.sqrt(square_N.max(initial=0) - square_N)
@@ -99,14 +102,3 @@ def _among(query: torch.Tensor, sorted_S: torch.Tensor) -> torch.Tensor:
     if not len(sorted_S):
         return torch.zeros_like(query, dtype=torch.bool)
     return sorted_S[torch.searchsorted(sorted_S, query).clamp(max=len(sorted_S) - 1)] == query
-
-
-def _check_dot_product(teacher: Teacher, items: torch.Tensor) -> None:
-    some = items[:: max(1, len(items) // _SAMPLE)]
-    x_KD = teacher.item_embeddings[some]
-    with torch.inference_mode():
-        if not torch.allclose(teacher.shared_scores(x_KD, some), x_KD @ x_KD.T, rtol=1e-3, atol=1e-5):
-            raise ValueError(
-                f"{type(teacher).__name__}'s scores are not dot products of its embeddings, so no index can find them; "
-                "leave nightly.approximate_above out"
-            )

@@ -20,6 +20,7 @@ import torch
 from allmrec.artifacts import read_table, unseal
 from allmrec.cf.teacher import Teacher, TeacherConfig, save_teacher
 from allmrec.cf.training import ValidationCases, validate
+from allmrec.data.catalogue import drawable_items
 from allmrec.data.clean import is_id
 from allmrec.data.sequences import Sequences
 from allmrec.data.sources import Column, InputFile, Source, find_files, open_source
@@ -95,12 +96,12 @@ class ImportTeacher:
     seed: int
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
-        item_ids = read_table(self.items).sort_by("item_index").column("item_id")
+        items = read_table(self.items).sort_by("item_index")
         teacher, facts = import_teacher(
-            self.item_embeddings, self.user_representations, item_ids, Sequences.read(self.sequences)
+            self.item_embeddings, self.user_representations, items.column("item_id"), Sequences.read(self.sequences)
         )
         cases = ValidationCases.read(self.cases, self.sequences, self.config.validation_users, self.seed)
-        facts |= validate(teacher, cases, self.config.validation)
+        facts |= validate(teacher, cases, self.config.validation, drawable_items(items))
         unseal(self.teacher)
         yield pa.table({"report": [json.dumps({"files": save_teacher(self.teacher, teacher), **facts})]})
 

@@ -57,24 +57,31 @@ def retrieve(
 
 @torch.inference_mode()
 def catalogue_ranks(
-    teacher: Teacher, x_UD: torch.Tensor, target_U: torch.Tensor, seen: Pairs, block: int = 256
+    teacher: Teacher,
+    x_UD: torch.Tensor,
+    target_U: torch.Tensor,
+    seen: Pairs,
+    block: int = 256,
+    competing_K: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """How many unseen items of the whole catalogue score above each user's target, and how many as much as it.
+    """How many unseen items score above each user's target, and how many as much as it.
 
     Args:
         target_U: int64; a target competes even where it was seen before.
         seen: pairs (row, item index) that do not compete.
+        competing_K: int64, ascending: the items that compete; by default all.
 
     Returns:
         int64 (U,) twice.
     """
     better_U, tied_U = torch.zeros_like(target_U), torch.zeros_like(target_U)
-    all_I = torch.arange(1, len(teacher.item_embeddings), device=x_UD.device)
+    if competing_K is None:
+        competing_K = torch.arange(1, len(teacher.item_embeddings), device=x_UD.device)
     row_U = torch.arange(len(x_UD), device=x_UD.device)
     others = torch.cat([seen[0], row_U]), torch.cat([seen[1], target_U])  # nobody competes with itself
-    for users, hidden in _blocks(len(x_UD), others, all_I, block):
+    for users, hidden in _blocks(len(x_UD), others, competing_K, block):
         own_B1 = _shared_scores(teacher, x_UD[users], target_U[users]).diagonal()[:, None]
-        for _, score_BK in _tiles(teacher, x_UD[users], all_I, hidden):
+        for _, score_BK in _tiles(teacher, x_UD[users], competing_K, hidden):
             # Comparisons that come out as float32 are made and summed several times faster than bools.
             better_U[users] += torch.gt(score_BK, own_B1, out=torch.empty_like(score_BK)).sum(1).long()
             tied_U[users] += score_BK.eq_(own_B1).sum(1).long()
@@ -82,18 +89,21 @@ def catalogue_ranks(
 
 
 def places_in_catalogue(
-    teacher: Teacher, x_BD: torch.Tensor, histories: Sequences, targets: np.ndarray
+    teacher: Teacher, x_BD: torch.Tensor, histories: Sequences, targets: np.ndarray, drawable: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """`catalogue_ranks` of held-out items among all that the users' own histories have not.
 
     Args:
         targets: item indices (B,).
+        drawable: `Catalogue.drawable`, the items that compete; by default all.
     """
-    target_B, row_S, item_S = (
+    if drawable is None:
+        drawable = np.arange(1, len(teacher.item_embeddings))
+    target_B, row_S, item_S, competing_K = (
         torch.from_numpy(index.astype(np.int64)).to(x_BD.device)
-        for index in (targets, histories.rows(), histories.items)
+        for index in (targets, histories.rows(), histories.items, drawable)
     )
-    better_B, tied_B = catalogue_ranks(teacher, x_BD, target_B, (row_S, item_S))
+    better_B, tied_B = catalogue_ranks(teacher, x_BD, target_B, (row_S, item_S), competing_K=competing_K)
     return better_B.cpu().numpy(), tied_B.cpu().numpy()
 
 

@@ -26,6 +26,7 @@ from allmrec.storage import Storage
 from schemas import item_embeddings, user_representations
 
 WEIGHTS = "teacher.safetensors"
+_TRIED = 64  # items by which a teacher's score is seen to be a product
 
 # model → (module, class)
 TEACHERS = {
@@ -118,6 +119,14 @@ class Teacher(nn.Module, ABC):
     def scores(self, x_BD: torch.Tensor, items_BC: torch.Tensor) -> torch.Tensor:
         """s(x^u, E_i) of every row's own items: (B, C). The dot product, unless the model says otherwise."""
         return torch.einsum("bd,bcd->bc", x_BD, F.embedding(items_BC, self.item_embeddings))
+
+    @torch.inference_mode()
+    def scores_by_product(self) -> bool:
+        """Whether s(x^u, E_i) is the dot product of x^u and E_i, tried on some items in both places."""
+        known = self.item_embeddings.any(1).nonzero()[:, 0]
+        some = known[:: max(1, len(known) // _TRIED)]
+        x_KD = self.item_embeddings[some]
+        return torch.allclose(self.shared_scores(x_KD, some), x_KD @ x_KD.T, rtol=1e-3, atol=1e-5, equal_nan=True)
 
     def shared_scores(self, x_BD: torch.Tensor, items_K: torch.Tensor | None = None) -> torch.Tensor:
         """s(x^u, E_i) of every row with the same items, by default the whole catalogue with padding: (B, K)."""

@@ -27,12 +27,10 @@ from allmrec.cf.teacher import SequenceTeacher, Teacher, TeacherConfig, build_te
 from allmrec.data.sequences import Sequences, num_shards
 from allmrec.distributed import own, sum_gradients, summed
 from allmrec.evaluation.metrics import METRICS, measure, worth
-from allmrec.hashing import draws, key64, uniforms
+from allmrec.hashing import Draw, draws, key64, uniforms
 from allmrec.negatives import draw_negatives
 from allmrec.storage import Storage
 
-# Purposes of random draws.
-_BATCHES, _NEGATIVES, _DROPOUT, _PARTS, _SAMPLE = 0x4241, 0x4E4B, 0x4452, 0x5041, 0x5341
 _WINDOW = 32  # batches among which users are sorted by length, to pad less
 _BLOCK = 4096  # users validated at once
 _USER_BYTES = 64  # of a user in memory, beside the items: id, hash and offset
@@ -64,7 +62,7 @@ class ValidationCases:
             return cls(Sequences.read(sequences, [0]).take(np.arange(0)), np.zeros((0, 1), np.int32))
         mine = cls.from_table(read_table(cases, shards), Sequences.read(sequences, shards))
         fraction = max_users / max(read_manifest(cases).facts["valid"], 1)
-        sampled = uniforms(mine.histories.hashes(), key64(seed, _SAMPLE), 1)[:, 0] < fraction
+        sampled = uniforms(mine.histories.hashes(), key64(seed, Draw.TEACHER_VALIDATION), 1)[:, 0] < fraction
         return cls(mine.histories.take(np.flatnonzero(sampled)), mine.candidates[sampled])
 
     @classmethod
@@ -81,15 +79,25 @@ class ValidationCases:
 
 
 def validate(
-    teacher: Teacher, cases: ValidationCases, against: Literal["random", "full"] = "random"
+    teacher: Teacher,
+    cases: ValidationCases,
+    against: Literal["random", "full"] = "random",
+    drawable: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """Hit@1 and NDCG@10 of all workers' cases, against the negatives or all items that the history has not."""
+    """Hit@1 and NDCG@10 of all workers' cases, against the negatives or all items that the history has not.
+
+    Args:
+        drawable: `Catalogue.drawable`, the items that a `full` validation means; by default every item.
+    """
     teacher.eval()
     total_M = torch.zeros(len(METRICS) + 1, dtype=torch.float64)
     for first in range(0, len(cases), _BLOCK):
         histories = cases.histories.take(np.arange(first, min(first + _BLOCK, len(cases))))
         candidates_BC = cases.candidates[first : first + _BLOCK]
-        values_BM = (_against_all if against == "full" else _against_negatives)(teacher, histories, candidates_BC)
+        if against == "full":
+            values_BM = _against_all(teacher, histories, candidates_BC, drawable)
+        else:
+            values_BM = _against_negatives(teacher, histories, candidates_BC)
         total_M += torch.from_numpy(np.append(values_BM.sum(axis=0), len(values_BM)))
     *sums_M, count = summed(total_M.to(teacher.item_embeddings.device)).tolist()
     if not count:
@@ -104,8 +112,10 @@ def _against_negatives(teacher: Teacher, histories: Sequences, candidates_BC: np
     return measure(score_BC.cpu().numpy(), candidates_BC)
 
 
-def _against_all(teacher: Teacher, histories: Sequences, candidates_BC: np.ndarray) -> np.ndarray:
-    places = places_in_catalogue(teacher, teacher.represent(histories), histories, candidates_BC[:, 0])
+def _against_all(
+    teacher: Teacher, histories: Sequences, candidates_BC: np.ndarray, drawable: np.ndarray | None
+) -> np.ndarray:
+    places = places_in_catalogue(teacher, teacher.represent(histories), histories, candidates_BC[:, 0], drawable)
     return worth(*places, len(teacher.item_embeddings))
 
 
@@ -120,14 +130,18 @@ class TeacherTraining:
         cases: ValidationCases,
         seed: int,
         device: torch.device | str = "cpu",
+        drawable: np.ndarray | None = None,
     ):
         """
         Args:
             parts: everyone's training sequences (`Sequences.read_train`), of which one part is held at a time. A batch
                 is of one part.
             cases: without any on any worker, the last epoch is kept.
+            drawable: `Catalogue.drawable`, which negatives come from and a `full` validation means; by default every
+                item.
         """
-        self.config, self.parts, self.num_items, self.cases, self.seed = config, parts, num_items, cases, seed
+        self.config, self.parts, self.cases, self.seed = config, parts, cases, seed
+        self.drawable = np.arange(1, num_items + 1) if drawable is None else drawable
         self.device = torch.device(device)
         self._held = -1  # which part is in memory
         torch.manual_seed(seed)
@@ -168,7 +182,7 @@ class TeacherTraining:
             seconds = time.monotonic() - started
             self.positions, self.seconds = self.positions + positions, self.seconds + seconds
             numbers = {"loss": loss, "interactions_per_s": round(positions / seconds)}
-            metrics = validate(self.teacher, self.cases, config.validation)
+            metrics = validate(self.teacher, self.cases, config.validation, self.drawable)
             if metrics.get("valid_ndcg@10", np.inf) > self.best["valid_ndcg@10"]:
                 self.best = {"epoch": self.epoch, "valid_ndcg@10": -1.0, **metrics}
                 self.best_weights = self._weights()
@@ -185,7 +199,7 @@ class TeacherTraining:
         Raises:
             ValueError: there is nothing to learn from, or the loss is NaN or inf; names the step and its users.
         """
-        torch.manual_seed(int(key64(self.seed, self.epoch, _DROPOUT)))
+        torch.manual_seed(int(key64(self.seed, self.epoch, Draw.TEACHER_DROPOUT)))
         self.teacher.train()
         total, positions, self.users = torch.zeros((), dtype=torch.float64), 0, 0
         for step, users in enumerate(self._batches()):
@@ -211,8 +225,8 @@ class TeacherTraining:
 
     def _batches(self) -> Iterator[np.ndarray]:
         """The epoch's global batches as positions of users in `self.sequences`, of similar length within each."""
-        size, key = self.config.batch_size, key64(self.seed, self.epoch, _BATCHES)
-        for part in _shuffled(np.arange(len(self.parts)), key64(self.seed, self.epoch, _PARTS)):
+        size, key = self.config.batch_size, key64(self.seed, self.epoch, Draw.TEACHER_BATCHES)
+        for part in _shuffled(np.arange(len(self.parts)), key64(self.seed, self.epoch, Draw.TEACHER_PARTS)):
             self._hold(part)
             order = draws(self.hashes, key, 1)[:, 0].argsort(kind="stable")
             window = np.arange(len(order)) // (size * _WINDOW)
@@ -247,9 +261,8 @@ class TeacherTraining:
                 # -log(e^p / (e^p + sum e^s)) = log(1 + e^(lse(s) - p))
                 return F.softplus(score_PK.logsumexp(1) - positive_P).sum()
             # Binary cross-entropy with one unseen item a position (Kang & McAuley 2018, section III-E).
-            drawn_BT = draw_negatives(
-                self.hashes[users], batch.rows(), batch.items, self.num_items, width - 1, self.seed, self.epoch
-            )
+            key = key64(self.seed, self.epoch, Draw.TEACHER_NEGATIVES)
+            drawn_BT = draw_negatives(self.hashes[users], batch.rows(), batch.items, self.drawable, width - 1, key)
             negative_P = torch.from_numpy(drawn_BT).long().to(self.device)[predicted_BT]
             score_P = self.teacher.scores(x_PD, negative_P[:, None])[:, 0]
             return (F.softplus(-positive_P) + F.softplus(score_P) * (negative_P > 0)).sum()
@@ -263,9 +276,9 @@ class TeacherTraining:
 
     def _shared_negatives(self, step: int) -> torch.Tensor:
         """The items that all positions of a step are told apart from, int64 (K,)."""
-        key = key64(self.seed, self.epoch, step, _NEGATIVES)
-        drawn = draws(np.zeros(1, np.uint64), key, self.config.num_negatives)[0] % np.uint64(self.num_items) + 1
-        return torch.from_numpy(drawn.astype(np.int64)).to(self.device)
+        key = key64(self.seed, self.epoch, step, Draw.TEACHER_SHARED_NEGATIVES)
+        drawn = draws(np.zeros(1, np.uint64), key, self.config.num_negatives)[0] % np.uint64(len(self.drawable))
+        return torch.from_numpy(self.drawable[drawn.astype(np.int64)]).long().to(self.device)
 
     def _weights(self) -> dict[str, torch.Tensor]:
         return {name: weight.detach().clone() for name, weight in self.teacher.state_dict().items()}

@@ -32,7 +32,9 @@ REPORT = pa.schema(
     [
         pa.field("shard", pa.int32(), nullable=False),
         pa.field("report", pa.string(), nullable=False),  # JSON: entries for the manifests, counts
-        pa.field("item_counts", pa.list_(pa.int64()), nullable=False),  # by item_index, entry 0 is padding
+        pa.field(
+            "item_counts", pa.list_(pa.int64()), nullable=False
+        ),  # by item_index, entry 0 is padding; one list behind another
     ]
 )
 
@@ -61,14 +63,19 @@ class Draft:
     def draft(self, shard: int) -> dict[str, Any]:
         rows = to_polars(dealt_rows(self.exchange, range(self.pieces), shard))
         good, (bad_rows, counted) = rows.filter(pl.col("aside").is_null()), set_aside(rows)
-        bad, left_out = _log_rejects(bad_rows), Counter(counted)
+        bad, left_out, named = _log_rejects(bad_rows), Counter(counted), (set[str](), set[str]())
         if self.before is not None:
             known = self.before.facts["shards"][shard]
             if not rows.height and not self.forgets:
-                return known | {"files": {known[key]: self.before.files[known[key]] for key in ("events", "rejected")}}
+                files = {known[key]: self.before.files[known[key]] for key in ("events", "rejected")}
+                return known | {"files": files, "named": [[], []]}
             old, old_bad = (read_part(self.histories, self.before, known[kind]) for kind in ("events", "rejected"))
-            good = pl.concat([self.forgotten.without(_events(old)), good], how="diagonal")
-            bad = pa.concat_tables([_log_rejects(self.forgotten.without(to_polars(old_bad))), bad])
+            (kept, gone), (bad_kept, bad_gone) = map(self.forgotten.split, (_events(old), to_polars(old_bad)))
+            for rows in (gone, bad_gone):
+                for ids, found in zip(named, self.forgotten.named(rows), strict=True):
+                    ids.update(found)
+            good = pl.concat([kept, good], how="diagonal")
+            bad = pa.concat_tables([_log_rejects(bad_kept), bad])
             left_out.update(known["left_out"])
         table, duplicates = in_order(good, self.item_ids)
         bad = pa.concat_tables([bad, _log_rejects(duplicates)])
@@ -84,6 +91,7 @@ class Draft:
             },
             "kept": len(table.column("item_index").combine_chunks().flatten()) if table.num_rows else 0,
             "left_out": left_out,
+            "named": [sorted(ids) for ids in named],  # forgotten users and items; not for the manifest
             "reasons": {entry["values"]: entry["counts"] for entry in bad.column("reason").value_counts().to_pylist()},
         }
 

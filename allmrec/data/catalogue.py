@@ -22,6 +22,7 @@ class Catalogue:
     text_hashes: pa.Array  # string
     popularity: np.ndarray  # int64, training interactions
     available: np.ndarray  # bool; entry 0 is False
+    drawable: np.ndarray  # int32 (M,), not by index: see `drawable_items`
 
     @property
     def num_items(self) -> int:
@@ -45,21 +46,48 @@ class Catalogue:
             text_hashes=_padded(table.column("text_hash"), ""),
             popularity=_padded(table.column("popularity"), 0).to_numpy(),
             available=_padded(available, False).to_numpy(zero_copy_only=False),
+            drawable=drawable_items(table),
         )
+
+
+@dataclass(frozen=True)
+class ItemCounts:
+    """What `sequences` holds of each item: int64 (n + 1,), entry 0 is padding."""
+
+    popularity: np.ndarray  # interactions that train: what a system can know
+    interactions: np.ndarray  # all; the others were held out, or not trained on
+    users: int  # of `sequences`
+
+
+def drawable_items(table: pa.Table) -> np.ndarray:
+    """int32 (M,), ascending: the items that occur in `sequences`, in any part of them, of the prepared `items` table.
+
+    Wherever an item is drawn or competes it is one of these: one that filters took out, or that nobody has had,
+    can be told from a target by that alone.
+    """
+    occurs = pc.greater(table.column("interactions"), 0)
+    return np.sort(table.column("item_index").filter(occurs).to_numpy())
 
 
 def warm_and_cold(popularity_I: np.ndarray, fraction: float = 0.35) -> tuple[np.ndarray, np.ndarray]:
     """bool (n + 1,) twice: the top and the bottom 35 % of items by interactions (paper section 5.2.2).
 
-    The shares are of the items that have interactions; those that have none are cold besides.
+    Footnote 1 of the paper ("within the top 35% of interactions") is read as a share of the items that have
+    interactions, ranked by these. Items with as many are on one side, so that the share is as near to 35 % as that
+    allows, of two that are as near the larger one. Items without interactions are cold besides.
     """
-    num_items = len(popularity_I) - 1
-    rank = np.empty(num_items, dtype=np.int64)
-    rank[np.argsort(-popularity_I[1:], kind="stable")] = np.arange(num_items)
-    known = np.count_nonzero(popularity_I[1:])
-    edge = round(fraction * known)
-    pad = np.zeros(1, dtype=bool)
-    return np.concatenate([pad, rank < edge]), np.concatenate([pad, rank >= known - edge])
+    counts, of_I = np.unique(popularity_I[1:], return_inverse=True)
+    items = np.bincount(of_I) * (counts > 0)
+    wanted = fraction * items.sum()
+    fewest, most = _nearest(items.cumsum(), wanted), _nearest(items[::-1].cumsum(), wanted)
+    pad, known = np.zeros(1, dtype=bool), popularity_I[1:] > 0
+    warm, cold = known & (of_I >= len(counts) - most), ~known | (of_I < fewest)
+    return np.concatenate([pad, warm]), np.concatenate([pad, cold])
+
+
+def _nearest(sizes: np.ndarray, wanted: float) -> int:
+    """How many classes of items to take for the sum of their sizes, ascending, to be nearest to `wanted`."""
+    return int(len(sizes) - np.abs(np.append(0, sizes) - wanted)[::-1].argmin())
 
 
 def display_titles(titles: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -6,8 +6,9 @@ are found where a user's rows meet, in `assemble`. The catalogue's own cleaning 
 
 import json
 from collections.abc import Iterator, Mapping
-from datetime import UTC, date, datetime, time
+from datetime import date, datetime, time
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import polars as pl
@@ -135,7 +136,7 @@ def clean_interactions(table: pa.Table, data: DataConfig, lookup: ItemLookup, pl
         {
             MALFORMED: table.column(MALFORMED).is_valid(),
             "no_id": pc.or_(_is_blank(users), no_item),
-            "timestamp": microseconds(times, source.timestamp_unit, source.timestamp_format),
+            "timestamp": microseconds(times, source.timestamp_unit, source.timestamp_format, data.timezone),
             "item_index": item_index,
             **{name: parse(table.column(name)) for name, parse in _OTHERS.items() if name in table.column_names},
         }
@@ -162,8 +163,8 @@ def _faults(data: DataConfig) -> dict[str, pl.Expr]:
     if data.events is not None:
         faults[OTHER_EVENT] = ~pl.col("event").is_in(data.events).fill_null(False)
     if data.start is not None or data.end is not None:
-        before = timestamp < _midnight(data.start or date.min)
-        faults[OUTSIDE_WINDOW] = before | (timestamp >= _midnight(data.end or date.max))
+        before = timestamp < _midnight(data.start or date.min, data.timezone)
+        faults[OUTSIDE_WINDOW] = before | (timestamp >= _midnight(data.end or date.max, data.timezone))
     if data.min_rating is not None:
         faults[BELOW_MIN_RATING] = ~(pl.col("rating") >= data.min_rating).fill_null(False)
     return {**faults, rejected.UNKNOWN_ITEM: pl.col("item_index").is_null()}
@@ -204,22 +205,24 @@ def set_aside(cleaned: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
     return asides.filter(pl.col("count").is_null()).drop("count"), dict(left_out.iter_rows())
 
 
-def microseconds(times: pl.Series, unit: str, format: str | None = None) -> pl.Series:
+def microseconds(times: pl.Series, unit: str, format: str | None = None, timezone: str = "UTC") -> pl.Series:
     """Timestamps of any accepted type as int64 microseconds since 1970 in UTC, null where they cannot be parsed.
 
-    Naive timestamps are taken as UTC. Numbers too large for 64 bits stay the largest there is.
+    Numbers too large for 64 bits stay the largest there is.
 
     Args:
         format: of text other than numbers and ISO 8601, as `strptime` takes it; numbers are taken as text then.
+        timezone: of times that name none.
     """
     if times.dtype == pl.Null:
         return times.cast(pl.Int64)
     if format is not None:
-        kind = pl.Datetime("us", "UTC" if "%z" in format else None)
+        zone = "UTC" if "%z" in format else None
         if times.dtype.is_float() or times.dtype.is_decimal():
             times = times.cast(pl.Int64, strict=False)
         lenient = format.replace("%z", "%#z")  # takes +02 besides +0200
-        return times.cast(pl.String).str.strptime(kind, lenient, strict=False).cast(pl.Int64)
+        parsed = times.cast(pl.String).str.strptime(pl.Datetime("us", zone), lenient, strict=False)
+        return (parsed if zone else _local(parsed, timezone)).cast(pl.Int64)
     factor = {"s": 1_000_000, "ms": 1_000, "us": 1}[unit]
     largest = (2**63 - 1) // factor
     if times.dtype == pl.String:
@@ -239,15 +242,25 @@ def microseconds(times: pl.Series, unit: str, format: str | None = None) -> pl.S
                 pl.col("zone").fill_null("").str.replace("^(?:[Zz]|UTC|GMT|)$", "+00").str.replace("^...$", "${0}00"),
             ).str.strptime(pl.Datetime("us", "UTC"), "%Y-%m-%dT%H:%M:%S%.f%z", strict=False)
         ).to_series()
-        return pl.select(pl.coalesce(iso.cast(pl.Int64), whole, real)).to_series().alias(times.name)
+        naive = _local(iso.dt.replace_time_zone(None), timezone)
+        zoned = iso.zip_with(part["zone"].is_not_null(), naive).cast(pl.Int64)
+        return pl.select(pl.coalesce(zoned, whole, real)).to_series().alias(times.name)
     if times.dtype.is_temporal():
-        return times.cast(pl.Datetime("us")).cast(pl.Int64)
+        zone = getattr(times.dtype, "time_zone", None)
+        times = times.cast(pl.Datetime("us", zone))
+        return (times if zone else _local(times, timezone)).cast(pl.Int64)
     if times.dtype.is_float() or times.dtype.is_decimal():
         scaled = (times.cast(pl.Float64).fill_nan(None) * factor).clip(-(2.0**62), 2.0**62)
         return scaled.round().cast(pl.Int64)
     if times.dtype == pl.UInt64:
         times = times.clip(upper_bound=largest)
     return times.cast(pl.Int64).clip(-largest, largest) * factor
+
+
+def _local(naive: pl.Series, timezone: str) -> pl.Series:
+    """Times of a zone; of an hour that comes twice the first is meant, and in one that is left out there is none."""
+    there = naive.dt.replace_time_zone(timezone, ambiguous="earliest", non_existent="null")
+    return there.dt.convert_time_zone("UTC")
 
 
 def to_polars(table: pa.Table) -> pl.DataFrame:
@@ -272,6 +285,6 @@ def _is_blank(ids: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.equal(pc.binary_length(ids), 0).fill_null(True)
 
 
-def _midnight(day: date) -> int:
+def _midnight(day: date, timezone: str = "UTC") -> int:
     """Microseconds since 1970."""
-    return round(datetime.combine(day, time(), UTC).timestamp()) * 1_000_000
+    return round(datetime.combine(day, time(), ZoneInfo(timezone)).timestamp()) * 1_000_000

@@ -1,12 +1,13 @@
 """What `prepare` reads, which rows it keeps, and how it deals users to shards."""
 
 from datetime import date
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import polars as pl
 from pydantic import Field, model_validator
 
-from allmrec.config import Section
+from allmrec.config import Section, Timezone
 from schemas import interactions, items
 
 
@@ -59,6 +60,27 @@ class SourceConfig(Section):
         return self
 
 
+# What a list's file is, by its suffix. Of text one line is one id: no text holds this delimiter.
+LINES: dict[str, Any] = {"format": "csv", "delimiter": "\x1f"}
+_JSON, _PARQUET = {"format": "jsonl"}, {"format": "parquet"}
+_SUFFIXES: dict[str, dict[str, Any]] = {
+    **{".parquet": _PARQUET, ".pq": _PARQUET, ".jsonl": _JSON, ".ndjson": _JSON, ".json": _JSON},
+    **{".csv": {"format": "csv"}, ".tsv": {"format": "csv", "delimiter": "\t"}, ".txt": LINES},
+}
+
+
+def by_suffix(paths: list[Any], otherwise: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a SourceConfig for paths whose first one's name says what it is, or else does not."""
+    suffixes = [suffix.lower() for suffix in reversed(Path(str(paths[0])).suffixes)] if paths else []
+    return {"paths": paths, **next((_SUFFIXES[suffix] for suffix in suffixes if suffix in _SUFFIXES), otherwise)}
+
+
+class ListConfig(SourceConfig):
+    """A list of ids. If fewer of them are known, the job ends: it is probably not what was meant."""
+
+    min_known_fraction: float = Field(0.5, ge=0, le=1)  # 0 takes any list
+
+
 FILTERS = ("repeats", "min_item_interactions", "min_user_interactions", "core", "max_history")  # see DataConfig
 
 
@@ -73,8 +95,9 @@ class DataConfig(Section):
     events: list[str] | None = Field(None, min_length=1)  # kinds of event that are kept; null keeps all
     start: date | None = None  # events before this day are left out
     end: date | None = None  # events from this day on are left out
-    forgotten_users: SourceConfig = SourceConfig()  # a table of user_id: privacy requests; they appear nowhere
-    forgotten_items: SourceConfig = SourceConfig()  # a table of item_id: recalls; their index stays, untitled
+    timezone: Timezone = "UTC"  # of times that name none, and of `start` and `end`
+    forgotten_users: ListConfig = ListConfig()  # a table of user_id: privacy requests; they appear nowhere
+    forgotten_items: ListConfig = ListConfig()  # a table of item_id: recalls; their index stays, untitled
     # What of the histories becomes `sequences`, in this order. A change of these does not read the log again.
     repeats: Literal["keep", "first", "last"] = "keep"  # of a user's interactions with one item
     min_item_interactions: int = Field(1, ge=1)  # rarer items leave the histories (not the catalogue)

@@ -19,10 +19,13 @@ from allmrec.data.clean import CLEANED, CleanInteractions, left_out, to_arrow, t
 from allmrec.data.forget import FORGOTTEN, Forgotten
 from allmrec.storage import Storage
 
+# The forgotten users and items that a piece names.
+NAMED = pa.schema([("users", pa.list_(pa.string())), ("items", pa.list_(pa.string()))])
+
 
 @dataclass(frozen=True)
 class Deal:
-    """Numbers of pieces → their files in the exchange."""
+    """Numbers of pieces → their files in the exchange; reports NAMED."""
 
     clean: CleanInteractions
     exchange: Storage
@@ -32,11 +35,11 @@ class Deal:
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
         for piece in batch["id"]:
             rows = to_polars(pa.concat_tables([CLEANED.empty_table(), *self.clean({"id": [piece]})]))
-            kept = self.forgotten.without(rows)
-            if kept.height < rows.height:
-                kept = pl.concat([kept, left_out(FORGOTTEN, rows.height - kept.height)], how="diagonal")
+            kept, gone = self.forgotten.split(rows)
+            if gone.height:
+                kept = pl.concat([kept, left_out(FORGOTTEN, gone.height)], how="diagonal")
             write_piece(self.exchange, piece, kept, self.num_shards)
-            yield pa.table({"rows": [rows.height]})
+            yield pa.table([[ids] for ids in self.forgotten.named(gone)], schema=NAMED)
 
 
 def write_piece(exchange: Storage, piece: int, rows: pl.DataFrame, num_shards: int) -> None:

@@ -53,7 +53,7 @@ class DrawUsers:
 
 @dataclass(frozen=True)
 class Finish:
-    """Shard numbers → shards of `sequences`; reports sizes, and the training part's item counts.
+    """Shard numbers → shards of `sequences`; reports sizes, and item counts: the training part's and all.
 
     A file that would not change is left alone.
     """
@@ -79,8 +79,9 @@ class Finish:
                 "valid": int((parts.valid != NONE).sum()),
                 "test": int((parts.test != NONE).sum()),
             }
-            trained = users.shortened(parts.train).items
-            yield report_row(shard, report, np.bincount(trained, minlength=len(self.frequent_I)))
+            counted = users.shortened(parts.train).items, users.items
+            counts = [np.bincount(items, minlength=len(self.frequent_I)) for items in counted]
+            yield report_row(shard, report, np.concatenate(counts))
 
 
 def filtered(table: pa.Table, data: DataConfig, frequent_I: np.ndarray) -> pa.Table:

@@ -102,7 +102,7 @@ def clean_items(table: pa.Table, config: SourceConfig, place: Mapping[str, Any])
 def index_items(
     cleaned: pa.Table, known: Sequence[str] = (), forgotten: Sequence[str] = ()
 ) -> tuple[pa.Table, pa.Table]:
-    """All CLEANED rows → the `items` table with popularity 0, and the rejected rows.
+    """All CLEANED rows → the `items` table without interactions, and the rejected rows.
 
     Args:
         known: ids that have their index, from 1 on; one that the catalogue has no more stays, not available.
@@ -124,7 +124,7 @@ def index_items(
     kept = _numbered(good.filter(first), known, forgotten)
     inputs = to_arrow(kept, items.INPUT)
     texts = item_texts(inputs.column("title"), inputs.column("description"))
-    kept = kept.with_columns(_text_hashes(texts), popularity=pl.lit(0))
+    kept = kept.with_columns(_text_hashes(texts), popularity=pl.lit(0), interactions=pl.lit(0))
     duplicates = good.filter(~first).drop("first_file").with_columns(reason=pl.lit(rejected.DUPLICATE_ITEM))
     bad = pl.concat([rows.filter(pl.col("reason").is_not_null()), duplicates]).sort("reason", "row", "file", "number")
     return to_arrow(kept, items.SCHEMA), to_arrow(bad.with_columns(source=pl.lit("items")), rejected.SCHEMA)
@@ -142,10 +142,12 @@ def _numbered(rows: pl.DataFrame, known: Sequence[str], forgotten: Sequence[str]
     return rows.with_columns(*words, available=pl.when(out).then(pl.lit(False)).otherwise("available"))
 
 
-def with_popularity(table: pa.Table, popularity: np.ndarray) -> pa.Table:
-    """The `items` table with training interactions, int64 (n + 1,) by item_index."""
-    at = table.schema.get_field_index("popularity")
-    return table.set_column(at, table.schema.field(at), pa.array(popularity[1:], pa.int64()))
+def with_counts(table: pa.Table, popularity_I: np.ndarray, interactions_I: np.ndarray) -> pa.Table:
+    """The `items` table with its interactions that train, and all of them: int64 (n + 1,) by item_index."""
+    for name, counts_I in (("popularity", popularity_I), ("interactions", interactions_I)):
+        at = table.schema.get_field_index(name)
+        table = table.set_column(at, table.schema.field(at), pa.array(counts_I[1:], pa.int64()))
+    return table
 
 
 def _text_hashes(texts: pa.ChunkedArray) -> pl.Series:

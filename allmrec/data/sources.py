@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from allmrec.data.cells import plain_type
 from allmrec.data.config import SourceConfig
 from allmrec.data.files import ICEBERG, METADATA, InputFile, list_files, locate, partitions
 from allmrec.data.lines import MALFORMED, NUMBER
@@ -38,7 +39,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Source:
-    """A checked input table: `fields` are its columns under our names, as the source types them."""
+    """A checked input table: `fields` are its columns under our names, plain."""
 
     name: str  # interactions or items
     config: SourceConfig
@@ -148,7 +149,7 @@ def open_source(
     def opened(file: InputFile, is_first: bool) -> tuple[Columns, list[Piece]]:
         try:
             filesystem, path = locate(file.uri, s3)
-            columns, pieces = reader.open(filesystem, path, file, is_first)
+            columns, pieces = reader.open(filesystem, path, file, is_first=is_first)
             if file.uri not in table_of:
                 return columns and columns | dict.fromkeys(partitions(file.uri), pa.string()), pieces
             table, schema = table_of[file.uri], pq.read_schema(path, filesystem=filesystem)
@@ -181,11 +182,13 @@ def open_source(
                     columns[theirs] = _late_type(expected[ours])
             _check_columns(columns, expected, names, f"{name}: column", file.uri, section or f"data.{name}")
         for ours, theirs in names.items():
-            if theirs in columns and expected[ours].read and fields.get(ours, pa.null()) == pa.null():
+            if theirs in columns and expected[ours].read and pa.types.is_null(fields.get(ours, pa.null())):
                 encode = expected[ours].repeats and config.format == "parquet"
-                fields[ours] = _encoded(columns[theirs]) if encode else columns[theirs]
-    unknown = [ours for ours, kind in fields.items() if kind == pa.null() and not reader.late_keys]
-    for ours in unknown:  # null in every file: any type will do
+                kind = plain_type(columns[theirs])
+                fields[ours] = _encoded(kind) if encode else kind
+    for ours in [ours for ours, kind in fields.items() if pa.types.is_null(kind)]:  # null in every file
+        if expected[ours].accepts(pa.null()):
+            continue
         if expected[ours].accepts(pa.string()):
             fields[ours] = pa.string()
         elif expected[ours].required:
@@ -213,16 +216,16 @@ def _check_columns(
             raise ValueError(f"{what} {theirs!r} {has}; name the right one in {section}.columns.{ours}")
 
 
+def _typed(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """A column that is null in its file as that of the table."""
+    return pa.chunked_array([pa.nulls(len(column), kind)]) if pa.types.is_null(column.type) else column
+
+
 def _late_type(column: Column) -> pa.DataType:
     """What a column is taken for whose first rows say nothing: null, if only the rows can tell whether it is a list."""
     if column.accepts(pa.list_(pa.string())):
         return pa.null()
     return pa.bool_() if column.accepts(pa.bool_()) else pa.string()
-
-
-def _typed(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    """A column that is null in its file as that of the table."""
-    return pa.chunked_array([pa.nulls(len(column), kind)]) if pa.types.is_null(column.type) else column
 
 
 def _encoded(kind: pa.DataType) -> pa.DataType:

@@ -22,11 +22,10 @@ from pydantic import Field, model_validator
 
 from allmrec.config import Section
 from allmrec.data.sequences import Sequences
-from allmrec.hashing import draws, key64
+from allmrec.hashing import Draw, draws, key64
 
 NONE = -1  # no held-out item
 COLD = 3  # items of a cold user
-_SAMPLE = 0x5350  # key of the draws
 
 
 class SplitConfig(Section):
@@ -34,6 +33,7 @@ class SplitConfig(Section):
     valid_from: datetime | None = None  # temporal: events before it train, in UTC
     test_from: datetime | None = None  # temporal: the first event from here on is the test target
     trained_in: str | None = None  # cross-domain: folder or URI of the run whose models `transfer` takes
+    item_embeddings: Literal["decoded", "drawn"] = "decoded"  # cross-domain: E_i from the text, or any trained item's
     users: int | None = Field(None, ge=1)  # few-shot: K; cold-users: how many are held out, null: all of them
 
     @model_validator(mode="after")
@@ -109,7 +109,7 @@ class Split:
         return lengths == COLD if self.config.kind == "cold-users" else lengths >= 3
 
     def _draws(self, users: Sequences) -> np.ndarray:
-        return draws(users.hashes(), key64(self.seed, _SAMPLE), 1)[:, 0]
+        return draws(users.hashes(), key64(self.seed, Draw.SPLIT_USERS), 1)[:, 0]
 
     def _sampled(self, users: Sequences) -> np.ndarray:
         return self._eligible(users.lengths) & (self._draws(users) <= np.uint64(self.last))

@@ -2,7 +2,9 @@
 
 Written once by `prepare`, so that every system is scored on the same candidates. Which item is held out for "test"
 and which for "valid" is the split's business (`allmrec.data.splits`); the history is what came before it.
-Protocol "random" draws negatives uniformly, as the paper does; "matched" from items about as popular as the target.
+Protocol "random" draws negatives uniformly, as the paper does; "matched" as held-out items are, among items about as
+popular as the target (`allmrec.evaluation.matched`). Where nothing trains, no item is more popular than another, and
+there is no "matched".
 """
 
 from collections.abc import Iterator
@@ -12,32 +14,43 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from allmrec.artifacts import read_table, shard_name, write_shard
 from allmrec.config import Section
 from allmrec.data.assemble import report_row
-from allmrec.data.catalogue import warm_and_cold
+from allmrec.data.catalogue import ItemCounts, warm_and_cold
 from allmrec.data.sequences import Sequences
 from allmrec.data.splits import NONE, Parts, Split, SplitConfig, times_of
-from allmrec.hashing import key64, uniforms
-from allmrec.negatives import draw_negatives, popularity_pools
+from allmrec.evaluation.matched import PopularityLine
+from allmrec.hashing import Draw, key64, uniforms
+from allmrec.negatives import draw_negatives
 from allmrec.storage import Storage
 from schemas import evaluation_cases
 
 SPLITS = ("valid", "test")
 PROTOCOLS = ("random", "matched")
-System = Literal["random", "popularity", "teacher", "llm-only", "a-llmrec", "a-llmrec-sbert"]
-_NEGATIVES, _SAMPLE = 0x4556, 0x5341  # keys: these draws are none of the training's
-_BLOCK = 1 << 15  # users at once: pools of matched negatives are some 200 items wide
+System = Literal["random", "popularity", "teacher", "llm-only", "a-llmrec", "a-llmrec-untrained", "a-llmrec-sbert"]
+_BLOCK = 1 << 15  # users at once
 
 
 class EvaluationConfig(Section):
     split: SplitConfig = SplitConfig()  # what trains and what is held out
     num_negatives: int = Field(19, ge=1)  # paper section 5.1
-    matched_window: int = Field(100, ge=1)  # neighbours by popularity, each side, that matched negatives come from
+    matched_strata: int = Field(10, ge=1)  # of popularity, at most; matched negatives come from the target's
     max_users: int | None = Field(None, ge=1)  # evaluate a sample of about so many users; default: everyone
     systems: tuple[System, ...] = get_args(System)  # which to compare
+    baseline: System | None = "teacher"  # with which the others are compared user by user; null: with none
+    generation_users: int = Field(0, ge=0)  # LLM systems also write their answers for about so many users; 0: never
+
+    @model_validator(mode="after")
+    def _baseline_is_evaluated(self) -> "EvaluationConfig":
+        if self.baseline is not None and self.baseline not in self.systems:
+            raise ValueError(
+                f"baseline {self.baseline!r} is not among the systems {', '.join(self.systems)}; add it to "
+                "evaluation.systems, or set evaluation.baseline to one of them, or to null for no comparison"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -45,7 +58,7 @@ class DrawCases:
     """Shard numbers → shards of `evaluation_cases`; reports how many cases there are."""
 
     sequences: Storage
-    popularity_I: np.ndarray  # int64 (n + 1,): training interactions by item index
+    counts: ItemCounts
     cases: Storage
     config: EvaluationConfig
     split: Split
@@ -57,7 +70,7 @@ class DrawCases:
             stored = read_table(self.sequences, [shard])
             users = Sequences.from_table(stored)
             parts = self.split.divide(users, times_of(stored))
-            table = draw_cases(users, parts, self.popularity_I, self.config, self.seed, self.fractions)
+            table = draw_cases(users, parts, self.counts, self.config, self.seed, self.fractions)
             entry = write_shard(self.cases, evaluation_cases.SCHEMA, shard_name(shard), table)
             yield report_row(shard, {"evaluation_cases": entry, **_users_of(table)}, np.zeros(0))
 
@@ -65,7 +78,7 @@ class DrawCases:
 def draw_cases(
     users: Sequences,
     parts: Parts,
-    popularity_I: np.ndarray,
+    counts: ItemCounts,
     config: EvaluationConfig,
     seed: int,
     fractions: dict[str, float] | None = None,
@@ -73,50 +86,57 @@ def draw_cases(
     """Cases of both protocols for every item that is held out for validation or test.
 
     Args:
-        users: in any number; a user's cases depend on that user, the items' popularity and the seed alone.
+        users: in any number; a user's cases depend on that user, the items' counts and the seed alone.
         parts: of the users' histories.
+        counts: of the whole log. Items without interactions are never drawn.
         fractions: of each split's users: those whose hash falls below it; everyone by default.
 
     Returns:
         rows of `evaluation_cases`, in the users' order, then in that of SPLITS and PROTOCOLS.
     """
-    drawn = uniforms(users.hashes(), key64(seed, _SAMPLE), 1)[:, 0]
+    drawn = uniforms(users.hashes(), key64(seed, Draw.CASES_USERS), 1)[:, 0]
     places = {}
     for split, place in (("valid", parts.valid), ("test", parts.test)):
         wanted = drawn < fractions[split] if fractions else True
         places[split] = np.where(wanted, place, NONE)
     asked = np.flatnonzero((places["valid"] != NONE) | (places["test"] != NONE))
     tables = [evaluation_cases.SCHEMA.empty_table()]
+    items = np.flatnonzero(counts.interactions).astype(np.int32)
+    rank, line = warm_and_cold(counts.popularity), None
+    if counts.popularity.any():
+        line = PopularityLine.of(counts, config.num_negatives, config.matched_strata)
     for first in range(0, len(asked), _BLOCK):
         block = asked[first : first + _BLOCK]
         at = {split: place[block] for split, place in places.items()}
-        tables.append(_cases_of(users.take(block), at, popularity_I, config, seed))
+        tables.append(_cases_of(users.take(block), at, items, line, rank, config, seed))
     return pa.concat_tables(tables).combine_chunks()
 
 
 def _cases_of(
-    users: Sequences, places: dict[str, np.ndarray], popularity_I: np.ndarray, config: EvaluationConfig, seed: int
+    users: Sequences,
+    places: dict[str, np.ndarray],
+    items: np.ndarray,
+    line: PopularityLine | None,
+    rank: tuple[np.ndarray, np.ndarray],
+    config: EvaluationConfig,
+    seed: int,
 ) -> pa.Table:
     """`places[split]` says where a user's target stands in the history, or NONE."""
-    warm, cold = warm_and_cold(popularity_I)
     kinds = [(split, protocol) for split in SPLITS for protocol in PROTOCOLS]
     parts = []
     for number, (split, protocol) in enumerate(kinds):
-        rows = np.flatnonzero(places[split] != NONE)
-        asked, length = users.take(rows), places[split][rows]
-        target = asked.items[asked.offsets[:-1] + length]
-        pool = popularity_pools(target, popularity_I, config.matched_window) if protocol == "matched" else None
-        negatives = draw_negatives(
-            asked.hashes(),
-            asked.rows(),
-            asked.items,
-            len(popularity_I) - 1,
-            config.num_negatives,
-            seed=int(key64(seed, _NEGATIVES)),
-            epoch=number,
-            pool=pool,
-        )
-        parts.append((rows, np.full(len(rows), number), length, np.concatenate([target[:, None], negatives], axis=1)))
+        key = key64(seed, number, Draw.CASES_NEGATIVES)
+        row = np.flatnonzero(places[split] != NONE)
+        if protocol == "random":
+            asked = users.take(row)
+            negatives = draw_negatives(asked.hashes(), asked.rows(), asked.items, items, config.num_negatives, key)
+        elif line is None:
+            continue
+        else:
+            row, negatives = _matched(users, row, places[split], line, config.num_negatives, key)
+        target = _targets(users, row, places[split])
+        candidates = np.concatenate([target[:, None], negatives], axis=1)
+        parts.append((row, np.full(len(row), number), places[split][row], candidates))
     row, kind, length, candidates = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     order = np.lexsort((kind, row))
     row, kind, length, candidates = row[order], kind[order], length[order], candidates[order]
@@ -129,10 +149,26 @@ def _cases_of(
         "candidates": pa.ListArray.from_arrays(offsets, candidates.ravel()),
         "split": np.array([split for split, _ in kinds])[kind],
         "protocol": np.array([protocol for _, protocol in kinds])[kind],
-        "warm": warm[target],
-        "cold": cold[target],
+        "warm": rank[0][target],
+        "cold": rank[1][target],
     }
     return pa.table([columns[name] for name in evaluation_cases.SCHEMA.names], schema=evaluation_cases.SCHEMA)
+
+
+def _matched(
+    users: Sequences, row: np.ndarray, places: np.ndarray, line: PopularityLine, count: int, key: np.uint64
+) -> tuple[np.ndarray, np.ndarray]:
+    """Those of the users `row` whose target has matched negatives, and these."""
+    row = row[line.keeps(users.take(row).hashes(), _targets(users, row, places), key)]
+    asked = users.take(row)
+    negatives = line.draw(asked.hashes(), _targets(users, row, places), asked.rows(), asked.items, count, key)
+    has = negatives.any(axis=1)
+    return row[has], negatives[has]
+
+
+def _targets(users: Sequences, row: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The items of the users `row` at their places: int32."""
+    return users.items[users.offsets[row] + places[row]]
 
 
 def _users_of(table: pa.Table) -> dict[str, int]:

@@ -1,20 +1,25 @@
-"""Hit@k, NDCG@k, MRR and Recall@N of one held-out item (paper section 5.1), and their standard errors.
+"""Hit@k, NDCG@k, MRR and Recall@N of one held-out item (paper section 5.1), their errors and paired differences.
 
 A tie says nothing, so it is worth what a coin would make of it: a metric of a tied target is its mean over all
 orders of the tied candidates. A scorer that gives every candidate the same score gets exactly chance.
+
+Two systems are scored on the same users, so what counts is each user's difference: where both find the same targets,
+its interval is far narrower than either mean's error says. Everything is streamed as sums over cases.
 
 Knows numbers alone; whose they are (system, protocol, subset) are columns that it carries along.
 
 Dimensions: B cases, C candidates (the target first), M metrics
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
 METRICS = ("hit@1", "hit@5", "ndcg@10", "mrr")
 KEYS = ("system", "protocol", "subset", "metric")
+_NUMBERS = ("count", "sum", "squares", "pairs", "difference", "difference_squares", "tied", "candidates", "by_text")
 
 
 def gains(width: int) -> np.ndarray:
@@ -30,9 +35,14 @@ def measure(scores_BC: np.ndarray, candidates_BC: np.ndarray) -> np.ndarray:
         scores_BC: higher is better; column 0 is the target's.
         candidates_BC: item indices; zeros are no candidates and lose to every other.
     """
+    return worth(*standing(scores_BC, candidates_BC), scores_BC.shape[1])
+
+
+def standing(scores_BC: np.ndarray, candidates_BC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How many candidates score above the target and how many are tied with it, int64 (B,) twice; see `measure`."""
     real = candidates_BC[:, 1:] > 0
     target, others = scores_BC[:, :1], scores_BC[:, 1:]
-    return worth(((others > target) & real).sum(axis=1), ((others == target) & real).sum(axis=1), scores_BC.shape[1])
+    return ((others > target) & real).sum(axis=1), ((others == target) & real).sum(axis=1)
 
 
 def worth(better_B: np.ndarray, tied_B: np.ndarray, width: int) -> np.ndarray:
@@ -55,35 +65,108 @@ def sums(
     system: str,
     protocol: str,
     values_BM: np.ndarray,
-    subsets: dict[str, np.ndarray],
+    subsets: Mapping[str, np.ndarray],
     metrics: Sequence[str] = METRICS,
+    differences_BM: np.ndarray | None = None,
+    baseline: str | None = None,
+    tallies: Mapping[str, np.ndarray] | None = None,
 ) -> list[dict[str, Any]]:
-    """All that the driver needs of a shard's cases: one row for each subset (bool (B,)) and metric."""
+    """All that the driver needs of a shard's cases: one row for each subset (bool (B,)) and metric.
+
+    Args:
+        differences_BM: to `baseline` on the same case; NaN where the baseline has no such case or metric.
+        tallies: counts (B,) to carry along: whether the target is "tied", "candidates" with a soft token, and how many
+            of these are made "by_text".
+    """
+    if differences_BM is None:
+        differences_BM = np.full(values_BM.shape, np.nan)
     rows = []
     for subset, chosen in subsets.items():
-        values = values_BM[chosen]
-        totals = zip(metrics, values.sum(axis=0).tolist(), (values**2).sum(axis=0).tolist(), strict=True)
-        for metric, total, squares in totals:
+        counts = {name: int(tally_B[chosen].sum()) for name, tally_B in (tallies or {}).items()}
+        for metric, value_B, difference_B in zip(metrics, values_BM[chosen].T, differences_BM[chosen].T, strict=True):
+            paired = difference_B[~np.isnan(difference_B)]
+            numbers = {
+                "count": len(value_B),
+                "sum": float(value_B.sum()),
+                "squares": float((value_B**2).sum()),
+                "pairs": len(paired),
+                "difference": float(paired.sum()),
+                "difference_squares": float((paired**2).sum()),
+            }
             keys = dict(zip(KEYS, (system, protocol, subset, metric), strict=True))
-            rows.append({**keys, "count": len(values), "sum": total, "squares": squares})
+            rows.append({**keys, "baseline": baseline, **dict.fromkeys(_NUMBERS, 0), **numbers, **counts})
     return rows
 
 
 def summarise(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Means and standard errors over all cases, from the shards' sums, in the order in which these come first.
+    """Means, standard errors and paired differences over all cases, from the shards' sums, in their first order.
 
-    The standard error of a single case is unknown: None. A subset without cases is left out.
+    The standard error of a single case is unknown: None. So is what hangs on pairs where there are none, and the share
+    of candidates by text where none has a soft token. A subset without cases is left out.
     """
     totals: dict[tuple[str, ...], np.ndarray] = {}
+    baselines: dict[tuple[str, ...], str | None] = {}
     for row in rows:
         key = tuple(row[name] for name in KEYS)
-        totals[key] = totals.get(key, np.zeros(3)) + np.array([row["count"], row["sum"], row["squares"]])
+        totals[key] = totals.get(key, np.zeros(len(_NUMBERS))) + np.array([row[name] for name in _NUMBERS])
+        baselines[key] = row["baseline"]
     out = []
-    for key, (count, total, squares) in totals.items():
-        if not count:
+    for key, numbers in totals.items():
+        total = dict(zip(_NUMBERS, numbers.tolist(), strict=True))
+        if not total["count"]:
             continue
-        mean = total / count
-        variance = max(squares / count - mean**2, 0.0)
-        stderr = float(np.sqrt(variance / (count - 1))) if count > 1 else None
-        out.append({**dict(zip(KEYS, key, strict=True)), "value": float(mean), "stderr": stderr, "count": int(count)})
+        mean, stderr = _mean(total["count"], total["sum"], total["squares"])
+        difference, low, high = interval(int(total["pairs"]), total["difference"], total["difference_squares"])
+        out.append(
+            {
+                **dict(zip(KEYS, key, strict=True)),
+                "value": mean,
+                "stderr": stderr,
+                "count": int(total["count"]),
+                "tied": int(total["tied"]),
+                "by_text": total["by_text"] / total["candidates"] if total["candidates"] else None,
+                "baseline": baselines[key] if total["pairs"] else None,
+                "difference": difference,
+                "low": low,
+                "high": high,
+                "pairs": int(total["pairs"]),
+            }
+        )
     return out
+
+
+def interval(pairs: int, total: float, squares: float) -> tuple[float | None, float | None, float | None]:
+    """The mean of paired differences and its 95 % interval (Student's t), from their sum and sum of squares.
+
+    A single pair has no interval; no pairs have no mean.
+    """
+    if not pairs:
+        return None, None, None
+    mean, stderr = _mean(pairs, total, squares)
+    if stderr is None:
+        return mean, None, None
+    reach = student(pairs - 1) * stderr
+    return mean, mean - reach, mean + reach
+
+
+def student(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t, to three digits from 3 degrees of freedom on.
+
+    Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.5.
+    """
+    x = NormalDist().inv_cdf(0.975)
+    terms = (
+        x,
+        (x**3 + x) / 4,
+        (5 * x**5 + 16 * x**3 + 3 * x) / 96,
+        (3 * x**7 + 19 * x**5 + 17 * x**3 - 15 * x) / 384,
+        (79 * x**9 + 776 * x**7 + 1482 * x**5 - 1920 * x**3 - 945 * x) / 92160,
+    )
+    return sum(term / freedom**power for power, term in enumerate(terms))
+
+
+def _mean(count: float, total: float, squares: float) -> tuple[float, float | None]:
+    """And its standard error, None for a single value."""
+    mean = total / count
+    variance = max(squares / count - mean**2, 0.0)
+    return mean, float(np.sqrt(variance / (count - 1))) if count > 1 else None

@@ -1,4 +1,4 @@
-"""The evaluation as one self-contained HTML page: models, data, metrics with standard errors, plots, costs.
+"""The evaluation as one self-contained HTML page: models, data, metrics with errors and differences, plots, costs.
 
 Knows metrics rows and manifests' facts, as plain data; draws and words them. All text is escaped: names of models and
 runs are whatever somebody wrote.
@@ -23,15 +23,25 @@ FIGURES = {
     "warm hit@1": ("random", "warm", "hit@1"),
     "cold hit@1": ("random", "cold", "hit@1"),
 }
+WRITTEN_FIGURES = {
+    "named": ("generation", "all", "named"),
+    "hit@1": ("generation", "all", "hit@1"),
+    "hit@1 substring": ("generation", "all", "hit@1 substring"),
+}
 CANDIDATES = {
     "random": "Random negatives, as in the paper. They reward popularity.",
-    "matched": "Negatives about as popular as the target: what is left when popularity tells nothing.",
+    "matched": "Negatives about as popular as the target, drawn as held-out items are: what is left when popularity "
+    "tells nothing. Targets that too few others are as popular as are left out.",
     "swap": "Random negatives, but every user has another user's representation and history. "
     "A system that is personal loses by it.",
 }
 PROTOCOLS = CANDIDATES | {
-    "full": "All items that the history has not, for systems that can score them all. Recall@N is how often the target "
-    "is among as many items as the nightly run retrieves: the most that a ranker of these can reach.",
+    "full": "All items of the filtered data that the history has not, for systems that can score them all. Recall@N is "
+    "how often the target is among as many items as the nightly run retrieves: the most that a ranker of these can "
+    "reach.",
+    "generation": "Random negatives, and the LLM writes freely instead of ranking, for a sample of the users. Named: "
+    "the answer is the title of a candidate. Hit@1: it is the target's title and nothing else. Substring: the target's "
+    "title appears anywhere in it.",
 }
 SUBSETS = {
     "all": "all targets",
@@ -52,6 +62,7 @@ class Report:
     data: Mapping[str, int]  # users, items, interactions, ... (paper Table 2)
     metrics: Sequence[Mapping[str, Any]]  # rows of metrics.json
     costs: Mapping[str, Counter[str]]  # by system
+    doubts: Sequence[str] = ()  # why its figures mean less than they seem to
 
 
 def render(report: Report) -> str:
@@ -67,11 +78,17 @@ def render(report: Report) -> str:
         protocols=PROTOCOLS,
         subsets=SUBSETS,
         cell=lambda *key: figure(report.metrics, *key),
+        difference=lambda *key: difference(report.metrics, *key),
+        baseline=baseline_of(report.metrics),
+        tied=lambda *key: (_row(report.metrics, *key) or {}).get("tied"),
+        by_text=lambda *key: (_row(report.metrics, *key) or {}).get("by_text"),
         count=lambda protocol, subset: _count(report.metrics, protocol, subset),
         plots=[
             (
                 "Hit@1 by protocol",
-                _bars(report, systems["random"], [(name, (name, "all", "hit@1")) for name in CANDIDATES]),
+                _bars(
+                    report, systems["random"], [(name, (name, "all", "hit@1")) for name in CANDIDATES if systems[name]]
+                ),
             ),
             (
                 "Hit@1 of warm and cold items, random negatives",
@@ -98,6 +115,19 @@ def figure(metrics: Sequence[Mapping[str, Any]], system: str, protocol: str, sub
     if row is None:
         return "–"
     return f"{row['value']:.3f}" + (f" ± {row['stderr']:.3f}" if row["stderr"] is not None else "")
+
+
+def difference(metrics: Sequence[Mapping[str, Any]], system: str, protocol: str, subset: str, metric: str) -> str:
+    """To the row's baseline, with its paired 95 % interval, `+0.031 [0.012, 0.050]`; a dash where there is none."""
+    row = _row(metrics, system, protocol, subset, metric)
+    if row is None or row["difference"] is None:
+        return "–"
+    return f"{row['difference']:+.3f}" + (f" [{row['low']:.3f}, {row['high']:.3f}]" if row["low"] is not None else "")
+
+
+def baseline_of(metrics: Sequence[Mapping[str, Any]]) -> str | None:
+    """The system that the others are compared with (under the swap, each with itself); None where there is none."""
+    return next((row["baseline"] for row in metrics if row["protocol"] != "swap" and row["baseline"]), None)
 
 
 def distinct(metrics: Sequence[Mapping[str, Any]], column: str, protocol: str) -> list[str]:

@@ -1,6 +1,8 @@
-"""One shard's evaluation: every system on every protocol, boiled down to sums.
+"""One shard's evaluation: every system on every protocol, kept case by case, and boiled down to sums.
 
-Protocol "full" places the target among all items that the history has not, for systems that can score them all.
+Protocol "full" places the target among all drawable items that the history has not, for systems that can score them
+all.
+Protocol "generation" lets LLM systems write their answers, for a sample of the users.
 
 Dimensions: B cases, M metrics
 """
@@ -12,36 +14,54 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from allmrec.artifacts import read_table
+from allmrec.artifacts import read_table, shard_name, write_shard
 from allmrec.bundle import load_bundle
 from allmrec.data.sequences import Sequences
 from allmrec.evaluation import metrics
+from allmrec.evaluation.answers import Answers
 from allmrec.evaluation.cases import PROTOCOLS
+from allmrec.evaluation.doubts import thin_cases
+from allmrec.evaluation.results import FULL, GENERATION, SWAP, metrics_of, rows, sums_of
 from allmrec.evaluation.systems import IN_CATALOGUE, NEED_LLM, Cases, Systems
 from allmrec.llm.loading import LLMConfig
 from allmrec.scorer import Scorer
 from allmrec.storage import Storage
+from schemas.evaluation_results import SCHEMA
 
 SPLIT = "test"
-FULL = "full"
 _BLOCK = 2048  # cases whose prompts are built at once
 
 
 class EvaluateShards:
-    """Shard numbers → one row a shard: sums of metrics, what scoring cost, and how large the shard is.
+    """Shard numbers → shards of `evaluation_results`; reports sums of metrics, what scoring cost, and the shard's size.
 
     Loads the bundle and the LLM once. A shard is scored alone, so nothing depends on who else is at work.
     """
 
-    def __init__(self, run: Storage, version: str, llm: LLMConfig, names: Sequence[str], seed: int, recall_at: int):
+    def __init__(
+        self,
+        run: Storage,
+        version: str,
+        llm: LLMConfig,
+        names: Sequence[str],
+        seed: int,
+        recall_at: int,
+        baseline: str | None = None,
+        generation: float = 0.0,
+    ):
         """
         Args:
             recall_at: N of protocol full's Recall@N.
+            baseline: the system that the others are compared with, user by user.
+            generation: share of the users whom LLM systems write for.
         """
         self.sequences, self.cases = run.at("sequences"), run.at("evaluation_cases")
+        self.results = run.at("evaluation_results")
         self.scorer = Scorer(load_bundle(run, version), llm)
         self.systems = Systems(self.scorer, seed)
+        self.answers = Answers(self.systems)
         self.names, self.seed, self.recall_at = names, seed, recall_at
+        self.baseline, self.generation = baseline, generation
         if not NEED_LLM.isdisjoint(names):
             self.scorer.ranker(soft=True)  # loads the LLM now, while no clock runs
 
@@ -50,32 +70,49 @@ class EvaluateShards:
             sequences, table = Sequences.read(self.sequences, [shard]), read_table(self.cases, [shard])
             by_protocol = {protocol: Cases.select(table, sequences, SPLIT, protocol) for protocol in PROTOCOLS}
             drawn = by_protocol["random"]
-            by_protocol |= {"swap": drawn.swapped(self.seed), FULL: drawn}
-            sums, costs = [], []
+            by_protocol |= {SWAP: drawn.swapped(self.seed), FULL: drawn}
+            by_protocol[GENERATION] = drawn.sample(self.generation, self.seed)
+            results, costs = {}, []
             for protocol, cases in by_protocol.items():
-                for name in self.names:
-                    if protocol != FULL or name in IN_CATALOGUE:
-                        rows, cost = self._measured(name, protocol, cases)
-                        sums += rows
-                        costs.append(cost)
-            facts = {"users": len(sequences), "interactions": len(sequences.items)}
-            yield pa.Table.from_pylist([{"shard": shard, "sums": sums, "costs": costs, **facts}])
+                for name in self._asked(protocol):
+                    results[protocol, name], cost = self._measured(name, protocol, cases)
+                    costs.append(cost)
+            entry = write_shard(
+                self.results, SCHEMA, shard_name(shard), pa.concat_tables([SCHEMA.empty_table(), *results.values()])
+            )
+            sums = sums_of(results, self.baseline, self.recall_at)
+            facts = {"users": len(sequences), "interactions": len(sequences.items), **thin_cases(drawn.candidates_BC)}
+            yield pa.Table.from_pylist([{"shard": shard, "entry": entry, "sums": sums, "costs": costs, **facts}])
 
-    def _measured(self, name: str, protocol: str, cases: Cases) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """Sums and costs of one system."""
-        before, started = self.scorer.spent(), time.perf_counter()
-        full = protocol == FULL
-        names = (*metrics.METRICS, f"recall@{self.recall_at}") if full else metrics.METRICS
-        measure = self._in_catalogue if full else self._among_candidates
-        values = [np.zeros((0, len(names))), *(measure(name, block) for block in cases.blocks(_BLOCK))]
-        sums = metrics.sums(name, protocol, np.concatenate(values), cases.subsets, names)
-        spent = {what: count - before.get(what, 0) for what, count in self.scorer.spent().items()}
-        return sums, {"system": name, "cases": len(cases), "seconds": time.perf_counter() - started, **spent}
+    def _asked(self, protocol: str) -> list[str]:
+        """The systems that a protocol is for."""
+        if protocol == GENERATION:
+            return [name for name in self.names if name in NEED_LLM] if self.generation else []
+        return [name for name in self.names if protocol != FULL or name in IN_CATALOGUE]
 
-    def _among_candidates(self, name: str, cases: Cases) -> np.ndarray:
-        return metrics.measure(self.systems.score(name, cases), cases.candidates_BC)
+    def _measured(self, name: str, protocol: str, cases: Cases) -> tuple[pa.Table, dict[str, Any]]:
+        """Rows and costs of one system."""
+        measure = {FULL: self._in_catalogue, GENERATION: self.answers.measure}.get(protocol, self._among_candidates)
+        before, started = self._spent(), time.perf_counter()
+        values, tied = [np.zeros((0, len(metrics_of(protocol))))], [np.zeros(0, dtype=np.int64)]
+        for block in cases.blocks(_BLOCK):
+            values_BM, tied_B = measure(name, block)
+            values.append(values_BM)
+            tied.append(tied_B)
+        by_text = self.systems.by_text(name)
+        found = rows(name, protocol, cases, np.concatenate(values), np.concatenate(tied), by_text)
+        spent = {what: count - before[what] for what, count in self._spent().items()}
+        label = f"{name}, writing" if protocol == GENERATION else name
+        return found, {"system": label, "cases": len(cases), "seconds": time.perf_counter() - started, **spent}
 
-    def _in_catalogue(self, name: str, cases: Cases) -> np.ndarray:
+    def _spent(self) -> dict[str, int]:
+        return {what: count + self.answers.spent[what] for what, count in self.scorer.spent().items()}
+
+    def _among_candidates(self, name: str, cases: Cases) -> tuple[np.ndarray, np.ndarray]:
+        better_B, tied_B = metrics.standing(self.systems.score(name, cases), cases.candidates_BC)
+        return metrics.worth(better_B, tied_B, cases.candidates_BC.shape[1]), tied_B
+
+    def _in_catalogue(self, name: str, cases: Cases) -> tuple[np.ndarray, np.ndarray]:
         better_B, tied_B = self.systems.in_catalogue[name](cases)
         worth_BM = metrics.worth(better_B, tied_B, self.scorer.bundle.catalogue.num_items)
-        return np.column_stack([worth_BM, metrics.recall(better_B, tied_B, self.recall_at)])
+        return np.column_stack([worth_BM, metrics.recall(better_B, tied_B, self.recall_at)]), tied_B

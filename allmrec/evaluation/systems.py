@@ -1,15 +1,17 @@
 """The systems that are compared, each a function from cases to scores of their candidates.
 
 All see the same cases. LLM systems show a case's candidates in the same shuffled order: the table has the target
-first. *The swap* gives every user another user's representation and history and leaves the candidates: a system
-that is personal must lose by it. Systems that can score every item also place the target in the whole catalogue.
+first. Candidates of the same probability, such as those of one title, stay tied for all of them: the nightly run
+orders these by the teacher, but the figure of an LLM holds nothing that another model knows. *The swap* gives every
+user another user's representation and history and leaves the candidates: a system that is personal must lose by it.
+Systems that can score every item also place the target in the whole catalogue.
 
 Dimensions: B cases, C candidates (the target first)
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import pyarrow as pa
@@ -17,12 +19,20 @@ import pyarrow.compute as pc
 
 from allmrec.cf.retrieval import places_in_catalogue, refuse_nonfinite
 from allmrec.data.sequences import Sequences
-from allmrec.hashing import draws, hash_strings, key64, mix64, permutations
+from allmrec.hashing import Draw, draws, hash_strings, key64, mix64, permutations, uniforms
+from allmrec.llm.batches import SoftTokens
+from allmrec.projection.projectors import ProjectionConfig
 from allmrec.scorer import Scorer
 
-NEED_LLM = frozenset({"llm-only", "a-llmrec", "a-llmrec-sbert"})
+# Systems of an LLM: what `Scorer.soft_tokens` is told; None for prompts without soft tokens.
+SOFT: dict[str, dict[str, bool] | None] = {
+    "llm-only": None,
+    "a-llmrec": {},
+    "a-llmrec-untrained": {"untrained": True},
+    "a-llmrec-sbert": {"text": True},
+}
+NEED_LLM = frozenset(SOFT)
 IN_CATALOGUE = frozenset({"random", "popularity", "teacher"})  # those that can score every item
-_SCORES, _ORDER, _PARTNERS, _PLACES = 0x5243, 0x4F52, 0x5057, 0x504C  # keys of the draws
 
 
 @dataclass(frozen=True)
@@ -80,11 +90,17 @@ class Cases:
         for first in range(0, len(self), size):
             yield self.take(np.arange(first, min(first + size, len(self))))
 
+    def sample(self, share: float, seed: int) -> "Cases":
+        """Those of about this share of the users, drawn by hash."""
+        return self.take(
+            np.flatnonzero(uniforms(self.hashes, key64(seed, Draw.EVALUATION_GENERATION), 1)[:, 0] < share)
+        )
+
     def swapped(self, seed: int) -> "Cases":
         """Every user with the history of the next one in a shuffled circle. A single user has nobody: no cases."""
         if len(self) < 2:
             return self.take(np.arange(0))
-        circle = np.argsort(draws(self.hashes, key64(seed, _PARTNERS), 1)[:, 0], kind="stable")
+        circle = np.argsort(draws(self.hashes, key64(seed, Draw.EVALUATION_PARTNERS), 1)[:, 0], kind="stable")
         partner = np.empty(len(self), dtype=np.int64)
         partner[circle] = np.roll(circle, -1)
         return replace(self, histories=self.histories.take(partner))
@@ -94,7 +110,7 @@ class Systems:
     """Scores cases by name of the system: `systems.score("a-llmrec", cases)`.
 
     `systems.in_catalogue` has those that can place a target in the whole catalogue. They give int64 (B,) twice: how
-    many of the items that the history has not are above the target, and how many are tied with it.
+    many of the drawable items that the history has not are above the target, and how many are tied with it.
     """
 
     def __init__(self, scorer: Scorer, seed: int):
@@ -103,9 +119,7 @@ class Systems:
             "random": self.random,
             "popularity": self.popularity,
             "teacher": self.teacher,
-            "llm-only": self.llm_only,
-            "a-llmrec": self.a_llmrec,
-            "a-llmrec-sbert": lambda cases: self.a_llmrec(cases, text=True),
+            **{name: partial(self.by_llm, name) for name in SOFT},
         }
         self.in_catalogue: dict[str, Callable[[Cases], tuple[np.ndarray, np.ndarray]]] = {
             "random": self.random_in_catalogue,
@@ -127,14 +141,14 @@ class Systems:
         return scores_BC
 
     def random(self, cases: Cases) -> np.ndarray:
-        key = key64(self.seed, _SCORES)
+        key = key64(self.seed, Draw.EVALUATION_SCORES)
         return mix64(cases.hashes[:, None] ^ mix64(cases.candidates_BC.astype(np.uint64) ^ key))
 
     def random_in_catalogue(self, cases: Cases) -> tuple[np.ndarray, np.ndarray]:
         """In a random order, the target stands anywhere."""
         seen, _ = _seen_others(cases)
-        competing_B = self.scorer.bundle.catalogue.num_items - np.bincount(seen, minlength=len(cases))
-        drawn_B = draws(cases.hashes, key64(self.seed, _PLACES), 1)[:, 0]
+        competing_B = len(self.scorer.bundle.catalogue.drawable) - np.bincount(seen, minlength=len(cases))
+        drawn_B = draws(cases.hashes, key64(self.seed, Draw.EVALUATION_PLACES), 1)[:, 0]
         return (drawn_B % competing_B.astype(np.uint64)).astype(np.int64), np.zeros(len(cases), np.int64)
 
     def popularity(self, cases: Cases) -> np.ndarray:
@@ -142,7 +156,10 @@ class Systems:
 
     def popularity_in_catalogue(self, cases: Cases) -> tuple[np.ndarray, np.ndarray]:
         popularity = self.scorer.bundle.catalogue.popularity
-        ordered, own_B = np.sort(popularity[1:]), popularity[cases.candidates_BC[:, 0]]
+        ordered, own_B = (
+            np.sort(popularity[self.scorer.bundle.catalogue.drawable]),
+            popularity[cases.candidates_BC[:, 0]],
+        )
         up_to_B = np.searchsorted(ordered, own_B, side="right")
         better_B, tied_B = len(ordered) - up_to_B, up_to_B - np.searchsorted(ordered, own_B) - 1  # without itself
         row, item = _seen_others(cases)
@@ -158,25 +175,34 @@ class Systems:
         teacher, x_BD = self.scorer.teacher, self.scorer.represent(cases.histories)
         refuse_nonfinite(teacher.item_embeddings, self.scorer.bundle.catalogue.item_ids, "embeds items")
         refuse_nonfinite(x_BD, cases.user_ids, "represents users")
-        return places_in_catalogue(teacher, x_BD, cases.histories, cases.candidates_BC[:, 0])
+        drawable = self.scorer.bundle.catalogue.drawable
+        return places_in_catalogue(teacher, x_BD, cases.histories, cases.candidates_BC[:, 0], drawable)
 
-    def llm_only(self, cases: Cases) -> np.ndarray:
-        """The same LLM and prompt without soft tokens (paper Figure 6). Identical titles stay tied."""
-        order = self.shown_order(cases)
+    def by_llm(self, system: str, cases: Cases) -> np.ndarray:
+        """log P of every candidate; those of identical titles stay tied."""
+        soft, order = self.soft_tokens(system, cases), self.shown_order(cases)
         shown = np.take_along_axis(cases.candidates_BC, order, axis=1)
-        return _unshuffled(self.scorer.ranker(False).log_probabilities(cases.histories, shown), order)
+        ranker = self.scorer.ranker(soft is not None)
+        return _unshuffled(ranker.log_probabilities(cases.histories, shown, soft), order)
 
-    def a_llmrec(self, cases: Cases, text: bool = False) -> np.ndarray:
-        """Candidates with identical titles share a probability and are ordered by the teacher."""
-        x_BD, order = self.scorer.represent(cases.histories), self.shown_order(cases)
-        shown = np.take_along_axis(cases.candidates_BC, order, axis=1)
-        log_p = _unshuffled(self.scorer.llm_scores(x_BD, cases.histories, shown, text), order)
-        by_teacher = places(self.scorer.teacher_scores(x_BD, cases.candidates_BC))
-        return np.where(np.isfinite(log_p), places(log_p) * log_p.shape[1] + by_teacher, log_p)
+    def soft_tokens(self, system: str, cases: Cases) -> SoftTokens | None:
+        """What goes into the slots of an LLM system's prompts; None for prompts without (LLM-Only, paper Figure 6)."""
+        how = SOFT[system]
+        return None if how is None else self.scorer.soft_tokens(self.scorer.represent(cases.histories), **how)
+
+    def by_text(self, system: str) -> np.ndarray | None:
+        """bool (n + 1,): the items whose soft token is made of q_i; None where items have no soft tokens."""
+        how, bundle = SOFT.get(system), self.scorer.bundle
+        if how is None or not bundle.prompt.item_slots:
+            return None
+        if how.get("text"):
+            return np.ones(bundle.catalogue.num_items + 1, dtype=bool)
+        joint = ProjectionConfig(**bundle.config["projection"]).item_input == "joint"
+        return bundle.by_text().numpy() & joint
 
     def shown_order(self, cases: Cases) -> np.ndarray:
         """In which order a prompt shows the candidates, int64 (B, C): by the user, so that all systems agree."""
-        return permutations(cases.hashes, key64(self.seed, _ORDER), cases.candidates_BC.shape[1])
+        return permutations(cases.hashes, key64(self.seed, Draw.EVALUATION_SHOWN), cases.candidates_BC.shape[1])
 
 
 def places(scores_BC: np.ndarray) -> np.ndarray:

@@ -32,7 +32,8 @@ SYSTEMS = {"llm-only": False, "a-llmrec": True}  # name → whether its prompt h
 class ExplainConfig(Section):
     """The favourite-genre task; what an item is called and done with comes from the section `prompt`."""
 
-    kind: str = "genre"  # what the prompt calls the catalogue's categories
+    kind: str = "genres"  # what the prompt calls the catalogue's categories
+    gerund: str | None = None  # "... this user would enjoy watching"; default: `prompt.verb` and -ing
     max_categories: int = Field(50, ge=2)  # the most frequent ones that an answer is chosen from
     max_new_tokens: int = Field(24, ge=1)  # of a free answer
 
@@ -45,7 +46,7 @@ class FavouriteGenre:
         prompt = scorer.bundle.prompt
         names = Titles.tokenise(categories.names, scorer.tokenizer, prompt.max_title_tokens)
         room = max_positions(scorer.llm) - max(config.max_new_tokens, int(names.lengths.max()) + 1)
-        words = favourite(prompt, config.kind)
+        words = favourite(prompt, config.kind, config.gerund or f"{prompt.verb}ing")
         self.questions = {
             system: Question(PromptBuilder(prompt, scorer.tokenizer, scorer.titles, soft, room, words), names)
             for system, soft in SYSTEMS.items()

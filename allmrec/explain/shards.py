@@ -13,12 +13,10 @@ from allmrec.bundle import load_bundle
 from allmrec.data.sequences import Sequences
 from allmrec.explain.answers import ExplainConfig, FavouriteGenre
 from allmrec.explain.categories import Categories
-from allmrec.hashing import draws, key64, shard_of
+from allmrec.hashing import Draw, draws, key64, shard_of
 from allmrec.llm.loading import LLMConfig
 from allmrec.scorer import Scorer
 from allmrec.storage import Storage
-
-_SAMPLE = 0x4558  # key of the draws
 
 
 class ExplainShards:
@@ -49,7 +47,7 @@ def sample_users(sequences: Storage, num_shards: int, count: int, seed: int) -> 
     chosen: list[str] = []
     for shard in range(num_shards):
         users = Sequences.read(sequences, [shard])
-        order = draws(users.hashes(), key64(seed, _SAMPLE), 1)[:, 0].argsort(kind="stable")
+        order = draws(users.hashes(), key64(seed, Draw.EXPLAIN_USERS), 1)[:, 0].argsort(kind="stable")
         chosen += users.user_ids.take(pa.array(order[: count - len(chosen)])).to_pylist()
         if len(chosen) == count:
             break

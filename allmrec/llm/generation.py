@@ -17,7 +17,7 @@ from torch import nn
 
 from allmrec.data.sequences import ranges
 from allmrec.llm.batches import SoftTokens, fill_slots, padded_tokens, take, token_budget_batches
-from allmrec.llm.loading import vocabulary_logits
+from allmrec.llm.forward import logits_at
 from allmrec.llm.prompt import Prompts, Titles
 from allmrec.llm.trie import ROOT, Tries, build_tries
 
@@ -88,7 +88,10 @@ class Generator:
         self.padding += mask_RT.numel() - len(prompts.tokens)
         cache, going = DynamicCache(config=llm.config), np.arange(len(prompts))
         while True:
-            output = llm.base_model(
+            last_R = torch.arange(1, len(going) + 1, device=mask_RT.device) * embeds_RTH.shape[1] - 1
+            logits_RV = logits_at(
+                llm,
+                last_R,
                 inputs_embeds=embeds_RTH,
                 attention_mask=mask_RT,
                 position_ids=position_RT,
@@ -96,7 +99,6 @@ class Generator:
                 use_cache=True,
             )
             self.passes += 1
-            logits_RV = vocabulary_logits(llm, output.last_hidden_state[:, -1])
             if not logits_RV.isfinite().all():
                 raise ValueError("the LLM gave NaN or inf while it decoded; look at the training of its soft tokens")
             token_R, goes_on_R = text.extend(going, logits_RV)

@@ -12,12 +12,10 @@ from torch import nn
 
 from allmrec.data.sequences import Sequences, offsets_of, ranges
 from allmrec.llm.batches import SoftTokens, fill_slots, padded_tokens, take, token_budget_batches
-from allmrec.llm.loading import hidden_states, vocabulary_logits
+from allmrec.llm.forward import tree_logits_at
 from allmrec.llm.prompt import PromptBuilder, Prompts
 
 # B prompts, C candidates, L tokens of a prompt and its branches, K positions, P predictions, H token dimension
-
-_POSITIONS = 1024  # whose logits over the vocabulary are held at once
 
 
 class TitleLikelihood:
@@ -49,7 +47,7 @@ class TitleLikelihood:
     def _score(self, prompts: Prompts, candidates: np.ndarray, soft: SoftTokens | None) -> np.ndarray:
         llm: Any = self.llm
         embedding = llm.get_input_embeddings()
-        device, dtype = embedding.weight.device, embedding.weight.dtype
+        device = embedding.weight.device
         row_N, column_N = np.nonzero(candidates)  # N titles
         answers, answer_lengths_N = self.builder.answers(candidates[row_N, column_N])
         read_N = answer_lengths_N - 1  # nothing follows the end token
@@ -78,20 +76,15 @@ class TitleLikelihood:
         # A token sees the prompt and its own branch, up to itself.
         of_branch = (branch_BL[:, None] == 0) | (branch_BL[:, None] == branch_BL[:, :, None])
         seen_BLL = of_branch & torch.ones(width, width, dtype=torch.bool).tril()
-        additive = torch.zeros(seen_BLL.shape, dtype=dtype).masked_fill_(~seen_BLL, torch.finfo(dtype).min)
+        places, place_P = np.unique(row_P * width + source_P, return_inverse=True)
         embeds_BLH = embedding(tokens_BL.to(device))
         if soft is not None:
             embeds_BLH = fill_slots(embeds_BLH, prompts, soft)
-        hidden_BLH = hidden_states(llm, embeds_BLH, additive[:, None].to(device), positions_BL.to(device))
-
-        places, place_P = np.unique(row_P * width + source_P, return_inverse=True)
-        hidden_KH = hidden_BLH.flatten(0, 1)[torch.from_numpy(places).to(device)]
-        log_p_P = torch.empty(len(place_P), dtype=torch.float64)
-        for first in range(0, len(places), _POSITIONS):
-            logits_KV = vocabulary_logits(llm, hidden_KH[first : first + _POSITIONS]).cpu()
-            here = np.flatnonzero((place_P >= first) & (place_P < first + _POSITIONS))
-            at_P, label_P = torch.from_numpy(place_P[here] - first), torch.from_numpy(answers[here].astype(np.int64))
-            log_p_P[torch.from_numpy(here)] = (logits_KV[at_P, label_P] - logits_KV.logsumexp(1)[at_P]).double()
+        logits_KV = tree_logits_at(
+            llm, torch.from_numpy(places).to(device), embeds_BLH, seen_BLL.to(device), positions_BL.to(device)
+        )
+        log_p_KV = logits_KV.log_softmax(dim=1)
+        log_p_P = log_p_KV[torch.from_numpy(place_P).to(device), torch.from_numpy(answers.astype(np.int64)).to(device)]
         out = np.full(candidates.shape, -np.inf, dtype=np.float32)
-        out[row_N, column_N] = np.bincount(title_P, weights=log_p_P.numpy(), minlength=len(row_N))
+        out[row_N, column_N] = np.bincount(title_P, weights=log_p_P.double().cpu().numpy(), minlength=len(row_N))
         return out

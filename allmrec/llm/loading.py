@@ -11,9 +11,7 @@ from pydantic import Field
 from torch import nn
 
 from allmrec.config import OtherSettings, Section
-from allmrec.models import model_folder
-
-# B prompts, T tokens, K branching nodes, H token dimension, V vocabulary
+from allmrec.models import model_folder, refuse_other_weights
 
 Placement = Literal["replicated", "sharded", "offloaded"]
 
@@ -41,20 +39,54 @@ def llm_folder(config: LLMConfig, weights: bool = True) -> Path:
 
 
 def load_tokenizer(config: LLMConfig) -> Any:
-    from transformers import AutoTokenizer
+    """The LLM's tokenizer, whose pad token is one that the LLM has.
 
-    tokenizer = AutoTokenizer.from_pretrained(llm_folder(config, weights=False))
-    if tokenizer.pad_token_id is None:  # a placeholder under slots and behind short prompts; never attended to
+    Raises:
+        ValueError: no such model, no token that ends a title, or tokens that titles may hold and the LLM has not.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    folder = llm_folder(config, weights=False)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    known = int(AutoConfig.from_pretrained(folder).get_text_config().vocab_size)
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise ValueError(
+            f"the tokenizer of llm.name {config.name!r} has no end token, which is what ends a title; "
+            "give it an eos_token in its tokenizer_config.json"
+        )
+    special = set(tokenizer.all_special_ids)
+    added = {number: token for token, number in tokenizer.get_added_vocab().items()}
+    unknown = [added[number] for number in added if number >= known and number not in special]
+    unknown += [added[number] for number in (end, tokenizer.bos_token_id) if number is not None and number >= known]
+    if unknown:
+        raise ValueError(
+            f"the tokenizer of llm.name {config.name!r} has {unknown[:3]}, which lie behind the {known} embeddings of "
+            "the LLM; take the tokenizer that the LLM was trained with"
+        )
+    # A placeholder under slots and behind short prompts, never attended to; the LLM needs an embedding for it.
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= known:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
 def load_llm(config: LLMConfig) -> nn.Module:
-    """The LLM, frozen, in eval mode, on the CPU. Raises ValueError when there is no such model."""
+    """The LLM, frozen, in eval mode, on the CPU.
+
+    Raises:
+        ValueError: no such model, or its files are not just the weights that its config describes.
+    """
     from transformers import AutoModelForCausalLM
 
     folder = llm_folder(config)
-    llm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch_dtype(config), use_safetensors=True)
+    llm, found = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=torch_dtype(config),
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # so that they are listed
+    )
+    refuse_other_weights(f"llm.name {config.name!r}", llm, **found)
     return llm.requires_grad_(False).eval()
 
 
@@ -65,26 +97,16 @@ def torch_dtype(config: LLMConfig) -> torch.dtype:
 
 
 def max_positions(llm: nn.Module) -> int:
-    """The longest sequence that the LLM takes, in tokens."""
-    return int(llm.config.max_position_embeddings)  # type: ignore[union-attr, arg-type]
+    """The longest sequence that the LLM takes, in tokens. Raises ValueError when its config does not say."""
+    return positions_of(llm.config)
 
 
-def hidden_states(
-    llm: Any, inputs_embeds_BTH: torch.Tensor, attention_mask: torch.Tensor, position_ids_BT: torch.Tensor
-) -> torch.Tensor:
-    """The last hidden states (B, T, H), before the vocabulary projection.
-
-    Args:
-        attention_mask: (B, T) of 0/1 on top of causality, or additive (B, 1, T, T) instead of it.
-    """
-    return llm.base_model(
-        inputs_embeds=inputs_embeds_BTH,
-        attention_mask=attention_mask,
-        position_ids=position_ids_BT,
-        use_cache=False,
-    ).last_hidden_state
-
-
-def vocabulary_logits(llm: Any, hidden_KH: torch.Tensor) -> torch.Tensor:
-    """Logits (K, V) in float32 at the given positions only."""
-    return llm.get_output_embeddings()(hidden_KH).float()
+def positions_of(config: Any) -> int:
+    """Likewise, of a model's config."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions is None:
+        raise ValueError(
+            f"the config of this LLM, of the architecture {config.model_type!r}, does not say how many tokens it "
+            "takes; take one of the architectures that docs/llms.md lists as supported"
+        )
+    return int(positions)

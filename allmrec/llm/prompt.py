@@ -19,6 +19,7 @@ from allmrec.config import Section
 from allmrec.data.sequences import Sequences, offsets_of, ranges
 
 USER_SLOT = 0  # a slot's item when it receives x_u; items are 1 ... n
+_WHOLE = np.iinfo(np.int32).max  # tokens of a title that is not cut
 
 
 class PromptConfig(Section):
@@ -30,7 +31,7 @@ class PromptConfig(Section):
     user_slot: bool = True  # x_u at the front; without: paper Table 9
     item_slots: bool = True  # an item's embedding behind its title; without: paper Table 9
     max_history: int = Field(10, ge=0)  # newest items shown
-    max_title_tokens: int = Field(24, ge=1)  # longer titles are cut
+    max_title_tokens: int | None = Field(24, ge=1)  # longer titles are cut, as answers too; null: none is
 
     @model_validator(mode="after")
     def _some_slot(self) -> "PromptConfig":
@@ -74,24 +75,23 @@ class Titles:
         return np.diff(self.offsets)
 
     @classmethod
-    def tokenise(cls, titles: pa.Array, tokenizer: Any, max_tokens: int) -> "Titles":
+    def tokenise(cls, titles: pa.Array, tokenizer: Any, max_tokens: int | None) -> "Titles":
         """Tokenise the titles of a `Catalogue` (n + 1 strings, the first one is padding) in one call.
 
         Special tokens spelt out in a title are tokenised as the plain text that they are.
+
+        Args:
+            max_tokens: of a title; longer ones are cut. None: none is.
         """
-        # A token is at least one byte of text, so what is cut here cannot matter; the slack covers merges.
-        shortened = pc.utf8_slice_codeunits(titles, 0, 64 * max_tokens)
-        texts = pc.binary_join_element_wise("", shortened, " ").to_pylist()[1:]
+        if max_tokens is not None:
+            # A token is at least one byte of text, so what is cut here cannot matter; the slack covers merges.
+            titles = pc.utf8_slice_codeunits(titles, 0, 64 * max_tokens)
+        texts = pc.binary_join_element_wise("", titles, " ").to_pylist()[1:]
         ids = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         lists = pa.array([[], *ids], pa.list_(pa.int32()))
         full = Sequences(pa.nulls(len(lists), pa.string()), lists.offsets.to_numpy().astype(np.int64), _values(lists))
-        lengths = np.minimum(full.lengths, max_tokens)
-        cut = full.shortened(lengths)
-        width = int(lengths.max(initial=1))
-        table = np.full((len(lists), width), -1, dtype=np.int32)
-        table[cut.rows(), np.arange(len(cut.items)) - np.repeat(cut.offsets[:-1], lengths)] = cut.items
-        group = np.unique(table, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int32)
-        return cls(cut.items, cut.offsets, group)
+        cut = full if max_tokens is None else full.shortened(np.minimum(full.lengths, max_tokens))
+        return cls(cut.items, cut.offsets, _groups(cut))
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,8 @@ class PromptBuilder:
 
     Args:
         soft: with the config's slots for x_u and the items; without, the text-only prompt of LLM-Only (paper Figure 6).
-        max_tokens: longest prompt, so that prompt and answer fit into the LLM's positions.
+        max_tokens: of a prompt together with the longest title that it offers and the end token, which are to fit into
+            the LLM's positions.
         template: its words; by default those of the recommendation.
     """
 
@@ -182,7 +183,7 @@ class PromptBuilder:
         pieces[head + 3] = np.where(num_history == 0, piece["nothing"], piece["empty"])
         pieces[middle] = piece["middle"]
         pieces[base[1:] - 1] = piece["end"]
-        cap = np.full(base[-1], np.iinfo(np.int32).max, dtype=np.int64)
+        cap = np.full(base[-1], _WHOLE, dtype=np.int64)
         for first, rows, listed in (
             (head + 4, recent.rows(), recent.items),
             (middle + 1, candidate_rows, candidate_items),
@@ -203,7 +204,7 @@ class PromptBuilder:
             starts[:-1][slots],
             items[slots].astype(np.int32),
             int(np.minimum(history.lengths, self.config.max_history).sum() - num_history.sum()),
-            int((caps < self.config.max_title_tokens).sum()),
+            int((caps < _WHOLE).sum()),
         )
 
     def answers(self, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -218,8 +219,9 @@ class PromptBuilder:
         """History with the oldest items dropped until prompts fit, and how long a title may be, int64 (B,)."""
         around = 1 + self.item_slots  # a comma and a slot
         fixed = sum(self._lengths[self._piece[name]] for name in ("bos", "intro", "nothing", "middle", "end")) + 1
-        lengths = np.where(candidates > 0, self.titles.lengths[candidates] + around, 0)
-        room = self.max_tokens - fixed - lengths.sum(axis=1)
+        titles = self.titles.lengths[candidates]  # 0 where there is no candidate
+        free = self.max_tokens - fixed - titles.max(axis=1, initial=-1) - 1
+        room = free - titles.sum(axis=1) - around * (candidates > 0).sum(axis=1)
         costs = self.titles.lengths[recent.items] + around
         # Tokens of an item and all newer ones: the suffix sum within its row.
         total = np.concatenate([[0], np.cumsum(costs)])
@@ -228,17 +230,25 @@ class PromptBuilder:
         kept = np.bincount(recent.rows(), weights=fits, minlength=len(recent)).astype(np.int64)
         dropped = Sequences(recent.user_ids, offsets_of(kept), recent.items[ranges(recent.offsets[1:] - kept, kept)])
         num_candidates = np.maximum((candidates > 0).sum(axis=1), 1)
-        cap = (self.max_tokens - fixed) // num_candidates - around
+        cap = free // num_candidates - around
         if (cap[room < 0] < 1).any():
             raise ValueError(
-                f"a prompt of {int(num_candidates.max())} candidates does not fit into {self.max_tokens} tokens "
-                "however titles are cut; lower nightly.num_candidates or evaluation.num_negatives"
+                f"a prompt of {int(num_candidates.max())} candidates does not fit into {self.max_tokens} tokens with "
+                f"an answer of up to {int(titles.max(initial=0)) + 1}, however titles in it are cut; lower "
+                "nightly.num_candidates or evaluation.num_negatives, or prompt.max_title_tokens"
             )
-        return dropped, np.where(room < 0, cap, self.config.max_title_tokens)
+        return dropped, np.where(room < 0, cap, _WHOLE)
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+
+
+def _groups(titles: Sequences) -> np.ndarray:
+    """int32 (N,): equal for rows of equal tokens."""
+    offsets, tokens = (pa.py_buffer(np.ascontiguousarray(part)) for part in (4 * titles.offsets, titles.items))
+    spelt = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(titles), [None, offsets, tokens])
+    return spelt.dictionary_encode().indices.to_numpy().astype(np.int32)
 
 
 def _values(lists: pa.Array) -> np.ndarray:

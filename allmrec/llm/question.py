@@ -11,12 +11,12 @@ from allmrec.data.sequences import Sequences
 from allmrec.llm.prompt import PromptBuilder, PromptConfig, Prompts, Template, Titles
 
 
-def favourite(config: PromptConfig, kind: str) -> Template:
-    """Which genre, or what `kind` else sorts the catalogue, does this user like best?"""
+def favourite(config: PromptConfig, kind: str, gerund: str) -> Template:
+    """Which genres, or what else sorts the catalogue (`kind`), does this user like (paper Figure 4)?"""
     return Template(
         f" This user has {config.verb_past}",
-        f" in the past. Name the {kind} of {config.noun} that this user would most like to {config.verb}",
-        f". The {kind} is",
+        f" in the past. Specify the {kind} this user would enjoy {gerund}",
+        ".",
     )
 
 

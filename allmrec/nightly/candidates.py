@@ -1,6 +1,7 @@
 """Candidates for a shard of users: the teacher's top-N, another system's, checked and topped up, or popular items.
 
-Items that a user has seen, that the filter refuses or that the catalogue does not know never become candidates.
+Items that the filter refuses or that the catalogue does not know never become candidates; those that a user has seen
+only by `nightly.recommend_seen`.
 
 Dimensions: U users, D = teacher.dim, N candidates
 """
@@ -18,11 +19,11 @@ from allmrec.cf.retrieval import Pairs, refuse_nonfinite, retrieve
 from allmrec.cf.teacher import Teacher
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
-from allmrec.hashing import draws, key64
+from allmrec.hashing import Draw, draws, key64
 from allmrec.nightly.config import NightlyConfig
 from allmrec.nightly.filters import ItemFilter
 
-_SAMPLE, _SAMPLED = 0x5243, 64  # key and number of users of a shard on whom the index is compared
+_SAMPLED = 64  # users of a shard on whom the index is compared
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Retriever:
         Raises:
             ValueError: an item's embedding is NaN or inf, or the index cannot be built; see `ApproximateIndex`.
         """
-        self.teacher, self.count, self.seed = teacher, config.num_candidates, seed
+        self.teacher, self.count, self.seed, self.config = teacher, config.num_candidates, seed, config
         refuse_nonfinite(teacher.item_embeddings, catalogue.item_ids, "embeds items")
         self.allowed_I = torch.from_numpy(allowed_I.copy()).to(teacher.item_embeddings.device)
         self.index = None
@@ -63,7 +64,7 @@ class Retriever:
         return Candidates(items_UN, index=self._compared(users, x_UD, items_UN))
 
     def _compared(self, users: Sequences, x_UD: torch.Tensor, items_UN: np.ndarray) -> dict[str, int]:
-        sample = draws(users.hashes(), key64(self.seed, _SAMPLE), 1)[:, 0].argsort()[:_SAMPLED]
+        sample = draws(users.hashes(), key64(self.seed, Draw.NIGHTLY_RECALL), 1)[:, 0].argsort()[:_SAMPLED]
         exact_SN = self._exact(users.take(sample), x_UD[torch.from_numpy(sample).to(x_UD.device)])
         found_SNN = (exact_SN[:, :, None] == items_UN[sample, None, :]) & (exact_SN > 0)[:, :, None]
         return {"index_compared": int((exact_SN > 0).sum()), "index_found": int(found_SNN.sum())}
@@ -74,7 +75,13 @@ class Retriever:
 
     def _seen(self, users: Sequences) -> Pairs:
         device = self.allowed_I.device
+        users = hidden(users, self.config)
         return torch.from_numpy(users.rows()).to(device), torch.from_numpy(users.items.copy()).to(device)
+
+
+def hidden(users: Sequences, config: NightlyConfig) -> Sequences:
+    """The users with the items that they must not be recommended: those that they have seen, or none."""
+    return users.shortened(np.zeros(len(users), dtype=np.int64)) if config.recommend_seen else users
 
 
 def given(
@@ -85,6 +92,7 @@ def given(
     Args:
         table: rows of the `candidates` table; users that are not in `users` are ignored.
         proposals: the teacher's, (U, N); N is how many candidates every user gets.
+        users: with what must not come back, see `hidden`.
     """
     row = pc.index_in(table.column("user_id"), users.user_ids)
     lists = table.column("item_ids").combine_chunks()

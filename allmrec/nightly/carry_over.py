@@ -25,14 +25,13 @@ import pyarrow.parquet as pq
 from allmrec.artifacts import sha256, shard_name, to_parquet
 from allmrec.bundle import Bundle
 from allmrec.data.sequences import Sequences
-from allmrec.hashing import fingerprint, hash_strings, key64, mix64
+from allmrec.hashing import Draw, fingerprint, hash_strings, key64, mix64
 from allmrec.journal import find_json
 from allmrec.nightly.log import manifest_key
 from allmrec.nightly.publish import Run
 from allmrec.storage import Storage
 from schemas.recommendations import SCHEMA
 
-_HISTORY, _CANDIDATES = 0x4849, 0x4341
 _LOOK_BACK = 30  # days
 
 
@@ -58,9 +57,11 @@ def input_digests(
     """
     place_S = np.arange(len(users.items)) - np.repeat(users.offsets[:-1], users.lengths)
     # Sums wrap around, and so do differences of the running sum: each user's own is exact.
-    running = np.concatenate([np.zeros(1, np.uint64), np.cumsum(_entries(items_I[users.items], place_S, _HISTORY))])
+    running = np.concatenate(
+        [np.zeros(1, np.uint64), np.cumsum(_entries(items_I[users.items], place_S, Draw.CARRIED_HISTORY))]
+    )
     history_U = np.diff(running[users.offsets])
-    entries_UN = _entries(items_I[candidates_UN], np.arange(candidates_UN.shape[1]), _CANDIDATES)
+    entries_UN = _entries(items_I[candidates_UN], np.arange(candidates_UN.shape[1]), Draw.CARRIED_CANDIDATES)
     key = np.uint64(int(fingerprint(ranking)[:16], 16))
     with np.errstate(over="ignore"):
         digest_U = mix64(users.hashes() ^ mix64(history_U + mix64(users.lengths.astype(np.uint64))))

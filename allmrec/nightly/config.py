@@ -1,17 +1,14 @@
 """What the nightly run recommends to whom, when it gives up, and where it publishes."""
 
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from allmrec.config import Section
-from allmrec.data.config import SourceConfig
-
-_FORMATS = {".csv": "csv", ".jsonl": "jsonl"}
+from allmrec.config import Section, Timezone
+from allmrec.data.config import ListConfig, by_suffix
 
 
-class ItemsConfig(SourceConfig):
+class ItemsConfig(ListConfig):
     """A list of items: ids, a table of `item_id`, or both."""
 
     ids: list[str] = Field(default_factory=list)
@@ -28,11 +25,12 @@ class AlarmsConfig(Section):
 
 
 class NightlyConfig(Section):
+    timezone: Timezone = "UTC"  # where a run's date begins and ends, and which day it is where no date is given
     output: str | None = None  # where recommendations are published; default: <run>/recommendations
-    candidates: SourceConfig | None = None  # another system's `candidates` table; default: the teacher's
+    candidates: ListConfig | None = None  # another system's `candidates` table; default: the teacher's
     # A table of user_id: exactly those get recommendations, popular items if they have no history. Default: everyone
     # who has one.
-    users: SourceConfig | None = None
+    users: ListConfig | None = None
     num_candidates: int = Field(20, ge=1)  # retrieved for each user and ranked by the LLM
     # Retrieve through an approximate index (the extra `faiss`) where more items are available; default: exactly.
     # Worth it from some hundred thousand items on CPUs; the nightly log says which share of the exact ones it found.
@@ -41,10 +39,11 @@ class NightlyConfig(Section):
     # blend: the LLM's and the teacher's log-probabilities, weighted as orders the validation cases best.
     ranker: Literal["llm", "teacher", "blend"] = "llm"
     # Items that are never recommended, besides unavailable ones and those that the user has seen.
+    recommend_seen: bool = False  # for what is bought again and again: what the user has seen may be recommended, too
     allowed_categories: list[str] | None = Field(None, min_length=1)  # an item needs one of them; null: any item
     blocked_items: ItemsConfig = ItemsConfig()
     suppressed_items: ItemsConfig = ItemsConfig()  # recalls; as blocked, but counted apart
-    suppressed_users: SourceConfig | None = None  # a table of user_id: privacy requests; they get no row
+    suppressed_users: ListConfig | None = None  # a table of user_id: privacy requests; they get no row
     lease_s: float = Field(60, gt=0)  # a run that has not renewed its lease for so long counts as dead
     deadline_s: float | None = Field(None, gt=0)  # a run that takes longer ends with a diagnosis
     stalled_s: float | None = Field(10_800, gt=0)  # and so does one in which no shard was finished for so long
@@ -58,11 +57,7 @@ class NightlyConfig(Section):
         paths = [value] if isinstance(value, str) else value
         if not isinstance(paths, list):
             return value
-        suffixes = Path(str(paths[0])).suffixes if paths else []
-        return {
-            "paths": paths,
-            "format": next((_FORMATS[suffix] for suffix in suffixes if suffix in _FORMATS), "parquet"),
-        }
+        return by_suffix(paths, {"format": "parquet"})
 
     @model_validator(mode="after")
     def _enough_candidates(self) -> "NightlyConfig":
@@ -72,4 +67,5 @@ class NightlyConfig(Section):
 
     def ranking(self) -> dict[str, Any]:
         """The keys that a user's row depends on, beyond the tables that are named here."""
-        return self.model_dump(mode="json", include={"num_candidates", "approximate_above", "top_k", "ranker"})
+        keys = {"num_candidates", "approximate_above", "top_k", "ranker", "recommend_seen", "timezone"}
+        return self.model_dump(mode="json", include=keys)

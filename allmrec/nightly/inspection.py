@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from allmrec.data.catalogue import Catalogue
+from allmrec.nightly.candidates import hidden
 from allmrec.nightly.score import LLM, POPULAR, TEACHER, Night
 
 SOURCES = (LLM, TEACHER, POPULAR)
@@ -49,7 +50,8 @@ class InspectShards:
         catalogue = Catalogue.read(night.storage.at("items"))
         for shard in batch["id"].tolist():
             users = night.users.read(shard).users
-            digest = night.run.audit(shard, users.user_ids, users, catalogue, night.config.top_k, night.filter)
+            seen = hidden(users, night.config)
+            digest = night.run.audit(shard, users.user_ids, seen, catalogue, night.config.top_k, night.filter)
             rows, last = night.run.read_shard(shard)[0], night.last and night.last.read(shard)
             sums = measure(rows, last, catalogue.item_ids, night.config.top_k)
             facts = json.dumps(night.run.shard_facts(shard))

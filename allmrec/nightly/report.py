@@ -61,7 +61,11 @@ def summarise(
         "carried_over": int(facts.get("carried_over", 0)),
         "suppressed_users": int(facts.get("suppressed_users", 0)),
         "filled_from_teacher": int(facts.get("filled_from_teacher", 0)),
-        "dropped": {name[8:]: int(count) for name, count in sorted(facts.items()) if name.startswith("dropped_")},
+        "dropped": {
+            name[8:]: int(count)
+            for name, count in sorted(facts.items())
+            if name.startswith("dropped_") and name != "dropped_history"  # of prompts
+        },
         "items_left_out": filter.excluded(),
         "popular": float(sums["sources"][SOURCES.index("popular")] / max(users, 1)),
         "lengths": sums["lengths"].astype(int).tolist(),

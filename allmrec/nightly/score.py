@@ -22,13 +22,14 @@ import pyarrow.compute as pc
 from allmrec.artifacts import read_table
 from allmrec.bundle import load_bundle, read_description
 from allmrec.data.sequences import Sequences, offsets_of
-from allmrec.hashing import key64, permutations
+from allmrec.hashing import Draw, key64, permutations
 from allmrec.llm.loading import LLMConfig
 from allmrec.nightly.blend import blended
-from allmrec.nightly.candidates import Candidates, Retriever, given, most_popular
+from allmrec.nightly.candidates import Candidates, Retriever, given, hidden, most_popular
 from allmrec.nightly.carry_over import LastRun, input_digests, item_digests, write_digests
 from allmrec.nightly.config import NightlyConfig
 from allmrec.nightly.filters import ItemFilter
+from allmrec.nightly.lists import ListCount
 from allmrec.nightly.progress import note
 from allmrec.nightly.publish import Run
 from allmrec.nightly.users import NightlyUsers
@@ -36,7 +37,6 @@ from allmrec.scorer import Scorer
 from allmrec.storage import Storage
 from schemas.recommendations import ITEM, SCHEMA
 
-_ORDER = 0x4E49  # purpose of the draws that shuffle candidates in a prompt
 POPULAR, TEACHER, LLM = "popular", "teacher", "llm"
 
 
@@ -55,6 +55,7 @@ class Night:
     given: Storage | None = None  # another system's candidates, dealt to shards
     last: LastRun | None = None  # what tonight is compared with
     carry_over: bool = True  # the rows of `last` that have not changed
+    lists: tuple[ListCount, ...] = ()  # that the config names, for the report
 
     def ranking(self, description: Mapping[str, Any]) -> dict[str, Any]:
         """What ranks a user's candidates, whoever the user is and whatever the items.
@@ -142,7 +143,8 @@ class ScoreShards:
         proposals = replace(proposals, items=items_UN)
         if night.given is None:
             return proposals
-        return given(read_table(night.given, [shard]), proposals, self.catalogue, night.filter, users)
+        seen = hidden(users, night.config)
+        return given(read_table(night.given, [shard]), proposals, self.catalogue, night.filter, seen)
 
     def scores(self, users: Sequences, candidates_UN: np.ndarray) -> np.ndarray:
         """float32 (U, N), higher is better; -inf for no candidate.
@@ -160,7 +162,7 @@ class ScoreShards:
         if weight == 0:
             return self.scorer.teacher_scores(x_UD, candidates_UN)
         # The prompt must not give the teacher's order away: training showed the target anywhere.
-        order = permutations(users.hashes(), key64(self.night.seed, _ORDER), candidates_UN.shape[1])
+        order = permutations(users.hashes(), key64(self.night.seed, Draw.NIGHTLY_SHOWN), candidates_UN.shape[1])
         shown = np.take_along_axis(candidates_UN, order, axis=1)
         log_p_UN = np.empty(candidates_UN.shape, dtype=np.float32)
         np.put_along_axis(log_p_UN, order, self.scorer.llm_scores(x_UD, users, shown), axis=1)

@@ -7,6 +7,7 @@ time there is nothing left to do. The newest log entry always names files that a
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
@@ -57,7 +58,29 @@ def expire(storage: Storage, run_date: date, lease: Lease) -> None:
     _delete_work(storage, run_date)
 
 
-def suppress(storage: Storage, run_date: date, user_ids: pa.Array, item_ids: pa.Array, lease: Lease) -> dict[str, int]:
+@dataclass
+class Suppressed:
+    """What was taken out: rows (users), places in lists (items), of how many files, and whom these named."""
+
+    users: int = 0
+    items: int = 0
+    files: int = 0
+    named_users: set[str] = field(default_factory=set)
+    named_items: set[str] = field(default_factory=set)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {"users": self.users, "items": self.items, "files": self.files}
+
+    def add(self, other: "Suppressed") -> None:
+        self.users += other.users
+        self.items += other.items
+        self.files += other.files
+        self.named_users |= other.named_users
+        self.named_items |= other.named_items
+
+
+def suppress(storage: Storage, run_date: date, user_ids: pa.Array, item_ids: pa.Array, lease: Lease) -> Suppressed:
     """Take users' rows and items' places out of a date; ranks are dense again. The lease must be this date's.
 
     A published file that names one of them is written anew under another name; the old ones and the run's work are
@@ -65,9 +88,6 @@ def suppress(storage: Storage, run_date: date, user_ids: pa.Array, item_ids: pa.
 
     Args:
         user_ids, item_ids: string; those that the run does not name do no harm.
-
-    Returns:
-        how many rows (users), places in lists (items) and files it was.
 
     Raises:
         ValueError: a published file is missing or damaged; names it.
@@ -77,28 +97,25 @@ def suppress(storage: Storage, run_date: date, user_ids: pa.Array, item_ids: pa.
     if manifest is None:
         return _suppress_work(storage, run_date, user_ids, item_ids)
 
-    def rewrite(numbered: tuple[int, dict[str, Any]]) -> tuple[dict[str, Any], int, int]:
+    def rewrite(numbered: tuple[int, dict[str, Any]]) -> tuple[dict[str, Any], Suppressed]:
         shard, file = numbered
         table = read_published(storage, file)
-        left, users, items = _without(table, user_ids, item_ids)
-        if not users and not items:
-            return file, 0, 0
+        left, found = _without(table, user_ids, item_ids)
+        if not found.files:
+            return file, found
         data = to_parquet(left)
         entry = describe(data, rows=left.num_rows)
         name = shard_name(shard).replace(".parquet", f"-{entry['sha256'][:16]}.parquet")
         key = f"run_date={run_date}/{name}"
         storage.write(key, data)
-        return {"key": key, **{name: entry[name] for name in ("sha256", "size", "rows")}}, users, items
+        return {"key": key, **{name: entry[name] for name in ("sha256", "size", "rows")}}, found
 
     with ThreadPoolExecutor(_PARALLEL) as pool:
         rewritten = list(pool.map(rewrite, enumerate(manifest["files"])))
-    files = [file for file, _, _ in rewritten]
-    found = {
-        "users": sum(users for _, users, _ in rewritten),
-        "items": sum(items for _, _, items in rewritten),
-        "files": sum(old != new for old, new in zip(manifest["files"], files, strict=True)),
-    }
-    if found["files"]:
+    files, found = [file for file, _ in rewritten], Suppressed()
+    for _, part in rewritten:
+        found.add(part)
+    if found.files:
         manifest = manifest | {"files": files, "rows": sum(file["rows"] for file in files)}
         lease.check()
         storage.write(manifest_key(run_date), dump_json(manifest))
@@ -110,25 +127,28 @@ def suppress(storage: Storage, run_date: date, user_ids: pa.Array, item_ids: pa.
     return found
 
 
-def _suppress_work(storage: Storage, run_date: date, user_ids: pa.Array, item_ids: pa.Array) -> dict[str, int]:
+def _suppress_work(storage: Storage, run_date: date, user_ids: pa.Array, item_ids: pa.Array) -> Suppressed:
     """Of a run that is not published: its attempts, and copies of them that no manifest names yet."""
-    found = {"users": 0, "items": 0, "files": 0}
+    found = Suppressed()
     copies = [entry.key for entry in storage.list(f"run_date={run_date}/")]
     for key in [*copies, *(entry.key for entry in storage.list(f"_runs/run_date={run_date}/attempts/"))]:
-        _, users, items = _without(pq.read_table(pa.BufferReader(storage.read(key))), user_ids, item_ids)
-        for name, count in (("users", users), ("items", items), ("files", bool(users or items))):
-            found[name] += count
-    if found["files"]:
+        found.add(_without(pq.read_table(pa.BufferReader(storage.read(key))), user_ids, item_ids)[1])
+    if found.files:
         _delete(storage, copies)
         _delete_work(storage, run_date)
     return found
 
 
-def _without(table: pa.Table, user_ids: pa.Array, item_ids: pa.Array) -> tuple[pa.Table, int, int]:
-    """The rows of other users with the places of other items; how many rows and places were taken out."""
-    left = table.filter(pc.invert(pc.is_in(table.column("user_id"), value_set=user_ids))).combine_chunks()
+def _without(table: pa.Table, user_ids: pa.Array, item_ids: pa.Array) -> tuple[pa.Table, Suppressed]:
+    """The rows of other users with the places of other items, of one file."""
+    gone = pc.is_in(table.column("user_id"), value_set=user_ids)
+    left, users = table.filter(pc.invert(gone)).combine_chunks(), table.column("user_id").filter(gone)
+    # Also rows that go may name a listed item, which is known then.
+    named = pc.unique(pc.list_flatten(table.column("items")).combine_chunks().field("item_id"))
+    items = named.filter(pc.is_in(named, value_set=item_ids)).to_pylist()
+    found = Suppressed(len(users), 0, int(len(users) > 0 or len(items) > 0), {*users.to_pylist()}, {*items})
     if not left.num_rows:
-        return left, table.num_rows, 0
+        return left, found
     lists = left.column("items").chunk(0)
     entries = lists.flatten()
     kept = ~pc.is_in(entries.field("item_id"), value_set=item_ids).to_numpy(zero_copy_only=False)
@@ -141,8 +161,8 @@ def _without(table: pa.Table, user_ids: pa.Array, item_ids: pa.Array) -> tuple[p
         pa.array(offsets_of(lengths), pa.int32()), pa.StructArray.from_arrays(columns, fields=list(ITEM))
     )
     index = left.schema.get_field_index("items")
-    left = left.set_column(index, SCHEMA.field("items"), lists)
-    return left, table.num_rows - left.num_rows, int((~kept).sum())
+    found.items = int((~kept).sum())
+    return left.set_column(index, SCHEMA.field("items"), lists), found
 
 
 def _delete_work(storage: Storage, run_date: date) -> None:

@@ -6,7 +6,8 @@ who are suppressed. Users without a history come with an empty one.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import date, datetime, time, timedelta
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +15,8 @@ import pyarrow.compute as pc
 
 from allmrec.artifacts import read_table
 from allmrec.data.sequences import Sequences, num_shards, offsets_of
-from allmrec.hashing import key64, mix64
+from allmrec.hashing import Draw, key64, mix64
 from allmrec.storage import Storage
-
-_LIMIT = 0x4C49  # purpose of the draw that chooses users under a limit
 
 
 @dataclass(frozen=True)
@@ -37,9 +36,10 @@ class NightlyUsers:
     asked: Storage | None = None  # a dealt table of user_id: these and nobody else
     suppressed: Storage | None = None  # a dealt table of user_id: never these
     limit: int | None = None  # at most so many users in all, drawn by their hashes
+    timezone: str = "UTC"  # where the date ends
 
     def read(self, shard: int) -> ShardOfUsers:
-        users = known_before(read_table(self.sequences, [shard]), self.run_date)
+        users = known_before(read_table(self.sequences, [shard]), self.run_date, self.timezone)
         left_out = {}
         if self.asked is not None:
             users = _exactly(users, _ids(self.asked, shard))
@@ -50,18 +50,20 @@ class NightlyUsers:
         if self.limit is not None:
             shards = num_shards(self.sequences)
             share = self.limit // shards + (shard < self.limit % shards)
-            users = users.take(np.sort(np.argsort(mix64(users.hashes() ^ key64(_LIMIT)), kind="stable")[:share]))
+            users = users.take(
+                np.sort(np.argsort(mix64(users.hashes() ^ key64(Draw.NIGHTLY_USERS)), kind="stable")[:share])
+            )
         return ShardOfUsers(users, left_out)
 
 
-def known_before(table: pa.Table, run_date: date) -> Sequences:
-    """Histories up to the end (UTC) of a date, of the users who have one by then.
+def known_before(table: pa.Table, run_date: date, timezone: str = "UTC") -> Sequences:
+    """Histories up to the end of a date in a time zone, of the users who have one by then.
 
     Args:
         table: rows of `sequences`.
     """
     users = Sequences.from_table(table)
-    end = datetime.combine(run_date + timedelta(days=1), time(), UTC)
+    end = datetime.combine(run_date + timedelta(days=1), time(), ZoneInfo(timezone))
     times = pc.list_flatten(table.column("timestamp")).cast(pa.int64()).to_numpy()
     before = np.concatenate([[0], np.cumsum(times < int(end.timestamp()) * 1_000_000)])
     lengths = np.diff(before[users.offsets])  # histories are in time order, so what came before is their beginning

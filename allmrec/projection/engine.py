@@ -6,6 +6,7 @@ only the projectors have gradients, moments and checkpoints; the LLM's weights a
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -22,6 +23,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from allmrec.distributed import place
 from allmrec.llm.loading import LLMConfig, Placement, llm_folder, load_llm, torch_dtype
+from allmrec.models import refuse_other_weights
 from allmrec.projection.deepspeed_config import loading_config
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names of Adam's moments
@@ -33,7 +35,7 @@ def load_placed_llm(config: LLMConfig, placement: Placement, largest_weight: int
     Where it is cut, no worker ever holds more than its share and one whole weight.
 
     Raises:
-        ValueError: no such model, or its files lack a weight.
+        ValueError: no such model, or its files are not just the weights that its config describes.
     """
     if placement == "replicated":
         return load_llm(config)
@@ -47,31 +49,64 @@ def load_placed_llm(config: LLMConfig, placement: Placement, largest_weight: int
     with no_init_weights(), deepspeed.zero.Init(config_dict_or_path=settings):
         llm = AutoModelForCausalLM.from_config(outline, dtype=torch_dtype(config))
     llm.tie_weights()
-    _read_weights(llm, folder)
+    _read_weights(f"llm.name {config.name!r}", llm, folder)
     return llm.requires_grad_(False).eval()
 
 
-def _read_weights(llm: nn.Module, folder: Path) -> None:
-    """Weight by weight from the folder's safetensors: rank 0 reads, and each worker keeps its part."""
+def _read_weights(name: str, llm: nn.Module, folder: Path) -> None:
+    """Weight by weight from the folder's safetensors: rank 0 reads, and each worker keeps its part.
+
+    Every worker compares names and shapes first, so that all of them refuse a checkpoint or none does.
+    """
     from deepspeed import zero
 
-    parameters = dict(llm.named_parameters())
-    prefix = f"{llm.base_model_prefix}."
-    missing = {id(parameter) for parameter in parameters.values()}
+    found = _tensors(llm, folder)
+    wanted = llm.state_dict(keep_vars=True)
+    ignored = getattr(llm, "_keys_to_ignore_on_load_unexpected", None) or []
+    there = {id(wanted[name]) for name in found.keys() & wanted.keys()}  # also under the second name of a tied weight
+    refuse_other_weights(
+        name,
+        llm,
+        missing_keys=[name for name, tensor in wanted.items() if id(tensor) not in there],
+        unexpected_keys=[
+            name for name in found.keys() - wanted.keys() if not any(re.search(pattern, name) for pattern in ignored)
+        ],
+        mismatched_keys=[
+            (name, shape, _whole_shape(wanted[name]))
+            for name, (_, _, shape) in found.items()
+            if name in wanted and shape != _whole_shape(wanted[name])
+        ],
+    )
+    read = set()
+    for name, (file, key, _) in found.items():
+        tensor = wanted.get(name)
+        if tensor is None or id(tensor) in read:
+            continue
+        read.add(id(tensor))
+        with safe_open(file, framework="pt") as tensors:
+            if not hasattr(tensor, "ds_id"):  # a buffer, which is not cut
+                tensor.data.copy_(tensors.get_tensor(key))
+                continue
+            with zero.GatheredParameters([tensor], modifier_rank=0):
+                if place()[0] == 0:
+                    tensor.data.copy_(tensors.get_tensor(key))
+
+
+def _tensors(llm: nn.Module, folder: Path) -> dict[str, tuple[Path, str, list[int]]]:
+    """Of each tensor in the folder's safetensors, by its name in the model: the file, its name there, and its shape."""
+    prefix, wanted = f"{llm.base_model_prefix}.", llm.state_dict(keep_vars=True).keys()
+    found = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  it is no dictionary
+            for key in tensors.keys():  # noqa: SIM118  it is no dictionary
                 # The model may have been saved without its head.
-                parameter = parameters.get(name, parameters.get(prefix + name))
-                if parameter is None or id(parameter) not in missing:  # buffers, and the second name of a tied weight
-                    continue
-                with zero.GatheredParameters([parameter], modifier_rank=0):
-                    if place()[0] == 0:
-                        parameter.data.copy_(tensors.get_tensor(name))
-                missing.remove(id(parameter))
-    if missing:
-        names = [name for name, parameter in parameters.items() if id(parameter) in missing]
-        raise ValueError(f"{folder} lacks {len(names)} weights of the model that its config describes: {names[:3]} …")
+                name = prefix + key if key not in wanted and prefix + key in wanted else key
+                found[name] = (file, key, list(tensors.get_slice(key).get_shape()))
+    return found
+
+
+def _whole_shape(tensor: torch.Tensor) -> list[int]:
+    return list(getattr(tensor, "ds_shape", tensor.shape))
 
 
 def start_engine(

@@ -31,7 +31,7 @@ def tokens_per_prompt(
     tokenizer: Any = load_tokenizer(llm)
     chosen = np.linspace(1, len(titles) - 1, min(len(titles) - 1, _TITLES)).astype(np.int64)
     sample = Titles.tokenise(titles.take(pa.array([0, *chosen])), tokenizer, prompt.max_title_tokens)
-    builder = PromptBuilder(prompt, tokenizer, sample, soft=True, max_tokens=positions - prompt.max_title_tokens - 1)
+    builder = PromptBuilder(prompt, tokenizer, sample, soft=True, max_tokens=positions)
     users = sequences.take(np.flatnonzero(sequences.lengths >= 2)[:_USERS])
     stand_ins = Sequences(users.user_ids, users.offsets, (users.items % len(chosen) + 1).astype(np.int32))
     examples = Examples(stand_ins, builder, projection.num_candidates, seed=0, targets=projection.targets)

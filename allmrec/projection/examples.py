@@ -15,13 +15,13 @@ from typing import Literal
 import numpy as np
 
 from allmrec.data.sequences import Sequences, offsets_of, ranges
-from allmrec.hashing import draws, key64, mix64, permutations
+from allmrec.hashing import Draw, draws, key64, mix64, permutations
 from allmrec.llm.batches import distinct_items, take
 from allmrec.llm.prompt import PromptBuilder, Prompts
 from allmrec.negatives import draw_negatives
 
 Targets = Literal["last", "all"]
-_ORDER, _PLACES, _BATCHES, _EARLIER = 0x4F52, 0x504C, 0x4253, 0x4541  # purposes of random draws
+_BLOCK = 4096  # prompts built at once to be counted
 _WINDOW = 64  # batches among which prompts are sorted by length: padding against randomness
 
 
@@ -52,17 +52,24 @@ class Examples:
         sequences: the training part of everyone's history (`Sequences.read_train`).
         num_candidates: titles that a prompt offers.
         targets: which items are answers.
+        drawable: `Catalogue.drawable`, which negatives come from; by default every item.
     """
 
     def __init__(
-        self, sequences: Sequences, builder: PromptBuilder, num_candidates: int, seed: int, targets: Targets = "last"
+        self,
+        sequences: Sequences,
+        builder: PromptBuilder,
+        num_candidates: int,
+        seed: int,
+        targets: Targets = "last",
+        drawable: np.ndarray | None = None,
     ):
         learnable = np.flatnonzero(sequences.lengths >= 2)  # one item is a target without a history
         if not len(learnable):
             raise ValueError("no user has two training interactions, so there is nothing to learn; add data")
         self.sequences = sequences.take(learnable)
         self.builder, self.num_candidates, self.seed = builder, num_candidates, seed
-        self.num_items = len(builder.titles.lengths) - 1
+        self.drawable = np.arange(1, len(builder.titles.lengths)) if drawable is None else drawable
         lengths = self.sequences.lengths
         hashes = self.sequences.hashes()
         if targets == "last":
@@ -70,7 +77,7 @@ class Examples:
         else:
             self.rows = np.repeat(np.arange(len(lengths)), lengths - 1)
             self.places = ranges(np.ones_like(lengths), lengths - 1)
-            self.hashes = mix64(hashes[self.rows] ^ key64(_EARLIER) ^ self.places.astype(np.uint64))
+            self.hashes = mix64(hashes[self.rows] ^ key64(Draw.PROJECTION_EXAMPLES) ^ self.places.astype(np.uint64))
         self.targets = self.sequences.items[self.sequences.offsets[self.rows] + self.places]
         self._window = lru_cache(maxsize=1)(self._sorted_window)
 
@@ -83,20 +90,31 @@ class Examples:
 
     def order(self, epoch: int) -> np.ndarray:
         """The epoch's permutation of the examples, int64 (E,), before they are sorted into batches."""
-        return draws(self.hashes, key64(self.seed, epoch, _ORDER), 1)[:, 0].argsort(kind="stable")
+        return draws(self.hashes, key64(self.seed, epoch, Draw.PROJECTION_ORDER), 1)[:, 0].argsort(kind="stable")
 
     def candidates(self, examples: np.ndarray, epoch: int) -> np.ndarray:
         """int32 (B, C): the target and negatives that the user has not seen, the target at any place alike."""
-        seen = self.sequences.take(self.rows[examples])
-        negatives = draw_negatives(
-            self.hashes[examples], seen.rows(), seen.items, self.num_items, self.num_candidates - 1, self.seed, epoch
-        )
-        listed = np.concatenate([self.targets[examples, None], negatives], axis=1)
-        order = permutations(self.hashes[examples], key64(self.seed, epoch, _PLACES), listed.shape[1])
+        listed = np.concatenate([self.targets[examples, None], self.negatives(examples, epoch)], axis=1)
+        order = permutations(self.hashes[examples], key64(self.seed, epoch, Draw.PROJECTION_SHOWN), listed.shape[1])
         return np.take_along_axis(listed, order, axis=1)
+
+    def negatives(self, examples: np.ndarray, epoch: int) -> np.ndarray:
+        """int32 (B, C - 1), none of which the user has seen."""
+        seen, key = self.sequences.take(self.rows[examples]), key64(self.seed, epoch, Draw.PROJECTION_NEGATIVES)
+        return draw_negatives(
+            self.hashes[examples], seen.rows(), seen.items, self.drawable, self.num_candidates - 1, key
+        )
 
     def prompts(self, examples: np.ndarray, epoch: int) -> Prompts:
         return self.builder.build(self.histories(examples), self.candidates(examples, epoch))
+
+    def shortened(self, epoch: int = 0) -> dict[str, int]:
+        """What an epoch's prompts lose because they would not fit into the LLM's positions."""
+        dropped_history = cut_titles = 0
+        for examples in np.array_split(np.arange(len(self)), max(1, len(self) // _BLOCK)):
+            prompts = self.prompts(examples, epoch)
+            dropped_history, cut_titles = dropped_history + prompts.dropped_history, cut_titles + prompts.cut_titles
+        return {"history items dropped": dropped_history, "prompts with cut titles": cut_titles}
 
     def global_batch(self, epoch: int, step: int, batch_size: int) -> tuple[np.ndarray, Prompts]:
         """The examples of a step, longest prompt first, and their prompts.
@@ -115,7 +133,7 @@ class Examples:
         by_length = np.argsort(-prompts.lengths, kind="stable")
         batches = [by_length[first : first + batch_size] for first in range(0, len(by_length), batch_size)]
         numbers = np.arange(len(batches), dtype=np.uint64)
-        order = draws(numbers, key64(self.seed, epoch, window, _BATCHES), 1)[:, 0].argsort(kind="stable")
+        order = draws(numbers, key64(self.seed, epoch, window, Draw.PROJECTION_BATCHES), 1)[:, 0].argsort(kind="stable")
         return examples, prompts, [batches[number] for number in order]
 
     def batch(self, examples: np.ndarray, prompts: Prompts) -> Batch:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from allmrec.distributed import least
-from allmrec.llm.loading import LLMConfig, Placement, llm_folder, torch_dtype
+from allmrec.llm.loading import LLMConfig, Placement, llm_folder, positions_of, torch_dtype
+from allmrec.llm.probe import refuse_by_name
 
 _HEADROOM = 0.9  # of the free memory: buffers and fragmentation take the rest
 # Numbers of H elements that one layer keeps for the backward pass to its inputs, per token: the inputs of two norms,
@@ -33,15 +34,16 @@ class Outline:
 
 
 def llm_outline(config: LLMConfig) -> Outline:
-    """Raises ValueError when there is no such model."""
+    """Raises ValueError when there is no such model, or one that cannot be ranked by tries."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     outline = AutoConfig.from_pretrained(llm_folder(config, weights=False))
     with torch.device("meta"):
         llm = AutoModelForCausalLM.from_config(outline)
+    refuse_by_name(llm)
     sizes = [parameter.numel() for parameter in llm.parameters()]
     embedding = llm.get_input_embeddings().weight
-    layers, itemsize = int(outline.num_hidden_layers), torch_dtype(config).itemsize
+    layers, itemsize = int(outline.get_text_config().num_hidden_layers), torch_dtype(config).itemsize
     return Outline(
         parameters=sum(sizes),
         weight_bytes=sum(sizes) * itemsize,
@@ -50,7 +52,7 @@ def llm_outline(config: LLMConfig) -> Outline:
         layers=layers,
         token_dim=int(embedding.shape[1]),
         itemsize=itemsize,
-        positions=int(outline.max_position_embeddings),
+        positions=positions_of(outline),
     )
 
 

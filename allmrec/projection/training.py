@@ -24,9 +24,11 @@ from allmrec.data.sequences import Sequences
 from allmrec.distributed import most, place, summed
 from allmrec.evaluation.metrics import METRICS, measure
 from allmrec.llm.batches import SoftTokens, fill_slots, padded_tokens, token_budget_batches
-from allmrec.llm.loading import LLMConfig, Placement, hidden_states, vocabulary_logits
+from allmrec.llm.forward import logits_at
+from allmrec.llm.loading import LLMConfig, Placement
+from allmrec.llm.packed import rank
+from allmrec.llm.probe import deviation, refuse_deviating
 from allmrec.llm.prompt import Prompts
-from allmrec.llm.ranking import rank
 from allmrec.projection.deepspeed_config import deepspeed_config
 from allmrec.projection.engine import (
     checkpoint_activations,
@@ -40,10 +42,9 @@ from allmrec.projection.engine import (
     whole,
 )
 from allmrec.projection.examples import Batch, Examples
-from allmrec.projection.projectors import ProjectionConfig, Projectors, fresh_projectors
+from allmrec.projection.projectors import ProjectionConfig, Projectors
+from allmrec.projection.start import start
 from allmrec.projection.validation import Choices
-
-_CALIBRATION = 4096  # users and items that the projectors' start is fitted to
 
 
 class Stage2Model(nn.Module):
@@ -53,13 +54,16 @@ class Stage2Model(nn.Module):
         super().__init__()
         self.llm, self.projectors, self.padding = llm, projectors, padding
 
-    def forward(self, work: Batch | Choices, x_BD: torch.Tensor, e_IJ: torch.Tensor) -> torch.Tensor:
-        """Of a `Batch` the summed negative log likelihood of its answers, (); of `Choices` what `rank` gives, (B, C).
+    def forward(self, work: Batch | Choices | None, x_BD: torch.Tensor, e_IJ: torch.Tensor) -> torch.Tensor:
+        """Of a `Batch` the summed negative log likelihood of its answers, (); of `Choices` what `rank` gives, (B, C);
+        of nothing the LLM's `deviation`, ().
 
         Args:
             x_BD: the users' representations.
             e_IJ: what F_I projects, of `work.items`.
         """
+        if work is None:
+            return torch.tensor(deviation(self.llm))
         soft = SoftTokens(self.projectors.user(x_BD), self.projectors.item(e_IJ))  # O_u and O_i, equation 7
         if isinstance(work, Choices):
             return torch.from_numpy(rank(self.llm, work.prompts, work.tries, soft, self.padding))
@@ -70,10 +74,16 @@ class Stage2Model(nn.Module):
         tokens_BT = padded_tokens(prompts, int(prompts.lengths.max()), self.padding).to(device)
         embeds_BTH = fill_slots(self.llm.get_input_embeddings()(tokens_BT), prompts, soft)
         positions_BT = torch.arange(tokens_BT.shape[1], device=device).expand_as(tokens_BT)
+        target_K = torch.from_numpy(batch.target_rows * tokens_BT.shape[1] + batch.target_columns).to(device)
         # Padding stands on the right, where causality alone hides it: no mask, and so the fastest attention.
-        hidden_BTH = hidden_states(self.llm, embeds_BTH, torch.ones_like(tokens_BT), positions_BT)
-        row_K, column_K = torch.from_numpy(batch.target_rows), torch.from_numpy(batch.target_columns)
-        logits_KV = vocabulary_logits(self.llm, hidden_BTH[row_K.to(device), column_K.to(device)])
+        logits_KV = logits_at(
+            self.llm,
+            target_K,
+            inputs_embeds=embeds_BTH,
+            attention_mask=torch.ones_like(tokens_BT),
+            position_ids=positions_BT,
+            use_cache=False,
+        )
         # - sum over users and k of log P(y^u_k | p^u, y^u_<k), equation 8
         return F.cross_entropy(logits_KV, torch.from_numpy(batch.labels).to(device), reduction="sum")
 
@@ -92,6 +102,7 @@ class ProjectionTraining:
         llm: Any,
         teacher: Teacher,
         e_NJ: torch.Tensor,
+        by_text_N: torch.Tensor,
         examples: Examples,
         cases: ValidationCases | None = None,
         device: torch.device | str = "cpu",
@@ -102,8 +113,13 @@ class ProjectionTraining:
             placement: where the LLM lies.
             llm: from `load_placed_llm`, with the same placement.
             e_NJ: what F_I projects, by item index (`item_inputs`).
+            by_text_N: bool, of the items that it knows by their texts alone (`Forms.by_text_N`).
             cases: this worker's share of those that choose the best epoch; without any the last one is kept.
             state: where to go on from.
+
+        Raises:
+            ValueError: the LLM's architecture cannot be ranked by tries, or the projectors cannot start as the config
+                says; see `start`.
         """
         self.config, self.examples, self.device = config, examples, torch.device(device)
         self.teacher, self.e_NJ = teacher.to(self.device), e_NJ.to(self.device)
@@ -113,15 +129,11 @@ class ProjectionTraining:
         embedding = llm.get_input_embeddings()
         with whole(embedding.parameters()):
             token_norm, token_dim = embedding.weight.float().norm(dim=1).mean().item(), embedding.weight.shape[1]
-        some = examples.order(0)[:_CALIBRATION]
-        x_UD = self.teacher.represent(examples.histories(some))
-        self.projectors = fresh_projectors(x_UD.shape[1], e_NJ.shape[1], token_dim, examples.seed)
-        if state is None:
-            some_items = slice(1, 1 + _CALIBRATION)
-            items_ND = self.teacher.item_embeddings.detach()[some_items].cpu()
-            norm = config.soft_token_scale * token_norm
-            self.projectors.calibrate(x_UD.cpu(), e_NJ[some_items].cpu(), items_ND, norm)
-        else:
+        self.projectors = start(
+            config, self.teacher, examples, e_NJ, by_text_N, token_dim, config.soft_token_scale * token_norm
+        )
+        self.untrained = weights(self.projectors)
+        if state is not None:
             self.projectors.load_state_dict(state["projectors"])
         if config.activation_checkpointing:
             checkpoint_activations(llm)
@@ -132,6 +144,7 @@ class ProjectionTraining:
             config.learning_rate,
             deepspeed_config(config, llm_config, placement, token_dim, largest),
         )
+        refuse_deviating(llm, float(self.engine(None, e_NJ[:0], e_NJ[:0])))
         self.frozen_checksum = checksum(llm)
         self.validation = [] if cases is None else self._choices(cases, llm_config.tokens_per_batch)
         self.read = self.padded = 0  # tokens of this worker's passes, without and with padding

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from allmrec.data.sequences import Sequences
-from allmrec.hashing import key64, permutations
+from allmrec.hashing import Draw, key64, permutations
 from allmrec.llm.batches import distinct_items
 from allmrec.llm.prompt import PromptBuilder, Prompts
 from allmrec.llm.trie import Tries, build_tries
-
-_SHOWN = 0x5653  # purpose of the draws that shuffle candidates in a prompt
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Choices:
     def of(
         cls, builder: PromptBuilder, histories: Sequences, candidates: np.ndarray, seed: int, counts: bool = True
     ) -> "Choices":
-        order = permutations(histories.hashes(), key64(seed, _SHOWN), candidates.shape[1])
+        order = permutations(histories.hashes(), key64(seed, Draw.PROJECTION_VALIDATION_SHOWN), candidates.shape[1])
         shown = np.take_along_axis(candidates, order, axis=1)
         items, prompts = distinct_items(builder.build(histories, shown))
         tries = build_tries(builder.titles, shown, builder.end)

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from allmrec.artifacts import describe
 from allmrec.config import Section
-from allmrec.models import model_folder, model_identity
+from allmrec.models import model_folder, model_identity, refuse_other_weights
 from allmrec.storage import Storage
 
 
@@ -25,6 +25,7 @@ class TextConfig(Section):
 
     model: str = "sentence-transformers/all-mpnet-base-v2"  # hub name or local folder
     revision: str | None = None  # of a hub name; pin it for reproducible runs
+    prompt: str | None = None  # put before every text, as "passage: "; null: the model's own default, "": none
     batch_size: int = Field(64, ge=1)  # texts of one forward pass
     max_chars: int = Field(4000, ge=1)  # texts are cut here; the model cuts again at its own number of tokens
     # Of the encoder's weights; auto: bfloat16 on GPUs and float32 on CPUs. Q_i is always float32.
@@ -43,14 +44,61 @@ def encoder_folder(config: TextConfig) -> Path:
 
 
 def load_encoder(config: TextConfig, device: str = "cpu") -> Any:
-    """The SentenceTransformer, in eval mode; its parameters can be trained. Raises ValueError as `model_folder`."""
+    """The SentenceTransformer, in eval mode; its parameters can be trained. `text.prompt` is its default prompt.
+
+    Raises:
+        ValueError: no such model, or its files are not just the weights that its config describes.
+    """
     from sentence_transformers import SentenceTransformer
 
     folder = encoder_folder(config)
-    encoder = SentenceTransformer(
-        str(folder), device=device, local_files_only=True, model_kwargs={"use_safetensors": True}
-    )
+    try:
+        encoder = SentenceTransformer(
+            str(folder),
+            device=device,
+            local_files_only=True,
+            model_kwargs={"use_safetensors": True, "ignore_mismatched_sizes": True},  # so that they are listed
+        )
+    except (KeyError, RuntimeError) as error:  # of its modules that are not transformers' own
+        raise ValueError(f"text.model {config.model!r} is not a complete encoder: {error}") from error
+    _refuse_incomplete(config.model, encoder)
+    if config.prompt is not None:
+        encoder.prompts["text.prompt"], encoder.default_prompt_name = config.prompt, "text.prompt"
     return encoder.to(getattr(torch, config.dtype_on(device))).eval()
+
+
+def default_prompt(encoder: Any) -> str | None:
+    """What the SentenceTransformer puts before every text."""
+    return encoder.prompts.get(encoder.default_prompt_name)
+
+
+def _refuse_incomplete(name: str, encoder: Any) -> None:
+    """Raises ValueError naming weights that a checkpoint of transformers lacks or has besides, or that do not fit."""
+    from sentence_transformers.sentence_transformer.modules import Transformer
+
+    for module in encoder.modules():
+        if not isinstance(module, Transformer):
+            continue
+        model = module.auto_model
+        # Read again, for a SentenceTransformer does not say what it found.
+        _, found = type(model).from_pretrained(
+            model.name_or_path,
+            config=model.config,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+        parts = {part for part, _ in model.named_children()} | {model.base_model_prefix}
+        refuse_other_weights(
+            f"text.model {name!r}",
+            model,
+            # Token embeddings are pooled, which is what many checkpoints have no weights of their own for.
+            missing_keys=[key for key in found["missing_keys"] if not key.startswith("pooler.")],
+            # Beside the model's parts lie heads of the task that it was trained on.
+            unexpected_keys=[key for key in found["unexpected_keys"] if key.split(".")[0] in parts],
+            mismatched_keys=found["mismatched_keys"],
+            error_msgs=found["error_msgs"],
+        )
 
 
 def save_encoder(storage: Storage, folder: str, encoder: Any) -> dict[str, dict[str, Any]]:
@@ -103,4 +151,5 @@ def encoder_identity(config: TextConfig, device: str = "cpu") -> str:
     identity = model_identity(config.model, config.revision)
     if "@" not in identity:
         identity = f"{Path(config.model).name}@{identity[:16]}"
-    return f"{identity} {config.dtype_on(device)}, {config.max_chars} characters"
+    prompt = "" if config.prompt is None else f", behind {config.prompt!r}"
+    return f"{identity} {config.dtype_on(device)}, {config.max_chars} characters{prompt}"

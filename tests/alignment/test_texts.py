@@ -1,6 +1,7 @@
 """SBERT in training: it embeds as `embed` does, each text once, on one worker."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +41,56 @@ def test_rows_get_what_embed_makes_of_their_texts(folder, max_chars):
     expected_NS = np.array(encoder(pa.table({"text": CATALOGUE}))["embedding"].to_pylist(), np.float32)
     found_RS = trained(folder, max_chars)(ITEMS).detach().numpy()
     np.testing.assert_allclose(found_RS, expected_NS[ITEMS], atol=1e-6)
+
+
+ENCODERS: dict[str, dict[str, Any]] = {
+    "a default prompt": {"prompts": {"passage": "epic film the "}, "default_prompt_name": "passage"},
+    "a prompt that is not pooled": {
+        "prompts": {"passage": "epic film the "},
+        "default_prompt_name": "passage",
+        "include_prompt": False,
+    },
+    "short texts": {"max_tokens": 6},
+    "short texts behind a prompt": {"max_tokens": 6, "prompts": {"a": "epic film "}, "default_prompt_name": "a"},
+    "unit length": {"normalized": True},
+    "few dimensions": {"truncate_dim": 5},
+}
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+@pytest.mark.parametrize("prompt", [None, "", "coach Derby: "])
+def test_an_encoders_own_ways_are_those_of_embed(kind, prompt, tmp_path):
+    build_tiny_sbert(TEXTS, tmp_path, **ENCODERS[kind])
+    config = TextConfig(model=str(tmp_path), prompt=prompt)
+    expected_NS = np.array(TextEncoder(config)(pa.table({"text": CATALOGUE}))["embedding"].to_pylist(), np.float32)
+    found_RS = TrainedTexts(AlignmentConfig(texts_per_pass=3), load_encoder(config), CATALOGUE, 4000)(ITEMS)
+    np.testing.assert_allclose(found_RS.detach().numpy(), expected_NS[ITEMS], atol=1e-6)
+    plain = load_encoder(config).encode(CATALOGUE.to_pylist(), prompt="" if prompt is None else "x ")
+    has_own_prompt = "prompts" in ENCODERS[kind]
+    assert np.allclose(plain, expected_NS, atol=1e-6) == (prompt is None and not has_own_prompt), "prompts matter"
+
+
+def test_types_of_tokens_are_kept(tmp_path):
+    build_tiny_sbert(TEXTS, tmp_path)
+    encoder = load_encoder(TextConfig(model=str(tmp_path)))
+    preprocess = encoder.preprocess
+
+    def typed(texts, **settings):
+        features = preprocess(texts, **settings)
+        return features | {"token_type_ids": (features["input_ids"] % 2) * features["attention_mask"]}
+
+    encoder.preprocess = typed
+    expected_NS = encoder.encode(CATALOGUE.to_pylist())
+    found_RS = TrainedTexts(AlignmentConfig(texts_per_pass=3), encoder, CATALOGUE, 4000)(ITEMS)
+    np.testing.assert_allclose(found_RS.detach().numpy(), expected_NS[ITEMS], atol=1e-6)
+
+
+def test_what_is_read_beside_tokens_is_refused(folder):
+    encoder = load_encoder(TextConfig(model=str(folder)))
+    preprocess = encoder.preprocess
+    encoder.preprocess = lambda texts, **settings: preprocess(texts, **settings) | {"pixels": torch.zeros(7, 7, 7)}
+    with pytest.raises(ValueError, match=r"reads \['pixels'\] of a text.*frozen"):
+        TrainedTexts(AlignmentConfig(), encoder, CATALOGUE, 4000)
 
 
 @pytest.mark.parametrize("max_padding", [0, 0.1, 0.9])

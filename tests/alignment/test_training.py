@@ -8,7 +8,7 @@ import torch
 from allmrec.alignment.examples import Examples, held_out_items
 from allmrec.alignment.network import AlignmentConfig
 from allmrec.alignment.texts import TrainedTexts
-from allmrec.alignment.training import AlignmentTraining, alignment_quality
+from allmrec.alignment.training import AlignmentTraining, alignment_quality, spread_kept
 from allmrec.cf.teacher import TeacherConfig, build_teacher
 from allmrec.text.encoder import TextConfig, load_encoder
 from tests.cf.conftest import cycles, ragged
@@ -69,8 +69,10 @@ def test_held_out_items_are_in_no_row(teacher, texts):
     batches = list(run.examples.batches(0))
     items = np.concatenate([rows.item_R for rows in batches])
     assert len(items) > 1000 and not held_out_items(FAST, NUM_ITEMS + 1, 0)[items].any() and items.min() > 0
-    users = sum(rows.weight_R.sum() for rows in batches)
-    assert 900 < users <= 1000, "the rows of a user weigh one together"
+    own, weight = (np.concatenate([getattr(rows, name) for rows in batches]) for name in ("positive_R", "weight_R"))
+    users = sum(rows.num_users for rows in batches)
+    assert 700 < users < 800 and weight[own].sum() == pytest.approx(users), "users whose last item is held out are none"
+    assert 0.7 < weight[~own].sum() / users < 0.8, "and so are their unseen items"
 
 
 def test_negatives_are_unseen_items_and_new_in_each_epoch(teacher, texts):
@@ -78,6 +80,14 @@ def test_negatives_are_unseen_items_and_new_in_each_epoch(teacher, texts):
     users = np.arange(len(examples))
     drawn = [examples.rows(users, epoch).item_R.reshape(-1, 2)[:, 1] for epoch in (0, 1)]
     assert not (drawn[0][:, None] == examples.sequences.padded(6)).any() and (drawn[0] != drawn[1]).mean() > 0.8
+
+
+def test_unseen_items_may_be_drawn(teacher, texts):
+    drawable = np.array([3, 50, 77, 120, 150, 180, 199], np.int32)
+    users = cycles(1000, NUM_ITEMS, 6)
+    run = AlignmentTraining(FAST.model_copy(update={"held_out": 0}), teacher, users, texts, 0, drawable=drawable)
+    rows = next(run.examples.batches(0))
+    assert set(rows.item_R[~rows.positive_R].tolist()) <= set(drawable.tolist())
 
 
 @pytest.mark.parametrize("targets", ["last", "all"])
@@ -94,9 +104,67 @@ def test_targets_come_with_the_history_before_them(teacher, targets):
     x = teacher.represent(ragged([history for history, _ in expected]))
     torch.testing.assert_close(examples.x_PD[rows.target_R[rows.positive_R]], x)
     assert np.array_equal(rows.target_R[rows.positive_R], rows.target_R[~rows.positive_R])
-    assert np.bincount(rows.user_R, rows.weight_R) == pytest.approx([1, 1, 1])
+    for own in (True, False):
+        chosen = rows.positive_R == own
+        assert np.bincount(rows.user_R[chosen], rows.weight_R[chosen]) == pytest.approx([1, 1, 1])
     seen = [set(histories[user]) for user in np.array([3, 0, 2])[rows.user_R[~rows.positive_R]]]
     assert all(item not in own for item, own in zip(rows.item_R[~rows.positive_R], seen, strict=True))
+
+
+@torch.no_grad()
+def equation_6(run: AlignmentTraining, teacher, histories, unseen, texts, paper: bool) -> float:
+    """Section 4.1 as loops over users and their items, and as the default departs from it."""
+    f_I, f_T = run.network.item_encoder, run.network.text_encoder
+    E, Q = teacher.item_embeddings, texts
+    mean, scale = E[1:].mean(0), (E[1:] - E[1:].mean(0)).square().mean().sqrt()
+    if paper:
+        mean, scale = torch.zeros(E.shape[1]), 1.0
+    else:
+        E, Q = (E - mean) / scale, (Q - Q[1:].mean(0)) / (Q[1:] - Q[1:].mean(0)).square().mean().sqrt()
+    users = []
+    for history in histories:
+        terms = []
+        for place in range(1, len(history)) if run.config.targets == "all" else [len(history) - 1]:
+            x, own = teacher.represent(ragged([history[:place]]))[0], history[place]
+            matched = [own] if paper else [own, unseen[own]]
+            logits = {item: x @ (run.network.item_decoder(f_I(E[item])) * scale + mean) for item in (own, unseen[own])}
+            terms.append(
+                [
+                    sum((f_I(E[item]) - f_T(Q[item])).square().mean() for item in matched),  # eq. 2
+                    sum((E[item] - run.network.item_decoder(f_I(E[item]))).square().mean() for item in matched),
+                    sum((Q[item] - run.network.text_decoder(f_T(Q[item]))).square().mean() for item in matched),
+                    -logits[own].sigmoid().log() - (1 - logits[unseen[own]].sigmoid()).log(),  # eq. 5
+                ]
+            )
+        of_user = torch.tensor(terms)
+        users.append([*of_user[:, :3].mean(0), of_user[:, 3].sum() if paper else of_user[:, 3].mean()])
+    of_users = torch.tensor(users)
+    matching, item_recon, text_recon = of_users[:, :3].mean(0)
+    rec = of_users[:, 3].sum() if paper else of_users[:, 3].mean()
+    return (matching + 0.5 * item_recon + 0.2 * text_recon + rec).item()
+
+
+@pytest.mark.parametrize("targets", ["last", "all"])
+@pytest.mark.parametrize("preset", ["paper", "default"])
+def test_the_loss_of_a_batch_is_equation_6(teacher, preset, targets):
+    texts = torch.randn(NUM_ITEMS + 1, 10)
+    sizes = {"joint_dim": 16, "batch_size": 5, "beta": 0.2, "targets": targets}
+    config = AlignmentConfig(preset=preset, text_encoder="frozen", held_out=0, **sizes)
+    histories = [[1, 2, 3], [4, 5], [6, 7, 8, 9], [10, 11, 12], [13, 14, 15, 16, 17]]
+    run = AlignmentTraining(config, teacher, ragged(histories), texts, 0)
+    (rows,) = run.examples.batches(0)
+    unseen = dict(zip(rows.item_R[rows.positive_R].tolist(), rows.item_R[~rows.positive_R].tolist(), strict=True))
+    total = run.losses(rows).total(config, rows.num_users).item()
+    assert total == pytest.approx(equation_6(run, teacher, histories, unseen, texts, preset == "paper"), rel=1e-5)
+
+
+def test_an_own_item_without_an_embedding_leaves_its_target_out(teacher):
+    teacher.item_embeddings[5] = 0
+    config = AlignmentConfig(held_out=0, targets="all", unseen_weight=0.5)
+    examples = Examples(config, teacher, ragged([[1, 5], [2, 5, 3]]), 0)
+    rows = examples.rows(np.arange(2), epoch=0)
+    assert rows.num_users == 1 and rows.item_R[rows.positive_R].tolist() == [3]
+    assert rows.weight_R.tolist() == [1, 0.5] and rows.rec_weight_R.tolist() == [1, 1]
 
 
 def test_the_teacher_is_left_alone(teacher, texts):
@@ -138,13 +206,33 @@ def test_sbert_learns_along(teacher, sbert):
     texts = sbert()
     before = texts(np.arange(NUM_ITEMS + 1)).detach()
     assert before.shape == (NUM_ITEMS + 1, DIM)
-    losses = {}
+    nearer = {}
     for name, encoder in (("frozen", None), ("fine-tuned", texts)):
-        config = FAST.model_copy(update={"epochs": 6})
-        losses[name] = list(training(teacher, before, config, 300, encoder).rounds())[-1]
-    assert losses["fine-tuned"]["matching"] < 0.9 * losses["frozen"]["matching"], "it tells items apart by their E_i"
-    assert losses["fine-tuned"]["tokens_per_s"] > 0 and not texts.encoder.training
+        run = training(teacher, before, FAST.model_copy(update={"epochs": 6}), 300, encoder)
+        numbers = list(run.rounds())[-1]
+        texts_NS = texts(np.arange(NUM_ITEMS + 1)).detach() if encoder else before
+        learnt = torch.from_numpy(np.flatnonzero(run.examples.usable))
+        nearer[name] = alignment_quality(*run.network.joint(run.items_ND, texts_NS), learnt)["nearer"]
+    assert nearer["fine-tuned"] < 0.7 * nearer["frozen"], "it tells items apart by their E_i"
+    assert numbers["tokens_per_s"] > 0 and not texts.encoder.training
     assert not torch.allclose(texts(np.arange(NUM_ITEMS + 1)), before, atol=1e-2)
+
+
+def test_fine_tuning_keeps_the_spread_of_the_texts(teacher, sbert):
+    """In equation 4 the gradient into the texts themselves would leave two hundredths of their variance."""
+    texts = sbert()
+    before = texts(np.arange(NUM_ITEMS + 1)).detach()
+    config = FAST.model_copy(update={"learning_rate": 0.001, "held_out": 0})
+    list(training(teacher, before, config, 600, texts).rounds())
+    kept = spread_kept(before, texts(np.arange(NUM_ITEMS + 1)))
+    assert kept["text_variance_kept"] > 0.3 and kept["text_dimensions_kept"] > 0.5, kept
+
+
+def test_the_spread_that_is_left():
+    rows = torch.tensor([[9.0, 9], [1, 0], [-1, 0], [0, 1], [0, -1]])
+    flat = rows * torch.tensor([2.0, 0])
+    assert spread_kept(rows, rows / 2 + 3) == {"text_variance_kept": 0.25, "text_dimensions_kept": 1}
+    assert spread_kept(rows, flat) == {"text_variance_kept": 2, "text_dimensions_kept": 0.5}
 
 
 def test_losses_that_are_not_finite_are_an_error(teacher, texts):

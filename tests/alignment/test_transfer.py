@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from allmrec.alignment.network import AlignmentNetwork, load_network, save_alignment
-from allmrec.alignment.transfer import decoded_items, with_items
+from allmrec.alignment.network import AlignmentConfig, AlignmentNetwork, load_network, save_alignment
+from allmrec.alignment.transfer import decoded_items, drawn_items, with_items
 from allmrec.artifacts import seal
 from allmrec.cf.teacher import TeacherConfig, build_teacher
 from allmrec.storage import open_storage
@@ -24,11 +24,21 @@ def network() -> AlignmentNetwork:
 def test_a_stored_network_is_the_same(network, tmp_path):
     storage, texts_NS = open_storage(str(tmp_path)), torch.randn(7, 6)
     e_NJ, q_NJ = network.joint(torch.randn(7, 8), texts_NS)
-    seal(storage, "alignment", "test", save_alignment(storage, network, e_NJ, q_NJ))
-    items_ND, again_NJ = decoded_items(load_network(storage), texts_NS)
-    assert torch.equal(again_NJ, q_NJ) and not items_ND[0].any()
+    settings = {"alignment": AlignmentConfig().model_dump(mode="json")}
+    seal(storage, "alignment", "test", save_alignment(storage, network, e_NJ, q_NJ), settings)
+    items_ND = decoded_items(load_network(storage), texts_NS)
+    assert not items_ND[0].any()
     expected = network.item_decoder(q_NJ[1:]) * network.item_scale + network.item_mean
     assert torch.allclose(items_ND[1:], expected)
+
+
+def test_drawn_items_are_trained_ones_whatever_their_texts(network):
+    teacher = build_teacher(CONFIG, 20)
+    items_ND = drawn_items(teacher, 501, seed=3)
+    rows = [torch.nonzero((teacher.item_embeddings[1:] == row).all(1)).item() for row in items_ND[1:]]
+    assert not items_ND[0].any() and set(rows) == set(range(20))
+    assert torch.equal(items_ND, drawn_items(teacher, 501, seed=3))
+    assert not torch.equal(items_ND, drawn_items(teacher, 501, seed=4))
 
 
 @pytest.mark.parametrize("model", ["sasrec", "gru4rec", "nextitnet"])

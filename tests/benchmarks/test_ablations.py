@@ -1,15 +1,24 @@
-"""Which rows of an ablation are trained: those whose config is not the one that the finished run was made with."""
+"""Which rows of an ablation are trained: those whose config is not the one that the finished run was made with.
+
+And what is said of a row: its untrained one beside it, and differences to the table's first row by user.
+"""
 
 import json
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
-from allmrec.artifacts import seal
+from allmrec.artifacts import seal, shard_name, write_shard
+from allmrec.evaluation.metrics import METRICS, summarise
+from allmrec.evaluation.results import rows, sums_of
+from allmrec.evaluation.systems import Cases
 from allmrec.storage import open_storage
 from benchmarks import ablations
 from jobs.config import load_config
 from jobs.console import Console
 from jobs.step import resolved
+from schemas.evaluation_results import SCHEMA
 
 FINISHED = [{"system": "a-llmrec", "value": 0.5}]
 MADE_WITH = {
@@ -54,8 +63,51 @@ def test_a_row_is_trained_from_where_it_differs_from_the_finished_run(
 
     monkeypatch.setattr(ablations, "execute", execute)
     base = load_config(config_file, overrides)
-    of_the_row = load_config(config_file, [*overrides, *row, "name=row", "evaluation.systems=[a-llmrec]"])
-    metrics = ablations.train(of_the_row, base, Console(log_json=True))
-    assert ran == steps and metrics == ("trained" if steps else FINISHED)
+    of_the_row = load_config(config_file, [*overrides, *row, "name=row", "evaluation.max_users=5"])
+    run = ablations.train(of_the_row, base, Console(log_json=True))
+    assert ran == steps and json.loads(run.read("metrics.json")) == ("trained" if steps else FINISHED)
     if steps and "train-alignment" not in steps:
         assert (tmp_path / "row" / "alignment").resolve() == (tmp_path / "finished" / "alignment").resolve()
+
+
+def evaluated(root, hits: dict[str, list[int]]):
+    """A run that was evaluated: hit@1 by system, user by user."""
+    storage = open_storage(str(root))
+    results = {}
+    for system, found in hits.items():
+        users, ones = pa.array([f"u{number}" for number in range(len(found))]), np.ones(len(found), dtype=bool)
+        cases = Cases(users, None, np.ones((len(found), 2), dtype=np.int32), ones, ~ones)
+        values = np.tile(np.array(found, dtype=np.float64)[:, None], len(METRICS))
+        for protocol in ("random", "matched"):
+            results[protocol, system] = rows(system, protocol, cases, values, np.zeros(len(found), dtype=int), None)
+    place = storage.at("evaluation_results")
+    entry = write_shard(place, SCHEMA, shard_name(0), pa.concat_tables(results.values()))
+    seal(place, "evaluation_results", "", {shard_name(0): entry}, facts={"cases": "all", "recall_at": 20})
+    storage.write("metrics.json", json.dumps(summarise(sums_of(results, None, 20))).encode())
+    return storage
+
+
+def test_a_row_has_its_untrained_one_and_differences_by_user(tmp_path):
+    first = evaluated(tmp_path / "first", {"a-llmrec": [1, 1, 1, 0, 1, 1], "a-llmrec-untrained": [0, 1, 0, 0, 0, 0]})
+    row = evaluated(tmp_path / "row", {"a-llmrec": [0, 1, 1, 1, 0, 0], "a-llmrec-untrained": [0, 1, 0, 0, 0, 0]})
+    trained, untrained = (ablations.measured(row, name, first) for name in ("a-llmrec", "a-llmrec-untrained"))
+    assert trained["Hit@1"] == trained["matched"] == 0.5 and untrained["Hit@1"] == pytest.approx(1 / 6)
+    # Differences -1, 0, 0, 1, -1, -1: t of 5 degrees of freedom 2.5706, variance 0.6667.
+    assert trained["Hit@1 - first"] == trained["matched - first"] == pytest.approx(-1 / 3)
+    assert trained["± 95 %, Hit@1 - first"] == pytest.approx(2.5706 * np.sqrt(0.66667 / 6), abs=1e-3)
+    assert trained["Hit@1 - untrained"] == pytest.approx(1 / 3)
+    assert untrained["Hit@1 - first"] == pytest.approx(-4 / 6) and "Hit@1 - untrained" not in untrained
+    assert "Hit@1 - first" not in ablations.measured(first, "a-llmrec", first), (
+        "the first row is what it is compared to"
+    )
+
+
+def test_a_run_without_an_untrained_row_is_refused(tmp_path):
+    run = evaluated(tmp_path / "run", {"a-llmrec": [1, 0, 1]})
+    with pytest.raises(ValueError, match=r"'a-llmrec-untrained'.* add the systems to evaluation\.systems"):
+        ablations.measured(run, "a-llmrec", run)
+
+
+def test_the_random_row_has_no_collaborative_start():
+    assert "projection.start=ordinary" in ablations.TABLES["9"]["random joint embedding"]
+    assert any("a-llmrec-untrained" in setting for setting in ablations.EVALUATED)

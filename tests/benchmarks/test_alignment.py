@@ -28,7 +28,8 @@ def test_both_implementations_train_the_same(tuned, tmp_path):
     encoder, other = (load_encoder(TextConfig(model=str(tmp_path / "sbert"))) for _ in range(2))
     texts_NS = encoder.encode(names, convert_to_tensor=True).clone()
     teacher = build_teacher(TeacherConfig(dim=6, max_history=5), NUM_ITEMS).eval().requires_grad_(False)
-    config = AlignmentConfig(joint_dim=8, held_out=0, beta=0.2, learning_rate=0.01)
+    settings = {"joint_dim": 8, "beta": 0.2, "learning_rate": 0.01}
+    config = AlignmentConfig(preset="paper", text_encoder="fine-tuned" if tuned else "frozen", **settings)
     texts = TrainedTexts(config, encoder, pa.array(names), 4000) if tuned else None
     ours = AlignmentTraining(config, teacher, cycles(100, NUM_ITEMS, 6), texts_NS, 0, trained_texts=texts)
     weights = {name: weight.clone() for name, weight in ours.network.state_dict().items()}
@@ -36,10 +37,10 @@ def test_both_implementations_train_the_same(tuned, tmp_path):
     losses: tuple[list, list] = ([], [])
     for rows in ours.examples.batches(0):
         own, mine = rows.positive_R, ours.train_step(rows)
-        losses[0].append({name: getattr(mine, name).item() / rows.weight_R.sum() for name in NAMES})
+        losses[0].append({name: getattr(mine, name).item() for name in NAMES})
         x_BD = ours.examples.x_PD[torch.from_numpy(rows.target_R[own])]
         losses[1].append(straight.step(x_BD, rows.item_R[own].tolist(), rows.item_R[~own].tolist()))
-    assert len(losses[0]) == 4 and abs(losses[0][0]["matching"] - losses[0][-1]["matching"]) > 1e-3, "weights moved"
+    assert len(losses[0]) == 4 and losses[0][-1]["item_recon"] < 0.9 * losses[0][0]["item_recon"], "weights moved"
     for step, pair in enumerate(zip(*losses, strict=True)):
         refuse_difference(step, *pair)
     assert straight.padded > straight.read > 0 and (not tuned or texts.read < straight.read)

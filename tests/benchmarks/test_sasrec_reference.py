@@ -12,6 +12,7 @@ from benchmarks.sasrec_reference import Recipe, ReferenceTraining, SASRecReferen
 from tests.cf.conftest import cycles, training_part
 from tests.cf.test_training import NUM_ITEMS, cases_of
 
+ITEMS = np.arange(1, NUM_ITEMS + 1)
 SMALL = Recipe(dim=16, max_length=8, dropout=0.1, batch_size=32, learning_rate=0.01, samplers=1, threads=1)
 
 
@@ -20,7 +21,7 @@ SMALL = Recipe(dim=16, max_length=8, dropout=0.1, batch_size=32, learning_rate=0
     seed=st.integers(0, 1000),
 )
 def test_a_batch_is_sequences_shifted_by_one_with_unseen_items(histories, seed):
-    inputs, targets, negatives = sample_batch(histories, NUM_ITEMS, SMALL, random.Random(seed))
+    inputs, targets, negatives = sample_batch(histories, ITEMS.tolist(), SMALL, random.Random(seed))
     assert inputs.shape == targets.shape == negatives.shape == (SMALL.batch_size, SMALL.max_length)
     newest = [(history[-SMALL.max_length - 1 :], set(history)) for history in histories]
     for row in range(SMALL.batch_size):
@@ -58,7 +59,7 @@ def test_the_loss_knows_real_positions_alone():
 
 def test_it_learns_what_follows_what():
     sequences = cycles(200, NUM_ITEMS, 9)
-    training, cases = ReferenceTraining(SMALL, training_part(sequences), NUM_ITEMS, seed=0), cases_of(sequences)
+    training, cases = ReferenceTraining(SMALL, training_part(sequences), NUM_ITEMS, ITEMS, seed=0), cases_of(sequences)
     assert validate(training.model, cases)["valid_hit@1"] < 0.35
     losses = list(training.epochs(25))
     assert losses[-1] < losses[0] and training.seconds > 0
@@ -68,4 +69,4 @@ def test_it_learns_what_follows_what():
 
 def test_users_with_one_item_teach_nothing():
     sequences = cycles(5, NUM_ITEMS, 4).shortened(np.array([1, 2, 4, 1, 3]))
-    assert [len(history) for history in ReferenceTraining(SMALL, sequences, NUM_ITEMS, 0).histories] == [2, 4, 3]
+    assert [len(history) for history in ReferenceTraining(SMALL, sequences, NUM_ITEMS, ITEMS, 0).histories] == [2, 4, 3]

@@ -53,7 +53,7 @@ def test_measures_equal_brute_force():
         ranks = range(better + 1, better + tied + 2)
         full.append(np.mean([1 / np.log2(rank + 1) if rank <= 10 else 0 for rank in ranks]))
         recall.append(np.mean([rank <= 20 for rank in ranks]))
-    numbers = measured(teacher, cases)
+    numbers = measured(teacher, cases, np.arange(1, NUM_ITEMS + 1))
     assert numbers["full ndcg@10"] == pytest.approx(np.mean(full))
     assert numbers["recall@20"] == pytest.approx(np.mean(recall))
     assert 0 < numbers["hit@1"] < numbers["ndcg@10"] < 1

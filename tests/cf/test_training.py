@@ -7,10 +7,18 @@ import pyarrow as pa
 import pytest
 import torch
 
+from allmrec.artifacts import seal, shard_name, write_shard
 from allmrec.cf.teacher import TeacherConfig
 from allmrec.cf.training import TeacherTraining, ValidationCases, validate
+from allmrec.data.catalogue import ItemCounts
 from allmrec.data.sequences import Sequences
+from allmrec.data.splits import Parts
+from allmrec.evaluation.cases import EvaluationConfig, draw_cases
+from allmrec.hashing import Draw, draws, key64
 from allmrec.negatives import draw_negatives
+from allmrec.storage import open_storage
+from schemas import evaluation_cases
+from schemas import sequences as sequences_schema
 from tests.cf.conftest import cycles, ragged, training_part
 
 NUM_ITEMS = 30
@@ -32,7 +40,8 @@ def cases_of(sequences, num_items=NUM_ITEMS) -> ValidationCases:
     """The item before the last one against nine others."""
     lengths = sequences.lengths - 2
     targets = sequences.items[sequences.offsets[:-1] + lengths]
-    negatives = draw_negatives(sequences.hashes(), sequences.rows(), sequences.items, num_items, 9, seed=0)
+    items = np.arange(1, num_items + 1)
+    negatives = draw_negatives(sequences.hashes(), sequences.rows(), sequences.items, items, 9, key64(0))
     return ValidationCases(sequences.shortened(lengths), np.column_stack([targets, negatives]))
 
 
@@ -106,10 +115,8 @@ def test_the_softmax_is_cross_entropy_over_target_and_negatives(sequences):
     run = training(sequences, config)
     users = next(run._batches())
     run.teacher.eval()
-    from allmrec.cf.training import _NEGATIVES
-    from allmrec.hashing import draws, key64
-
-    drawn = draws(np.zeros(1, np.uint64), key64(0, 0, 0, _NEGATIVES), 5)[0] % np.uint64(NUM_ITEMS) + 1
+    key = key64(0, 0, 0, Draw.TEACHER_SHARED_NEGATIVES)
+    drawn = draws(np.zeros(1, np.uint64), key, 5)[0] % np.uint64(NUM_ITEMS) + 1
     expected = 0.0
     for user in users:
         history = run.sequences.items[run.sequences.offsets[user] : run.sequences.offsets[user + 1]].tolist()
@@ -119,6 +126,45 @@ def test_the_softmax_is_cross_entropy_over_target_and_negatives(sequences):
             scores = run.teacher.item_embeddings[[target, *others]] @ state
             expected -= scores.log_softmax(0)[0].item()
     assert run._loss(users, run._shared_negatives(0)).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "bce"])
+def test_negatives_are_items_that_may_be_drawn(monkeypatch, loss):
+    drawn, sequences, drawable = [], ragged([[1, 2, 3, 4]] * 40), np.array([1, 2, 3, 4, 9, 17, 20], np.int32)
+    config, nobody = FAST.model_copy(update={"loss": loss}), ValidationCases(ragged([]), np.zeros((0, 2), np.int32))
+    run = TeacherTraining(config, [lambda: sequences], NUM_ITEMS, nobody, 0, drawable=drawable)
+    score = run.teacher.scores
+    monkeypatch.setattr(run.teacher, "scores", lambda x, items: (drawn.append(items), score(x, items))[1])
+    shared = run.teacher.shared_scores
+    monkeypatch.setattr(run.teacher, "shared_scores", lambda x, items: (drawn.append(items), shared(x, items))[1])
+    run.train_epoch()
+    assert set(torch.cat([items.flatten() for items in drawn]).tolist()) - {1} == {2, 3, 4, 9, 17, 20}
+
+
+def test_in_the_whole_catalogue_only_what_may_be_drawn_competes(sequences):
+    run, cases = training(sequences), cases_of(sequences)
+    targets = np.unique(cases.candidates[:, 0]).astype(np.int32)
+    few = validate(run.teacher, cases, "full", targets[:3])
+    assert few["valid_hit@1"] > validate(run.teacher, cases, "full")["valid_hit@1"]
+
+
+def test_a_sample_of_the_cases_is_as_large_as_was_asked(tmp_path):
+    """Also where the cases are a sample themselves: drawn by one key, the second sample would be all of the first."""
+    storage, users = open_storage(str(tmp_path)), cycles(4000, NUM_ITEMS, 5)
+    lists = pa.ListArray.from_arrays(pa.array(users.offsets, pa.int32()), pa.array(users.items))
+    times = pa.ListArray.from_arrays(pa.array(users.offsets, pa.int32()), pa.array(users.items).cast(pa.int64()))
+    times = times.cast(pa.list_(pa.timestamp("us", "UTC")))
+    train = pa.array(users.lengths - 2, pa.int32())
+    table = pa.table([users.user_ids, lists, times, train], schema=sequences_schema.SCHEMA)
+    entry = write_shard(storage.at("sequences"), sequences_schema.SCHEMA, shard_name(0), table)
+    seal(storage.at("sequences"), "sequences", "test", {shard_name(0): entry})
+    parts = Parts(users.lengths - 2, users.lengths - 2, users.lengths - 1)
+    counts = ItemCounts(np.bincount(users.shortened(parts.train).items), np.bincount(users.items), len(users))
+    drawn = draw_cases(users, parts, counts, EvaluationConfig(), 0, {"valid": 0.5, "test": 0.5})
+    entry = write_shard(storage.at("cases"), evaluation_cases.SCHEMA, shard_name(0), drawn)
+    seal(storage.at("cases"), "evaluation_cases", "test", {shard_name(0): entry}, facts={"valid": 2000})
+    found = len(ValidationCases.read(storage.at("cases"), storage.at("sequences"), max_users=500, seed=0))
+    assert 430 < found < 570
 
 
 def test_a_position_whose_negatives_are_all_its_target_teaches_nothing(sequences):

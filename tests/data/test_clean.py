@@ -247,3 +247,27 @@ def test_times_in_a_dictionary_of_text_and_ratings_that_are_none():
     assert (found[0]["user_id"], found[0]["item_index"], found[0]["timestamp"]) == ("u", 1, 17_699 * DAY_US)
     reasons = [json.loads(row["aside"])["reason"] for row in found[1:]]
     assert reasons == [rejected.NULL_ID, BELOW_MIN_RATING]
+
+
+@pytest.mark.parametrize(
+    ("times", "format"),
+    [
+        (pl.Series(["2024-07-01T12:00", "2024-07-01 10:00Z", "2024-07-01T12:00+02:00", "1719828000"]), None),
+        (pl.Series([dt.datetime(2024, 7, 1, 12)]), None),
+        (pl.Series([dt.datetime(2024, 7, 1, 10, tzinfo=dt.UTC)]), None),
+        (pl.Series(["01.07.2024 12:00"]), "%d.%m.%Y %H:%M"),
+        (pl.Series(["01.07.2024 12:00 +0200"]), "%d.%m.%Y %H:%M %z"),
+    ],
+)
+def test_times_that_name_no_zone_are_of_the_configured_one(times, format):
+    assert set(microseconds(times.alias("timestamp"), "s", format, "Europe/Berlin")) == {1_719_828_000_000_000}
+
+
+def test_hours_that_come_twice_or_never_and_days():
+    times = pl.Series("timestamp", ["2024-03-31 02:30", "2024-10-27 02:30", "2024-07-01"])
+    first = int(dt.datetime(2024, 10, 27, 0, 30, tzinfo=dt.UTC).timestamp()) * 1_000_000
+    day = int(dt.datetime(2024, 6, 30, 22, tzinfo=dt.UTC).timestamp()) * 1_000_000
+    assert microseconds(times, "s", None, "Europe/Berlin").to_list() == [None, first, day]
+    assert microseconds(pl.Series([dt.date(2024, 7, 1)]), "s", None, "Europe/Berlin").to_list() == [day]
+    with pytest.raises(ValueError, match="no time zone 'Mars/Base'"):
+        DataConfig(timezone="Mars/Base")

@@ -42,8 +42,9 @@ def test_shards_are_finished(shop):
     report = json.loads(finished[0]["report"])
     assert (report["users"], report["interactions"], report["valid"], report["test"]) == (2, 7, 2, 2)
     assert {entry.key for entry in shop.storage.at("sequences").list()} == {shard_name(0), shard_name(1)}
-    train = np.sum([row["item_counts"] for row in finished], axis=0)  # without the last two of ann and bob
-    assert train.tolist() == [0, 0, 0, 1, 1, 1, 0, 0, 0, 1]
+    train, all_ = np.sum([row["item_counts"] for row in finished], axis=0).reshape(2, -1)
+    assert all_.tolist() == [0, 1, 1, 2, 1, 1, 0, 1, 0, 1]
+    assert train.tolist() == [0, 0, 0, 1, 1, 1, 0, 0, 0, 1]  # without the last two of ann and bob
 
 
 def test_a_file_that_would_not_change_is_left_alone(shop):

@@ -43,3 +43,16 @@ def test_rows_that_cleaning_set_aside_are_looked_into():
 
 def test_nobody_is_forgotten():
     assert Forgotten.of([], [], ITEM_IDS).without(ROWS).equals(ROWS)
+
+
+def test_a_rejected_row_may_spell_an_id_as_a_real_number():
+    rows = pl.DataFrame(
+        {"row": ['{"user_id":7.0}', '{"user_id":"7"}', '{"user_id":70}', '{"item_id":8.0,"user_id":1}']}
+    )
+    kept, gone = (forgotten := Forgotten.of(["7"], ["8"], ITEM_IDS)).split(rows)
+    assert kept["row"].to_list() == ['{"user_id":70}'] and forgotten.named(gone) == (["7"], ["8"])
+
+
+def test_whom_the_rows_that_went_name():
+    forgotten = Forgotten.of(["ann", "dan", "nobody"], ["b", "z"], ITEM_IDS)
+    assert forgotten.named(forgotten.split(ROWS)[1]) == (["ann", "dan"], ["b", "z"])

@@ -1,12 +1,13 @@
 import hashlib
 
+import numpy as np
 import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
 from allmrec.data.config import SourceConfig
 from allmrec.data.items import clean_items as clean
-from allmrec.data.items import index_items, with_popularity
+from allmrec.data.items import index_items, with_counts
 from allmrec.data.lines import MALFORMED, NUMBER
 from schemas import items, rejected
 
@@ -134,11 +135,12 @@ def test_the_order_of_rows_and_batches_does_not_matter(order, cut):
     assert bad.equals(expected_bad)
 
 
-def test_popularity_is_set_by_index():
+def test_counts_are_set_by_index():
     prepared, _ = index_items(clean_items(table(ROWS)))
-    counted = with_popularity(prepared, pa.array([0, 5, 0, 7]).to_numpy())
+    counted = with_counts(prepared, np.array([0, 5, 0, 7]), np.array([0, 6, 2, 9]))
     assert counted.schema == items.SCHEMA
     assert counted.column("popularity").to_pylist() == [5, 0, 7]
+    assert counted.column("interactions").to_pylist() == [6, 2, 9]
 
 
 def test_what_says_neither_yes_nor_no_is_rejected_and_counted():

@@ -17,8 +17,8 @@ from allmrec.nightly.deal import CANDIDATES
 from allmrec.s3 import Connection, S3Storage
 from allmrec.storage import S3Config, Storage, open_storage
 from jobs.config import Config
-from jobs.nightly_inputs import read_ids
-from jobs.prepare import forgotten_ids
+from jobs.nightly_inputs import item_list
+from jobs.prepare import forgotten_lists
 
 ROWS = [{"user_id": f"u{n}", "item_id": f"i{n % 3}", "timestamp": str(1_500_000_000 + n)} for n in range(9)]
 NAMES = ["log", "log#1", "log?2=3%41 b", "ü😀+&=", "[ab]*"]
@@ -90,8 +90,10 @@ def test_lists_of_ids_and_candidates_are_read(storage: Storage, where: S3Config,
     listed = {"paths": [f"{storage.uri}/ids.{format}"], "format": format}
     data = {"forgotten_users": listed, "forgotten_items": listed}
     config = Config(name="test", storage=where, data=data, nightly={"blocked_items": listed})
-    assert forgotten_ids(config) == ([row["user_id"] for row in ROWS], ["i0", "i1", "i2"])
-    assert sorted(set(read_ids(config, "blocked_items", "item_id"))) == ["i0", "i1", "i2"]
+    found = [sorted(ids.spellings.to_pylist()) for ids in forgotten_lists(config) if ids]
+    assert found == [[row["user_id"] for row in ROWS], ["i0", "i1", "i2"]]
+    blocked = item_list(config, "blocked_items")
+    assert blocked is not None and sorted(blocked.spellings.to_pylist()) == ["i0", "i1", "i2"]
     if format != "csv":
         storage.write(f"lists.{format}", written([{"user_id": "u1", "item_ids": ["i1"]}], format))
         given = SourceConfig(paths=[f"{storage.uri}/lists.{format}"], format=format)

@@ -2,29 +2,26 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from allmrec.data.catalogue import Catalogue
+from allmrec.data.catalogue import ItemCounts
 from allmrec.data.sequences import Sequences
 from allmrec.data.splits import NONE, Parts, Split, SplitConfig
 from allmrec.evaluation.cases import EvaluationConfig, draw_cases
-from schemas import evaluation_cases, items, sequences
+from schemas import evaluation_cases, sequences
 
 NUM_ITEMS = 200
-CONFIG = EvaluationConfig(num_negatives=9, matched_window=15)
+CONFIG = EvaluationConfig(num_negatives=9, matched_strata=3)
 
 
-def shop(num_items=NUM_ITEMS):
-    """Item 1 is the most popular; popularity falls with the index."""
-    rows = [
-        {"item_id": f"i{index}", "item_index": index, "popularity": num_items - index + 1, "text_hash": ""}
-        for index in range(1, num_items + 1)
-    ]
-    return Catalogue.from_table(pa.Table.from_pylist(rows, items.SCHEMA))
+def shop(num_items=NUM_ITEMS, users=300):
+    """Item 1 is the most popular; popularity falls with the index. Each is held out as often as it trains."""
+    popularity = np.append(0, np.arange(num_items, 0, -1))
+    return ItemCounts(popularity, 2 * popularity, users)
 
 
-def leave_one_out(users, catalogue, config, seed, fraction=1.0):
+def leave_one_out(users, counts, config, seed, fraction=1.0):
     """Of the leave-one-out split, with one fraction for both of its parts."""
     parts = Split(SplitConfig(), seed).divide(users, np.zeros_like(users.items))
-    return draw_cases(users, parts, catalogue.popularity, config, seed, {"valid": fraction, "test": fraction})
+    return draw_cases(users, parts, counts, config, seed, {"valid": fraction, "test": fraction})
 
 
 def crowd(count=300, seed=0):
@@ -45,10 +42,9 @@ def test_every_case_holds_what_the_schema_says():
     assert table.schema == evaluation_cases.SCHEMA
     cases = table.to_pylist()
     evaluable = [user for user, items_ in histories.items() if len(items_) >= 3]
-    assert [case["user_id"] for case in cases] == [user for user in evaluable for _ in range(4)]
-    assert {(case["split"], case["protocol"]) for case in cases[:4]} == {
-        (split, protocol) for split in ("valid", "test") for protocol in ("random", "matched")
-    }
+    kinds = [(split, protocol) for split in ("valid", "test") for protocol in ("random", "matched")]
+    asked = [(case["user_id"], case["split"], case["protocol"]) for case in cases]
+    assert asked == [(user, *kind) for user in evaluable for kind in kinds]
     for case in cases:
         history = histories[case["user_id"]]
         assert case["history_length"] == len(history) - {"test": 1, "valid": 2}[case["split"]]
@@ -58,7 +54,7 @@ def test_every_case_holds_what_the_schema_says():
         assert len(negatives) == 9 == len(set(negatives))
         assert not set(negatives) & {0, *history}
         if case["protocol"] == "matched":
-            assert max(abs(negative - target) for negative in negatives) <= 15
+            assert max(negatives) - min(negatives) < 130  # the least popular third of the line is half of the items
         assert case["warm"] == (target <= 70)  # 35 % of 200
         assert case["cold"] == (target > 130)
 
@@ -68,6 +64,26 @@ def test_random_negatives_come_from_everywhere():
     cases = leave_one_out(users, shop(), CONFIG, seed=3).to_pylist()
     drawn = [item for case in cases if case["protocol"] == "random" for item in case["candidates"][1:]]
     assert 95 < np.mean(drawn) < 106  # 100.5 expected, standard error 0.8
+
+
+def test_no_negative_is_an_item_that_the_filtered_data_has_not():
+    users, _ = crowd()
+    counts = shop(NUM_ITEMS + 1000)
+    counts.interactions[NUM_ITEMS + 1 :] = counts.popularity[NUM_ITEMS + 1 :] = 0
+    drawn = {item for case in leave_one_out(users, counts, CONFIG, 3).to_pylist() for item in case["candidates"]}
+    assert drawn <= set(range(1, NUM_ITEMS + 1))
+
+
+def test_where_nothing_trains_there_is_no_matched():
+    users, _ = crowd()
+    counts = shop()
+    counts = ItemCounts(0 * counts.popularity, counts.interactions, counts.users)
+    cases = leave_one_out(users, counts, CONFIG, seed=3)
+    assert set(cases.column("protocol").to_pylist()) == {"random"}
+    whole = leave_one_out(users, shop(), CONFIG, seed=3).to_pylist()
+    assert [case["candidates"] for case in cases.to_pylist()] == [
+        case["candidates"] for case in whole if case["protocol"] == "random"
+    ]
 
 
 def test_splits_and_protocols_are_drawn_apart():
@@ -115,10 +131,10 @@ def test_only_what_is_held_out_is_asked():
     users, histories = crowd(6)
     length = users.lengths
     parts = Parts(length, valid=np.full(6, NONE), test=np.full(6, NONE))
-    assert draw_cases(users, parts, shop().popularity, CONFIG, 0).num_rows == 0
+    assert draw_cases(users, parts, shop(), CONFIG, 0).num_rows == 0
     long = np.flatnonzero(length >= 2)
     parts.valid[long[0]], parts.test[long[1]] = 1, 0
-    asked = draw_cases(users, parts, shop().popularity, CONFIG, 0).to_pylist()
+    asked = draw_cases(users, parts, shop(), CONFIG, 0).to_pylist()
     names = [f"u{user:04d}" for user in long]
     assert [(case["user_id"], case["split"], case["protocol"], case["history_length"]) for case in asked] == [
         (names[0], "valid", "random", 1),
@@ -134,6 +150,6 @@ def test_only_what_is_held_out_is_asked():
 def test_each_split_has_its_own_fraction():
     users, _ = crowd(400)
     parts = Split(SplitConfig(), 0).divide(users, np.zeros_like(users.items))
-    drawn = draw_cases(users, parts, shop().popularity, CONFIG, 0, {"valid": 1.0, "test": 0.2})
+    drawn = draw_cases(users, parts, shop(), CONFIG, 0, {"valid": 1.0, "test": 0.2})
     count = {split: sum(row["split"] == split for row in drawn.to_pylist()) / 2 for split in ("valid", "test")}
     assert count["valid"] == (parts.valid != NONE).sum() and 0.1 < count["test"] / count["valid"] < 0.3

@@ -1,4 +1,4 @@
-"""Metrics: golden numbers, chance for a scorer that knows nothing, and sums that do not depend on the shards."""
+"""Metrics: golden numbers, chance for a scorer that knows nothing, paired intervals, and sums whatever the shards."""
 
 import itertools
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from allmrec.evaluation.metrics import METRICS, gains, measure, recall, summarise, sums
+from allmrec.evaluation.metrics import METRICS, gains, interval, measure, recall, standing, student, summarise, sums
 
 
 def case(*scores: float) -> tuple[np.ndarray, np.ndarray]:
@@ -74,3 +74,53 @@ def test_summary_is_mean_and_standard_error_however_cases_are_dealt():
 def test_a_single_case_has_no_standard_error():
     only = summarise(sums("teacher", "random", np.ones((1, len(METRICS))), {"all": np.ones(1, dtype=bool)}))
     assert only[0]["value"] == 1 and only[0]["stderr"] is None
+
+
+def test_standing_counts_ties():
+    scores, candidates = np.array([[1.0, 2.0, 1.0, 1.0, 0.0]]), np.array([[7, 3, 2, 0, 5]])
+    better, tied = standing(scores, candidates)
+    assert better.tolist() == [1] and tied.tolist() == [1], "a zero is no candidate"
+
+
+@pytest.mark.parametrize(("freedom", "quantile"), [(3, 3.182), (5, 2.571), (10, 2.228), (30, 2.042), (1000, 1.962)])
+def test_students_quantile_is_the_printed_one(freedom, quantile):
+    assert student(freedom) == pytest.approx(quantile, rel=2e-3)
+
+
+def test_paired_interval_by_hand():
+    """Differences 1, 0, 0, 1, -1, 1: mean 1/3, standard deviation 0.8165, t of 5 degrees of freedom 2.5706."""
+    mean, low, high = interval(6, 2.0, 4.0)
+    reach = 2.5706 * np.sqrt(2 / 3 / 6)  # 0.8165 ** 2 = 2 / 3
+    assert (mean, low, high) == pytest.approx((1 / 3, 1 / 3 - reach, 1 / 3 + reach), abs=1e-3)
+    assert interval(0, 0.0, 0.0) == (None, None, None) and interval(1, 1.0, 1.0) == (1.0, None, None)
+
+
+def test_paired_interval_agrees_with_the_bootstrap():
+    """Of two systems that mostly find the same targets: narrower than unpaired errors by far."""
+    rng = np.random.default_rng(0)
+    own, other = (rng.random((2, 400)) < 0.05) ^ (rng.random(400) < 0.4)
+    difference = own.astype(float) - other
+    _, low, high = interval(400, difference.sum(), (difference**2).sum())
+    means = difference[rng.integers(0, 400, (4000, 400))].mean(axis=1)
+    assert (low, high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=0.004)
+    assert high - low < 0.5 * 4 * np.sqrt(own.var() / 400 + other.var() / 400)
+
+
+def test_differences_are_summed_where_there_are_pairs():
+    values = np.array([[1.0], [0.0], [1.0], [1.0]])
+    differences = np.array([[1.0], [0.0], [np.nan], [0.0]])
+    subsets = {"all": np.ones(4, bool), "cold": np.array([0, 0, 1, 0], bool)}
+    tallies = {"tied": np.array([1, 0, 0, 1]), "candidates": np.full(4, 5), "by_text": np.array([2, 0, 1, 0])}
+
+    def table(rows: slice):
+        chosen = {name: mask[rows] for name, mask in subsets.items()}
+        counts = {name: tally[rows] for name, tally in tallies.items()}
+        return sums("a-llmrec", "random", values[rows], chosen, ["hit@1"], differences[rows], "teacher", counts)
+
+    everyone, cold = summarise([*table(slice(0, 1)), *table(slice(1, 4))])
+    assert everyone["value"] == 0.75 and everyone["difference"] == pytest.approx(1 / 3)
+    assert (everyone["pairs"], everyone["tied"], everyone["by_text"]) == (3, 2, 3 / 20)
+    assert everyone["baseline"] == "teacher" and everyone["low"] < 0 < everyone["high"]
+    assert (cold["value"], cold["difference"], cold["baseline"], cold["pairs"]) == (1.0, None, None, 0)
+    for one, other in zip([everyone, cold], summarise(table(slice(None))), strict=True):
+        assert one == pytest.approx(other)

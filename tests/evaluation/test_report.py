@@ -4,21 +4,33 @@ import re
 import shutil
 import subprocess
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
 from allmrec.evaluation.metrics import METRICS
-from allmrec.evaluation.report import Report, figure, full_figures, render
+from allmrec.evaluation.report import Report, baseline_of, difference, figure, full_figures, render
 
 HOSTILE = "</title><script>alert('x')</script><img src=x onerror=alert(1)>{{ 7 * 7 }}\"'&"
 SYSTEMS = ("random", "teacher", "a-llmrec")
+
+
+def paired(system: str, baseline: str, number: int) -> dict:
+    none = dict.fromkeys(("baseline", "difference", "low", "high"))
+    numbers = {"baseline": baseline, "difference": number / 8, "low": number / 8 - 0.5, "high": number / 8 + 0.5}
+    return {
+        **(none if (system, number) == (baseline, 1) else numbers),
+        "tied": 41 if system == "a-llmrec" else 0,
+        "by_text": 0.375 if system == "a-llmrec" else None,
+    }
 
 
 def report(name: str = "demo", model: str = "runs/demo/standin_llm", stderr: float | None = 0.01) -> Report:
     metrics = [
         {"system": system, "protocol": protocol, "subset": subset, "metric": metric}
         | {"value": 0.1 + number / 10, "stderr": stderr, "count": 900 if subset == "all" else 300, "seed": 7}
+        | paired(system, system if protocol == "swap" else "teacher", number)
         for number, system in enumerate(SYSTEMS)
         for protocol in ("random", "matched", "swap")
         for subset in ("all", "warm")
@@ -27,6 +39,7 @@ def report(name: str = "demo", model: str = "runs/demo/standin_llm", stderr: flo
     metrics += [
         {"system": system, "protocol": "full", "subset": "all", "metric": metric}
         | {"value": 0.01 * len(system), "stderr": stderr, "count": 900, "seed": 7}
+        | paired(system, "teacher", 0)
         for system in ("random", "teacher")
         for metric in (*METRICS, "recall@20")
     ]
@@ -83,6 +96,14 @@ def test_it_names_the_models_and_the_numbers():
     assert "fewest" not in text, "no table for a subset without cases"
 
 
+def test_a_protocol_without_cases_is_said_to_be_left_out():
+    whole, sentence = report(), "Protocol matched is left out"
+    nothing_trains = replace(whole, metrics=[row for row in whole.metrics if row["protocol"] != "matched"])
+    text, usual = (" ".join(Tags(render(one)).words) for one in (nothing_trains, whole))
+    assert sentence in text and "Protocol: matched" not in text and "Protocol: random" in text
+    assert sentence not in usual and "Protocol: matched" in usual
+
+
 def test_hostile_names_inject_nothing():
     benign, hostile = Tags(render(report())), Tags(render(report(HOSTILE, HOSTILE)))
     assert hostile.tags == benign.tags
@@ -98,6 +119,32 @@ def test_figures():
     assert figure(rows, "teacher", "random", "all", "hit@1") == "0.200 ± 0.010"
     assert figure(report(stderr=None).metrics, "teacher", "random", "all", "hit@1") == "0.200"
     assert figure(rows, "teacher", "random", "cold", "hit@1") == "–"
+
+
+def test_differences_ties_and_text_forms_are_shown():
+    rows = report().metrics
+    assert baseline_of(rows) == "teacher"
+    assert difference(rows, "a-llmrec", "random", "all", "hit@1") == "+0.250 [-0.250, 0.750]"
+    assert difference(rows, "teacher", "random", "all", "hit@1") == "–", "none to itself"
+    assert difference(rows, "teacher", "random", "cold", "hit@1") == "–"
+    text = re.sub(r"\s+", " ", " ".join(Tags(render(report())).words))
+    random, swap = (text.partition(f"Protocol: {name}")[2].partition("Protocol:")[0] for name in ("random", "swap"))
+    assert "difference to teacher [paired 95 % interval]" in random and "+0.250 [-0.250, 0.750]" in random
+    assert "difference to itself without the swap" in swap
+    assert "41 37.5 %" in random and "target tied" in random and "shown by q_i" in random
+
+
+def test_answers_have_a_table_of_their_own():
+    written = [
+        {"system": "a-llmrec", "protocol": "generation", "subset": "all", "metric": metric}
+        | {"value": 0.5, "stderr": None, "count": 8, "seed": 7}
+        | paired("a-llmrec", "teacher", 2)
+        for metric in ("named", "hit@1", "hit@1 substring")
+    ]
+    page = replace(report(), metrics=[*report().metrics, *written])
+    text = re.sub(r"\s+", " ", " ".join(Tags(render(page)).words))
+    assert "hit@1 substring" in text.partition("Protocol: generation")[2] and "8 cases" in text
+    assert "Protocol: generation" not in " ".join(Tags(render(report())).words)
 
 
 def test_the_whole_catalogue_has_a_table_of_the_systems_that_can_score_it():

@@ -10,7 +10,7 @@ import torch
 from allmrec.alignment.network import AlignmentNetwork, save_alignment
 from allmrec.artifacts import seal, shard_name, write_shard
 from allmrec.cf.teacher import build_teacher, save_teacher
-from allmrec.data.catalogue import Catalogue
+from allmrec.data.catalogue import Catalogue, ItemCounts
 from allmrec.data.sequences import Sequences
 from allmrec.data.splits import NONE, Split
 from allmrec.evaluation.cases import draw_cases
@@ -63,6 +63,7 @@ def write_tiny_run(config: Config, llm: Any, tokenizer: Any, num_users: int = NU
             "available": pa.nulls(NUM_ITEMS, pa.bool_()),
             "item_index": np.arange(1, NUM_ITEMS + 1, dtype=np.int32),
             "popularity": popularity,
+            "interactions": popularity + 1,
             "text_hash": ["-"] * NUM_ITEMS,
         }
     )
@@ -87,10 +88,8 @@ def write_tiny_run(config: Config, llm: Any, tokenizer: Any, num_users: int = NU
     users = [Sequences.from_table(part) for part in shards]
     split = Split(config.evaluation.split, config.seed)
     parts = [split.divide(some, np.zeros_like(some.items)) for some in users]
-    cases = [
-        draw_cases(*both, catalogue.popularity, config.evaluation, config.seed)
-        for both in zip(users, parts, strict=True)
-    ]
+    counts = ItemCounts(catalogue.popularity, np.append(0, popularity + 1), num_users)
+    cases = [draw_cases(*both, counts, config.evaluation, config.seed) for both in zip(users, parts, strict=True)]
     asked = {name: int(sum((getattr(one, name) != NONE).sum() for one in parts)) for name in ("valid", "test")}
     _seal_table(run.at("evaluation_cases"), "evaluation_cases", evaluation_cases.SCHEMA, cases, asked)
 
@@ -104,8 +103,10 @@ def write_tiny_run(config: Config, llm: Any, tokenizer: Any, num_users: int = NU
     network = AlignmentNetwork(config.teacher.dim, 5, JOINT)
     e_NJ, q_NJ = network.joint(teacher.item_embeddings, torch.randn(NUM_ITEMS + 1, 5))
     seal(run.at("alignment"), "alignment", "test", save_alignment(run.at("alignment"), network, e_NJ, q_NJ), settings)
-    projectors = fresh_projectors(config.teacher.dim, JOINT, llm.config.hidden_size, seed=0)
-    files = save_projectors(run.at("projectors"), projectors.state_dict())
+    trained, untrained = (
+        fresh_projectors(config.teacher.dim, JOINT, llm.config.hidden_size, seed).state_dict() for seed in (0, 1)
+    )
+    files = save_projectors(run.at("projectors"), trained, untrained)
     identity = model_identity(config.llm.name, config.llm.revision)
     seal(run.at("projectors"), "projectors", "test", files, settings, {"loss": 2.5, "llm": identity})
     return run

@@ -49,7 +49,7 @@ def test_the_question_shows_history_and_slots_and_no_answers(task, users, tokeni
     assert prompts.slot_items[prompts.slot_rows() == 0].tolist() == [0, *mine]
     words = tokenizer.decode(one, skip_special_tokens=True)
     assert words.startswith(" is a user representation. This user has bought")
-    assert words.endswith(" in the past. Name the genre of item that this user would most like to buy. The genre is")
+    assert words.endswith(" in the past. Specify the genres this user would enjoy buying.")
     plain = task.questions["llm-only"].build(users)
     assert not len(plain.slot_positions) and not any(genre in words for genre in GENRES)
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from allmrec.explain.categories import Categories
-from tests.llm.test_ranking import histories
+from tests.llm.conftest import histories
 
 GENRES = [["Movies", " War "], ["Movies", "War", "War"], None, ["Comedy", None, " "], ["Movies", "Comedy", "Art"], []]
 

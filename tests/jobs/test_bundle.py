@@ -6,7 +6,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from allmrec.bundle import build_bundle, latest_bundle
+from allmrec.bundle import DESCRIPTION, build_bundle, latest_bundle
 from allmrec.journal import entries_after
 from jobs import bundle
 from jobs.cli import app
@@ -37,9 +37,14 @@ def test_build_promote_show_verify_and_list(tmp_path, llm, tokenizer):  # noqa: 
     listed = call("list")["rows"]
     assert {row["version"]: row["in use"] for row in listed} == {old: True, built: False}
     assert call("show")["title"] == f"bundle {old}" and call("show", built)["title"] == f"bundle {built}"
-    assert call("verify", built)["files"] == 9
+    assert call("verify", built)["files"] == 10
     run.write(f"bundles/{built}/projectors/projectors.safetensors", b"damage")
     for verb in ("verify", "promote"):
         assert "projectors.safetensors is damaged" in call(verb, built)
     assert "no such bundle" in call("promote", "nothing")
+    of_before = json.loads(run.read(f"bundles/{built}/{DESCRIPTION}")) | {"format": 1}
+    run.write(f"bundles/{built}/{DESCRIPTION}", json.dumps(of_before).encode())
+    assert "run train-projection" in call("verify", built)
+    rows = {row["version"]: row for row in call("list")["rows"]}
+    assert rows[old]["in use"] and "bundle format 1 is not" in rows[built]["llm"], "the others are listed all the same"
     assert [entry["version"] for entry in entries_after(run.at("bundles"), 0)] == [built, old]

@@ -54,6 +54,7 @@ def write_items(config: Config, titles: list[str | None], left_out: tuple[int, .
             "available": pa.nulls(5, pa.bool_()),
             "item_index": pa.array(range(1, 6), pa.int32()),
             "popularity": [3, 2, 1, 0, 0],
+            "interactions": [3, 2, 1, 0, 0],
             "text_hash": [sha256(text.encode()) for text in texts.to_pylist()],
         }
     )

@@ -36,6 +36,7 @@ def write_items(config: Config) -> pa.ChunkedArray:
         "title": titles,
         "item_index": np.arange(1, NUM_ITEMS + 1, dtype=np.int32),
         "popularity": np.zeros(NUM_ITEMS, np.int64),
+        "interactions": np.zeros(NUM_ITEMS, np.int64),
         "text_hash": [sha256(text.encode()) for text in texts.to_pylist()],
     }
     arrays = [columns.get(field.name, pa.nulls(NUM_ITEMS, field.type)) for field in items.SCHEMA]

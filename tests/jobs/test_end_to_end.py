@@ -76,7 +76,7 @@ def test_the_whole_run_and_again(deployment: tuple[Path, Path, str], s3: S3Confi
     assert set(done) == set(STEPS) - {"prepare"}, "prepare was done already"
     assert done["nightly"]["users"] == USERS and done["train-projection"]["placement"] == "sharded"
     metrics = json.loads((run / "metrics.json").read_text())
-    systems = {"random", "popularity", "teacher", "llm-only", "a-llmrec", "a-llmrec-sbert"}
+    systems = {"random", "popularity", "teacher", "llm-only", "a-llmrec", "a-llmrec-untrained", "a-llmrec-sbert"}
     assert {row["system"] for row in metrics} == systems
     assert {row["protocol"] for row in metrics} == {"random", "matched", "swap", "full"}
     assert all(0 <= row["value"] <= 1 for row in metrics if row["value"] is not None)

@@ -1,10 +1,11 @@
 """`bundle` and `evaluate` on Ray: metrics.json, the report and the table, whatever the number of workers."""
 
 import json
+import re
 
 import pytest
 
-from allmrec.artifacts import MANIFEST, read_manifest
+from allmrec.artifacts import MANIFEST, read_manifest, read_table
 from allmrec.bundle import latest_bundle
 from jobs import bundle, evaluate
 from jobs.console import Console
@@ -37,12 +38,14 @@ def test_evaluate(config, capsys):
     out = capsys.readouterr().out
     metrics = json.loads(run.read("metrics.json"))
     systems = list(config.evaluation.systems)
-    assert {tuple(row) for row in metrics} == {
-        ("system", "protocol", "subset", "metric", "value", "stderr", "count", "seed")
-    }
+    documented = ("system", "protocol", "subset", "metric", "value", "stderr", "count")
+    paired = ("baseline", "difference", "low", "high", "pairs")
+    assert {tuple(row) for row in metrics} == {(*documented, "tied", "by_text", *paired, "seed")}
     assert len(metrics) == len(systems) * 3 * 3 * 4 + 3 * 3 * 5
-    sampled, full = (json.loads(line)["rows"] for line in out.splitlines()[-3:-1])
-    assert [row["system"] for row in sampled] == systems
+    sampled, differences, full = (json.loads(line)["rows"] for line in out.splitlines()[-4:-1])
+    assert [row["system"] for row in sampled] == [row["system"] for row in differences] == systems
+    by_teacher = next(row for row in differences if row["system"] == "teacher")
+    assert by_teacher["hit@1"] == "–" and re.fullmatch(r"[+-]\d\.\d{3} \[.*, .*\]", by_teacher["swap"])
     assert [row["system"] for row in full] == ["random", "popularity", "teacher"]
     assert {"ndcg@10", "recall@20", "cold recall@20"} <= full[0].keys()
     assert planned["cases"] == sum(
@@ -56,11 +59,14 @@ def test_evaluate(config, capsys):
     for name in ("metrics.json", "report.html"):
         assert run.read(name) == run.read(f"evaluation/{name}")
     assert read_manifest(run.at("evaluation")).facts["bundle"] == latest_bundle(run)
+    results = read_table(run.at("evaluation_results"))
+    assert results.num_rows == planned["cases"] and planned["answers"] == 0
 
     assert not execute(evaluate.STEP, config, console), "nothing has changed"
     more = config.model_copy(update={"workers": config.workers.model_copy(update={"num_workers": 2})})
     assert execute(evaluate.STEP, more, console, force=True)
     assert json.loads(run.read("metrics.json")) == metrics, "two workers, the same numbers"
+    assert read_table(run.at("evaluation_results")).equals(results)
 
 
 def test_only_the_systems_asked_for(config):
@@ -68,6 +74,19 @@ def test_only_the_systems_asked_for(config):
     some = tiny_config(run.root.parent, evaluation={"systems": ["teacher", "random"]})
     execute(evaluate.STEP, some, Console(log_json=True))
     assert {row["system"] for row in json.loads(run.read("metrics.json"))} == {"teacher", "random"}
+
+
+def test_llm_systems_write_for_some_users(config, capsys):
+    config, run = config
+    asked = {"systems": ["teacher", "llm-only"], "baseline": "llm-only", "generation_users": 20}
+    some = tiny_config(run.root.parent, evaluation=asked)
+    execute(evaluate.STEP, some, Console(log_json=True))
+    written = [row for row in json.loads(run.read("metrics.json")) if row["protocol"] == "generation"]
+    assert [row["metric"] for row in written if row["subset"] == "all"] == ["named", "hit@1", "hit@1 substring"]
+    assert {row["system"] for row in written} == {"llm-only"} and 10 < written[0]["count"] < 30
+    table = events(capsys, "table")[-1]
+    assert table["title"] == "held-out item in what the LLM writes" and table["rows"][0]["named"].startswith("0.")
+    assert "llm-only, writing" in run.read("report.html").decode()
 
 
 def test_another_llm_is_refused(config, tmp_path):

@@ -172,6 +172,16 @@ def test_the_forgotten_appear_nowhere(tmp_path, shop_path):
     assert digests(storage) == digests(scratch)
     gone = sum(row["user_id"] == "u7" or row["asin"] == "i2" for row in rows)
     assert facts["done"]["left out as forgotten"] == gone
+    counts = {name: facts["done"][name] for name in facts["done"] if name.startswith("data.forgotten")}
+    assert set(counts.values()) == {1}, "listed and known, of users and of items"
+
+    # Who is gone already is known: the histories remember it, also where the log has lost them.
+    write_parquet(tmp_path / "log" / "a.parquet", [row for row in rows if row["user_id"] != "u7"])
+    storage, facts = prepared(config)
+    assert facts["done"]["data.forgotten_users known"] == 1
+    write_parquet(tmp_path / "users.parquet", [{"user_id": user} for user in ("u7", "nobody", "no one")])
+    with pytest.raises(ValueError, match=r"data\.forgotten_users: of 3 ids listed, 1 are known, less than .* 0\.5"):
+        prepared(config)
 
 
 FORMS = ("'u7'", '"u7"')  # of a user's id in a column, and in the JSON of a rejected row

@@ -58,7 +58,7 @@ def test_candidates_that_cannot_be_read_are_named(tiny, tmp_path: Path) -> None:
     for name, message in (
         ("nowhere", "candidates: no such path: .*nowhere"),
         ("renamed", "column 'user_id' is missing"),
-        ("text", r"item_ids.* list<string>"),
+        ("text", r"item_ids.* it must be a list of ids"),
         ("empty", "candidates: .*no row"),
     ):
         given = {"paths": [str(tmp_path / f"{name}.parquet")]}

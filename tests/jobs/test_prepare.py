@@ -52,7 +52,7 @@ def config_of(root, log_path, shop_path, format="parquet", storage=None, **data)
         name="test",
         root=str(root),
         storage=storage or S3Config(),
-        evaluation={"num_negatives": 5, "matched_window": 8},
+        evaluation={"num_negatives": 5, "matched_strata": 2},
         data={
             "num_shards": 5,
             "max_rejected_fraction": 0.2,
@@ -110,12 +110,15 @@ def test_a_tiny_log_from_json_lines(tmp_path):
     storage, facts = prepared(config)
 
     items = read_table(storage.at("items"))
-    assert items.select(["item_id", "item_index", "title", "description", "popularity"]).to_pylist() == [
-        {"item_id": "a", "item_index": 1, "title": "a", "description": "One. Two.", "popularity": 1},
-        {"item_id": "b", "item_index": 2, "title": "b", "description": "One. Two.", "popularity": 0},
-        {"item_id": "c", "item_index": 3, "title": "c", "description": "One. Two.", "popularity": 1},
-        {"item_id": "d", "item_index": 4, "title": "d", "description": "One. Two.", "popularity": 0},
+    assert items.select(["item_id", "item_index", "title", "description"]).to_pylist() == [
+        {"item_id": name, "item_index": number, "title": name, "description": "One. Two."}
+        for number, name in enumerate("abcd", 1)
     ]
+    assert items.select(["popularity", "interactions"]).to_pydict() == {
+        "popularity": [1, 0, 1, 0],
+        "interactions": [1, 1, 2, 0],
+    }
+    assert read_manifest(storage.at("sequences")).facts["items"] == 3, "as in Table 2"
     sequences = {row["user_id"]: row for row in read_table(storage.at("sequences")).to_pylist()}
     assert sequences["ann"]["item_index"] == [1, 3, 2]
     assert [stamp.timestamp() - 1_500_000_000 for stamp in sequences["ann"]["timestamp"]] == [100, 200, 300]
@@ -132,7 +135,7 @@ def test_a_tiny_log_from_json_lines(tmp_path):
         ]
     ]
     cases = read_table(storage.at("evaluation_cases")).to_pylist()
-    assert [(case["user_id"], case["target"]) for case in cases] == [("ann", 3), ("ann", 3), ("ann", 2), ("ann", 2)]
+    assert [(case["user_id"], case["target"]) for case in cases] == [("ann", 3), ("ann", 2)]
     assert facts["done"] | {"seconds": 0, "rows/s": 0} == {
         "verb": "prepare",
         "seconds": 0,
@@ -142,11 +145,12 @@ def test_a_tiny_log_from_json_lines(tmp_path):
         "rejected as unknown_item": 1,
         "rejected items": 0,
         "users": 2,
-        "items": 4,
+        "items": 3,
+        "items of the catalogue": 4,
         "interactions": 4,
         "items with training interactions": 2,
         "interactions per user": 2.0,
-        "evaluation cases": 4,
+        "evaluation cases": 2,
         "rows/s": 0,
     }
 

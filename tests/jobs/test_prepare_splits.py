@@ -29,6 +29,7 @@ def prepared(root, shards: int, kind: str) -> Storage:
     config = config_of(root / f"runs-{shards}", log_path, shop_path, num_shards=shards)
     settings = config.model_dump()
     settings["evaluation"]["split"] = {"kind": kind, **SPLITS[kind]}
+    settings["data"]["min_item_interactions"] = 8  # some of the 30 items go, and are drawn nowhere
     config = Config(**settings)
     execute(STEP, config, Console(log_json=True))
     return open_storage(config.run_uri)
@@ -58,6 +59,10 @@ def test_what_is_held_out_does_not_train(kind, tmp_path):
         assert tested == {user for user, row in rows.items() if len(row["item_index"]) >= 3}
     popularity = read_table(run.at("items")).column("popularity").to_pylist()
     assert popularity == np.bincount(train.items, minlength=31)[1:].tolist()
+    kept = {item for row in rows.values() for item in row["item_index"]}
+    assert {item for case in cases for item in case["candidates"]} - {0} <= kept < set(range(1, 31))
+    matched = kind != "cross-domain"
+    assert {case["protocol"] for case in cases} == ({"random", "matched"} if matched else {"random"})
 
     again = read_table(other.at("evaluation_cases")).sort_by(ORDER)
     assert again.equals(table)

@@ -39,6 +39,11 @@ def event(result: Result) -> dict:
     return json.loads(result.stdout.splitlines()[-1])
 
 
+def by_date(result: Result) -> list[dict]:
+    events = [json.loads(line) for line in result.stdout.splitlines()]
+    return [event for event in events if event["event"] == "suppressed"]
+
+
 def refusal(result: Result) -> str:
     assert result.exit_code == 2 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
     return result.stderr
@@ -78,26 +83,43 @@ def test_list_rollback_and_expire(config: Path) -> None:
 
 def test_suppress_takes_a_file_or_the_configs_lists(config: Path) -> None:
     assert "nobody to suppress" in refusal(call("suppress", config))
-    assert "no such file" in refusal(call("suppress", config, "--users", str(config.parent / "nowhere")))
+    assert "--users: no such path" in refusal(call("suppress", config, "--users", str(config.parent / "nowhere")))
     trial = LocalStorage(config.parent / "out").at(TRIALS)
     nightly(trial, Shop(), DAY)
     (config.parent / "users.txt").write_text("u3\nu4\n")
     listed = ("--users", str(config.parent / "users.txt"), "--date")
     assert "there is no run of 2026-01-01" in refusal(call("suppress", config, *listed, "2026-01-01"))
-    found = event(call("suppress", config, *listed, str(DAY)))
+    found = by_date(call("suppress", config, *listed, str(DAY)))[-1]
     assert found["users"] == 2 and found["run_date"] == str(DAY) and found["where"] == trial.uri, "trials come last"
     assert {"u3", "u4"}.isdisjoint(read_recommendations(trial.uri).column("user_id").to_pylist())
     assert "has no user 'u3'" in refusal(call("show", config, "--user", "u3", "--date", str(DAY)))
     pq.write_table(pa.table({"user_id": ["u3"]}), config.parent / "forgotten.parquet")
     forgotten = f"data.forgotten_users.paths=[{config.parent}/forgotten.parquet]"
-    days = [json.loads(line) for line in call("suppress", config, "--set", forgotten).stdout.splitlines()]
+    days = by_date(call("suppress", config, "--set", forgotten))
     assert [day["users"] for day in days] == [0, 1, 0], "the other day, and no trial of it"
     assert "has no user 'u3'" in refusal(call("show", config, "--user", "u3"))
     pq.write_table(pa.table({"user_id": ["u5"]}), config.parent / "suppressed.parquet")
     item = event(call("show", config, "--user", "u6"))["rows"][0]["item_id"]
     nights = f"nightly.suppressed_users={config.parent}/suppressed.parquet", f"nightly.suppressed_items.ids=[{item}]"
-    days = [
-        json.loads(line)
-        for line in call("suppress", config, "--set", nights[0], "--set", nights[1]).stdout.splitlines()
-    ]
+    days = by_date(call("suppress", config, "--set", nights[0], "--set", nights[1]))
     assert [day["users"] for day in days] == [1, 1, 1] and all(day["items"] for day in days)
+
+
+def test_a_list_may_spell_ids_as_a_spreadsheet_does(config: Path) -> None:
+    """A mark before UTF-8, CRLF, a blank behind an id, quotes: all are taken out, and who is in no run is counted."""
+    (config.parent / "users.txt").write_bytes('\ufeffu3\r\nu4 \r\n"u5"\r\nnobody\r\n'.encode())
+    listed = event(call("suppress", config, "--users", str(config.parent / "users.txt")))
+    assert (listed["listed"], listed["known"]) == (4, 3)
+    left = read_recommendations(str(config.parent / "out")).column("user_id").to_pylist()
+    assert {"u3", "u4", "u5"}.isdisjoint(left) and len(left) == Shop.num_users - 3
+
+
+def test_a_list_of_which_nothing_is_known_is_an_error(config: Path) -> None:
+    (config.parent / "users.jsonl").write_text('{"user_id": "U3"}\n{"user_id": "nl\\nuser"}\n')
+    arguments = ("--users", str(config.parent / "users.jsonl"))
+    message = "--users: of 2 users listed, 0 are known"
+    assert message in refusal(call("suppress", config, *arguments))
+    assert event(call("suppress", config, *arguments, "--min-known-fraction", "0"))["known"] == 0
+    (config.parent / "users.txt").write_text('u3\n"u4\n')
+    unread = refusal(call("suppress", config, "--users", str(config.parent / "users.txt")))
+    assert "1 lines of" in unread and "number 2" in unread

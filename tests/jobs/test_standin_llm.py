@@ -21,7 +21,14 @@ def test_writes_a_sealed_model_once(tmp_path: Path) -> None:
     config = Config(name="t", root=str(tmp_path), standin_llm=SMALL, prompt={"max_history": 2, "max_title_tokens": 6})
     run = open_storage(config.run_uri)
     rows = [
-        {"item_id": f"i{i}", "title": f"Title {chr(65 + i)}", "item_index": i, "popularity": 0, "text_hash": ""}
+        {
+            "item_id": f"i{i}",
+            "title": f"Title {chr(65 + i)}",
+            "item_index": i,
+            "popularity": 0,
+            "interactions": 0,
+            "text_hash": "",
+        }
         for i in range(1, 21)
     ]
     table = pa.Table.from_pylist(rows, items.SCHEMA)

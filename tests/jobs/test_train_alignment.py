@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from allmrec.alignment.network import load_joint, load_network
+from allmrec.alignment.network import AlignmentConfig, load_joint, load_network
 from allmrec.alignment.texts import TrainedTexts
 from allmrec.alignment.training import AlignmentTraining
 from allmrec.artifacts import read_manifest, seal
@@ -21,7 +21,7 @@ from allmrec.storage import Storage
 from allmrec.text.cache import TextCache
 from allmrec.text.encoder import TextConfig, TextEncoder, encoder_identity, load_encoder, to_lists
 from jobs import train_alignment
-from jobs.config import Config
+from jobs.config import Config, load_config
 from jobs.console import Console
 from jobs.step import execute, resolved
 from tests.jobs import training_run
@@ -101,7 +101,7 @@ def check(storage: Storage, expected: AlignmentTraining) -> None:
 
 
 def test_two_workers_train_what_one_process_trains(tmp_path):
-    config, storage = prepared(tmp_path, targets="all")
+    config, storage = prepared(tmp_path, preset="paper", text_encoder="frozen", targets="all")
     teacher = read_manifest(storage.at("teacher")).digest
     assert execute(train_alignment.STEP, config, CONSOLE)
     check(storage, alone(config, storage))
@@ -129,6 +129,7 @@ def test_two_workers_with_a_death_tune_sbert_as_one_process_does(tmp_path, monke
     assert found_NS.shape == (training_run.NUM_ITEMS + 1, DIM)
     np.testing.assert_allclose(found_NS[1:], expected[1:], atol=1e-6)
     assert np.abs(found_NS - before_NS).max() > 1e-3
+    assert facts["text_variance_kept"] > 0 and facts["text_dimensions_kept"] > 0
 
     assert not execute(train_alignment.STEP, config, CONSOLE), "nothing has changed"
     joint = load_joint(storage.at("alignment"))
@@ -141,6 +142,15 @@ def test_two_workers_with_a_death_tune_sbert_as_one_process_does(tmp_path, monke
     assert execute(train_alignment.STEP, config, CONSOLE)
     assert not list(older.storage.list()), "its cache went with it"
     assert all(torch.equal(*pair) for pair in zip(joint, load_joint(storage.at("alignment")), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("data", "beta"), [("movies-and-tv", 0.5), ("video-games", 0.5), ("beauty", 0.2), ("toys", 0.2)]
+)
+def test_the_papers_configs_train_as_table_3_says(data, beta):
+    found = load_config(Path(train_alignment.__file__).parent / f"configs/paper-{data}.yaml").alignment
+    assert found == AlignmentConfig(preset="paper", beta=beta)
+    assert (found.learning_rate, found.joint_dim, found.alpha, found.batch_size) == (0.0001, 128, 0.5, 32)
 
 
 def test_texts_are_read_in_order_behind_a_row_of_padding(tmp_path):

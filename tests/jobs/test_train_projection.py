@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from allmrec.alignment.network import AlignmentNetwork, save_alignment
-from allmrec.artifacts import read_manifest, seal
+from allmrec.artifacts import read_manifest, read_tensors, seal, write_tensors
+from allmrec.bundle import build_bundle, load_bundle
+from allmrec.cf.teacher import WEIGHTS as TEACHER
 from allmrec.cf.teacher import build_teacher, save_teacher
 from allmrec.llm.loading import LLMConfig, load_llm
 from allmrec.models import model_identity
@@ -21,10 +23,12 @@ from allmrec.projection.engine import whole
 from allmrec.projection.projectors import load_projectors
 from allmrec.projection.training import ProjectionTraining
 from allmrec.storage import Storage
+from jobs import bundle as bundle_job
 from jobs import train_projection
 from jobs.config import Config
 from jobs.console import Console
-from jobs.step import execute
+from jobs.step import execute, resolved
+from tests.evaluation.tiny import tiny_config, write_tiny_run
 from tests.jobs import training_run
 from tests.llm.conftest import llm, tokenizer
 
@@ -187,6 +191,9 @@ def test_the_projectors_moved_and_can_be_read(calm):
     facts = read_manifest(storage.at("projectors")).facts
     assert len(notes["losses"]) == facts["steps"] == STEPS and notes["first"] == 0
     assert facts["prompts"] == training_run.NUM_USERS and facts["placement"] == "sharded"
+    untrained = load_projectors(storage.at("projectors"), untrained=True).state_dict()
+    assert all(not torch.equal(untrained[name], weight) for name, weight in projectors.state_dict().items())
+    assert facts["history items dropped"] == facts["prompts with cut titles"] == 0
     assert not list(storage.at("checkpoints/train-projection").root.iterdir())
 
 
@@ -244,6 +251,46 @@ def test_the_plan_counts_tokens_and_memory_and_touches_nothing(models, tmp_path,
     assert 30 < plan["tokens_per_prompt"] < 200
     assert plan["tokens_per_epoch"] == pytest.approx(plan["tokens_per_prompt"] * plan["prompts"], rel=0.02)
     assert [entry.key for entry in storage.list()] == before
+
+
+class Caught(Exception):
+    """What F_I would have seen in training."""
+
+
+@pytest.mark.parametrize("item_input", ["joint", "teacher", "random"])
+def test_training_sees_every_item_as_a_bundle_shows_it(item_input, llm, tokenizer, tmp_path, monkeypatch):
+    """Items with few interactions, and one that an external teacher would not know."""
+    config = tiny_config(
+        tmp_path,
+        bundle={"text_form_below": 5},
+        projection={"item_input": item_input, "validation_users": 0},
+        prompt={"max_title_tokens": None},
+    )
+    run = write_tiny_run(config, llm, tokenizer)
+    manifest, weights = read_manifest(run.at("teacher")), read_tensors(run.at("teacher"), TEACHER)
+    weights["items.weight"][7] = 0
+    files = {TEACHER: write_tensors(run.at("teacher"), TEACHER, weights)}
+    seal(run.at("teacher"), "teacher", "test", files, manifest.config, manifest.facts)
+
+    def training(*arguments):
+        raise Caught(arguments[5], arguments[6])
+
+    monkeypatch.setattr(train_projection, "ProjectionTraining", training)
+    for asks_ray in ("device", "resume"):
+        monkeypatch.setattr(train_projection, asks_ray, lambda: None)
+    inputs = (*train_projection.STEP.inputs, "projectors")
+    sections = {name: getattr(config, name) for name in train_projection.SECTIONS}
+    sections["llm"] = config.llm.model_copy(update={"placement": "replicated"})
+    with pytest.raises(Caught) as caught:
+        undisturbed({**sections, "seed": config.seed, **{name: run.at(name) for name in inputs}})
+    torch.set_flush_denormal(False)
+    assert "bundle" in train_projection.STEP.sections, "which trains again when the rule changes"
+    inputs_NJ, by_text_N = caught.value.args
+    bundle = load_bundle(run, build_bundle(run, resolved(config, bundle_job.SECTIONS)))
+    assert torch.equal(inputs_NJ, bundle.item_inputs()) and torch.equal(by_text_N, bundle.by_text())
+    assert by_text_N.sum() == 7, "padding, five with few interactions and the unknown one"
+    if item_input == "joint":
+        assert torch.equal(inputs_NJ[by_text_N], bundle.q_NJ[by_text_N])
 
 
 def test_an_llm_that_is_not_there_is_named(models, tmp_path):

@@ -47,7 +47,8 @@ def prepare(config: Config, vectors: np.ndarray | None = None) -> Storage:
     storage = open_storage(config.run_uri, config.storage)
     numbers = np.arange(1, NUM_ITEMS + 1)
     names = [f"item-{number}" for number in numbers]
-    columns = {"item_id": names, "title": names, "item_index": numbers, "popularity": numbers, "text_hash": names}
+    counts = {"popularity": numbers, "interactions": numbers + 1}
+    columns = {"item_id": names, "title": names, "item_index": numbers, "text_hash": names, **counts}
     _write(storage.at("items"), items.SCHEMA, [_table(items.SCHEMA, NUM_ITEMS, columns)])
     if vectors is None:
         vectors = np.random.default_rng(1).normal(size=(NUM_ITEMS, 6)).astype(np.float32)

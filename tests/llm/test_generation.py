@@ -3,14 +3,20 @@
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GraniteConfig,
+    GraniteForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from allmrec.llm.batches import SoftTokens, fill_slots
 from allmrec.llm.generation import Generator, first_lines, left_padded, named_by_text, normalised
 from allmrec.llm.likelihood import TitleLikelihood
 from allmrec.llm.prompt import PromptBuilder, PromptConfig, Titles
-from tests.llm.conftest import titles_array
-from tests.llm.test_ranking import histories
+from tests.llm.conftest import histories, titles_array
 
 CATALOGUE = ["Moon", "Moon fall", "Moon fall II", "Garden", "The Last Garden", "Garden", "x", "Edition II x"]
 HISTORY = histories([[1, 2, 3], [], [8], [4, 5, 6, 7, 8, 1, 2], [3, 3]])
@@ -20,7 +26,7 @@ CANDIDATES = np.array(
 MAX_NEW = 9
 
 
-@pytest.fixture(scope="module", params=["opt", "llama", "qwen2", "mistral"])
+@pytest.fixture(scope="module", params=["opt", "qwen2", "granite", "gemma3"])
 def causal_lm(request, llm, tokenizer):
     if request.param == "opt":
         return llm
@@ -35,11 +41,11 @@ def causal_lm(request, llm, tokenizer):
         "initializer_range": 0.3,
     }
     torch.manual_seed(0)
-    if request.param == "llama":
-        return LlamaForCausalLM(LlamaConfig(**size)).eval()
     if request.param == "qwen2":
         return Qwen2ForCausalLM(Qwen2Config(**size)).eval()
-    return MistralForCausalLM(MistralConfig(**size, sliding_window=40)).eval()  # shorter than the prompts
+    if request.param == "granite":
+        return GraniteForCausalLM(GraniteConfig(**size, logits_scaling=4.0)).eval()
+    return Gemma3ForCausalLM(Gemma3TextConfig(**size, head_dim=8, sliding_window=40)).eval()  # shorter than the prompts
 
 
 @pytest.fixture(scope="module")
@@ -134,8 +140,6 @@ def test_constrained_text_equals_a_walk_through_the_titles(causal_lm, builder, s
 
 
 def test_likelihoods_equal_a_pass_for_each_token(causal_lm, builder, soft):
-    if causal_lm.config.model_type == "mistral":
-        pytest.skip("branches are packed behind the prompt by a mask of their own, which knows no window")
     scores = TitleLikelihood(causal_lm, builder, tokens_per_batch=600).log_likelihoods(HISTORY, CANDIDATES, soft)
     for row in range(len(HISTORY)):
         for column, path in paths(builder, row).items():

@@ -188,6 +188,34 @@ def test_identical_token_sequences_share_a_group(tokenizer):
     assert len({group[0], group[1], group[2], group[4]}) == 4
 
 
+def test_titles_and_answers_are_whole_where_none_is_to_be_cut(tokenizer):
+    long = "Moonfall Chronicles " * 30
+    catalogue = ["Garden", long + "I", long + "II", "Garden"]
+    prompts = builder(tokenizer, catalogue, max_title_tokens=None)
+    assert len(set(prompts.titles.group[1:].tolist())) == 3 and prompts.titles.group[1] == prompts.titles.group[4]
+    for item, title in enumerate(catalogue, 1):
+        whole = tokenizer(" " + title, add_special_tokens=False)["input_ids"]
+        assert title_of(prompts, item) == whole
+        assert prompts.answers(np.array([item]))[0].tolist() == [*whole, tokenizer.eos_token_id]
+    built = prompts.build(histories([[2]]), np.array([[1, 3]], dtype=np.int32))
+    assert all(as_text(tokenizer, one(built, 0)).count(title) for title in (long + "I", long + "II"))
+    assert built.cut_titles == 0
+
+
+@pytest.mark.parametrize("max_title_tokens", [24, None])
+def test_a_prompt_leaves_room_for_the_longest_title_that_it_offers(tokenizer, max_title_tokens):
+    catalogue = ["Garden", "Moonfall Chronicles " * 12, "Ironcrest"]
+    whole = builder(tokenizer, catalogue, max_title_tokens=max_title_tokens)
+    history, candidates = histories([[1, 3, 3], [1, 3, 3]]), np.array([[2, 3], [1, 3]], dtype=np.int32)
+    built = whole.build(history, candidates)
+    fits = built.lengths + whole.titles.lengths[candidates].max(axis=1) + 1
+    tight = builder(tokenizer, catalogue, max_tokens=int(fits[0]) - 1, max_title_tokens=max_title_tokens)
+    prompts = tight.build(history, candidates)
+    assert prompts.dropped_history > 0 and prompts.cut_titles == 0
+    assert one(prompts, 1) == one(built, 1), "the other user's answers are short"
+    assert (prompts.lengths + tight.titles.lengths[candidates].max(axis=1) + 1 <= tight.max_tokens).all()
+
+
 @settings(max_examples=60, **fixtures)
 @given(
     users=users_of(st.integers(0, len(CATALOGUE))),  # zeros are no candidates

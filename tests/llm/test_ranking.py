@@ -1,50 +1,18 @@
 """Trie ranking against brute force: every candidate scored alone, token by token, with the same restriction."""
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from allmrec.data.sequences import Sequences
-from allmrec.llm.batches import SoftTokens, fill_slots
+from allmrec.llm.batches import SoftTokens
 from allmrec.llm.prompt import PromptBuilder, PromptConfig, Titles
 from allmrec.llm.ranking import Ranker
-from tests.llm.conftest import titles_array
+from tests.llm.conftest import brute_force, histories, titles_array
 
 WORDS = ["Moon", "Moon fall", "Garden", "II", "The Last", "Edition", "x"]
 TITLE = st.lists(st.sampled_from(WORDS), min_size=1, max_size=4).map(" ".join)
-
-
-def histories(lists):
-    offsets = np.cumsum([0, *map(len, lists)])
-    flat = np.array([item for items in lists for item in items], dtype=np.int32)
-    return Sequences(pa.array([f"user-{n}" for n in range(len(lists))]), offsets, flat)
-
-
-@torch.inference_mode()
-def brute_force(llm, builder, history, candidates, soft):
-    """P of one user's candidates: each title read alone behind the prompt, in a forward pass of its own."""
-    prompts = builder.build(history, candidates[None, :])
-    tokens = torch.from_numpy(prompts.tokens.astype(np.int64))[None]
-    embeds = llm.get_input_embeddings()(tokens)
-    if soft is not None:
-        embeds = fill_slots(embeds, prompts, soft)
-    titles = builder.titles
-    paths = [
-        (*titles.tokens[titles.offsets[item] : titles.offsets[item + 1]].tolist(), builder.end) for item in candidates
-    ]
-    probabilities = []
-    for path in paths:
-        read = llm.get_input_embeddings()(torch.tensor([path[:-1]], dtype=torch.int64))
-        logits = llm(inputs_embeds=torch.cat([embeds, read], dim=1)).logits[0, -len(path) :].double()
-        p = 1.0
-        for depth, token in enumerate(path):
-            choices = sorted({other[depth] for other in paths if other[:depth] == path[:depth]})
-            p *= float(logits[depth, choices].softmax(0)[choices.index(token)])
-        probabilities.append(p / paths.count(path))
-    return np.array(probabilities)
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

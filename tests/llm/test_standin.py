@@ -56,6 +56,7 @@ def test_loads_like_a_real_one_and_is_the_same(standin: Standin, tmp_path: Path)
 @pytest.mark.parametrize("text", HOSTILE)
 def test_tokenizer_takes_any_text(standin: Standin, tmp_path: Path, text: str) -> None:
     standin.tokenizer.save_pretrained(tmp_path)
+    standin.llm.config.save_pretrained(tmp_path)
     for tokenizer in (standin.tokenizer, load_tokenizer(LLMConfig(name=str(tmp_path)))):
         ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         assert tokenizer.decode(ids) == text

@@ -32,7 +32,8 @@ class Shop:
         ids = [f"item {n}" for n in range(self.num_items + 1)]
         available = np.array([False] + [True] * (self.num_items - 1) + [False])
         strings = pa.array(ids)
-        return Catalogue(strings, strings, strings, strings, np.zeros(len(ids), np.int64), available)
+        everything = np.arange(1, len(ids), dtype=np.int32)
+        return Catalogue(strings, strings, strings, strings, np.zeros(len(ids), np.int64), available, everything)
 
     def seen(self, shard: int) -> Sequences:
         return Sequences.from_table(self.tables[shard])

@@ -19,7 +19,7 @@ from schemas.candidates import SCHEMA
 def catalogue() -> Catalogue:
     ids = pa.array(["", "a", "b", "c", "d", "e", "f"])
     available = np.array([False, True, True, True, False, True, True])
-    return Catalogue(ids, ids, ids, ids, np.zeros(7, dtype=np.int64), available)
+    return Catalogue(ids, ids, ids, ids, np.zeros(7, dtype=np.int64), available, np.arange(1, 7))
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ class Shop:
         rng = np.random.default_rng(0)
         ids = pa.array([f"item {n}" for n in range(301)])
         available = np.concatenate([[False], rng.random(300) < 0.9])
-        self.catalogue = Catalogue(ids, ids, ids, ids, np.zeros(301, dtype=np.int64), available)
+        self.catalogue = Catalogue(ids, ids, ids, ids, np.zeros(301, dtype=np.int64), available, np.arange(1, 301))
         user_ids = pa.array([f"u{n}" for n in range(90)])
         self.users = Sequences(user_ids, np.arange(91) * 5, rng.integers(1, 301, 450, dtype=np.int32))
         self.items_ND = rng.normal(size=(301, 8)).astype(np.float32)

@@ -1,35 +1,149 @@
-"""Dealing candidates: a user's rows land in the user's shard, whatever the pieces."""
+"""Dealing tables by user: rows land in the user's shard, however the table is written, and what is known is counted."""
 
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
-from allmrec.data.config import SourceConfig
-from allmrec.data.sources import open_source
+from allmrec.artifacts import seal, shard_name, write_shard
+from allmrec.data.config import ListConfig, by_suffix
+from allmrec.data.lists import open_list
+from allmrec.data.sources import Source, open_source
 from allmrec.hashing import shard_of
-from allmrec.nightly.deal import CANDIDATES, DealRows, WriteRows
-from allmrec.storage import S3Config, open_storage
-from schemas.candidates import SCHEMA
+from allmrec.nightly.deal import CANDIDATES, DealRows, Rows, UserRows, WriteRows, rows_of
+from allmrec.storage import S3Config, Storage, open_storage
+from schemas import candidates, items, sequences, user_ids
+
+SHARDS = 3
+SCORED = [("7", "30", 0.5), ("7", "10", 0.9), ("8", "20", 0.1), ("7", "20", 0.7)]  # in no order
+LISTS = {"7": ["10", "20", "30"], "8": ["20"]}
 
 
-def test_rows_are_dealt_by_user_and_ordered(tmp_path: Path) -> None:
-    users = [f"user-{n}" for n in range(50)] + [None, "user-7"]
-    lists = [[f"item-{n}"] for n in range(50)] + [["item-0"], ["item-1", "item-2"]]
-    pq.write_table(pa.table({"user": users, "item_ids": lists}), tmp_path / "in.parquet")
-    config = SourceConfig(paths=[str(tmp_path / "in.parquet")], columns={"user_id": "user"})
-    source = open_source("candidates", config, S3Config(), CANDIDATES, "nightly.candidates")
-    dealt = pa.concat_tables(table for table in DealRows(source, SCHEMA, 3)({"id": pa.array([0]).to_numpy()}))
-    assert dealt.num_rows == 51, "the row without a user is left out"
+@pytest.fixture
+def run(tmp_path: Path) -> Storage:
+    """A run that knows the users 7, 8 and "9 ", and the items 10, 20 and 30."""
+    run, ids = open_storage(str(tmp_path / "run")), pa.array(["7", "8", "9 "])
+    files = {}
+    for shard in range(SHARDS):
+        mine = ids.filter(pa.array(shard_of(ids, SHARDS) == shard))
+        rows = [{"user_id": id, "item_index": [1], "timestamp": [0], "train_length": 1} for id in mine.to_pylist()]
+        table = pa.Table.from_pylist(rows, sequences.SCHEMA)
+        files[shard_name(shard)] = write_shard(run.at("sequences"), sequences.SCHEMA, shard_name(shard), table)
+    seal(run.at("sequences"), "sequences", "test", files)
+    rows = [
+        {**dict.fromkeys(items.SCHEMA.names), "item_id": id, "item_index": n, "popularity": 0, "text_hash": ""}
+        for n, id in enumerate(["10", "20", "30"], 1)
+    ]
+    table = pa.Table.from_pylist(rows, items.SCHEMA)
+    entry = write_shard(run.at("items"), items.SCHEMA, shard_name(0), table)
+    seal(run.at("items"), "items", "test", {shard_name(0): entry})
+    return run
 
-    storage = open_storage(str(tmp_path / "out"))
-    report = WriteRows(storage, SCHEMA)(dealt.take(pa.array(range(50, -1, -1)))).to_pylist()
-    assert sum(row["rows"] for row in report) == 51
-    for row in report:
-        table = pq.read_table(tmp_path / "out" / row["name"])
-        number = int(row["name"][5:10])
-        assert set(shard_of(table.column("user_id"), 3).tolist()) == {number}
-        assert table.column("user_id").to_pylist() == sorted(table.column("user_id").to_pylist())
-        if "user-7" in table.column("user_id").to_pylist():
-            first = table.column("user_id").to_pylist().index("user-7")
-            assert table.column("item_ids")[first].as_py() == ["item-1", "item-2"], "the longer list comes first"
+
+def dealt(source: Source, rows: Rows, schema: pa.Schema, run: Storage) -> tuple[pa.Table, dict[str, int]]:
+    """The whole table of all shards, and the sums of the counts."""
+    deal = DealRows(source, rows, SHARDS)
+    pieces = [table for n in range(len(source.pieces)) for table in deal({"id": pa.array([n]).to_numpy()})]
+    shuffled = pa.concat_tables(pieces)
+    reports = WriteRows(run.at("dealt"), rows, schema, run)(shuffled.take(pa.array(range(len(shuffled) - 1, -1, -1))))
+    tables = []
+    for report in reports.to_pylist():
+        tables.append(pq.read_table(Path(run.uri) / "dealt" / report["name"], schema=schema))
+        assert {*shard_of(tables[-1].column("user_id"), SHARDS).tolist()} <= {int(report["name"][5:10])}
+        assert report["rows"] == len(tables[-1])
+    counts = {name: sum(report[name] or 0 for report in reports.to_pylist()) for name in reports.column_names[4:]}
+    return pa.concat_tables(tables), counts
+
+
+def given(path: Path, run: Storage, **config: Any) -> tuple[dict[str, list[str]], dict[str, int]]:
+    source = open_source("candidates", ListConfig(**by_suffix([str(path)], {}), **config), S3Config(), CANDIDATES)
+    table, counts = dealt(source, rows_of(source), candidates.SCHEMA, run)
+    lists: dict[str, list[str]] = {}
+    for row in table.to_pylist():
+        lists.setdefault(row["user_id"], row["item_ids"])
+    return lists, counts
+
+
+def asked(path: Path, run: Storage) -> tuple[list[str], dict[str, int]]:
+    source = open_list("users", ListConfig(**by_suffix([str(path)], {})), "user_id", S3Config())
+    table, counts = dealt(source, UserRows(), user_ids.SCHEMA, run)
+    return sorted(table.column("user_id").to_pylist()), counts
+
+
+def test_of_several_lists_of_a_user_the_longest_comes_first(run: Storage, tmp_path: Path) -> None:
+    table = pa.table({"user": ["7", None, "7", "nobody"], "item_ids": [["10"], ["10"], ["20", "x"], ["30"]]})
+    pq.write_table(table, tmp_path / "in.parquet")
+    lists, counts = given(tmp_path / "in.parquet", run, columns={"user_id": "user"})
+    assert lists == {"7": ["20", "x"], "nobody": ["30"]}, "the row without a user is left out"
+    assert counts == {"listed": 2, "known": 1, "items_listed": 4, "items_known": 3}
+
+
+LONG = pd.DataFrame(SCORED, columns=["user_id", "item_id", "score"])
+ALS = pa.list_(pa.struct([("movie", pa.int32()), ("rating", pa.float32())]))
+WIDE = {"user_id": [7, 8], "item_ids": [[10, 20, 30], [20]]}
+STRUCTS = [[{"movie": int(item), "rating": 1.0} for item in found] for found in LISTS.values()]
+TABLES = {
+    "integers": pa.table(WIDE),
+    "floats": pa.table({**WIDE, "user_id": [7.0, 8.0]}),
+    "categories": pa.table({"user_id": pa.array(["7", "8"]).dictionary_encode(), "item_ids": [*LISTS.values()]}),
+    "large lists": pa.table({**WIDE, "item_ids": pa.array(WIDE["item_ids"], pa.large_list(pa.int64()))}),
+    "spark als": pa.table({"user_id": [7, 8], "recommendations": pa.array(STRUCTS, ALS)}),
+    "implicit": pa.Table.from_pandas(LONG.astype({"user_id": "int32", "item_id": "int32"})),
+    "rectools": pa.Table.from_pandas(
+        LONG.astype({"user_id": "category", "item_id": "int64"}).assign(
+            rank=LONG.groupby("user_id")["score"].rank(ascending=False).astype(int)
+        )
+    ),
+    "scores as text": pa.Table.from_pandas(LONG.astype({"score": str})),
+}
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_candidates_as_other_systems_write_them(run: Storage, tmp_path: Path, kind: str) -> None:
+    pq.write_table(TABLES[kind], tmp_path / "in.parquet")
+    columns = {"item_ids": "recommendations"} if kind == "spark als" else {}
+    lists, counts = given(tmp_path / "in.parquet", run, columns=columns)
+    assert lists == LISTS and counts == {"listed": 2, "known": 2, "items_listed": 4, "items_known": 4}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_candidates_in_text(run: Storage, tmp_path: Path, suffix: str) -> None:
+    """Long rows go into any format, a null score comes last."""
+    frame = pd.concat([LONG, pd.DataFrame({"user_id": ["8"], "item_id": ["10"], "score": [float("nan")]})])
+    path = tmp_path / f"in.{suffix}"
+    frame.to_csv(path, index=False) if suffix == "csv" else frame.to_json(path, orient="records", lines=True)
+    if suffix == "csv":
+        path.write_text(path.read_text().replace(",\n", ",nan\n"))
+    assert given(path, run)[0] == LISTS | {"8": ["20", "10"]}
+
+
+def test_candidates_that_cannot_be_read_name_column_type_and_fix(run: Storage, tmp_path: Path) -> None:
+    path = tmp_path / "in.parquet"
+    bad_struct = pa.array([[{"a": 1, "b": 2}]], pa.list_(pa.struct([("a", pa.int32()), ("b", pa.int32())])))
+    for table, message in (
+        ({"item_ids": ["10"]}, r"'item_ids' is string in .*; it must be a list of ids"),
+        (
+            {"item_ids": bad_struct},
+            r"'item_ids' is list<.*a: int32, b: int32.* structs with a field item_id",
+        ),
+        ({"item_id": ["10"]}, r"nor item_id with rank or score .* nightly\.candidates\.columns"),
+        ({"recommendations": [[10]]}, r"neither a column item_ids .* such as item_ids: recommendations"),
+        ({"item_id": ["10"], "score": ["high"]}, r"column 'score' is not all numbers"),
+    ):
+        pq.write_table(pa.table({"user_id": [7], **table}), path)
+        with pytest.raises(ValueError, match=message) as refused:
+            given(path, run)
+        assert "\n" not in str(refused.value)
+
+
+def test_lists_of_users_in_any_spelling(run: Storage, tmp_path: Path) -> None:
+    """7 is known; 9 only with a blank behind it; new is a stranger who is asked for, without the blank."""
+    path = tmp_path / "users.txt"
+    path.write_bytes('\ufeff7\r\n"8"\r\n8 \r\n9 \r\n\r\n new\r\n'.encode())
+    assert asked(path, run) == (
+        ["7", "8", "9", "9 ", "new"],
+        {"listed": 4, "known": 3, "items_listed": 0, "items_known": 0},
+    )

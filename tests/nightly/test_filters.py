@@ -17,7 +17,7 @@ from tests.nightly.conftest import Shop
 
 CATEGORIES = pa.chunked_array([[["Toys"], ["Toys", "Dolls"], None, [], ["Books"]], [["Toys", None]]])
 IDS = pa.array(["", "a", "b", "c", "d", "e", "f"])
-CATALOGUE = Catalogue(IDS, IDS, IDS, IDS, np.zeros(7, np.int64), np.array([0, 1, 1, 1, 1, 1, 0], bool))
+CATALOGUE = Catalogue(IDS, IDS, IDS, IDS, np.zeros(7, np.int64), np.array([0, 1, 1, 1, 1, 1, 0], bool), np.arange(1, 7))
 
 
 def test_of_several_reasons_the_first_counts() -> None:

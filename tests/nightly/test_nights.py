@@ -13,12 +13,13 @@ import pytest
 
 from allmrec.artifacts import read_manifest, read_table, seal, sha256, shard_name, write_shard
 from allmrec.hashing import shard_of
+from allmrec.nightly.users import known_before
 from allmrec.storage import Storage, open_storage
 from jobs import bundle
 from jobs.config import Config
 from jobs.console import Console
 from jobs.step import execute
-from schemas import sequences, user_ids
+from schemas import candidates, sequences, user_ids
 from tests.evaluation.tiny import NUM_SHARDS, NUM_USERS, tiny_config, write_tiny_run
 from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
 from tests.nightly.nights import FIRST, SECOND, Made, make, with_nightly
@@ -49,7 +50,8 @@ def deal(run: Storage, artifact: str, users: list[str]) -> None:
     files = {
         shard_name(n): write_shard(run.at(artifact), user_ids.SCHEMA, shard_name(n), t) for n, t in enumerate(tables)
     }
-    seal(run.at(artifact), artifact, "test", files)
+    known = len({*users} & {*read_table(run.at("sequences")).column("user_id").to_pylist()})
+    seal(run.at(artifact), artifact, "test", files, facts={"listed": len(users), "known": known})
 
 
 def popular_items(run: Storage, count: int) -> list[str]:
@@ -205,3 +207,56 @@ def test_a_bundle_of_new_counts_keeps_the_rows(tmp_path: Path, llm, tokenizer) -
     second = make(config, run, SECOND)
     assert second.figures["carried_over"] == NUM_USERS and second.lists() == first.lists()
     assert {row["bundle"] for row in second.rows}.isdisjoint(row["bundle"] for row in first.rows)
+
+
+def test_lists_are_counted_and_must_be_known(tiny, tmp_path: Path) -> None:
+    """However a recall list spells an item, it is recommended to nobody; what is listed and known is in the report."""
+    config, run = tiny
+    (tmp_path / "recall.txt").write_bytes(b'\xef\xbb\xbfitem-00 \r\n"item-01"\r\nITEM-02\r\n')
+    deal(run, "suppressed_users", ["user-00", "user-01", "gone"])
+    lists = {"suppressed_items": str(tmp_path / "recall.txt"), "suppressed_users": "gone.parquet"}
+    made = make(with_nightly(config, tmp_path / "out", **lists, ranker="teacher"), run)
+    assert {"item-00", "item-01"}.isdisjoint(item for items in made.lists().values() for item in items)
+    assert made.report["lists"] == [
+        {"list": "nightly.suppressed_items", "of": "items", "listed": 3, "known": 2, "applied": 2},
+        {"list": "nightly.suppressed_users", "of": "users", "listed": 3, "known": 2, "applied": 2},
+    ]
+    page = open_storage(str(tmp_path / "out")).read(f"_reports/run_date={FIRST}/report.html").decode()
+    assert "nightly.suppressed_items" in page
+    for unknown in ({"ids": ["ITEM-00"]}, {"ids": ["item-00", "a", "b"]}):
+        with pytest.raises(ValueError, match=r"nightly\.blocked_items: of [13] items listed, [01] are known"):
+            make(with_nightly(config, tmp_path / "no", blocked_items=unknown), run)
+    assert not (tmp_path / "no").exists(), "before the date has a run"
+
+
+def test_what_was_seen_may_be_recommended_again(tiny, first, tmp_path: Path) -> None:
+    config, run = tiny
+    seen = {row["user_id"]: row["item_index"] for row in read_table(run.at("sequences")).to_pylist()}
+    ids = read_table(run.at("items")).sort_by("item_index").column("item_id").to_pylist()
+    given = {user: [ids[item - 1] for item in items][:5] for user, items in seen.items()}
+    shards = shard_of(pa.array([*given]), NUM_SHARDS)
+    files = {}
+    for shard in range(NUM_SHARDS):
+        mine = {user: items for (user, items), at in zip(given.items(), shards, strict=True) if at == shard}
+        table = pa.table({"user_id": [*mine], "item_ids": [*mine.values()]}, schema=candidates.SCHEMA)
+        files[shard_name(shard)] = write_shard(run.at("candidates"), candidates.SCHEMA, shard_name(shard), table)
+    counts = {"listed": 1, "known": 1, "items_listed": 1, "items_known": 1}
+    seal(run.at("candidates"), "candidates", "test", files, facts=counts)
+    changes = {"candidates": "given.parquet", "num_candidates": 5, "ranker": "teacher"}
+    again = make(with_nightly(config, tmp_path / "again", recommend_seen=True, **changes), run)
+    assert all({*again.lists()[user]} >= {*items} for user, items in given.items())
+    assert again.figures["dropped"] == {}
+    never = make(with_nightly(config, tmp_path / "never", **changes), run)
+    assert all({*never.lists()[user]}.isdisjoint(items) for user, items in given.items())
+    assert again.night.run.identity != never.night.run.identity
+    whole = make(with_nightly(config, tmp_path / "whole", recommend_seen=True, ranker="teacher"), run)
+    assert any({*whole.lists()[user]} & {*items} for user, items in given.items()), "the teacher retrieves them, too"
+
+
+def test_a_date_ends_at_midnight_of_its_time_zone() -> None:
+    """An event at 20:00 UTC is of the next day in Tokyo."""
+    stamp = datetime(2026, 11, 20, 20, tzinfo=UTC)
+    row = {"user_id": "u", "item_index": [1], "timestamp": [stamp], "train_length": 1}
+    table = pa.Table.from_pylist([row], sequences.SCHEMA)
+    assert len(known_before(table, FIRST)) == len(known_before(table, SECOND, "Asia/Tokyo")) == 1
+    assert len(known_before(table, FIRST, "Asia/Tokyo")) == 0

@@ -40,7 +40,9 @@ def rows(lists: dict[str, str], source: str = "llm", scores: tuple[float, ...] =
 @pytest.fixture
 def catalogue() -> Catalogue:
     titles = pa.array(["", HOSTILE, *IDS[2:]])
-    return Catalogue(pa.array(IDS), titles, titles, titles, np.array([0, 50, 30, 10, 5, 5]), np.arange(6) > 0)
+    return Catalogue(
+        pa.array(IDS), titles, titles, titles, np.array([0, 50, 30, 10, 5, 5]), np.arange(6) > 0, np.arange(1, 6)
+    )
 
 
 @pytest.fixture
@@ -90,7 +92,7 @@ def test_alarms_name_value_bound_and_the_way_out(figures: dict[str, Any]) -> Non
 def page(figures: dict[str, Any]) -> str:
     made_of = {"run_date": "2026-11-21", "run_id": "r1", "bundle": "v1", "weight": 0.4, "code": "1", "llm": HOSTILE}
     found = alarms(figures, AlarmsConfig(min_overlap=0.8, min_coverage=0.5))
-    return render({**made_of, "ranker": "blend", "last": None, "alarms": found, "figures": figures})
+    return render({**made_of, "ranker": "blend", "last": None, "alarms": found, "lists": [], "figures": figures})
 
 
 def test_titles_are_text(figures: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ NOTHING = {"users": 0, "items": 0, "files": 0}
 
 def suppress(storage: Storage, run_date: date, users: pa.Array = USERS, items: pa.Array = ITEMS) -> dict[str, int]:
     with hold_lease(storage, run_date, 0.2) as lease:
-        return upkeep.suppress(storage, run_date, users, items, lease)
+        return upkeep.suppress(storage, run_date, users, items, lease).counts
 
 
 def expire(storage: Storage, keep: int) -> None:

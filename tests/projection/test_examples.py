@@ -4,8 +4,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from allmrec.alignment.examples import Examples as Stage1
+from allmrec.alignment.network import AlignmentConfig
 from allmrec.data.sequences import Sequences, offsets_of
-from allmrec.llm.prompt import USER_SLOT
+from allmrec.llm.prompt import USER_SLOT, PromptBuilder
 from allmrec.projection.examples import Examples
 from tests.projection.conftest import NUM_ITEMS, NUM_USERS
 
@@ -51,6 +53,27 @@ def test_slots_keep_their_items_and_places(examples):
     assert batch.prompts.slot_rows().tolist() == rows.tolist()
     columns = batch.prompts.slot_positions - batch.prompts.offsets[rows]
     assert columns.tolist() == (prompts.slot_positions - prompts.offsets[rows]).tolist()
+
+
+def test_negatives_are_items_that_may_be_drawn(sequences, builder):
+    examples = Examples(sequences, builder, 5, seed=7, drawable=np.array([2, 3, 5, 7, 11], np.int32))
+    candidates = examples.candidates(np.arange(NUM_USERS), 0)
+    assert set(candidates[candidates != examples.targets[:, None]].tolist()) - {0} == {2, 3, 5, 7, 11}
+
+
+def test_negatives_are_none_of_stage_1s(sequences, builder, teacher):
+    """With one key for both, a user's unseen item of Stage-1 would be the first negative of Stage-2 in every epoch."""
+    ours = Examples(sequences, builder, 5, seed=7)
+    theirs = Stage1(AlignmentConfig(held_out=0), teacher, sequences, 7)
+    theirs.usable[1:] = True
+    users = np.flatnonzero(ours.sequences.lengths < 6)
+    assert ours.sequences.user_ids.equals(theirs.sequences.user_ids)
+    same = []
+    for epoch in range(20):
+        rows = theirs.rows(users, epoch)
+        negatives = ours.negatives(users, epoch)
+        same.append((rows.item_R[~rows.positive_R] == negatives[:, 0]).mean())
+    assert np.mean(same) < 0.3, "of some six to ten items"
 
 
 def test_candidates_hold_the_target_once_and_nothing_else_that_was_seen(examples):
@@ -132,6 +155,15 @@ def test_a_prompt_depends_on_the_user_and_not_on_the_company(examples):
     together = examples.prompts(np.array([3, 9, 4]), epoch=2)
     alone = examples.prompts(np.array([9]), epoch=2)
     assert together.tokens[together.offsets[1] : together.offsets[2]].tolist() == alone.tokens.tolist()
+
+
+def test_what_over_long_prompts_lose_is_counted(sequences, examples, builder, tokenizer):
+    assert set(examples.shortened().values()) == {0}
+    tight = PromptBuilder(builder.config, tokenizer, builder.titles, soft=True, max_tokens=100)
+    lost = Examples(sequences, tight, num_candidates=5, seed=7).shortened(epoch=1)
+    prompts = tight.build(examples.histories(np.arange(NUM_USERS)), examples.candidates(np.arange(NUM_USERS), 1))
+    assert lost == {"history items dropped": prompts.dropped_history, "prompts with cut titles": prompts.cut_titles}
+    assert lost["history items dropped"] > 0
 
 
 def test_nobody_to_learn_from_is_an_error(sequences, builder):

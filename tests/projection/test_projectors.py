@@ -1,38 +1,13 @@
-"""The projectors' start and their file."""
+"""The projectors: their shapes, their file, and what a config may ask of them."""
 
+import pytest
 import torch
+from pydantic import ValidationError
 
 from allmrec.artifacts import seal
-from allmrec.projection.projectors import fresh_projectors, load_projectors, save_projectors
+from allmrec.config import one_line
+from allmrec.projection.projectors import ProjectionConfig, fresh_projectors, load_projectors, save_projectors
 from allmrec.storage import open_storage
-
-
-def test_calibration_centres_the_soft_tokens_and_gives_them_the_norm_asked_for():
-    generator = torch.Generator().manual_seed(0)
-    x_BD = 0.01 * torch.randn(500, 8, generator=generator) + 3  # small differences on a large common part
-    e_IJ = 20 * torch.randn(300, 6, generator=generator)
-    projectors = fresh_projectors(8, 6, 32, seed=0)
-    projectors.calibrate(x_BD, e_IJ, torch.randn(300, 8, generator=generator), norm=2.5)
-    for tokens_BH in (projectors.user(x_BD), projectors.item(e_IJ)):
-        torch.testing.assert_close(tokens_BH.mean(0), torch.zeros(32), atol=1e-3, rtol=0)
-        torch.testing.assert_close(tokens_BH.square().sum(1).mean().sqrt(), torch.tensor(2.5), atol=1e-3, rtol=0)
-
-
-def test_soft_tokens_start_with_the_teachers_products_in_any_stretch_of_their_dimensions():
-    generator = torch.Generator().manual_seed(0)
-    x_BD, items_ID = torch.randn(200, 8, generator=generator), torch.randn(300, 8, generator=generator)
-    e_IJ = items_ID @ torch.randn(8, 12, generator=generator) + 1  # what a joint embedding may make of E
-    projectors = fresh_projectors(8, 12, 64, seed=0)
-    expected_BI = (x_BD - x_BD.mean(0)) @ (items_ID - items_ID.mean(0)).T
-
-    @torch.no_grad()
-    def correlation(dims: slice = slice(None)) -> float:
-        found_BI = projectors.user(x_BD)[:, dims] @ projectors.item(e_IJ)[:, dims].T
-        return float(torch.corrcoef(torch.stack([found_BI.flatten(), expected_BI.flatten()]))[0, 1])
-
-    assert abs(correlation()) < 0.3, "two networks drawn apart know nothing of each other"
-    projectors.calibrate(x_BD, e_IJ, items_ID, norm=2.5)
-    assert correlation() > 0.999 and correlation(slice(21, 29)) > 0.999
 
 
 def test_two_layers_each_into_the_token_space():
@@ -46,7 +21,7 @@ def test_two_layers_each_into_the_token_space():
     }
 
 
-def test_the_start_depends_on_the_seed_alone():
+def test_fresh_weights_depend_on_the_seed_alone():
     torch.manual_seed(1)
     before = torch.get_rng_state()
     one, other = fresh_projectors(8, 6, 32, seed=0), fresh_projectors(8, 6, 32, seed=1)
@@ -56,10 +31,30 @@ def test_the_start_depends_on_the_seed_alone():
 
 
 def test_saved_projectors_come_back_equal_and_frozen(tmp_path):
-    storage, projectors = open_storage(str(tmp_path)), fresh_projectors(8, 6, 32, seed=0)
-    seal(storage, "projectors", "test", save_projectors(storage, projectors.state_dict()))
-    loaded = load_projectors(storage)
+    storage, (projectors, before) = open_storage(str(tmp_path)), (fresh_projectors(8, 6, 32, seed) for seed in (0, 1))
+    files = save_projectors(storage, projectors.state_dict(), untrained=before.state_dict())
+    seal(storage, "projectors", "test", files)
+    loaded, untrained = load_projectors(storage), load_projectors(storage, untrained=True)
     x_BD, e_IJ = torch.randn(5, 8), torch.randn(5, 6)
     assert torch.equal(loaded.user(x_BD), projectors.user(x_BD))
     assert torch.equal(loaded.item(e_IJ), projectors.item(e_IJ))
-    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    assert torch.equal(untrained.user(x_BD), before.user(x_BD)) and torch.equal(untrained.item(e_IJ), before.item(e_IJ))
+    assert not any(parameter.requires_grad for part in (loaded, untrained) for parameter in part.parameters())
+
+
+def test_the_papers_preset_is_the_papers_and_gives_way_to_what_is_written():
+    """Table 3 and section 5.1; the paper clips no gradient and chooses no epoch."""
+    paper = ProjectionConfig(preset="paper")
+    assert (paper.learning_rate, paper.learning_rate_schedule) == (1e-4, "constant")
+    assert (paper.batch_size, paper.epochs) == (4, 5)
+    assert (paper.max_gradient_norm, paper.validation_users, paper.patience) == (0, 0, None)
+    assert (paper.start, paper.targets, paper.item_input) == ("ordinary", "last", "joint")
+    assert ProjectionConfig(preset="paper", epochs=2) == paper.model_copy(update={"epochs": 2})
+    assert ProjectionConfig().start == "ordinary", "nor is the teacher's start anybody's default"
+
+
+def test_random_item_inputs_hold_no_collaborative_knowledge():
+    with pytest.raises(ValidationError) as refused:
+        ProjectionConfig(item_input="random", start="teacher")
+    assert "set start: ordinary" in one_line(refused.value) and "\n" not in one_line(refused.value)
+    ProjectionConfig(item_input="teacher", start="teacher")

@@ -1,24 +1,30 @@
 """Stage-2's loss against a plain forward pass, and DeepSpeed's steps against plain torch; a group of one process."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
 
+from allmrec.alignment.joint import Forms
 from allmrec.cf.training import ValidationCases
 from allmrec.evaluation.metrics import METRICS, measure
 from allmrec.llm.batches import SoftTokens, fill_slots, take
 from allmrec.llm.loading import LLMConfig
 from allmrec.llm.ranking import Ranker
+from allmrec.projection import training as module
 from allmrec.projection.deepspeed_config import deepspeed_config
 from allmrec.projection.engine import checksum, load_placed_llm, weights
 from allmrec.projection.examples import Examples
 from allmrec.projection.placement import llm_outline
 from allmrec.projection.projectors import ProjectionConfig, fresh_projectors, item_inputs
 from allmrec.projection.training import ProjectionTraining, Stage2Model
+from tests.llm.architectures import ARCHITECTURES
+from tests.llm.test_loading import DAMAGES
+from tests.projection.conftest import NUM_ITEMS
+from tests.text.tiny import change
 
 CONFIG = ProjectionConfig(
     batch_size=7, tokens_per_pass=400, epochs=2, num_candidates=4, learning_rate=1e-2, checkpoint_every_steps=3
@@ -88,7 +94,10 @@ def test_without_labels_nothing_is_learnt(llm, teacher, joint, examples):
 def training(llm_folder, placement, teacher, joint, examples, config=CONFIG, cases=None, state=None, **llm_settings):
     llm_config = LLMConfig(name=str(llm_folder), **{"dtype": "float32"} | llm_settings)
     llm = load_placed_llm(llm_config, placement, llm_outline(llm_config).largest_weight)
-    return ProjectionTraining(config, llm_config, placement, llm, teacher, joint, examples, cases, state=state)
+    by_text_N = torch.zeros(len(joint), dtype=torch.bool)
+    return ProjectionTraining(
+        config, llm_config, placement, llm, teacher, joint, by_text_N, examples, cases, state=state
+    )
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +166,11 @@ def test_steps_are_those_of_plain_torch_and_training_resumes(
 
     again = training(llm_folder, placement, teacher, joint, examples, state=state)
     assert again.step == 3
+    start = fresh_projectors(8, 6, 32, seed=0)
+    for name, weight in run.untrained.items():
+        assert torch.equal(weight, again.untrained[name]) and not torch.equal(weight, found[name]), "of no step"
+        factor = weight / start.state_dict()[name]
+        torch.testing.assert_close(factor, factor.mean().expand_as(factor), rtol=1e-4, atol=1e-6)
     list(again.rounds())
     for name, expected in found.items():
         assert torch.equal(weights(again.projectors)[name], expected), name
@@ -265,9 +279,16 @@ def test_validation_is_the_rankers_hit(alone, placement, llm, llm_folder, teache
     assert next(run.rounds())["loss"] != before, "and training goes on behind it"
 
 
-@pytest.mark.parametrize("architecture", ["LlamaConfig", "Qwen2Config", "MistralConfig"])
+@pytest.mark.parametrize(
+    ("architecture", "settings"),
+    [
+        ("Qwen2Config", {"tie_word_embeddings": True}),
+        ("GraniteConfig", {"logits_scaling": 4.0}),
+        ("Gemma2Config", {"head_dim": 8, "sliding_window": 16, "final_logit_softcapping": 2.0}),
+    ],
+)
 def test_any_causal_lm_trains_the_same_replicated_and_sharded(
-    alone, architecture, tokenizer, teacher, joint, examples, tmp_path
+    alone, architecture, settings, tokenizer, teacher, joint, examples, tmp_path
 ):
     torch.manual_seed(0)
     outline = getattr(transformers, architecture)(
@@ -279,6 +300,7 @@ def test_any_causal_lm_trains_the_same_replicated_and_sharded(
         num_key_value_heads=2,
         max_position_embeddings=512,
         initializer_range=0.2,
+        **settings,
     )
     transformers.AutoModelForCausalLM.from_config(outline).save_pretrained(tmp_path)
     config = CONFIG.model_copy(update={"epochs": 1, "checkpoint_every_steps": 1})
@@ -295,22 +317,43 @@ def test_any_causal_lm_trains_the_same_replicated_and_sharded(
     assert found[0][1] == pytest.approx(loss.item(), rel=1e-5)
 
 
-def test_a_model_that_lacks_a_weight_is_refused(alone, llm, tmp_path):
-    llm.save_pretrained(tmp_path)
-    tensors = load_file(tmp_path / "model.safetensors")
-    lost = next(name for name in tensors if "fc1.weight" in name)
-    save_file({name: tensor for name, tensor in tensors.items() if name != lost}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=f"lacks 1 weights .*{lost}"):
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_cut_weights_are_complete_or_refused(alone, damage, llm_folder, tmp_path):
+    tensors, message = DAMAGES[damage]
+    shutil.copytree(llm_folder, tmp_path, dirs_exist_ok=True)
+    change(tmp_path, **tensors)
+    with pytest.raises(ValueError, match=message):
         load_placed_llm(LLMConfig(name=str(tmp_path)), "sharded", 1)
 
 
+def test_cut_weights_may_be_tied_and_beside_them_buffers(alone, tokenizer, tmp_path):
+    llm = ARCHITECTURES["Llama, tied"].build(len(tokenizer))
+    llm.save_pretrained(tmp_path)
+    change(tmp_path, **{"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(6)})
+    assert checksum(load_placed_llm(LLMConfig(name=str(tmp_path), dtype="float32"), "sharded", 1)) == checksum(llm)
+
+
+@pytest.mark.parametrize("placement", ["replicated", "sharded"])
+def test_an_llm_that_tries_do_not_fit_is_refused_before_a_step(
+    alone, placement, tokenizer, teacher, joint, examples, tmp_path, monkeypatch
+):
+    ARCHITECTURES["Qwen2"].build(len(tokenizer)).save_pretrained(tmp_path)
+    monkeypatch.setattr(module, "deviation", lambda llm: 0.3)
+    with pytest.raises(ValueError, match=r"'qwen2' cannot be used: .* off by 0\.3"):
+        training(tmp_path, placement, teacher, joint, examples)
+    ARCHITECTURES["GPT-Neo"].build(len(tokenizer)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="'gpt_neo' cannot be used"):
+        llm_outline(LLMConfig(name=str(tmp_path)))
+
+
 def test_what_f_i_projects(teacher, joint):
-    items_ND = teacher.item_embeddings.detach()
+    items_ND, q_NJ = teacher.item_embeddings.detach(), torch.randn_like(joint)
+    forms = Forms.of(np.arange(NUM_ITEMS + 1), items_ND, text_form_below=4)
     by_kind = {
-        kind: item_inputs(CONFIG.model_copy(update={"item_input": kind}), joint, items_ND, seed=3)
+        kind: item_inputs(CONFIG.model_copy(update={"item_input": kind}), forms, joint, q_NJ, items_ND, seed=3)
         for kind in ("joint", "teacher", "random")
     }
-    assert by_kind["joint"] is joint and by_kind["teacher"] is items_ND
+    assert torch.equal(by_kind["joint"], torch.cat([q_NJ[:4], joint[4:]])) and by_kind["teacher"] is items_ND
     assert by_kind["random"].shape == joint.shape and not by_kind["random"][0].any()
     assert abs(torch.corrcoef(torch.stack([by_kind["random"].flatten(), joint.flatten()]))[0, 1]) < 0.5
 

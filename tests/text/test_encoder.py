@@ -11,13 +11,14 @@ from allmrec.storage import open_storage
 from allmrec.text.encoder import (
     TextConfig,
     TextEncoder,
+    default_prompt,
     encoder_identity,
     load_encoder,
     refuse_not_finite,
     save_encoder,
 )
 from allmrec.text.standin import build_encoder
-from tests.text.tiny import build_tiny_sbert
+from tests.text.tiny import build_tiny_sbert, change
 
 TEXTS = ["Title: Moonfall Saga, Description: a dragon", "Title: Ironcrest, Description: a coach", "Title: Moonfall II"]
 
@@ -112,3 +113,50 @@ def test_a_saved_encoder_is_loaded_from_its_folder(folder, tmp_path):
     assert not any(name.endswith((".bin", ".pt", ".pkl")) for name in files)
     again = load_encoder(TextConfig(model=storage.name("tuned")))
     assert np.array_equal(again.encode(TEXTS), encoder.encode(TEXTS))
+
+
+def test_a_prompt_stands_before_every_text_and_in_the_identity(transformer):
+    plain, behind = (TextConfig(model=str(transformer), prompt=prompt) for prompt in (None, "dragon: "))
+    found = np.array(TextEncoder(behind)(pa.table({"text": TEXTS}))["embedding"].to_pylist())
+    expected = load_encoder(plain).encode(["dragon: " + text for text in TEXTS])
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    identities = {
+        encoder_identity(TextConfig(model=str(transformer), prompt=prompt)) for prompt in (None, "", "a", "b")
+    }
+    assert len(identities) == 4 and encoder_identity(behind).startswith(encoder_identity(plain))
+
+
+def test_a_tuned_encoder_keeps_its_prompt(transformer, tmp_path):
+    encoder, storage = load_encoder(TextConfig(model=str(transformer), prompt="dragon: ")), open_storage(str(tmp_path))
+    save_encoder(storage, "tuned", encoder)
+    assert default_prompt(load_encoder(TextConfig(model=storage.name("tuned")))) == "dragon: "
+
+
+DAMAGES = {
+    "a weight less": ("", {"encoder.layer.0.output.dense.weight": None}, "lacks 1 weights: .*output.dense.weight"),
+    "another shape": (
+        "",
+        {"encoder.layer.0.output.dense.weight": torch.zeros(1, 32)},
+        r"in another shape 1 weights: .*output.dense.weight \[1, 32\]",
+    ),
+    "a weight more": ("", {"encoder.adapter.weight": torch.zeros(2)}, "has besides 1 weights: encoder.adapter.weight"),
+    "a dense layer without bias": ("2_Dense", {"linear.bias": None}, "not a complete encoder.*linear.bias"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_an_encoder_that_is_not_complete_is_refused(transformer, damage):
+    module, tensors, message = DAMAGES[damage]
+    change(transformer / module, **tensors)
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        load_encoder(TextConfig(model=str(transformer)))
+
+
+def test_heads_buffers_and_an_unused_pooler_are_no_loss(transformer):
+    before = load_encoder(TextConfig(model=str(transformer))).encode(TEXTS)
+    change(
+        transformer,
+        **{"cls.predictions.bias": torch.zeros(3), "embeddings.position_ids": torch.arange(9)},
+        **{"pooler.dense.weight": None, "pooler.dense.bias": None},
+    )
+    np.testing.assert_array_equal(load_encoder(TextConfig(model=str(transformer))).encode(TEXTS), before)

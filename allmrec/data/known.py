@@ -1,0 +1,74 @@
+"""Who is known to a run: users with events, whatever the filters left of them, items, and who was known and forgotten.
+
+Of those who were forgotten the histories remember hashes alone. A shard is read at a time.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from allmrec.artifacts import MANIFEST, read_manifest, read_part, read_table
+from allmrec.data.sequences import num_shards
+from allmrec.hashing import fingerprint, shard_of
+from allmrec.storage import Storage
+
+USER, ITEM = 0, 1  # kinds of id
+KNOWN = "forgotten_known"  # in the histories' manifest: hashes of the forgotten whom a log or catalogue has named
+
+
+def id_hash(kind: int, id: str) -> str:
+    """What a manifest may say of an id that must not appear."""
+    return fingerprint([kind, id])
+
+
+@dataclass(frozen=True)
+class Known:
+    run: Storage
+
+    def users(self, ids: pa.Array) -> np.ndarray:
+        """Which of these ids are known: bool (N,)."""
+        found = np.zeros(len(ids), dtype=bool)
+        if len(ids) and self.run.exists(f"sequences/{MANIFEST}"):
+            shards = num_shards(self.run.at("sequences"))
+            shard_N = shard_of(ids, shards)
+            for shard in np.unique(shard_N).tolist():
+                mine = np.flatnonzero(shard_N == shard)
+                found[mine] = self.users_of(shard, ids.take(pa.array(mine)))
+        return found
+
+    def users_of(self, shard: int, ids: pa.Array) -> np.ndarray:
+        """As `users`, of ids that are all of one shard."""
+        name = f"histories/{MANIFEST}"
+        if self.run.exists(name):  # `sequences` lacks those of too few events
+            histories = self.run.at("histories")
+            manifest = read_manifest(histories)
+            table = read_part(histories, manifest, manifest.facts["shards"][shard]["events"])
+        else:
+            table = read_table(self.run.at("sequences"), [shard])
+        return self._among(USER, ids, table.column("user_id").cast(pa.string()).combine_chunks())
+
+    def items(self, ids: pa.Array) -> np.ndarray:
+        """Which of these ids the catalogue has, or had: bool (N,)."""
+        return self._among(ITEM, ids, self._items)
+
+    @cached_property
+    def _items(self) -> pa.Array:
+        found = self.run.exists(f"items/{MANIFEST}")
+        table = read_table(self.run.at("items")) if found else pa.table({"item_id": pa.array([], pa.string())})
+        return table.column("item_id").cast(pa.string()).combine_chunks()
+
+    @cached_property
+    def _forgotten(self) -> frozenset[str]:
+        found = self.run.exists(f"histories/{MANIFEST}")
+        return frozenset(read_manifest(self.run.at("histories")).facts.get(KNOWN, ()) if found else ())
+
+    def _among(self, kind: int, ids: pa.Array, known: pa.Array) -> np.ndarray:
+        found = pc.is_in(ids, known).to_numpy(zero_copy_only=False)
+        if self._forgotten:
+            rest = np.flatnonzero(~found)
+            found = found.copy()
+            found[rest] = [id_hash(kind, id) in self._forgotten for id in ids.take(pa.array(rest)).to_pylist()]
+        return found

@@ -1,0 +1,91 @@
+"""The LLM's own forward pass, read where it is needed: its own masks, by positions, and its whole head.
+
+A row may hold a tree: several continuations behind one prompt, each of which sees the prompt and itself. Which tokens
+a layer sees is still the model's to say (causality, sliding windows, chunks): its mask functions of transformers are
+asked about the tokens' positions in the text, not about their columns in the row. Logits are scaled and capped as the
+model does it. Knows nothing of prompts or candidates.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+# B rows, L tokens, K places, H token dimension, V vocabulary
+
+_IMPLEMENTATIONS = ("sdpa", "eager")  # of attention: those that take a mask of numbers
+
+
+def logits_at(llm: Any, places_K: torch.Tensor, **inputs: Any) -> torch.Tensor:
+    """The LLM's logits, float32 (K, V), at some places of a batch; elsewhere none are computed.
+
+    Args:
+        places_K: int64, into the flattened (B, L).
+        inputs: what the LLM is called with.
+    """
+
+    def only_there(_: Any, arguments: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        (hidden_BLH,) = arguments
+        return (hidden_BLH.flatten(0, 1)[places_K][None],)
+
+    with llm.get_output_embeddings().register_forward_pre_hook(only_there):
+        return llm(**inputs).logits[0].float()
+
+
+def tree_logits_at(
+    llm: Any, places_K: torch.Tensor, embeds_BLH: torch.Tensor, visible_BLL: torch.Tensor, positions_BL: torch.Tensor
+) -> torch.Tensor:
+    """Likewise of rows that hold trees.
+
+    Args:
+        visible_BLL: bool: the tokens of its own text that each token has before it, and itself.
+        positions_BL: int64: each token's position in its text.
+
+    Raises:
+        ValueError: the LLM makes its masks otherwise.
+    """
+    ones_BL = torch.ones_like(positions_BL)  # or a row whose positions go back is taken for several texts
+    with _tree_masks(visible_BLL, positions_BL) as asked:
+        logits_KV = logits_at(
+            llm, places_K, inputs_embeds=embeds_BLH, attention_mask=ones_BL, position_ids=positions_BL, use_cache=False
+        )
+    if not asked:
+        raise refusal(llm, "it does not take its attention's masks from transformers")
+    return logits_KV
+
+
+def refusal(llm: Any, why: str) -> ValueError:
+    """What to raise for an LLM whose trees would not be read as its texts are."""
+    return ValueError(
+        f"an LLM of the architecture {llm.config.model_type!r} cannot be used: {why}, so P(c) would not be the LLM's "
+        "own; take one of the architectures that docs/llms.md lists as supported"
+    )
+
+
+@contextmanager
+def _tree_masks(visible_BLL: torch.Tensor, positions_BL: torch.Tensor) -> Iterator[list[bool]]:
+    """Within it, models that make their masks by transformers' `masking_utils` make those of trees.
+
+    Yields a list that is empty until one is made.
+    """
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as interfaces
+
+    asked: list[bool] = []
+    row_B11 = torch.arange(len(positions_BL), device=positions_BL.device)[:, None, None]
+
+    def tree_mask(*, mask_function: Callable[..., torch.Tensor], dtype: torch.dtype, **_: Any) -> torch.Tensor:
+        """Additive, (B, 1, L, L)."""
+        asked.append(True)
+        seen = visible_BLL & mask_function(row_B11, 0, positions_BL[:, :, None], positions_BL[:, None, :])
+        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)[
+            :, None
+        ]
+
+    for name in _IMPLEMENTATIONS:
+        interfaces[name] = tree_mask
+    try:
+        yield asked
+    finally:
+        for name in _IMPLEMENTATIONS:
+            del interfaces[name]

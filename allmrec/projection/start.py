@@ -1,0 +1,136 @@
+"""Where F_U and F_I start from: `projection.start`.
+
+Ordinary weights are drawn, and all that training adds is seen beside them. The teacher's start gives the LLM the
+teacher's score before any training; what comes of it says little about training, and it is a choice by name.
+
+Dimensions: B users, I items, N = n + 1 items (0 is padding), D = teacher's dim, J = joint dim, H = token dim of the
+LLM, K pairs of hidden units
+"""
+
+import numpy as np
+import torch
+from torch import nn
+
+from allmrec.cf.teacher import Teacher
+from allmrec.hashing import draws, key64
+from allmrec.projection.examples import Examples
+from allmrec.projection.projectors import ProjectionConfig, Projectors, fresh_projectors
+
+_SAMPLE = 4096  # users and items that the start is scaled or fitted to
+_USERS, _ITEMS = 0x5355, 0x5349  # purposes of their draws
+
+
+def start(
+    config: ProjectionConfig,
+    teacher: Teacher,
+    examples: Examples,
+    e_NJ: torch.Tensor,
+    by_text_N: torch.Tensor,
+    token_dim: int,
+    norm: float,
+) -> Projectors:
+    """Projectors before any step, on the CPU: by the seed and a sample of users and items, drawn by hash.
+
+    Args:
+        e_NJ: what F_I projects, by item index.
+        by_text_N: bool, of the items that it knows by their texts alone; E_i is not fitted to these.
+        norm: root mean square norm of the soft tokens.
+
+    Raises:
+        ValueError: an input is NaN or inf; or `start: teacher` where the teacher's score is no product, or no item is
+            shown by its E_i.
+    """
+    users = _drawn(examples.hashes, key64(examples.seed, _USERS))
+    x_BD = teacher.represent(examples.histories(users)).cpu()
+    projectors = fresh_projectors(x_BD.shape[1], e_NJ.shape[1], token_dim, examples.seed)
+    shown_N = torch.arange(len(e_NJ)) > 0
+    if config.start == "teacher":
+        shown_N &= ~by_text_N
+        _refuse_what_has_no_product(teacher, shown_N)
+    items = shown_N.nonzero()[:, 0].numpy()
+    items = items[_drawn(items.astype(np.uint64), key64(examples.seed, _ITEMS))]
+    e_IJ, items_ID = e_NJ[items].cpu(), teacher.item_embeddings.detach()[items].cpu()
+    for name, rows in (("user representations", x_BD), ("joint embeddings", e_IJ), ("item embeddings", items_ID)):
+        if not rows.isfinite().all():
+            raise ValueError(f"the {name} hold NaN or inf; run train-cf and train-alignment again")
+    if config.start == "teacher":
+        start_as_teacher(projectors, x_BD, e_IJ, items_ID, norm)
+    else:
+        start_ordinary(projectors, x_BD, e_IJ, norm)
+    return projectors
+
+
+@torch.no_grad()
+def start_ordinary(projectors: Projectors, x_BD: torch.Tensor, e_IJ: torch.Tensor, norm: float) -> None:
+    """Keep the weights as they were drawn, but for one factor a network: soft tokens get RMS norm `norm`."""
+    for network, inputs in ((projectors.user, x_BD), (projectors.item, e_IJ)):
+        _, _, last = _layers(network)
+        scale = norm / network(inputs).square().sum(1).mean().sqrt().clamp_min(1e-12)
+        last.weight.mul_(scale)
+        last.bias.mul_(scale)
+
+
+@torch.no_grad()
+def start_as_teacher(
+    projectors: Projectors, x_BD: torch.Tensor, e_IJ: torch.Tensor, items_ID: torch.Tensor, norm: float
+) -> None:
+    """Make both networks the teacher's vectors, repeated along the token, at mean zero and RMS norm `norm`.
+
+    The teacher scores by s(x^u, E_i). With one map for both (for items behind the least squares fit of E_i by e_i) the
+    soft tokens' product is that score, but for the means, and they have the LLM's tokens' scale, not the teacher's.
+
+    Args:
+        items_ID: E_i of the items of `e_IJ`.
+    """
+    deviation_IJ = (e_IJ - e_IJ.mean(0)).double()
+    to_teacher_JD = torch.linalg.lstsq(deviation_IJ, (items_ID - items_ID.mean(0)).double(), driver="gelsd")[0]
+    first, _, last = _layers(projectors.user)
+    half, dim = first.out_features // 2, first.in_features
+    # Orthonormal, so that the product stays what it is, and whole in any D dimensions in a row: what reads a part
+    # of a token's, as the stand-in LLM does, would find it blurred under a random map.
+    left, _, right = torch.linalg.svd(first.weight[:half], full_matrices=False)
+    map_KD = left @ right
+    out_HK = map_KD.T[torch.arange(last.out_features) % dim]
+    for network, inputs, map_K in (
+        (projectors.user, x_BD, map_KD),
+        (projectors.item, e_IJ, map_KD @ to_teacher_JD.T.to(map_KD.dtype)),
+    ):
+        first, activation, last = _layers(network)
+        for weight in (first.weight, first.bias, last.weight, last.bias):
+            weight.zero_()
+        # GELU(z) - GELU(-z) = z: pairs of hidden units start as a linear map.
+        first.weight[: 2 * half] = torch.cat([map_K, -map_K])
+        last.weight[:, : 2 * half] = torch.cat([out_HK, -out_HK], dim=1)
+        _standardise(first, inputs, first.out_features**0.5)
+        _standardise(last, activation(first(inputs)), norm)
+
+
+def _refuse_what_has_no_product(teacher: Teacher, shown_N: torch.Tensor) -> None:
+    kind = type(teacher).__name__
+    if not shown_N.any():
+        raise ValueError(f"projection.start: teacher fits E_i, and {kind} has none for any item; set start: ordinary")
+    if not teacher.scores_by_product():
+        raise ValueError(
+            f"projection.start: teacher starts from the product of x^u and E_i, and {kind} does not score by it; set "
+            "start: ordinary"
+        )
+
+
+def _drawn(hashes: np.ndarray, key: np.uint64) -> np.ndarray:
+    """Places of a sample of the rows, int64."""
+    return draws(hashes, key, 1)[:, 0].argsort(kind="stable")[:_SAMPLE]
+
+
+def _layers(network: nn.Sequential) -> tuple[nn.Linear, nn.Module, nn.Linear]:
+    first, activation, last = network
+    assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
+    return first, activation, last
+
+
+def _standardise(layer: nn.Linear, inputs: torch.Tensor, norm: float) -> None:
+    """Fold a shift and a scale into `layer`: its outputs then have mean zero and root mean square norm `norm`."""
+    outputs = layer(inputs)
+    mean = outputs.mean(0)
+    scale = norm / (outputs - mean).square().sum(1).mean().sqrt().clamp_min(1e-12)
+    layer.bias.copy_((layer.bias - mean) * scale)
+    layer.weight.mul_(scale)

@@ -1,0 +1,17 @@
+"""The one rule for which form shows an item."""
+
+import numpy as np
+import torch
+
+from allmrec.alignment.joint import Forms
+
+
+def test_few_interactions_or_no_e_i_make_the_text_form():
+    popularity_N, items_ND = np.array([0, 3, 2, 5, 1]), torch.ones(5, 2)
+    items_ND[[0, 3, 4]] = 0  # padding, and two that the teacher does not know
+    forms = Forms.of(popularity_N, items_ND, text_form_below=3)
+    assert forms.by_text_N.tolist() == [True, False, True, True, True]
+    e_NJ, q_NJ = torch.arange(5.0)[:, None], -torch.arange(5.0)[:, None]
+    assert forms.joint(e_NJ, q_NJ).flatten().tolist() == [0, 1, -2, -3, -4]
+    assert list(forms.counts().values()) == [1, 1, 2]
+    assert not Forms.of(popularity_N, torch.ones(5, 2), text_form_below=0).by_text_N.any()

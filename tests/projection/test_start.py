@@ -1,0 +1,103 @@
+"""Where the projectors start from: drawn weights that know nothing, or by name the teacher's product."""
+
+import numpy as np
+import pytest
+import torch
+
+from allmrec.cf.teacher import TeacherConfig, build_teacher
+from allmrec.projection import start as module
+from allmrec.projection.examples import Examples
+from allmrec.projection.projectors import ProjectionConfig, Projectors, fresh_projectors
+from allmrec.projection.start import start, start_as_teacher, start_ordinary
+from tests.projection.conftest import NUM_ITEMS, NUM_USERS
+
+NOTHING_BY_TEXT = torch.zeros(NUM_ITEMS + 1, dtype=torch.bool)
+
+
+@pytest.fixture(scope="module")
+def examples(sequences, builder) -> Examples:
+    return Examples(sequences, builder, num_candidates=4, seed=0)
+
+
+def started(how, teacher, examples, e_NJ, by_text_N=NOTHING_BY_TEXT) -> Projectors:
+    return start(ProjectionConfig(start=how), teacher, examples, e_NJ, by_text_N, token_dim=32, norm=2.5)
+
+
+def test_the_ordinary_start_is_the_drawn_weights_at_the_norm_asked_for():
+    generator = torch.Generator().manual_seed(0)
+    x_BD = 0.01 * torch.randn(500, 8, generator=generator) + 3
+    e_IJ = 20 * torch.randn(300, 6, generator=generator)
+    drawn, projectors = (fresh_projectors(8, 6, 32, seed=0) for _ in range(2))
+    start_ordinary(projectors, x_BD, e_IJ, norm=2.5)
+    for name, rows in (("user", x_BD), ("item", e_IJ)):
+        before_BH, after_BH = getattr(drawn, name)(rows), getattr(projectors, name)(rows)
+        assert after_BH.square().sum(1).mean().sqrt().item() == pytest.approx(2.5, rel=1e-5)
+        torch.testing.assert_close(after_BH / after_BH.norm(), before_BH / before_BH.norm(), msg="one factor, no shift")
+
+
+def test_the_teachers_start_centres_the_soft_tokens_and_gives_them_the_norm_asked_for():
+    generator = torch.Generator().manual_seed(0)
+    x_BD = 0.01 * torch.randn(500, 8, generator=generator) + 3  # small differences on a large common part
+    e_IJ = 20 * torch.randn(300, 6, generator=generator)
+    projectors = fresh_projectors(8, 6, 32, seed=0)
+    start_as_teacher(projectors, x_BD, e_IJ, torch.randn(300, 8, generator=generator), norm=2.5)
+    for tokens_BH in (projectors.user(x_BD), projectors.item(e_IJ)):
+        torch.testing.assert_close(tokens_BH.mean(0), torch.zeros(32), atol=1e-3, rtol=0)
+        torch.testing.assert_close(tokens_BH.square().sum(1).mean().sqrt(), torch.tensor(2.5), atol=1e-3, rtol=0)
+
+
+def test_only_the_teachers_start_has_its_products_in_any_stretch_of_the_dimensions():
+    generator = torch.Generator().manual_seed(0)
+    x_BD, items_ID = torch.randn(200, 8, generator=generator), torch.randn(300, 8, generator=generator)
+    e_IJ = items_ID @ torch.randn(8, 12, generator=generator) + 1  # what a joint embedding may make of E
+    projectors = fresh_projectors(8, 12, 64, seed=0)
+    expected_BI = (x_BD - x_BD.mean(0)) @ (items_ID - items_ID.mean(0)).T
+
+    @torch.no_grad()
+    def correlation(dims: slice = slice(None)) -> float:
+        found_BI = projectors.user(x_BD)[:, dims] @ projectors.item(e_IJ)[:, dims].T
+        return float(torch.corrcoef(torch.stack([found_BI.flatten(), expected_BI.flatten()]))[0, 1])
+
+    start_ordinary(projectors, x_BD, e_IJ, norm=2.5)
+    assert abs(correlation()) < 0.3, "two networks drawn apart know nothing of each other"
+    start_as_teacher(projectors, x_BD, e_IJ, items_ID, norm=2.5)
+    assert correlation() > 0.999 and correlation(slice(21, 29)) > 0.999
+
+
+def test_the_sample_is_drawn_over_all_users_and_items(teacher, joint, examples, monkeypatch):
+    """Not the first ids, which are the oldest or the best known."""
+    seen = {}
+
+    def spy(projectors, x_BD, e_IJ, *_):
+        seen["users"], seen["items"] = x_BD, e_IJ
+
+    monkeypatch.setattr(module, "_SAMPLE", 5)
+    monkeypatch.setattr(module, "start_as_teacher", spy)
+    by_text_N = torch.arange(NUM_ITEMS + 1) % 3 == 0
+    started("teacher", teacher, examples, joint, by_text_N)
+    items = [int((joint == row).all(1).nonzero()[0]) for row in seen["items"]]
+    x_UD = teacher.represent(examples.histories(np.arange(NUM_USERS)))
+    users = [int((x_UD == row).all(1).nonzero()[0]) for row in seen["users"]]
+    for places, first, end in ((items, 1, NUM_ITEMS), (users, 0, NUM_USERS - 1)):
+        assert len(set(places)) == 5 and sorted(places) != list(range(first, first + 5)) and max(places) > end / 2
+    assert not by_text_N[items].any(), "what E_i is for an item that is known by its text is no matter"
+
+
+def test_what_cannot_start_as_a_teacher_is_refused(teacher, joint, examples):
+    torch.manual_seed(0)
+    ncf = build_teacher(TeacherConfig(model="ncf", dim=8), NUM_ITEMS).eval().requires_grad_(False)
+    torch.nn.init.normal_(ncf.get_parameter("items.weight"))[0] = 0
+    started("ordinary", ncf, examples, joint)
+    with pytest.raises(ValueError, match=r"NCF does not score by it; set start: ordinary$"):
+        started("teacher", ncf, examples, joint)
+    with pytest.raises(ValueError, match=r"SASRec has none for any item; set start: ordinary$"):
+        started("teacher", teacher, examples, joint, ~NOTHING_BY_TEXT)
+
+
+def test_nobodys_start_depends_on_the_company(teacher, joint, examples, builder):
+    """The sample is drawn by the users' own hashes: the order of the shards changes nothing."""
+    sequences = examples.sequences
+    back = sequences.take(np.arange(len(sequences))[::-1].copy())
+    one, other = (started("ordinary", teacher, some, joint) for some in (examples, Examples(back, builder, 4, seed=0)))
+    for name, weight in one.state_dict().items():
+        torch.testing.assert_close(weight, other.state_dict()[name])
