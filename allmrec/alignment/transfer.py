@@ -13,9 +13,8 @@ import torch
 
 from allmrec.alignment.network import AlignmentNetwork
 from allmrec.cf.teacher import SequenceTeacher, Teacher, TeacherConfig, build_teacher
-from allmrec.core.hashing import draws, key64
+from allmrec.core.hashing import Draw, draws, key64
 
-_DRAWN = 0x5452  # purpose of the draws
 
 
 @torch.no_grad()
@@ -29,7 +28,7 @@ def decoded_items(network: AlignmentNetwork, texts_NS: torch.Tensor) -> torch.Te
 def drawn_items(teacher: Teacher, num_rows: int, seed: int) -> torch.Tensor:
     """E_ND of as many items, by draw those of items that the teacher was trained on; row 0 is zeros."""
     trained_ND = teacher.item_embeddings.detach()
-    draw_N = draws(np.arange(num_rows, dtype=np.uint64), key64(seed, _DRAWN), 1)[:, 0]
+    draw_N = draws(np.arange(num_rows, dtype=np.uint64), key64(seed, Draw.ALIGNMENT_TRANSFERRED), 1)[:, 0]
     items_ND = trained_ND[torch.from_numpy((draw_N % np.uint64(len(trained_ND) - 1)).astype(np.int64) + 1)]
     items_ND[0] = 0
     return items_ND
