@@ -143,14 +143,14 @@ def load_joint(storage: Storage) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def save_network(storage: Storage, network: AlignmentNetwork) -> dict[str, dict]:
-    """Write the network; returns the file's entry for `seal`."""
+    """Write the network; returns the file's entry for the manifest."""
     return {WEIGHTS: write_tensors(storage, WEIGHTS, network.state_dict())}
 
 
 def save_alignment(
     storage: Storage, network: AlignmentNetwork, e_NJ: torch.Tensor, q_NJ: torch.Tensor
 ) -> dict[str, dict]:
-    """Write the network and the joint embeddings; returns the files' entries for `seal`."""
+    """Write the network and the joint embeddings; returns the files' entries for the manifest."""
     return save_network(storage, network) | {JOINT: write_tensors(storage, JOINT, {"e": e_NJ, "q": q_NJ})}
 
 

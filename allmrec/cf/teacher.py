@@ -194,7 +194,7 @@ def build_teacher(config: TeacherConfig, num_items: int) -> SequenceTeacher:
 
 
 def save_teacher(storage: Storage, teacher: Teacher) -> dict[str, dict[str, Any]]:
-    """Write the weights; returns the files' entries for `seal`, whose config must hold the section `teacher`."""
+    """Write the weights; returns the files' entries for the manifest, whose config must hold the section `teacher`."""
     return {WEIGHTS: write_tensors(storage, WEIGHTS, teacher.state_dict())}
 
 

@@ -111,7 +111,7 @@ def writing(
 ) -> Iterator[ArtifactWriter]:
     """Write an artifact: invalid from here on, committed when the block ends, invalid still when the block raises.
 
-    What lies in the folder and is not of the artifact is deleted after the commit.
+    Files in the folder that the manifest does not name are deleted after the commit.
 
     Args:
         config: the resolved config that it is made by.

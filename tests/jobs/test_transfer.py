@@ -101,7 +101,7 @@ def test_a_fine_tuned_encoder_comes_along(runs, tmp_path):
     commit(movies.at("alignment"), "alignment", "this training", files, settings)
     files = save_encoder(movies.at("fine_tuned"), "encoder", encoder)
     commit(movies.at("fine_tuned"), "fine_tuned", "a later training", files)
-    with pytest.raises(ValueError, match="train-alignment was begun again and not finished; run it there first"):
+    with pytest.raises(ValueError, match="train-alignment was started again and not finished; run it there first"):
         execute(transfer.STEP, config, QUIET)
 
     commit(movies.at("fine_tuned"), "fine_tuned", "this training", files)
