@@ -32,7 +32,7 @@ from allmrec.alignment.network import AlignmentConfig
 from allmrec.alignment.training import AlignmentTraining, alignment_quality
 from allmrec.cf.teacher import Teacher, load_teacher
 from allmrec.cf.training import ValidationCases
-from allmrec.core.storage import open_storage
+from allmrec.core.workspace import open_workspace
 from allmrec.data.sequences import Sequences
 from allmrec.projection.projectors import ProjectionConfig
 from benchmarks.report import ROOT, Benchmark
@@ -152,10 +152,10 @@ def main(
     options = {"run": run, "seeds": seeds, "epochs": epochs}
     benchmark = Benchmark(NAME, Console(log_json), options, root)
     with errors_in_one_line():
-        store = open_storage(str(run))
-        teacher, texts_NS = load_teacher(store.at("teacher")), read_texts(store.at("item_text_embeddings"))
-        sequences = Sequences.read_train(store.at("sequences"))
-        cases = ValidationCases.read(store.at("evaluation_cases"), store.at("sequences"), 10**9, 0)
+        workspace = open_workspace(str(run))
+        teacher, texts_NS = load_teacher(workspace.teacher), read_texts(workspace.item_text_embeddings)
+        sequences = Sequences.read_train(workspace.sequences)
+        cases = ValidationCases.read(workspace.evaluation_cases, workspace.sequences, 10**9, 0)
         measure = Measure(teacher, sequences, texts_NS, cases)
         products = hits(measure.x_BD, measure.items_ND, measure.candidates_BC)
         benchmark.measured({"Stage-1": "teacher", "seed": 0}, {"e Hit@1": products})

@@ -18,7 +18,6 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from allmrec.core.storage import open_storage
 from benchmarks.generated_run import write_run
 from benchmarks.report import ROOT, Benchmark, Row
 from jobs.config import Config
@@ -74,7 +73,7 @@ def nights(config: Config) -> list[Row]:
     for day in range(2):
         date, started = DATE + datetime.timedelta(days=day), time.monotonic()
         nightly(config, Console(log_json=True), date)
-        report = open_storage(f"{config.run_uri}/recommendations/_reports/run_date={date}").read("report.json")
+        report = config.workspace.recommendations.read(f"_reports/run_date={date}/report.json")
         figures = yaml.safe_load(report)["figures"]
         counts = {name: figures[name] for name in ("scored_by_llm", "reused", "tokens")}
         rows.append({"seconds": time.monotonic() - started, **counts})

@@ -17,8 +17,7 @@ from allmrec.alignment.network import load_network, save_alignment
 from allmrec.alignment.transfer import decoded_items, drawn_items, with_items
 from allmrec.cf.teacher import TeacherConfig, load_teacher, save_teacher
 from allmrec.core.artifacts import ArtifactWriter, Manifest, read_file, read_manifest, writing
-from allmrec.core.storage import open_storage
-from allmrec.core.workspace import Workspace
+from allmrec.core.workspace import Workspace, open_workspace
 from jobs.embed import embed_by
 from jobs.runtime.command import main
 from jobs.runtime.step import Context, Stats, Step
@@ -84,7 +83,7 @@ def trained(context: Context) -> tuple[Workspace, dict[str, Manifest]]:
         raise ValueError(
             "transfer needs another run: set evaluation.split to {kind: cross-domain, trained_in: <folder or URI>}"
         )
-    other = Workspace(open_storage(uri, context.config.storage))
+    other = open_workspace(uri, context.config.storage)
     return other, {name: read_manifest(other.at(name)) for name in MODELS}
 
 

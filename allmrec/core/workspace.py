@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import overload
 
-from allmrec.core.storage import Storage
+from allmrec.core.storage import S3Config, Storage, open_storage
 
 
 class Folder:
@@ -68,3 +68,8 @@ class Workspace:
     def at(self, name: str) -> Storage:
         """The folder of a name, for names that are data: a step's inputs, a bundle's parts."""
         return self.elsewhere[name] if name in self.elsewhere else self.storage.at(name)
+
+
+def open_workspace(uri: str, s3: S3Config | None = None) -> Workspace:
+    """The workspace in a local folder or an S3 prefix. Raises ValueError as `open_storage` does."""
+    return Workspace(open_storage(uri, s3))
