@@ -5,7 +5,7 @@
 
 Needs a finished run (`allmrec run` or `allmrec demo`). Each row of a table is its config with a key or two changed,
 trained from there in a run of its own over the same prepared tables and the same teacher; a row whose config is the one
-that the run was made with is that run. Beside each row stands its untrained one, whose projectors are where Stage-2
+that the run was made with is that run. Beside each row is its untrained one, whose projectors are where Stage-2
 started, and each has its difference to the table's first row, paired by user, with the half width of its 95 % interval
 ("± 95 %"). The models are whatever the config names: figures of stand-ins are not the paper's.
 """

@@ -8,7 +8,7 @@ LLM: F_U and F_I, MLPs of two layers, are trained so that their dot product choo
 as many random ones as a prompt has, and choose among validation candidates then.
 
 e Hit@1      all validation targets, items by e. The row "teacher" is the teacher's own product.
-q Hit@1      targets that were withheld, items by q, through the same F_I: how q stands in for e.
+q Hit@1      targets that were withheld, items by q, through the same F_I: how q replaces e.
 q nearer     `alignment_quality` of withheld items: the share of items whose q is nearer to e_i than q_i (chance: 0.5).
 e spread     share of the mean square of e that is variation between items.
 Q in e,      share of the variance of Q, and of E, in withheld items that the best linear map from e, and from q, gives

@@ -108,7 +108,7 @@ def train(world: int, run: str, llm: LLMConfig, placement: Placement, steps: int
         for process in processes:
             process.join()
         if any(process.exitcode for process in processes):
-            raise ValueError(f"a worker of the placement {placement!r} failed; its error stands above")
+            raise ValueError(f"a worker of the placement {placement!r} failed; its error is above")
         return [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(world)]
 
 

@@ -122,7 +122,7 @@ def export(
     texts_NS: torch.Tensor,
     held_out_N: np.ndarray,
 ) -> Stats:
-    """Write e_i and q_i of every item, and measure how well q_i stands in for e_i on items that were held out."""
+    """Write e_i and q_i of every item, and measure how well q_i replaces e_i on items that were held out."""
     e_NJ, q_NJ = network.joint(items_ND, texts_NS.to(items_ND.device))
     held_out = torch.from_numpy(np.flatnonzero(held_out_N)).to(e_NJ.device)
     quality = alignment_quality(e_NJ, q_NJ, held_out)

@@ -111,7 +111,7 @@ class AlignmentNetwork(nn.Module):
         return self.item_encoder(self.standard_items(items_RD))
 
     def encode_texts(self, texts_RS: torch.Tensor) -> torch.Tensor:
-        """q_i = f_T^enc(Q_i): (R, J), what stands in for e_i where no interactions are."""
+        """q_i = f_T^enc(Q_i): (R, J), what replaces e_i where there are no interactions."""
         return self.text_encoder(self.standard_texts(texts_RS))
 
     @torch.no_grad()

@@ -118,7 +118,7 @@ def import_teacher(
 
     Args:
         item_ids: of the catalogue, by item index from 1. Rows of other items are left out.
-        sequences: everyone's, to see whom the teacher knows. Rows of other users are kept: they may come.
+        sequences: everyone's, to count the users that the teacher knows. Rows of other users are kept: they may come.
 
     Raises:
         ValueError: a null, a vector that is not finite or of other dimensions, an id twice, or not one id in common.
