@@ -130,7 +130,7 @@ def test_refusals_end_at_once_and_busy_servers_are_asked_again(tmp_path):
 def test_nobody_answers(tmp_path):
     with serving() as (url, _):
         pass
-    with pytest.raises(ValueError, match="run again to go on"):
+    with pytest.raises(ValueError, match="run again to resume"):
         fetch(RemoteFile(url=url), tmp_path, attempts=2, pause_s=0)
 
 
