@@ -84,7 +84,7 @@ class Ways:
 
     @torch.inference_mode()
     def straight(self, cases: Cases, beams: int = 1) -> Chosen:
-        """Rows whose text has ended go on as padding, and count as tokens: they cost as much.
+        """Rows whose text has ended continue as padding, and count as tokens: they cost as much.
 
         Args:
             beams: texts for every user, of which the likeliest counts as chosen.

@@ -109,7 +109,7 @@ class AlignmentNetwork(nn.Module):
         return self.item_encoder(self.standard_items(items_RD))
 
     def encode_texts(self, texts_RS: torch.Tensor) -> torch.Tensor:
-        """q_i = f_T^enc(Q_i): (R, J), what stands in for e_i where no interactions are."""
+        """q_i = f_T^enc(Q_i): (R, J), what replaces e_i where there are no interactions."""
         return self.text_encoder(self.standard_texts(texts_RS))
 
     @torch.no_grad()
@@ -141,14 +141,14 @@ def load_joint(storage: Storage) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def save_network(storage: Storage, network: AlignmentNetwork) -> dict[str, dict]:
-    """Write the network; returns the file's entry for `seal`."""
+    """Write the network; returns the file's entry for the manifest."""
     return {WEIGHTS: write_tensors(storage, WEIGHTS, network.state_dict())}
 
 
 def save_alignment(
     storage: Storage, network: AlignmentNetwork, e_NJ: torch.Tensor, q_NJ: torch.Tensor
 ) -> dict[str, dict]:
-    """Write the network and the joint embeddings; returns the files' entries for `seal`."""
+    """Write the network and the joint embeddings; returns the files' entries for the manifest."""
     return save_network(storage, network) | {JOINT: write_tensors(storage, JOINT, {"e": e_NJ, "q": q_NJ})}
 
 

@@ -2,7 +2,7 @@
 
 Paper section 3: the CF-RecSys gives item embeddings E_i and user representations x^u; Stage-1, Stage-2, retrieval
 and evaluation take nothing else from it. `Teacher` is that contract; `SequenceTeacher` adds what the models need
-that are trained here. Each model lies in a module of its own, and TEACHERS names them; "external" is trained elsewhere.
+that are trained here. Each model has a module of its own, and TEACHERS names them; "external" is trained elsewhere.
 
 Dimensions: B users, U users of any number, T positions, C candidates, K items shared by all rows, N = n + 1 items (0
 is padding), D = teacher.dim
@@ -194,7 +194,7 @@ def build_teacher(config: TeacherConfig, num_items: int) -> SequenceTeacher:
 
 
 def save_teacher(storage: Storage, teacher: Teacher) -> dict[str, dict[str, Any]]:
-    """Write the weights; returns the files' entries for `seal`, whose config must hold the section `teacher`."""
+    """Write the weights; returns the files' entries for the manifest, whose config must hold the section `teacher`."""
     return {WEIGHTS: write_tensors(storage, WEIGHTS, teacher.state_dict())}
 
 

@@ -121,7 +121,7 @@ def fresh_projectors(user_dim: int, joint_dim: int, token_dim: int, seed: int) -
 def save_projectors(
     storage: Storage, weights: dict[str, torch.Tensor], untrained: dict[str, torch.Tensor]
 ) -> dict[str, dict[str, Any]]:
-    """Write state dictionaries of `Projectors`, trained and at their start; returns the files' entries for `seal`."""
+    """Write state dictionaries of `Projectors`, trained and at their start; returns the files' entries."""
     return {
         WEIGHTS: write_tensors(storage, WEIGHTS, weights),
         UNTRAINED: write_tensors(storage, UNTRAINED, untrained),

@@ -89,7 +89,7 @@ class Run:
         return False
 
     def read_shard(self, shard: int) -> tuple[pa.Table, str]:
-        """A finished shard as it lies in the store, and its sha256. Raises ValueError when it is damaged."""
+        """A finished shard as stored, and its sha256. Raises ValueError when it is damaged."""
         entry = load_json(self.storage, self._entry_key(shard))
         try:
             data = self.storage.read(entry["file"])
@@ -134,7 +134,7 @@ class Run:
                 assert manifest is not None
         write_symlinks(self.storage, manifest)
         entry = None
-        while entry is None:  # nobody can append between the last number that was read and the one that is tried
+        while entry is None:  # no writer can append between the last number that was read and the one that is tried
             number = last_number(self.storage)
             entry = self._entry_since(manifest) or publish_entry(self.storage, manifest, number + 1)
         refresh_latest(self.storage)
@@ -201,7 +201,7 @@ class Run:
 
     def _unusable(self, shard: int, entry: dict[str, Any], how: str) -> ValueError:
         return ValueError(
-            f"{self.storage.name(entry['file'])} {how}; to make shard {shard} anew, delete "
+            f"{self.storage.name(entry['file'])} {how}; to make shard {shard} again, delete "
             f"{self.storage.name(self._entry_key(shard))} and run again"
         )
 

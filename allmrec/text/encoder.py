@@ -102,7 +102,7 @@ def _refuse_incomplete(name: str, encoder: Any) -> None:
 
 
 def save_encoder(storage: Storage, folder: str, encoder: Any) -> dict[str, dict[str, Any]]:
-    """Write a SentenceTransformer in its own layout below `folder`; returns the files' entries for `seal`."""
+    """Write a SentenceTransformer in its own layout below `folder`; returns the files' entries for the manifest."""
     files = {}
     with TemporaryDirectory() as draft:
         encoder.save_pretrained(draft, create_model_card=False, safe_serialization=True)

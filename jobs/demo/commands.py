@@ -60,7 +60,7 @@ def fetch_data(
     to: Annotated[Path, typer.Option(help="folder for its files")],
     log_json: LogJson = False,
 ) -> None:
-    """Download a public data set from its publisher; run again, it goes on where it was cut off."""
+    """Download a public data set from its publisher; run again, it resumes."""
     from jobs.demo.fetch_data import fetch_data as fetch
 
     with errors_in_one_line():

@@ -122,5 +122,5 @@ def s3_key(uri: str) -> tuple[str, str]:
 
 
 def is_plain_key(key: str) -> bool:
-    """Whether all clients take an S3 key as it stands."""
+    """Whether all clients take an S3 key unchanged."""
     return key == "" or not {"", ".", ".."} & set(key.split("/"))
