@@ -101,7 +101,7 @@ class Run:
 
     def shard_stats(self, shard: int) -> dict[str, float]:
         """What the attempt that won said of itself."""
-        return load_json(self.storage, self._entry_key(shard))["facts"]
+        return load_json(self.storage, self._entry_key(shard))["stats"]
 
     def published(self) -> dict[str, Any] | None:
         """The log entry that made this run visible, or None.
@@ -158,7 +158,7 @@ class Run:
         self._check_copies({key: entry["size"] for key, entry in zip(keys, entries, strict=True)})
         stats: Counter[str] = Counter()
         for entry in entries:
-            stats.update(entry["facts"])
+            stats.update(entry["stats"])
         return {
             "run_date": str(self.run_date),
             "run_id": self.run_id,
