@@ -150,10 +150,3 @@ def _from_map(cell: pa.MapScalar) -> dict[str, np.ndarray]:
 
 def _without_nulls(entry: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in entry.items() if value is not None}
-
-
-_JSON_REPORT = pa.schema([("shard", pa.int32()), ("report", pa.string()), ("item_counts", pa.list_(pa.int64()))])
-
-
-def report_row(shard: int, report: dict[str, Any], item_counts: np.ndarray) -> pa.Table:
-    return pa.table([[shard], [json.dumps(report)], [item_counts.astype(np.int64)]], schema=_JSON_REPORT)
