@@ -8,6 +8,7 @@ the same bytes. Knows neither tasks nor Ray; `histories` has what is done for ea
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import pyarrow as pa
 
@@ -38,7 +39,7 @@ class HistoriesPlan:
         elsewhere = {*FILTERS, "excluded_users", "excluded_items", "items", "max_rejected_fraction"}
         read_by = data.model_dump(mode="json", exclude={"interactions": {"paths"}} | dict.fromkeys(elsewhere, True))
         self.config = {"code": __version__, **read_by}
-        self.made_of = {
+        self.made_of: dict[str, Any] = {
             "log": [file.content for file in log.files],
             "tables": dict(log.versions),
             "excluded": sorted(self.hashes),
