@@ -7,9 +7,9 @@ popular as the target (`allmrec.data.matched_negatives`). Where nothing trains, 
 and there is no "matched".
 """
 
-from collections.abc import Iterator
+from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from allmrec.core.artifacts import read_table, shard_name, write_shard
 from allmrec.core.hashing import Draw, key64, uniforms
 from allmrec.core.settings import Section
-from allmrec.core.shard_tasks import report_row
+from allmrec.core.shard_tasks import Report, ShardTask
 from allmrec.core.storage import Storage
 from allmrec.data.catalogue import ItemCounts, warm_and_cold
 from allmrec.data.matched_negatives import PopularityLine
@@ -54,8 +54,8 @@ class EvaluationConfig(Section):
 
 
 @dataclass(frozen=True)
-class DrawCases:
-    """Shard numbers → shards of `evaluation_cases`; reports how many cases there are."""
+class DrawCases(ShardTask):
+    """Shard numbers → shards of `evaluation_cases`; counts the users of each of SPLITS."""
 
     sequences: Storage
     counts: ItemCounts
@@ -65,14 +65,13 @@ class DrawCases:
     seed: int
     fractions: dict[str, float]
 
-    def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
-        for shard in batch["id"]:
-            stored = read_table(self.sequences, [shard])
-            users = Sequences.from_table(stored)
-            parts = self.split.divide(users, times_of(stored))
-            table = draw_cases(users, parts, self.counts, self.config, self.seed, self.fractions)
-            entry = write_shard(self.cases, evaluation_cases.SCHEMA, shard_name(shard), table)
-            yield report_row(shard, {"evaluation_cases": entry, **_users_of(table)}, np.zeros(0))
+    def process(self, shard: int) -> Report:
+        stored = read_table(self.sequences, [shard])
+        users = Sequences.from_table(stored)
+        parts = self.split.divide(users, times_of(stored))
+        table = draw_cases(users, parts, self.counts, self.config, self.seed, self.fractions)
+        entry = write_shard(self.cases, evaluation_cases.SCHEMA, shard_name(shard), table)
+        return Report(counts=_users_of(table), files={shard_name(shard): entry})
 
 
 def draw_cases(
@@ -171,7 +170,7 @@ def _targets(users: Sequences, row: np.ndarray, places: np.ndarray) -> np.ndarra
     return users.items[users.offsets[row] + places[row]]
 
 
-def _users_of(table: pa.Table) -> dict[str, int]:
+def _users_of(table: pa.Table) -> Counter[str]:
     """How many users have a case of each split."""
     first = table.filter(pc.equal(table.column("protocol"), PROTOCOLS[0])).column("split")
-    return {split: pc.sum(pc.equal(first, split)).as_py() or 0 for split in SPLITS}
+    return Counter({split: pc.sum(pc.equal(first, split)).as_py() or 0 for split in SPLITS})
