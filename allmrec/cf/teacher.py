@@ -46,7 +46,8 @@ _MODELS: dict[str, dict[str, Any]] = {"gru4rec": {"blocks": 1}, "ncf": {"blocks"
 class TeacherConfig(Section):
     """`preset` sets the defaults of the other keys; the ones below are those of "strong"."""
 
-    model: Literal["sasrec", "gru4rec", "nextitnet", "ncf", "external"] = "sasrec"  # external: another system's vectors
+    # external: another system's vectors.
+    model: Literal["sasrec", "gru4rec", "nextitnet", "ncf", "external"] = "sasrec"
     preset: Literal["strong", "paper"] = "strong"  # paper: trained as in section 5.1
     dim: int = Field(50, ge=1)  # d, of item embeddings and user representations; Table 3
     blocks: int = Field(2, ge=1)  # of self-attention or dilated convolutions; layers of the GRU or the MLP
