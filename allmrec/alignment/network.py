@@ -31,7 +31,6 @@ _ACTIVATIONS: dict[Activation, type[nn.Module]] = {"gelu": nn.GELU, "sigmoid": n
 # Section 4.1 as printed. It names no activation for its MLPs of one layer; a sigmoid is what its authors use.
 _PAPER = {
     "unseen_weight": 0,
-    "rec_loss": "sum",
     "standardise": False,
     "activation": "sigmoid",
     "text_encoder": "fine-tuned",
@@ -49,7 +48,6 @@ class AlignmentConfig(Section):
     losses: tuple[LossName, ...] = Field(("matching", "item_recon", "text_recon", "rec"), min_length=1)  # of eq. 6
     targets: Literal["last", "all"] = "last"  # items of a sequence that Stage-1 learns from; all: A-LLMRec_all
     unseen_weight: float = Field(1, ge=0)  # of an unseen item per target in eq. 2 to 4; the target weighs 1
-    rec_loss: Literal["mean", "sum"] = "mean"  # how eq. 5 joins a batch's users; eq. 2 to 4 are means
     standardise: bool = True  # centre E and Q and divide each by one number
     activation: Activation = "gelu"  # of f_I^enc and f_T^enc
     text_encoder: Literal["frozen", "fine-tuned"] = "frozen"  # whether SBERT is trained too; the paper does
