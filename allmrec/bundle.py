@@ -47,10 +47,10 @@ _FORMAT = 2
 
 
 class BundleConfig(Section):
-    """How the parts are put together."""
+    """What `bundle build` puts together."""
 
-    # Items with fewer training interactions are shown by the text form q_i: their E_i has learnt next to nothing.
-    # So are those for which an external teacher has no E_i. Stage-2 trains on these forms.
+    # Items with fewer training interactions, or without an E_i, are shown to the LLM by their text embedding q_i.
+    # Stage-2 trains on the same choice.
     min_interactions_for_cf: int = Field(1, ge=0)
 
 

@@ -35,13 +35,15 @@ _BLOCK = 1 << 15  # users at once
 
 
 class EvaluationConfig(Section):
+    """What is held out, the cases made of it, and the systems scored on them."""
+
     split: SplitConfig = SplitConfig()  # what trains and what is held out
-    num_negatives: int = Field(19, ge=1)  # paper section 5.1
-    matched_strata: int = Field(10, ge=1)  # of popularity, at most; matched negatives come from the target's
-    max_users: int | None = Field(None, ge=1)  # evaluate a sample of about so many users; default: everyone
-    systems: tuple[System, ...] = get_args(System)  # which to compare
-    baseline: System | None = "teacher"  # with which the others are compared user by user; null: with none
-    generation_users: int = Field(0, ge=0)  # LLM systems also write their answers for about so many users; 0: never
+    num_negatives: int = Field(19, ge=1)  # per test case; paper section 5.1
+    matched_strata: int = Field(10, ge=1)  # of popularity, at most; a target's matched negatives share its stratum
+    max_users: int | None = Field(None, ge=1)  # about how many users to evaluate; null: all
+    systems: tuple[System, ...] = get_args(System)  # the systems to compare
+    baseline: System | None = "teacher"  # that the others are compared to, user by user; null: no comparison
+    generation_users: int = Field(0, ge=0)  # about how many users LLM systems also write answers for
 
     @model_validator(mode="after")
     def _baseline_is_evaluated(self) -> "EvaluationConfig":
