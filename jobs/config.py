@@ -11,8 +11,9 @@ from allmrec.alignment.network import AlignmentConfig
 from allmrec.bundle import BundleConfig
 from allmrec.cf.teacher import TeacherConfig
 from allmrec.core.settings import Section, one_line, read_settings
-from allmrec.core.storage import S3Config
+from allmrec.core.storage import S3Config, open_storage
 from allmrec.core.storage.s3 import store_environment
+from allmrec.core.workspace import Workspace
 from allmrec.data.config import DataConfig
 from allmrec.data.evaluation_cases import EvaluationConfig
 from allmrec.explain.answers import ExplainConfig
@@ -55,6 +56,17 @@ class Config(Section):
     @property
     def run_uri(self) -> str:
         return f"{self.root.rstrip('/')}/{self.name}"
+
+    @property
+    def output_uri(self) -> str:
+        """Where nightly runs publish."""
+        return self.nightly.output or f"{self.run_uri}/{Workspace.recommendations}"
+
+    @property
+    def workspace(self) -> Workspace:
+        output = self.nightly.output
+        elsewhere = {} if output is None else {Workspace.recommendations: open_storage(output, self.storage)}
+        return Workspace(open_storage(self.run_uri, self.storage), elsewhere)
 
 
 C = TypeVar("C", bound=Config)

@@ -11,8 +11,9 @@ from typing import Any
 
 from allmrec.core.artifacts import MANIFEST, read_manifest
 from allmrec.core.hashing import fingerprint
-from allmrec.core.storage import Storage, open_storage
+from allmrec.core.storage import Storage
 from allmrec.core.version import __version__
+from allmrec.core.workspace import Workspace
 from jobs.config import Config
 from jobs.runtime.console import Console
 
@@ -36,15 +37,20 @@ class Step:
 
 @dataclass(frozen=True)
 class Context:
-    """What a running step needs: the config, where the run's artifacts lie, its identity, and a console."""
+    """What a running step needs: the config, the workspace, a console, and its identity."""
 
     config: Config
-    storage: Storage  # root of the run
+    workspace: Workspace
     console: Console
     fingerprint: str
 
+    @property
+    def storage(self) -> Storage:
+        """Root of the workspace."""
+        return self.workspace.storage
+
     def artifact(self, name: str) -> Storage:
-        return self.storage.at(name)
+        return self.workspace.at(name)
 
     def resolved(self, *sections: str) -> dict[str, Any]:
         """The named config sections as plain data, for an artifact's manifest."""
@@ -64,8 +70,9 @@ def resolved(config: Config, sections: tuple[str, ...]) -> dict[str, Any]:
 
 def execute(step: Step, config: Config, console: Console, dry_run: bool = False, force: bool = False) -> bool:
     """Run one step, unless its outputs are there already. Returns whether it ran."""
-    storage = open_storage(config.run_uri, config.storage)
-    probe = Context(config, storage, console, fingerprint="")
+    workspace = config.workspace
+    storage = workspace.storage
+    probe = Context(config, workspace, console, fingerprint="")
     missing = [name for name in step.inputs if not storage.exists(f"{name}/{MANIFEST}")]
     if missing and dry_run:
         console.plan(step.verb, {"waits for": ", ".join(missing)})
@@ -79,7 +86,7 @@ def execute(step: Step, config: Config, console: Console, dry_run: bool = False,
             "external_inputs": step.external_inputs(probe),
         }
     )
-    context = Context(config, storage, console, identity)
+    context = Context(config, workspace, console, identity)
     done = all(
         storage.exists(f"{name}/{MANIFEST}") and read_manifest(storage.at(name)).fingerprint == identity
         for name in step.outputs

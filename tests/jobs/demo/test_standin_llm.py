@@ -49,6 +49,6 @@ def test_writes_a_sealed_model_once(tmp_path: Path) -> None:
 
 def test_a_bucket_is_refused_in_words() -> None:
     config = DemoConfig(name="t", root="s3://bucket/runs")
-    context = Context(config, open_storage(config.run_uri, config.storage), Console(), fingerprint="")
+    context = Context(config, config.workspace, Console(), fingerprint="")
     with pytest.raises(ValueError, match="local folder"):
         STEP.plan(context)

@@ -7,7 +7,7 @@ import ray
 import torch
 from torch import distributed as dist
 
-from allmrec.core.storage import S3Config, open_storage
+from allmrec.core.storage import S3Config
 from jobs.config import Config
 from jobs.runtime.console import Console
 from jobs.runtime.ray_train import _prune_checkpoints, fit, report, resume
@@ -21,7 +21,7 @@ def _context(
     root: str | Path, fingerprint: str = "identity", storage: S3Config | None = None, **workers: int
 ) -> Context:
     config = Config(name="test", root=str(root), workers=workers, storage=storage or S3Config())
-    return Context(config, open_storage(config.run_uri, config.storage), Console(log_json=True), fingerprint)
+    return Context(config, config.workspace, Console(log_json=True), fingerprint)
 
 
 def counting(config: dict) -> dict:
