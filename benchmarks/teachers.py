@@ -27,9 +27,9 @@ from allmrec.cf.training import ValidationCases, validate
 from allmrec.core.artifacts import read_manifest, read_table
 from allmrec.core.settings import one_line
 from allmrec.core.storage import open_storage
+from allmrec.data.cases import Cases
 from allmrec.data.catalogue import drawable_items
 from allmrec.data.sequences import Sequences
-from allmrec.evaluation.systems import Cases
 from allmrec.metrics import METRICS, evaluate_scores, expected_metrics, recall
 from benchmarks.report import ROOT, Benchmark, Row
 from benchmarks.sasrec_reference import Recipe, ReferenceTraining
@@ -78,10 +78,9 @@ class Store:
         storage = open_storage(str(folder))
         items, sequences = read_table(storage.at("items")), Sequences.read(storage.at("sequences"))
         cases = read_table(storage.at("evaluation_cases"))
-        valid, test = ValidationCases.from_table(cases, sequences), Cases.select(cases, sequences, "test", "random")
-        return cls(
-            folder, len(items), drawable_items(items), Sequences.read_train(storage.at("sequences")), valid, test
-        )
+        valid, test = (Cases.select(cases, sequences, split, "random") for split in ("valid", "test"))
+        train = Sequences.read_train(storage.at("sequences"))
+        return cls(folder, len(items), drawable_items(items), train, ValidationCases.of(valid), test)
 
 
 def sample_store(users: int, items: int, root: Path, console: Console) -> Path:

@@ -11,8 +11,8 @@ import pytest
 
 from allmrec.core.artifacts import commit, shard_name, write_shard
 from allmrec.core.storage import open_storage
+from allmrec.data.cases import Cases
 from allmrec.evaluation.results import rows, sums_of
-from allmrec.evaluation.systems import Cases
 from allmrec.metrics import METRICS, summarise
 from benchmarks import ablations
 from jobs.config import load_config

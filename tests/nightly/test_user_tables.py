@@ -34,7 +34,14 @@ def run(tmp_path: Path) -> Storage:
         files[shard_name(shard)] = write_shard(run.at("sequences"), sequences.SCHEMA, shard_name(shard), table)
     commit(run.at("sequences"), "sequences", "test", files)
     rows = [
-        {**dict.fromkeys(items.SCHEMA.names), "item_id": id, "item_index": n, "popularity": 0, "text_hash": ""}
+        {
+            **dict.fromkeys(items.SCHEMA.names),
+            "item_id": id,
+            "item_index": n,
+            "popularity": 0,
+            "interactions": 0,
+            "text_hash": "",
+        }
         for n, id in enumerate(["10", "20", "30"], 1)
     ]
     table = pa.Table.from_pylist(rows, items.SCHEMA)
