@@ -23,7 +23,7 @@ def run(config: Config, console: Console, date: datetime.date, dry_run: bool = F
     steps = ordered(steps_of(config, date))
     if dry_run:
         rows = [[step.verb, ", ".join(reads(step)) or "the log", ", ".join(step.outputs)] for step in steps]
-        console.table("order", ["step", "inputs →", "→ outputs"], rows)
+        console.table("order (inputs → outputs)", ["step", "inputs", "outputs"], rows)
     for step in steps:
         execute(step, config, console, dry_run, force)
 

@@ -1,7 +1,7 @@
 """Tables by user (candidates, lists of users), partitioned by the users' shards: a shard reads only its own rows.
 
-Pieces of the input on one side, whole shards on the other. Candidates come as a list of
-items a user, or as a row a pair of user and item with its rank or score; ids are of any type that the log's may be.
+Pieces of the input on one side, whole shards on the other. Candidates come as a list of items a user, or as a row a
+pair of user and item with its rank or score; ids are of any type that the log's may be.
 """
 
 from collections.abc import Iterator

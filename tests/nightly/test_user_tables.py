@@ -33,6 +33,7 @@ def run(tmp_path: Path) -> Storage:
         table = pa.Table.from_pylist(rows, sequences.SCHEMA)
         files[shard_name(shard)] = write_shard(run.at("sequences"), sequences.SCHEMA, shard_name(shard), table)
     commit(run.at("sequences"), "sequences", "test", files)
+    empty = {**dict.fromkeys(items.SCHEMA.names), "popularity": 0, "interactions": 0, "text_hash": ""}
     rows = [
         {
             **dict.fromkeys(items.SCHEMA.names),
