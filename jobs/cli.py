@@ -43,7 +43,7 @@ BUNDLE = {"build": ("jobs.bundle", "Gather what scoring needs into one verified,
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 bundle = typer.Typer(no_args_is_help=True, help="Build bundles, look at them, and say which one is in use.")
-recommendations = typer.Typer(no_args_is_help=True, help="Look after what the nightly runs published.")
+recommendations = typer.Typer(no_args_is_help=True, help="Manage what the nightly runs published.")
 
 
 def command(module: str) -> Callable[..., None]:
@@ -84,9 +84,9 @@ def nightly(
     date: RunDate = None,
     dry_run: DryRun = False,
     log_json: LogJson = False,
-    full: Annotated[bool, typer.Option("--full", help="score everyone, also users for whom nothing changed")] = False,
+    full: Annotated[bool, typer.Option("--full", help="score everyone, also users whose inputs have not changed")] = False,
     users: Annotated[str | None, typer.Option(help="table of user_id: these users alone (nightly.users)")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="a trial of so many users, published apart")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="a trial of this number of users, published apart")] = None,
 ) -> None:
     """Score every user's candidates and publish the recommendations of one date."""
     from jobs.config import load_config

@@ -51,7 +51,7 @@ def nightly(
     """Score and publish one date, unless it is published already.
 
     Args:
-        full: score everyone, also users for whom nothing has changed.
+        full: score everyone, also users whose inputs have not changed.
         limit: a trial: about this number of users, published below `<output>/_trial`.
 
     Raises:

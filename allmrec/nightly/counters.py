@@ -1,4 +1,4 @@
-"""What the shards of a nightly run counted: as it lies in the store beside each, and as one line for people.
+"""What the shards of a nightly run counted: as it is stored beside each, and as one line for people.
 
 A shard's counters are committed with it, so that a run that was resumed is reported whole.
 """

@@ -13,11 +13,8 @@ from jobs.runtime.step import Step
 
 DATE = date(2026, 11, 20)
 TABLES: dict[str, Any] = {"ranker": "blend", "users": "asked.parquet", "candidates": "given.parquet"}
-KINDS: list[dict[str, Any]] = [
-    {},
-    {"nightly": TABLES},
-    {"evaluation": {"split": {"kind": "cross-domain", "trained_in": "runs/other"}}},
-]
+CROSS_DOMAIN = {"split": {"kind": "cross-domain", "trained_in": "runs/other"}}
+KINDS: list[dict[str, Any]] = [{}, {"nightly": TABLES}, {"evaluation": CROSS_DOMAIN}]
 
 
 def step(verb: str, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Step:
@@ -48,7 +45,7 @@ def test_steps_that_wait_for_each_other_are_named() -> None:
 
 
 def test_a_dry_run_shows_the_order(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ValueError, match="data.interactions"):  # the first plan wants the log
+    with pytest.raises(ValueError, match=r"data\.interactions"):  # the first plan wants the log
         run(Config(name="order", root=str(tmp_path)), Console(log_json=True), DATE, dry_run=True)
     assert '"step": "nightly", "inputs": "bundle, sequences, items", "outputs": "recommendations"' in (
         capsys.readouterr().out
