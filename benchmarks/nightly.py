@@ -36,8 +36,8 @@ from allmrec.bundle import latest_bundle, load_bundle
 from allmrec.core.artifacts import read_table
 from allmrec.core.storage import open_storage
 from allmrec.core.workspace import open_workspace
+from allmrec.data.cases import Cases
 from allmrec.data.sequences import Sequences
-from allmrec.evaluation.systems import Cases
 from allmrec.model import ALLMRec
 from benchmarks.clock import Stopwatch, now
 from benchmarks.decoding_methods import FREE, LIKELIHOOD, LISTED, STRAIGHT, TRIE, Ways

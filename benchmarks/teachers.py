@@ -27,9 +27,9 @@ from allmrec.cf.training import ValidationCases, validate
 from allmrec.core.artifacts import read_manifest, read_table
 from allmrec.core.settings import one_line
 from allmrec.core.workspace import Workspace, open_workspace
+from allmrec.data.cases import Cases
 from allmrec.data.catalogue import drawable_items
 from allmrec.data.sequences import Sequences
-from allmrec.evaluation.systems import Cases
 from allmrec.metrics import METRICS, evaluate_scores, expected_metrics, recall
 from benchmarks.report import ROOT, Benchmark, Row
 from benchmarks.sasrec_reference import Recipe, ReferenceTraining
@@ -78,8 +78,9 @@ class Store:
         workspace = open_workspace(str(folder))
         items, sequences = read_table(workspace.items), Sequences.read(workspace.sequences)
         cases = read_table(workspace.evaluation_cases)
-        valid, test = ValidationCases.from_table(cases, sequences), Cases.select(cases, sequences, "test", "random")
-        return cls(folder, len(items), drawable_items(items), Sequences.read_train(workspace.sequences), valid, test)
+        valid, test = (Cases.select(cases, sequences, split, "random") for split in ("valid", "test"))
+        train = Sequences.read_train(workspace.sequences)
+        return cls(folder, len(items), drawable_items(items), train, ValidationCases.of(valid), test)
 
 
 def sample_store(users: int, items: int, root: Path, console: Console) -> Path:

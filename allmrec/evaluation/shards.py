@@ -20,12 +20,13 @@ from allmrec.bundle import load_bundle
 from allmrec.core.artifacts import read_table, shard_name, write_shard
 from allmrec.core.shard_tasks import Report, ShardTask
 from allmrec.core.storage import Storage
+from allmrec.data.cases import Cases
 from allmrec.data.evaluation_cases import PROTOCOLS
 from allmrec.data.sequences import Sequences
 from allmrec.evaluation.answers import Answers
 from allmrec.evaluation.caveats import thin_cases
 from allmrec.evaluation.results import FULL, GENERATION, SWAP, metrics_of, rows, sums_of
-from allmrec.evaluation.systems import IN_CATALOGUE, NEED_LLM, Cases, Systems
+from allmrec.evaluation.systems import IN_CATALOGUE, NEED_LLM, Systems
 from allmrec.llm.loading import LLMConfig
 from allmrec.model import ALLMRec
 from schemas.evaluation_results import SCHEMA

@@ -253,9 +253,7 @@ class ProjectionTraining:
             choices = self.validation[min(number, len(self.validation) - 1)]
             log_p = self.engine(choices, *self._inputs(choices.histories, choices.items))
             if number < len(self.validation) and choices.counts:
-                values_BM = evaluate_scores(
-                    np.take_along_axis(log_p.numpy(), choices.unshuffled, 1), choices.candidates
-                )
+                values_BM = evaluate_scores(choices.order.unshuffled(log_p.numpy()), choices.candidates)
                 total_M += torch.from_numpy(np.append(values_BM.sum(axis=0), len(values_BM))).to(self.device)
         *sums_M, count = all_reduce_sum(total_M).tolist()
         return {name: sums_M[METRICS.index(name)] / count for name in ("hit@1", "ndcg@10")} if count else {}

@@ -33,6 +33,9 @@ class Step:
     config: type[Config] = Config  # with the sections that it reads
     # Identities of inputs that are no artifacts of the workspace: files of the log, model folders.
     external_inputs: Callable[["Context"], Any] = field(default=lambda context: None)
+    late_inputs: tuple[str, ...] = ()  # artifacts that only `run` reads, and `plan` does without
+    # Why there is nothing to do, of a step whose outputs are no artifacts; the run of a date is made once.
+    finished: Callable[["Context"], str | None] = field(default=lambda context: None)
 
 
 @dataclass(frozen=True)
@@ -91,8 +94,11 @@ def execute(step: Step, config: Config, console: Console, dry_run: bool = False,
     if dry_run:
         console.plan(step.verb, {"up to date": done, **step.plan(context)})
         return False
+    why = step.finished(context)
     if done and step.outputs and not force:
-        console.skip(step.verb, "its inputs and config have not changed")
+        why = "its inputs and config have not changed"
+    if why:
+        console.skip(step.verb, why)
         return False
     with console.phase(step.verb) as phase:
         phase.stats(step.run(context))

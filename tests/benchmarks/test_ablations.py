@@ -12,8 +12,8 @@ import pytest
 from allmrec.core.artifacts import writing
 from allmrec.core.storage import open_storage
 from allmrec.core.workspace import open_workspace
+from allmrec.data.cases import Cases
 from allmrec.evaluation.results import rows, sums_of
-from allmrec.evaluation.systems import Cases
 from allmrec.metrics import METRICS, summarise
 from benchmarks import ablations
 from jobs.config import load_config

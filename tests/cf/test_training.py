@@ -12,6 +12,7 @@ from allmrec.cf.training import TeacherTraining, ValidationCases, validate
 from allmrec.core.artifacts import writing
 from allmrec.core.hashing import Draw, draws, key64
 from allmrec.core.storage import open_storage
+from allmrec.data.cases import Cases
 from allmrec.data.catalogue import ItemCounts
 from allmrec.data.evaluation_cases import EvaluationConfig, draw_cases
 from allmrec.data.negative_sampling import draw_negatives
@@ -185,10 +186,12 @@ def test_cases_are_the_validation_split_with_random_negatives_in_any_order_of_us
         "candidates": [[8, 1, 2], [3, 1, 0], [3, 5, 6], [4, 7, 8]],
         "split": ["valid", "valid", "valid", "test"],
         "protocol": ["random", "random", "matched", "random"],
+        "warm": [False] * 4,
+        "cold": [False] * 4,
     }
-    cases = ValidationCases.from_table(pa.table(columns), sequences)
+    cases = ValidationCases.of(Cases.select(pa.table(columns), sequences, "valid", "random"))
     assert cases.histories.items.tolist() == [7, 1, 2] and cases.candidates.tolist() == [[8, 1, 2], [3, 1, 0]]
-    none = ValidationCases.from_table(pa.table(columns).slice(3), sequences)
+    none = Cases.select(pa.table(columns).slice(3), sequences, "valid", "random")
     assert len(none) == 0 and len(none.histories) == 0
 
 

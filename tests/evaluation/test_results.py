@@ -10,11 +10,12 @@ import pytest
 from allmrec.core.artifacts import commit, read_part, read_table, shard_name, write_shard
 from allmrec.core.shard_tasks import gather, read_reports
 from allmrec.core.storage import open_storage
+from allmrec.data.cases import Cases
 from allmrec.data.evaluation_cases import EvaluationConfig
 from allmrec.data.sequences import Sequences
 from allmrec.evaluation.results import compare, metrics_of, rows, sums_of
 from allmrec.evaluation.shards import EvaluateShards
-from allmrec.evaluation.systems import Cases, Systems
+from allmrec.evaluation.systems import Systems
 from allmrec.metrics import METRICS, interval, summarise
 from schemas.evaluation_results import SCHEMA
 

@@ -10,11 +10,13 @@ import torch
 
 from allmrec.core.artifacts import commit, read_table, write_shard
 from allmrec.core.shard_tasks import gather, read_reports
+from allmrec.data.cases import Cases
 from allmrec.data.sequences import Sequences
 from allmrec.evaluation.shards import EvaluateShards
-from allmrec.evaluation.systems import NEED_LLM, Cases, Systems, within_row_ranks
+from allmrec.evaluation.systems import NEED_LLM, Systems
 from allmrec.llm.ranking import Ranker
 from allmrec.metrics import METRICS, evaluate_scores, standing, summarise
+from allmrec.model import ALLMRec
 from schemas.evaluation_cases import SCHEMA
 
 NAMES = ("random", "popularity", "teacher", "llm-only", "a-llmrec", "a-llmrec-untrained", "a-llmrec-sbert")
@@ -110,7 +112,7 @@ def test_systems_differ_in_what_they_put_into_the_slots(systems, cases, scorer):
     scores = {name: systems.score(name, cases) for name in NAMES}
     for name in NAMES:
         for other in NAMES:
-            assert name == other or not np.array_equal(within_row_ranks(scores[name]), within_row_ranks(scores[other]))
+            assert name == other or not np.array_equal(ALLMRec.rank(scores[name]), ALLMRec.rank(scores[other]))
 
 
 def test_the_swap_gives_everyone_somebody_elses_history_and_nothing_else(cases):
