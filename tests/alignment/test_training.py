@@ -45,7 +45,7 @@ def test_text_forms_come_to_stand_in_for_items_never_trained_on(teacher, texts):
     numbers = list(run.rounds())
     after = alignment_quality(*run.network.joint(run.items_ND, texts), held_out)
     assert len(held_out) > 40
-    assert after["cosine"] > 0.9 and after["mean_rank_fraction"] < 0.03 and before["mean_rank_fraction"] > 0.3
+    assert after["cosine"] > 0.85 and after["mean_rank_fraction"] < 0.03 and before["mean_rank_fraction"] > 0.3
     assert before["recall_at_1"] < 0.1 and before["mse"] > 3 * after["mse"]
     for name, left in (("matching", 0.5), ("item_recon", 0.7), ("text_recon", 0.5)):
         assert numbers[-1][name] < left * numbers[0][name], name
@@ -207,7 +207,7 @@ def test_sbert_learns_along(teacher, sbert):
     assert before.shape == (NUM_ITEMS + 1, DIM)
     nearer = {}
     for name, encoder in (("frozen", None), ("fine-tuned", texts)):
-        run = training(teacher, before, FAST.model_copy(update={"epochs": 6}), 300, encoder)
+        run = training(teacher, before, FAST.model_copy(update={"epochs": 12, "learning_rate": 0.01}), 200, encoder)
         numbers = list(run.rounds())[-1]
         texts_NS = texts(np.arange(NUM_ITEMS + 1)).detach() if encoder else before
         learnt = torch.from_numpy(np.flatnonzero(run.examples.usable))
