@@ -19,7 +19,7 @@ from allmrec.core.hashing import fingerprint
 from allmrec.core.storage import open_storage
 
 _CACHE = Path("~/.cache/allmrec/models")
-_SHIPPED = Path(__file__).parent
+_SHIPPED = Path(__file__).parents[1] / "demo"
 _WEIGHTS, _OTHER_DATA = "*.safetensors", ["*.json", "*.txt", "*.model"]  # configs and vocabularies
 
 

@@ -12,7 +12,7 @@ from allmrec.llm.loading import LLMConfig, load_llm, load_tokenizer
 from allmrec.text.encoder import TextConfig, load_encoder
 from jobs.demo import standin_shipped
 
-SHIPPED = Path(allmrec.__file__).parent / "standins"
+SHIPPED = Path(allmrec.__file__).parent / "demo" / "standins"
 LLM, ENCODER = LLMConfig(name="standins/llm", dtype="float32"), TextConfig(model="standins/encoder")
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from allmrec.core.settings import read_settings
 from jobs.config import Config, load_config
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(

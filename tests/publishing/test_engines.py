@@ -20,7 +20,7 @@ from allmrec.publishing.reader import read_recommendations
 from tests.nightly.conftest import DAY, Shop
 from tests.publishing.test_run import NEXT_DAY, Killed, Watched, nightly
 
-LINES = (Path(__file__).parent.parent / "docs" / "publishing.md").read_text()
+LINES = (Path(__file__).parents[2] / "docs" / "publishing.md").read_text()
 Reader = Callable[[str, str], pd.DataFrame]  # (root, name of the manifest) → rows
 
 
