@@ -1,4 +1,4 @@
-"""Whether Python finds allmrec's packages `jobs` and `schemas`, or folders of the same names that come first on its path.
+"""Whether Python finds allmrec's packages `jobs` and `schemas`, or others of these names that come first on its path.
 
 Called before anything of theirs is imported; imports nothing itself.
 """

@@ -64,7 +64,7 @@ class Console:
             self.rich.print(f"  {escape(name)}  [dim]{_inline(numbers)}[/dim]")
 
     def table(self, title: str, columns: list[str], rows: list[list[Any]]) -> None:
-        """A table for people, divided by columns where the console is narrower; machines get one event with its rows."""
+        """A table for people, divided by columns where the console is narrow; machines get one event with its rows."""
         if self.log_json:
             self.event("table", title=title, rows=[dict(zip(columns, row, strict=True)) for row in rows])
             return
