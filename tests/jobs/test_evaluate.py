@@ -14,6 +14,9 @@ from tests.evaluation.tiny import NUM_USERS, tiny_config, write_tiny_run
 from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
 
 
+pytestmark = pytest.mark.usefixtures("in_process")
+
+
 @pytest.fixture(scope="module")
 def config(tmp_path_factory, llm, tokenizer):  # noqa: F811
     config = tiny_config(tmp_path_factory.mktemp("tiny"))
@@ -27,6 +30,7 @@ def events(capsys, name: str) -> list[dict]:
     return [line for line in lines if line["event"] == name]
 
 
+@pytest.mark.on_ray
 def test_evaluate(config, capsys):
     config, run = config
     console = Console(log_json=True)

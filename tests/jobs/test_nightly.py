@@ -31,6 +31,8 @@ from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
 DATE = date(2026, 11, 20)
 QUIET = Console(log_json=True)
 
+pytestmark = pytest.mark.usefixtures("in_process")
+
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory, llm, tokenizer) -> tuple[Config, Storage]:  # noqa: F811
@@ -83,6 +85,7 @@ def test_a_date_is_published_once(undisturbed: Config, capsys: pytest.CaptureFix
         nightly(with_nightly(undisturbed, top_k=4), QUIET, DATE)
 
 
+@pytest.mark.on_ray
 def test_the_number_of_workers_changes_nothing(
     undisturbed: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,6 +100,7 @@ def test_the_number_of_workers_changes_nothing(
     assert recommendations(config).equals(recommendations(undisturbed))
 
 
+@pytest.mark.on_ray
 def test_candidates_of_another_system(tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config, run = tiny
     users = read_table(run.at("sequences")).column("user_id").to_pylist()
@@ -214,6 +218,7 @@ class Started:
 
     def end(self) -> tuple[int, str]:
         out, err = self.process.communicate(timeout=300)
+        assert all(json.loads(line)["event"] for line in out.splitlines()), "JSON alone on standard output"
         return self.process.returncode, out + err
 
     def kill(self) -> None:

@@ -19,6 +19,8 @@ from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
 
 DATE, QUIET = date(2026, 11, 20), Console(log_json=True)
 
+pytestmark = pytest.mark.usefixtures("in_process")
+
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory, llm, tokenizer) -> tuple[Config, Storage]:  # noqa: F811
