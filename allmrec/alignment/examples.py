@@ -6,7 +6,7 @@ out to measure the alignment on, are neither. x^u is computed once, for the teac
 are drawn by counter.
 
 Equations 2 to 4 take the expectation over a user's own items; an unseen item counts there by `alignment.unseen_weight`.
-Equation 5 takes both, as a sum over targets or as the mean that the other equations are.
+Equation 5 takes both, as a sum over all targets.
 
 Dimensions: U users, P targets of all users, R rows, N = n + 1 items (0 is padding), D = teacher.dim
 """
@@ -37,7 +37,6 @@ class Rows:
     item_R: np.ndarray  # int32
     positive_R: np.ndarray  # bool, whether the item is the user's own
     weight_R: np.ndarray  # float32, in equations 2 to 4: of a user's own items they sum to 1
-    rec_weight_R: np.ndarray  # float32, in equation 5
 
     def __len__(self) -> int:
         return len(self.item_R)
@@ -123,9 +122,7 @@ class Examples:
         share = (1 / np.bincount(user, minlength=len(users)).clip(min=1))[user]  # of a target among its user's
         at, column = self.usable[items].nonzero()
         weight = share[at] * np.where(column == 0, 1, self.config.unseen_weight)
-        rec_weight = share[at] if self.config.rec_loss == "mean" else np.ones(len(at))
-        columns = (weight.astype(np.float32), rec_weight.astype(np.float32))
-        return Rows(user[at], target[at], items[at, column], column == 0, *columns)
+        return Rows(user[at], target[at], items[at, column], column == 0, weight.astype(np.float32))
 
     def _represent(self, teacher: Teacher, lengths_P: np.ndarray) -> torch.Tensor:
         """x^u after the first `lengths_P` items of each target's user: (P, D)."""

@@ -1,8 +1,9 @@
 """The four losses of Stage-1 (paper equations 2 to 5) and their sum (equation 6).
 
 They run over rows: a target of a user and one unseen item make two rows, each with the user's representation. What a
-row weighs in equations 2 to 4 and in equation 5 is the business of `examples`. A batch takes the place of the set S of
-users; the expectation over them is a division by their number in `total`, for a worker has a share of the batch alone.
+row weighs in equations 2 to 4 is the business of `examples`. A batch takes the place of the set S of users; the
+expectation over them is a division by their number in `total`, for a worker has a share of the batch alone. Equation 5
+is a sum, as printed, so it outweighs the others by as much as a batch is large.
 
 Equation 5 as printed names the positive item twice; the second term is for the negative item, as its text says. In
 equation 4 Q_i is what is to be reconstructed, and no gradient reaches SBERT through that side: an SBERT that moved
@@ -31,8 +32,7 @@ class Losses:
     def total(self, config: AlignmentConfig, num_users: int) -> torch.Tensor:
         """Equation 6, of those losses that `config.losses` names, in a batch that has `num_users` over all workers."""
         weights = {"matching": 1.0, "item_recon": config.alpha, "text_recon": config.beta}
-        weights = {name: weight / num_users for name, weight in weights.items()}
-        weights["rec"] = 1.0 if config.rec_loss == "sum" else 1 / num_users
+        weights = {name: weight / num_users for name, weight in weights.items()} | {"rec": 1.0}
         return torch.stack([weights[name] * getattr(self, name) for name in config.losses]).sum()
 
 
@@ -43,7 +43,6 @@ def stage1_losses(
     x_RD: torch.Tensor,
     positive_R: torch.Tensor,
     weight_R: torch.Tensor,
-    rec_weight_R: torch.Tensor,
 ) -> Losses:
     """
     Args:
@@ -51,7 +50,7 @@ def stage1_losses(
         texts_MS: Q_i of the items of those rows that weigh something in equations 2 to 4.
         x_RD: x^u of the rows' users, before the positive item.
         positive_R: bool, whether the row's item is the user's own.
-        weight_R, rec_weight_R: of the rows in equations 2 to 4, and in equation 5.
+        weight_R: of the rows in equations 2 to 4.
     """
     item_RD, text_MS = network.standard_items(items_RD), network.standard_texts(texts_MS)
     e_RJ, q_MJ = network.item_encoder(item_RD), network.text_encoder(text_MS)
@@ -64,7 +63,7 @@ def stage1_losses(
         matching=weight_M @ _mse(e_RJ[matched_R], q_MJ),  # eq. 2
         item_recon=weight_M @ _mse(item_RD, item_back_RD)[matched_R],  # eq. 3
         text_recon=weight_M @ _mse(text_MS.detach(), network.text_decoder(q_MJ)),  # eq. 4
-        rec=rec_weight_R @ rec_R,  # eq. 5: -log sigmoid(s) and -log(1 - sigmoid(s)); two rows make a target
+        rec=rec_R.sum(),  # eq. 5: -log sigmoid(s) and -log(1 - sigmoid(s)); two rows make a target
     )
 
 

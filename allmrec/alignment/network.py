@@ -31,7 +31,6 @@ _ACTIVATIONS: dict[Activation, type[nn.Module]] = {"gelu": nn.GELU, "sigmoid": n
 # Section 4.1 as printed. It names no activation for its MLPs of one layer; a sigmoid is what its authors use.
 _PAPER = {
     "unseen_weight": 0,
-    "rec_loss": "sum",
     "standardise": False,
     "activation": "sigmoid",
     "text_encoder": "fine-tuned",
@@ -49,7 +48,6 @@ class AlignmentConfig(Section):
     losses: tuple[LossName, ...] = Field(("matching", "item_recon", "text_recon", "rec"), min_length=1)  # in the sum
     targets: Literal["last", "all"] = "last"  # items of a sequence that are learnt from; all: A-LLMRec_all
     unseen_weight: float = Field(1, ge=0)  # of a target's unseen item in eq. 2 to 4, beside the target's own 1
-    rec_loss: Literal["mean", "sum"] = "mean"  # eq. 5 over a batch's users; eq. 2 to 4 are means
     standardise: bool = True  # E and Q
     activation: Activation = "gelu"  # of the encoders
     text_encoder: Literal["frozen", "fine-tuned"] = "frozen"  # SBERT; the paper fine-tunes it

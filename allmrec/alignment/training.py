@@ -91,7 +91,7 @@ class AlignmentTraining:
             yield self.numbers
 
     def train_epoch(self) -> dict[str, float]:
-        """One pass over the users. Returns the mean of each loss over them, of `rec` too.
+        """One pass over the users. Returns each loss over their number.
 
         Raises:
             ValueError: a loss is NaN or inf.
@@ -121,18 +121,13 @@ class AlignmentTraining:
 
     def losses(self, rows: Rows) -> Losses:
         """Of the given rows, weighted and summed."""
-        item_R, target_R, *columns = (
+        item_R, target_R, positive_R, weight_R = (
             torch.from_numpy(column).to(self.device)
-            for column in (
-                rows.item_R.astype("int64"),
-                rows.target_R,
-                rows.positive_R,
-                rows.weight_R,
-                rows.rec_weight_R,
-            )
+            for column in (rows.item_R.astype("int64"), rows.target_R, rows.positive_R, rows.weight_R)
         )
         texts_MS = self.texts(rows.item_R[rows.weight_R > 0])
-        return stage1_losses(self.network, self.items_ND[item_R], texts_MS, self.examples.x_PD[target_R], *columns)
+        x_RD = self.examples.x_PD[target_R]
+        return stage1_losses(self.network, self.items_ND[item_R], texts_MS, x_RD, positive_R, weight_R)
 
     def _reading(self, seconds: float) -> dict[str, float]:
         """How SBERT read since the last time, on all workers together."""

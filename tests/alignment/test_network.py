@@ -34,7 +34,6 @@ def test_the_papers_preset_sets_what_the_config_leaves_out():
         losses=("matching", "item_recon", "text_recon", "rec"),
         targets="last",
         unseen_weight=0,
-        rec_loss="sum",
         standardise=False,
         activation="sigmoid",
         text_encoder="fine-tuned",
@@ -43,8 +42,8 @@ def test_the_papers_preset_sets_what_the_config_leaves_out():
         epochs=10,
         held_out=0,
     )
-    beauty = AlignmentConfig(preset="paper", beta=0.2, text_encoder="frozen", rec_loss="mean")
-    assert (beauty.beta, beauty.text_encoder, beauty.rec_loss, beauty.activation) == (0.2, "frozen", "mean", "sigmoid")
+    beauty = AlignmentConfig(preset="paper", beta=0.2, text_encoder="frozen", held_out=0.1)
+    assert (beauty.beta, beauty.text_encoder, beauty.held_out, beauty.activation) == (0.2, "frozen", 0.1, "sigmoid")
     assert AlignmentConfig(**paper.model_dump()) == paper, "as it comes back from a manifest"
 
 

@@ -47,8 +47,8 @@ def test_text_forms_come_to_stand_in_for_items_never_trained_on(teacher, texts):
     assert len(held_out) > 40
     assert after["cosine"] > 0.9 and after["mean_rank_fraction"] < 0.03 and before["mean_rank_fraction"] > 0.3
     assert before["recall_at_1"] < 0.1 and before["mse"] > 3 * after["mse"]
-    for name in ("matching", "item_recon", "text_recon"):
-        assert numbers[-1][name] < 0.5 * numbers[0][name], name
+    for name, left in (("matching", 0.5), ("item_recon", 0.7), ("text_recon", 0.5)):
+        assert numbers[-1][name] < left * numbers[0][name], name
 
 
 def test_a_loss_that_is_off_teaches_nothing(teacher, texts):
@@ -137,11 +137,10 @@ def equation_6(run: AlignmentTraining, teacher, histories, unseen, texts, paper:
                 ]
             )
         of_user = torch.tensor(terms)
-        users.append([*of_user[:, :3].mean(0), of_user[:, 3].sum() if paper else of_user[:, 3].mean()])
+        users.append([*of_user[:, :3].mean(0), of_user[:, 3].sum()])
     of_users = torch.tensor(users)
     matching, item_recon, text_recon = of_users[:, :3].mean(0)
-    rec = of_users[:, 3].sum() if paper else of_users[:, 3].mean()
-    return (matching + 0.5 * item_recon + 0.2 * text_recon + rec).item()
+    return (matching + 0.5 * item_recon + 0.2 * text_recon + of_users[:, 3].sum()).item()
 
 
 @pytest.mark.parametrize("targets", ["last", "all"])
@@ -164,7 +163,7 @@ def test_an_own_item_without_an_embedding_leaves_its_target_out(teacher):
     examples = Examples(config, teacher, ragged([[1, 5], [2, 5, 3]]), 0)
     rows = examples.rows(np.arange(2), epoch=0)
     assert rows.num_users == 1 and rows.item_R[rows.positive_R].tolist() == [3]
-    assert rows.weight_R.tolist() == [1, 0.5] and rows.rec_weight_R.tolist() == [1, 1]
+    assert rows.weight_R.tolist() == [1, 0.5]
 
 
 def test_the_teacher_is_left_alone(teacher, texts):

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from allmrec.core.storage import S3Config
 from allmrec.data.config import SourceConfig
+from allmrec.data.sources.cells import plain_type
 from allmrec.data.sources.files import ICEBERG, METADATA, InputFile, list_files, locate, partitions
 from allmrec.data.sources.lines import MALFORMED, NUMBER
 from allmrec.data.sources.readers import READERS, Columns, Piece
@@ -38,7 +39,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Source:
-    """A checked input table: `fields` are its columns under our names, as the source types them."""
+    """A checked input table: `fields` are its columns under our names, plain."""
 
     name: str  # interactions or items
     config: SourceConfig
@@ -183,7 +184,8 @@ def open_source(
         for ours, theirs in names.items():
             if theirs in columns and expected[ours].read and pa.types.is_null(fields.get(ours, pa.null())):
                 encode = expected[ours].repeats and config.format == "parquet"
-                fields[ours] = _encoded(columns[theirs]) if encode else columns[theirs]
+                kind = plain_type(columns[theirs])
+                fields[ours] = _encoded(kind) if encode else kind
     for ours in [ours for ours, kind in fields.items() if pa.types.is_null(kind)]:  # null in every file
         if expected[ours].accepts(pa.null()):
             continue

@@ -75,7 +75,7 @@ class Input:
         )
         self.suffix = {"parquet": ".parquet", "csv": ".csv", "jsonl": ".jsonl", "literal": ".json"}[self.format]
         self.suffix += "" if self.format == "parquet" else self.one_of(["", "", ".gz", ".zst"])
-        self.malformed = 0
+        self.malformed, self.told = 0, False
 
     def one_of(self, options):
         return options[int(self.rng.integers(len(options)))]
@@ -279,7 +279,8 @@ class Input:
         return pa.Codec("zstd").compress(data, asbytes=True) if self.suffix.endswith(".zst") else data
 
     def _object(self, row: dict) -> str:
-        row = {name: value for name, value in row.items() if value is not None or self.chance(0.7)}
+        row = {name: value for name, value in row.items() if value is not None or not self.told or self.chance(0.7)}
+        self.told = True  # a key that no row has is refused
         row = {n: float("nan") if v is None and n != "event" and self.chance(0.3) else v for n, v in row.items()}
         return repr(row) if self.format == "literal" else json.dumps(row, ensure_ascii=self.chance(0.5))
 

@@ -282,3 +282,14 @@ def test_files_without_rows_and_columns_without_values_stop_nothing(tmp_path):
         assert [row["user_id"] for row in read(opened([tmp_path / form], form)).to_pylist()] == ["u3"]
         with pytest.raises(ValueError, match="the table is empty"):
             opened([tmp_path / form / f"b.{form}"], form)
+
+
+def test_a_column_that_is_null_in_one_file_is_there_in_the_type_of_the_others(tmp_path):
+    for kind in pa.string_view(), pa.decimal256(60, 2), pa.uuid(), pa.dictionary(pa.int8(), pa.string()):
+        rows = {"item_id": ["i", "j"], "timestamp": [1, 2]}
+        pq.write_table(pa.table({"user_id": pa.nulls(2, kind), **rows}), tmp_path / "a.parquet")
+        pq.write_table(pa.table({"user_id": pa.nulls(2), **rows}), tmp_path / "b.parquet")
+        source = opened([tmp_path])
+        for table in (table for piece in source.pieces for table in source.read(piece)):
+            assert len(table.filter(pa.array([True, False]))) == 1
+            assert table.column("user_id").null_count == 2
