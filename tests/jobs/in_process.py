@@ -1,7 +1,7 @@
 """The few calls of Ray Data that jobs make, run in this process: what a job does can be tested without workers.
 
-Transforms are copied by pickling, as workers get them, and called with batches of the same types. How work is spread over
-workers, how errors come back and what a death does is tested with Ray itself.
+Transforms are copied by pickling, as workers get them, and called with batches of the same types. How work is spread
+over workers, how errors come back and what a death does is tested with Ray itself.
 """
 
 from collections.abc import Callable, Iterator, Sequence
