@@ -34,23 +34,23 @@ from allmrec.core.pretrained import model_identity
 from allmrec.core.settings import Section
 from allmrec.core.storage import Storage
 from allmrec.core.version import __version__
+from allmrec.core.workspace import Workspace
 from allmrec.data.catalogue import Catalogue
 from allmrec.llm.loading import LLMConfig
 from allmrec.llm.prompt import PromptConfig
 from allmrec.projection.projectors import ProjectionConfig, Projectors, item_inputs, load_projectors
 
-PARTS = ("teacher", "alignment", "projectors", "items")
+PARTS = (Workspace.teacher, Workspace.alignment, Workspace.projectors, Workspace.items)
 DESCRIPTION = "bundle.json"
-POINTER = "bundle"  # the artifact that names the bundle that was built last
 DEPENDENCIES = ("torch", "transformers", "sentence-transformers", "tokenizers", "safetensors", "ray", "deepspeed")
 _FORMAT = 2
 
 
 class BundleConfig(Section):
-    """How the parts are put together."""
+    """What `bundle build` puts together."""
 
-    # Items with fewer training interactions are shown by the text form q_i: their E_i has learnt next to nothing.
-    # So are those for which an external teacher has no E_i. Stage-2 trains on these forms.
+    # Items with fewer training interactions, or without an E_i, are shown to the LLM by their text embedding q_i.
+    # Stage-2 trains on the same choice.
     min_interactions_for_cf: int = Field(1, ge=0)
 
 
@@ -131,11 +131,11 @@ def build_bundle(run: Storage, config: Mapping[str, Any]) -> str:
             "llm": _identity(config["llm"]["name"], config["llm"]["revision"]),
             "text": _identity(config["text"]["model"], config["text"]["revision"]),
         },
-        "data": {table: read_manifest(run.at(table)).digest for table in ("items", "sequences")},
+        "data": {table: read_manifest(run.at(table)).digest for table in (Workspace.items, Workspace.sequences)},
         "parts": {part: manifest.digest for part, manifest in manifests.items()},
     }
     version = fingerprint(content)[:12]
-    root = run.at(f"bundles/{version}")
+    root = Workspace(run).bundles.at(version)
     files = {}
     for part, manifest in manifests.items():
         for name in manifest.files:
@@ -159,24 +159,24 @@ def build_bundle(run: Storage, config: Mapping[str, Any]) -> str:
 
 def load_bundle(run: Storage, version: str) -> Bundle:
     """Load and verify. Raises ValueError naming what is missing or damaged."""
-    root = run.at(f"bundles/{version}")
+    bundled = Workspace(Workspace(run).bundles.at(version))  # its parts have the workspace's names
     description = verify_bundle(run, version)
-    e_NJ, q_NJ = load_joint(root.at("alignment"))
+    e_NJ, q_NJ = load_joint(bundled.alignment)
     return Bundle(
         version=version,
-        catalogue=Catalogue.read(root.at("items")),
-        teacher=load_teacher(root.at("teacher")),
+        catalogue=Catalogue.read(bundled.items),
+        teacher=load_teacher(bundled.teacher),
         e_NJ=e_NJ,
         q_NJ=q_NJ,
-        projectors=load_projectors(root.at("projectors")),
-        untrained=load_projectors(root.at("projectors"), untrained=True),
+        projectors=load_projectors(bundled.projectors),
+        untrained=load_projectors(bundled.projectors, untrained=True),
         **{key: description[key] for key in ("config", "models", "data", "stats")},
     )
 
 
 def verify_bundle(run: Storage, version: str) -> dict[str, Any]:
     """Compare every file with `bundle.json`, and return that. Raises ValueError naming what is missing or damaged."""
-    root = run.at(f"bundles/{version}")
+    root = Workspace(run).bundles.at(version)
     description = read_description(run, version)
     for name, entry in description["files"].items():
         try:
@@ -192,7 +192,7 @@ def verify_bundle(run: Storage, version: str) -> dict[str, Any]:
 
 def read_description(run: Storage, version: str) -> dict[str, Any]:
     """`bundle.json`, verified: what a bundle is, without loading it."""
-    root = run.at(f"bundles/{version}")
+    root = Workspace(run).bundles.at(version)
     try:
         description = json.loads(root.read(DESCRIPTION))
         digest = description.pop("digest")
@@ -237,12 +237,13 @@ def promote(run: Storage, version: str) -> Entry | None:
     """
     verify_bundle(run, version)
     entry = {"version": version, "promoted_at": datetime.now(UTC).isoformat(timespec="seconds")}
-    return append_next(run.at("bundles"), entry, lambda newest: newest is not None and newest["version"] == version)
+    log = Workspace(run).bundles
+    return append_next(log, entry, lambda newest: newest is not None and newest["version"] == version)
 
 
 def latest_bundle(run: Storage) -> str:
     """The version that was promoted last. Raises ValueError when none was."""
-    newest = newest_entry(run.at("bundles"))
+    newest = newest_entry(Workspace(run).bundles)
     if newest is None:
         raise ValueError(
             f"{run.uri}: no bundle is promoted; `allmrec bundle build` promotes what it builds, and "
@@ -253,8 +254,8 @@ def latest_bundle(run: Storage) -> str:
 
 def bundle_versions(run: Storage) -> list[str]:
     """The versions that are there."""
-    keys = (entry.key.split("/") for entry in run.list("bundles/"))
-    return [key[1] for key in keys if len(key) == 3 and key[2] == DESCRIPTION]
+    keys = (entry.key.split("/") for entry in Workspace(run).bundles.list())
+    return [key[0] for key in keys if len(key) == 2 and key[1] == DESCRIPTION]
 
 
 def _check_forms(projectors: Manifest, config: Mapping[str, Any]) -> None:

@@ -1,7 +1,8 @@
-"""A bundle together with its LLM, ready to score: what the nightly run and the evaluation share.
+"""A bundle together with its LLM, ready to score: what the nightly run, its blend and the evaluation share.
 
-Knows how x_u and the items' joint embeddings become soft tokens (paper equation 7); leaves the prompt and the trie to
-`allmrec.llm` and what to do with the scores to the callers.
+Knows how x_u and the items' joint embeddings become soft tokens (paper equation 7), that the LLM is shown the
+candidates in a drawn order, and how equal scores are ordered; leaves the prompt and the trie to `allmrec.llm` and what
+to do with the scores to the callers.
 
 Dimensions: B users, C candidates, D teacher, H token dimension, N = n + 1 items
 """
@@ -18,6 +19,7 @@ from allmrec.llm.batches import SoftTokens
 from allmrec.llm.loading import LLMConfig, load_llm, load_tokenizer, max_positions
 from allmrec.llm.prompt import PromptBuilder, Titles
 from allmrec.llm.ranking import Ranker
+from allmrec.llm.shown_order import ShownOrder
 
 
 class ALLMRec:
@@ -61,7 +63,7 @@ class ALLMRec:
 
     @torch.inference_mode()
     def item_tokens(self, text: bool = False, untrained: bool = False) -> torch.Tensor:
-        """O_i = F_I(e_i) of the whole catalogue, (N, H) (paper equation 7); see `llm_scores`."""
+        """O_i = F_I(e_i) of the whole catalogue, (N, H) (paper equation 7); see `soft_tokens`."""
         if (text, untrained) not in self._item_tokens:
             network = (self.untrained if untrained else self.projectors).item
             self._item_tokens[text, untrained] = network(self.bundle.item_inputs(text).to(self.device))
@@ -69,7 +71,12 @@ class ALLMRec:
 
     @torch.inference_mode()
     def soft_tokens(self, x_BD: torch.Tensor, text: bool = False, untrained: bool = False) -> SoftTokens:
-        """O_u = F_U(x^u) and O_i; see `llm_scores`."""
+        """O_u = F_U(x^u) and O_i = F_I(e_i).
+
+        Args:
+            text: the text form q_i of all items instead of e_i.
+            untrained: by F_U and F_I as Stage-2 started.
+        """
         user = (self.untrained if untrained else self.projectors).user
         return SoftTokens(user(x_BD), self.item_tokens(text, untrained))
 
@@ -82,20 +89,41 @@ class ALLMRec:
         """s(x^u, E_i), float32 (B, C)."""
         return self.teacher.scores(x_BD, torch.from_numpy(candidates_BC).long().to(self.device)).cpu().numpy()
 
-    @torch.inference_mode()
-    def llm_scores(
-        self,
-        x_BD: torch.Tensor,
-        histories: Sequences,
-        candidates_BC: np.ndarray,
-        text: bool = False,
-        untrained: bool = False,
+    def log_probabilities(
+        self, histories: Sequences, candidates_BC: np.ndarray, order: ShownOrder, soft: SoftTokens | None
     ) -> np.ndarray:
-        """log P of every candidate, float32 (B, C), with O_u = F_U(x^u) in the prompt; see `Ranker`.
+        """log P of every candidate, float32 (B, C), in the order of the candidates; -inf for zeros.
+
+        Candidates with identical titles stay tied; see `rank`.
 
         Args:
-            candidates_BC: in the order that the prompt shows them; zeros are no candidates.
-            text: the text form q_i of all items instead of e_i.
-            untrained: by F_U and F_I as Stage-2 started.
+            order: in which the prompt shows the candidates.
+            soft: for the prompt's slots; None for a prompt of text alone (LLM-Only, paper Figure 6).
+
+        Raises:
+            ValueError: the LLM gave NaN or inf.
         """
-        return self.ranker(True).log_probabilities(histories, candidates_BC, self.soft_tokens(x_BD, text, untrained))
+        log_p_BC = self.ranker(soft is not None).log_probabilities(histories, order.shown(candidates_BC), soft)
+        return order.unshuffled(log_p_BC)
+
+    @staticmethod
+    def rank(scores_BC: np.ndarray, ties_by_BC: np.ndarray | None = None) -> np.ndarray:
+        """How many of the row's candidates are worse, int64 (B, C) to compare within a row.
+
+        Args:
+            ties_by_BC: orders candidates of equal score, such as those of one title: the teacher's scores, where a
+                list must be in one order. By default equal scores stay tied, so that nothing of another model is in
+                the figures of an LLM. (1, C) is for every row.
+        """
+        worse_BC = _worse(scores_BC)
+        return worse_BC if ties_by_BC is None else worse_BC * scores_BC.shape[1] + _worse(ties_by_BC)
+
+
+def _worse(scores_BC: np.ndarray) -> np.ndarray:
+    order_BC = np.argsort(scores_BC, axis=1, kind="stable")
+    sorted_BC = np.take_along_axis(scores_BC, order_BC, axis=1)
+    starts_BC = np.zeros(scores_BC.shape, dtype=np.int64)  # place of the first of equal scores
+    starts_BC[:, 1:] = np.where(sorted_BC[:, 1:] != sorted_BC[:, :-1], np.arange(1, scores_BC.shape[1]), 0)
+    worse_BC = np.empty_like(starts_BC)
+    np.put_along_axis(worse_BC, order_BC, np.maximum.accumulate(starts_BC, axis=1), axis=1)
+    return worse_BC

@@ -5,7 +5,7 @@
 
 Needs a finished run (`allmrec run` or `allmrec demo`). Each row of a table is its config with a key or two changed,
 trained from there in a run of its own over the same prepared tables and the same teacher; a row whose config is the one
-that the run was made with is that run. Beside each row stands its untrained one, whose projectors are where Stage-2
+that the run was made with is that run. Beside each row is its untrained one, whose projectors are where Stage-2
 started, and each has its difference to the table's first row, paired by user, with the half width of its 95 % interval
 ("± 95 %"). The models are whatever the config names: figures of stand-ins are not the paper's.
 """
@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from allmrec.core.artifacts import read_manifest
-from allmrec.core.storage import Storage, open_storage
+from allmrec.core.workspace import Workspace
 from allmrec.evaluation.results import compare
 from benchmarks.report import ROOT, Benchmark, Row
 from jobs import bundle, evaluate, train_alignment, train_projection
@@ -28,7 +28,14 @@ from jobs.runtime.console import Console
 from jobs.runtime.step import execute, resolved
 
 NAME = "ablations"
-SHARED = ("items", "sequences", "evaluation_cases", "rejected", "item_text_embeddings", "teacher")
+SHARED = (
+    Workspace.items,
+    Workspace.sequences,
+    Workspace.evaluation_cases,
+    Workspace.rejected,
+    Workspace.item_text_embeddings,
+    Workspace.teacher,
+)
 STEPS = (train_alignment.STEP, train_projection.STEP, bundle.STEP, evaluate.STEP)
 STAGE_1 = ("matching", "item_recon", "text_recon", "rec")
 FINE_TUNED = ["alignment.text_encoder=fine-tuned"]
@@ -66,40 +73,40 @@ EVALUATED = [f"evaluation.systems=[{TRAINED}, {UNTRAINED}]", f"evaluation.baseli
 BESIDE = ("random", "popularity", "teacher", "llm-only")  # of the finished run
 
 
-def train(config: Config, base: Config, console: Console) -> Storage:
-    """Train and evaluate one row in a fresh run, as far as it differs from the finished one. Returns the row's run."""
-    storage, finished = open_storage(base.run_uri, base.storage), Path(base.run_uri)
+def train(config: Config, base: Config, console: Console) -> Workspace:
+    """Train and evaluate one row in a fresh workspace, as far as it differs from the finished one. Returns it."""
+    workspace, finished = base.workspace, Path(base.run_uri)
 
     def made_with(config: Config, artifact: str) -> bool:
-        recorded = read_manifest(storage.at(artifact)).config
+        recorded = read_manifest(workspace.at(artifact)).config
         return recorded == resolved(config, tuple(section for section in recorded if section != "seed"))
 
-    kept = made_with(config, "alignment")
-    if kept and made_with(config, "projectors") and made_with(base, "evaluation"):
-        return storage
+    kept = made_with(config, Workspace.alignment)
+    if kept and made_with(config, Workspace.projectors) and made_with(base, Workspace.evaluation):
+        return workspace
     folder = Path(config.run_uri)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for artifact in (*SHARED, "alignment") if kept else SHARED:
+    for artifact in (*SHARED, Workspace.alignment) if kept else SHARED:
         (folder / artifact).symlink_to((finished / artifact).resolve())
     for step in (train_projection.STEP, bundle.STEP, evaluate.STEP) if kept else STEPS:
         execute(step, config, console)
-    return open_storage(config.run_uri, config.storage)
+    return config.workspace
 
 
-def measured(run: Storage, system: str, first: Storage) -> Row:
-    """Figures of one system of a row's run, and its differences by user.
+def measured(workspace: Workspace, system: str, first: Workspace) -> Row:
+    """Figures of one system of a row's workspace, and its differences by user.
 
     Args:
-        first: run of the table's first row.
+        first: workspace of the table's first row.
 
     Raises:
-        ValueError: a run has no per-case results of the system.
+        ValueError: a workspace has no per-case results of the system.
     """
-    numbers = figures(json.loads(run.read("metrics.json")), system)
-    results = run.at("evaluation_results")
-    if (run.uri, system) != (first.uri, TRAINED):
-        rows = compare(results, system, first.at("evaluation_results"), TRAINED)
+    numbers = figures(json.loads(workspace.storage.read("metrics.json")), system)
+    results = workspace.evaluation_results
+    if (results.uri, system) != (first.evaluation_results.uri, TRAINED):
+        rows = compare(results, system, first.evaluation_results, TRAINED)
         numbers |= difference(rows, "random", "Hit@1 - first") | difference(rows, "matched", "matched - first")
     if system == TRAINED:
         numbers |= difference(compare(results, system, results, UNTRAINED), "random", "Hit@1 - untrained")
@@ -153,9 +160,9 @@ def main(
             raise ValueError(f"--rows {sorted(unknown)}: table {table} has {', '.join(TABLES[table])}")
         base = load_config(config, overrides or [])
         chosen = [name for number, name in enumerate(TABLES[table]) if number == 0 or name in asked]
-        finished = open_storage(base.run_uri, base.storage)
+        finished = base.workspace
         for turn, seed in enumerate(seeds.split(",")):
-            runs: list[Storage] = []
+            runs: list[Workspace] = []
             for number, name in enumerate(chosen):
                 changed = [
                     *(overrides or []),

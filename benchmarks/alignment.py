@@ -30,7 +30,7 @@ from allmrec.alignment.network import AlignmentConfig
 from allmrec.alignment.texts import TrainedTexts
 from allmrec.alignment.training import AlignmentTraining
 from allmrec.cf.teacher import Teacher, TeacherConfig, build_teacher
-from allmrec.core.storage import open_storage
+from allmrec.core.workspace import open_workspace
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
 from allmrec.demo.encoder import build_encoder
@@ -61,7 +61,7 @@ class Case:
 
     @cached_property
     def catalogue(self) -> Catalogue:
-        return Catalogue.read(open_storage(self.run).at("items"))
+        return Catalogue.read(open_workspace(self.run).items)
 
     def config(self, text_encoder: str) -> AlignmentConfig:
         return AlignmentConfig(preset="paper", text_encoder=text_encoder)
@@ -71,7 +71,7 @@ class Case:
         return build_teacher(TeacherConfig(preset="paper"), self.catalogue.num_items).eval().requires_grad_(False)
 
     def sequences(self) -> Sequences:
-        return Sequences.read_train(open_storage(self.run).at("sequences"))
+        return Sequences.read_train(open_workspace(self.run).sequences)
 
     def batches(self, examples: Examples) -> list[Rows]:
         return list(islice(examples.batches(0), self.steps))
@@ -192,7 +192,7 @@ def main(
         store = str(run or sample_store(*((600, 150) if quick else (20_000, 4_000)), work, console))
         if quick and model is None:
             model = str(work / "encoder")
-            build_encoder(Catalogue.read(open_storage(store).at("items")).texts[1:], model)
+            build_encoder(Catalogue.read(open_workspace(store).items).texts[1:], model)
         case = with_texts(Case(store, model or "sentence-transformers/all-MiniLM-L6-v2", steps, threads))
         for text_encoder, bar in (("fine-tuned", 1.5), ("frozen", 20)):
             compare(benchmark, case, text_encoder, trials)

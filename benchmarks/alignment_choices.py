@@ -8,7 +8,7 @@ LLM: F_U and F_I, MLPs of two layers, are trained so that their dot product choo
 as many random ones as a prompt has, and choose among validation candidates then.
 
 e Hit@1      all validation targets, items by e. The row "teacher" is the teacher's own product.
-q Hit@1      targets that were withheld, items by q, through the same F_I: how q stands in for e.
+q Hit@1      targets that were withheld, items by q, through the same F_I: how q replaces e.
 q nearer     `alignment_quality` of withheld items: the share of items whose q is nearer to e_i than q_i (chance: 0.5).
 e spread     share of the mean square of e that is variation between items.
 Q in e,      share of the variance of Q, and of E, in withheld items that the best linear map from e, and from q, gives
@@ -36,7 +36,7 @@ from allmrec.alignment.texts import TrainedTexts
 from allmrec.alignment.training import AlignmentTraining, alignment_quality, spread_kept
 from allmrec.cf.teacher import Teacher, load_teacher
 from allmrec.cf.training import ValidationCases
-from allmrec.core.storage import open_storage
+from allmrec.core.workspace import open_workspace
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
 from allmrec.projection.projectors import ProjectionConfig
@@ -176,11 +176,11 @@ def main(
     options = {"run": run, "seeds": seeds, "epochs": epochs, "steps": steps}
     benchmark = Benchmark(NAME, Console(log_json), options, root)
     with errors_in_one_line():
-        store = open_storage(str(run))
-        teacher, texts_NS = load_teacher(store.at("teacher")), read_texts(store.at("item_text_embeddings"))
-        catalogue = Catalogue.read(store.at("items"))
-        sequences = Sequences.read_train(store.at("sequences"))
-        cases = ValidationCases.read(store.at("evaluation_cases"), store.at("sequences"), 10**9, 0)
+        workspace = open_workspace(str(run))
+        teacher, texts_NS = load_teacher(workspace.teacher), read_texts(workspace.item_text_embeddings)
+        sequences = Sequences.read_train(workspace.sequences)
+        cases = ValidationCases.read(workspace.evaluation_cases, workspace.sequences, 10**9, 0)
+        catalogue = Catalogue.read(workspace.items)
         measure = Measure(teacher, sequences, texts_NS, cases)
         products = hits(measure.x_BD, measure.items_ND, measure.candidates_BC)
         benchmark.measured({"Stage-1": "teacher", "seed": 0}, {"e Hit@1": products})

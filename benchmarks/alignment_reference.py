@@ -1,7 +1,7 @@
 """Stage-1 as paper section 4.1 describes it, plainly: what `benchmarks.alignment` measures our training against.
 
 What `alignment.preset: paper` means, equations beside the lines; shares nothing with our training. The texts of a
-batch's positive items go through SBERT, every one of them, tokenised anew and padded to the longest as they come.
+batch's positive items go through SBERT, every one of them, tokenised again and padded to the longest as they come.
 Sampling is left out: batches are given.
 
 Dimensions: B users of a batch, N = n + 1 items, D = teacher.dim, S of texts, J of the joint embeddings

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from allmrec.evaluation.systems import Cases, Systems
+from allmrec.data.cases import Cases
+from allmrec.evaluation.systems import Systems
 from allmrec.llm.batches import SoftTokens, take
 from allmrec.llm.generation import Generator, left_padded, named_by_text
 from allmrec.llm.prompt import PromptBuilder
@@ -84,7 +85,7 @@ class Ways:
 
     @torch.inference_mode()
     def straight(self, cases: Cases, beams: int = 1) -> Chosen:
-        """Rows whose text has ended go on as padding, and count as tokens: they cost as much.
+        """Rows whose text has ended continue as padding, and count as tokens: they cost as much.
 
         Args:
             beams: texts for every user, of which the likeliest counts as chosen.
@@ -114,7 +115,7 @@ class Ways:
     @torch.inference_mode()
     def _shown(self, cases: Cases) -> tuple[np.ndarray, SoftTokens]:
         """The candidates in the order that prompts show them, and what goes into the slots."""
-        shown_BC = np.take_along_axis(cases.candidates_BC, self.systems.shown_order(cases), axis=1)
+        shown_BC = self.systems.shown_order(cases).shown(cases.candidates_BC)
         user_BH = self.scorer.projectors.user(self.scorer.represent(cases.histories))
         item_NH = self.scorer.item_tokens()
         if self.llm is not self.scorer.llm:
@@ -124,8 +125,7 @@ class Ways:
 
     def _best(self, cases: Cases, score: Callable[..., np.ndarray], read: Any) -> Chosen:
         shown_BC, soft = self._shown(cases)
-        scores_BC = np.empty(shown_BC.shape)
-        np.put_along_axis(scores_BC, self.systems.shown_order(cases), score(cases.histories, shown_BC, soft), axis=1)
+        scores_BC = self.systems.shown_order(cases).unshuffled(score(cases.histories, shown_BC, soft))
         hit_B = evaluate_scores(scores_BC, cases.candidates_BC)[:, METRICS.index("hit@1")]
         return Chosen(hit_B, read.tokens, read.padding, unnamed=0)
 

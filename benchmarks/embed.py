@@ -24,8 +24,9 @@ import ray
 import torch
 import typer
 
-from allmrec.core.artifacts import commit, read_manifest, read_table, shard_name, write_shard
-from allmrec.core.storage import Storage, open_storage
+from allmrec.core.artifacts import read_manifest, read_table, writing
+from allmrec.core.storage import Storage
+from allmrec.core.workspace import Workspace
 from allmrec.data.catalogue import item_texts
 from allmrec.demo.encoder import build_encoder
 from allmrec.demo.sample.shop import SampleConfig, draw_shelf
@@ -71,8 +72,8 @@ def write_items(storage: Storage, table: pa.Table) -> None:
         "text_hash": [hashlib.sha256(text.encode()).hexdigest() for text in texts],
     }
     arrays = [columns.get(field.name, pa.nulls(count, field.type)) for field in schema]
-    entry = write_shard(storage, schema, shard_name(0), pa.table(arrays, names=schema.names))
-    commit(storage, "items", "benchmark", {shard_name(0): entry})
+    with writing(storage, Workspace.items, "benchmark") as out:
+        out.table(0, schema, pa.table(arrays, names=schema.names))
 
 
 def in_process(text: TextConfig, texts: list[str], threads: int) -> tuple[float, np.ndarray]:
@@ -91,7 +92,7 @@ def ours(config: Config, console: Console) -> tuple[Row, np.ndarray]:
     started = time.perf_counter()
     execute(embed.STEP, config, console)
     seconds = time.perf_counter() - started
-    target = open_storage(config.run_uri).at("item_text_embeddings")
+    target = config.workspace.item_text_embeddings
     stats, lists = read_manifest(target).stats, read_table(target).column("embedding").combine_chunks()
     numbers = {"items/s": stats["items_per_s"], "items/s, whole": stats["embedded"] / seconds, "seconds": seconds}
     return numbers | {"embedded": stats["embedded"]}, lists.flatten().to_numpy().reshape(len(lists), -1)
@@ -125,7 +126,7 @@ def main(
         build_encoder(texts.combine_chunks(), model)
     text = TextConfig(model=model or "sentence-transformers/all-MiniLM-L6-v2")
     config = Config(name="run", root=str(work), text=text, workers={"num_workers": threads})
-    run, fresh = open_storage(config.run_uri), multiprocessing.get_context("spawn")
+    workspace, fresh = config.workspace, multiprocessing.get_context("spawn")
     with errors_in_one_line():
         for trial in range(trials):
             with ProcessPoolExecutor(1, fresh) as process:
@@ -133,7 +134,7 @@ def main(
             numbers = {"items/s": items / seconds, "items/s, whole": items / seconds, "seconds": seconds}
             benchmark.measured({"way": "encode", "trial": trial}, numbers | {"embedded": items})
             shutil.rmtree(config.run_uri, ignore_errors=True)
-            write_items(run.at("items"), shop)
+            write_items(workspace.items, shop)
             numbers, mine_ND = ours(config, console)
             ray.shutdown()
             refuse_difference(mine_ND, theirs_ND)
@@ -142,7 +143,7 @@ def main(
         marks = np.zeros(items, bool)
         marks[changed] = True
         titles = pc.if_else(pa.array(marks), pc.binary_join_element_wise(shop["title"], "again", ": "), shop["title"])
-        write_items(run.at("items"), shop.set_column(1, "title", titles))
+        write_items(workspace.items, shop.set_column(1, "title", titles))
         numbers, after_ND = ours(config, console)
         ray.shutdown()
         if not np.array_equal(after_ND[~marks], mine_ND[~marks]):

@@ -3,7 +3,7 @@
 Items are as popular as Zipf's law says, users as active as a log-normal distribution; a part of the events bears only
 its day, so that times tie. One row in a hundred is bad: an id or a time is missing or absurd, an item unknown, an
 event there twice. Ids are text. The column `tie` is what breaks ties of time in `prepare`, which computes it itself; it
-lies there for others, who could not.
+is there for others, who could not.
 """
 
 import shutil

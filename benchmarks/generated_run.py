@@ -1,4 +1,4 @@
-"""A run up to its bundle with random models, of any number of users: what a nightly benchmark begins from."""
+"""A workspace up to its bundle with random models, of any number of users: what a nightly benchmark begins from."""
 
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,11 @@ import torch
 
 from allmrec.alignment.network import AlignmentNetwork, save_alignment
 from allmrec.cf.teacher import build_teacher, save_teacher
-from allmrec.core.artifacts import commit, shard_name, write_shard
+from allmrec.core.artifacts import writing
 from allmrec.core.hashing import shard_of
 from allmrec.core.pretrained import model_identity
-from allmrec.core.storage import Storage, open_storage
+from allmrec.core.storage import Storage
+from allmrec.core.workspace import Workspace
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import offsets_of
 from allmrec.demo.llm import train_tokenizer
@@ -28,7 +29,7 @@ _TEXT_DIM, _LONGEST = 32, 30
 
 def write_run(config: Config, num_users: int, num_items: int, hidden: int, layers: int) -> None:
     """Tables, models and bundle; the LLM is an OPT of `layers` layers of `hidden`, drawn and not trained."""
-    run, folder = open_storage(config.run_uri), Path(config.llm.name)
+    workspace, folder = config.workspace, Path(config.llm.name)
     rng = np.random.default_rng(config.seed)
     numbers = np.arange(1, num_items + 1)
     ids = [f"item-{number}" for number in numbers]
@@ -43,15 +44,15 @@ def write_run(config: Config, num_users: int, num_items: int, hidden: int, layer
         "interactions": num_items // numbers,
         "text_hash": ids,
     }
-    _table(run.at("items"), items.SCHEMA, [pa.table(columns)])
-    _table(run.at("sequences"), sequences.SCHEMA, _sequences(config, num_users, num_items, rng))
-    titles = Catalogue.read(run.at("items")).titles
+    _table(workspace.items, items.SCHEMA, [pa.table(columns)])
+    _table(workspace.sequences, sequences.SCHEMA, _sequences(config, num_users, num_items, rng))
+    titles = Catalogue.read(workspace.items).titles
     tokenizer = train_tokenizer(titles, [config.prompt], 2000)
     tokenizer.save_pretrained(folder)
     llm = _llm(len(tokenizer), hidden, layers)
     llm.save_pretrained(folder)
     Path(config.text.model).mkdir(exist_ok=True)
-    _models(config, run, num_items, hidden)
+    _models(config, workspace, num_items, hidden)
     execute(bundle.STEP, config, Console(log_json=True))
 
 
@@ -85,27 +86,24 @@ def _llm(vocab: int, hidden: int, layers: int) -> Any:
     return OPTForCausalLM(OPTConfig(vocab_size=vocab, num_attention_heads=8, max_position_embeddings=1024, **shape))
 
 
-def _models(config: Config, run: Storage, num_items: int, hidden: int) -> None:
+def _models(config: Config, workspace: Workspace, num_items: int, hidden: int) -> None:
     settings = config.model_dump(mode="json")
     teacher = build_teacher(config.teacher, num_items).eval()
-    commit(
-        run.at("teacher"),
-        "teacher",
-        "drawn",
-        save_teacher(run.at("teacher"), teacher),
-        settings,
-        {"num_items": num_items},
-    )
+    with writing(workspace.teacher, Workspace.teacher, "drawn", settings) as out:
+        out.add(save_teacher(workspace.teacher, teacher))
+        out.stats["num_items"] = num_items
     joint = config.alignment.joint_dim
     network = AlignmentNetwork(config.teacher.dim, _TEXT_DIM, joint)
     vectors = network.joint(teacher.item_embeddings, torch.randn(num_items + 1, _TEXT_DIM))
-    commit(run.at("alignment"), "alignment", "drawn", save_alignment(run.at("alignment"), network, *vectors), settings)
+    with writing(workspace.alignment, Workspace.alignment, "drawn", settings) as out:
+        out.add(save_alignment(workspace.alignment, network, *vectors))
     projectors = fresh_projectors(config.teacher.dim, joint, hidden, seed=0).state_dict()
-    files = save_projectors(run.at("projectors"), projectors, untrained=projectors)
-    identity = model_identity(config.llm.name, config.llm.revision)
-    commit(run.at("projectors"), "projectors", "drawn", files, settings, {"llm": identity})
+    with writing(workspace.projectors, Workspace.projectors, "drawn", settings) as out:
+        out.add(save_projectors(workspace.projectors, projectors, untrained=projectors))
+        out.stats["llm"] = model_identity(config.llm.name, config.llm.revision)
 
 
 def _table(storage: Storage, schema: pa.Schema, shards: list[pa.Table]) -> None:
-    files = {shard_name(n): write_shard(storage, schema, shard_name(n), table) for n, table in enumerate(shards)}
-    commit(storage, "table", "drawn", files)
+    with writing(storage, "table", "drawn") as out:
+        for shard, table in enumerate(shards):
+            out.table(shard, schema, table)

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from allmrec.evaluation.systems import Cases
+from allmrec.data.cases import Cases
 from allmrec.model import ALLMRec
 from benchmarks.clock import now
 from benchmarks.decoding_methods import FREE, STRAIGHT, TRIE, Ways

@@ -35,8 +35,9 @@ import typer
 from allmrec.bundle import latest_bundle, load_bundle
 from allmrec.core.artifacts import read_table
 from allmrec.core.storage import open_storage
+from allmrec.core.workspace import open_workspace
+from allmrec.data.cases import Cases
 from allmrec.data.sequences import Sequences
-from allmrec.evaluation.systems import Cases
 from allmrec.model import ALLMRec
 from benchmarks.clock import Stopwatch, now
 from benchmarks.decoding_methods import FREE, LIKELIHOOD, LISTED, STRAIGHT, TRIE, Ways
@@ -132,7 +133,7 @@ def end_to_end(benchmark: Benchmark, folder: Path, scorer: ALLMRec, seed: int, w
         workers={"num_workers": workers},
         storage={"endpoint_url": endpoint, "region": "us-east-1", "addressing_style": "path"},
     )
-    users = len(Sequences.read(open_storage(str(folder)).at("sequences")))
+    users = len(Sequences.read(open_workspace(str(folder)).sequences))
     console, started = Recorder(benchmark.console.log_json), time.perf_counter()
     nightly(config, console, DATE)
     seconds = time.perf_counter() - started
@@ -181,10 +182,8 @@ def small_run(root: Path, console: Console) -> Path:
 
 def stored_cases(folder: Path, users: int) -> Cases:
     """The test cases with random negatives of the first users."""
-    storage = open_storage(str(folder))
-    cases = Cases.select(
-        read_table(storage.at("evaluation_cases")), Sequences.read(storage.at("sequences")), "test", "random"
-    )
+    workspace = open_workspace(str(folder))
+    cases = Cases.select(read_table(workspace.evaluation_cases), Sequences.read(workspace.sequences), "test", "random")
     return cases.take(np.arange(min(users, len(cases))))
 
 

@@ -18,7 +18,6 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from allmrec.core.storage import open_storage
 from benchmarks.generated_run import write_run
 from benchmarks.report import ROOT, Benchmark, Row
 from jobs.config import Config
@@ -33,7 +32,7 @@ DATE = datetime.date(2026, 11, 20)
 
 
 def generated(work: Path, users: int, shards: int, hidden: int = 32, layers: int = 1, **nightly: Any) -> Config:
-    """A run of its own, written anew."""
+    """A workspace of its own, written again."""
     root = work / f"users-{users}"
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
@@ -74,7 +73,7 @@ def nights(config: Config) -> list[Row]:
     for day in range(2):
         date, started = DATE + datetime.timedelta(days=day), time.monotonic()
         nightly(config, Console(log_json=True), date)
-        report = open_storage(f"{config.run_uri}/recommendations/_reports/run_date={date}").read("report.json")
+        report = config.workspace.recommendations.read(f"_reports/run_date={date}/report.json")
         figures = yaml.safe_load(report)["figures"]
         counts = {name: figures[name] for name in ("scored_by_llm", "reused", "tokens")}
         rows.append({"seconds": time.monotonic() - started, **counts})
@@ -92,7 +91,7 @@ def _high_water(pid: int) -> float:
 
 def main(
     users: Annotated[list[int] | None, typer.Option(help="of the memory's runs; quick: 200 and 400")] = None,
-    llm_users: Annotated[int, typer.Option(help="whom the LLM ranks; 0: nobody; quick: 40")] = 400,
+    llm_users: Annotated[int, typer.Option(help="users that the LLM ranks; 0: none; quick: 40")] = 400,
     hidden: Annotated[int, typer.Option(help="of the LLM, a multiple of 8")] = 512,
     layers: Annotated[int, typer.Option(help="of the LLM")] = 8,
     quick: Annotated[bool, typer.Option("--quick", help="sizes for a minute; bars are not judged")] = False,

@@ -21,7 +21,7 @@ import typer
 from torch import distributed as dist
 
 from allmrec.cf.teacher import TeacherConfig, build_teacher
-from allmrec.core.storage import open_storage
+from allmrec.core.workspace import open_workspace
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
 from allmrec.llm.loading import LLMConfig, Placement, load_tokenizer, max_positions
@@ -52,8 +52,8 @@ def worker(rank: int, world: int, folder: str, run: str, llm: LLMConfig, placeme
     torch.set_num_threads(1)
     os.environ["LOCAL_RANK"] = str(rank)
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=world)
-    storage = open_storage(run)
-    catalogue, sequences = Catalogue.read(storage.at("items")), Sequences.read_train(storage.at("sequences"))
+    workspace = open_workspace(run)
+    catalogue, sequences = Catalogue.read(workspace.items), Sequences.read_train(workspace.sequences)
     prompt, projection = PromptConfig(), ProjectionConfig(checkpoint_every_steps=1, learning_rate=1e-3)
     tokenizer, outline = load_tokenizer(llm), llm_outline(llm)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -108,7 +108,7 @@ def train(world: int, run: str, llm: LLMConfig, placement: Placement, steps: int
         for process in processes:
             process.join()
         if any(process.exitcode for process in processes):
-            raise ValueError(f"a worker of the placement {placement!r} failed; its error stands above")
+            raise ValueError(f"a worker of the placement {placement!r} failed; its error is above")
         return [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(world)]
 
 
@@ -128,7 +128,7 @@ def main(
     benchmark = Benchmark(NAME, console, settings, root, quick, repeat="worker")
     with errors_in_one_line(), TemporaryDirectory() as folder:
         run = str(sample_store(600, 150, root, console))
-        name = shaped_llm(shape, Catalogue.read(open_storage(run).at("items")).titles, PromptConfig(), Path(folder))
+        name = shaped_llm(shape, Catalogue.read(open_workspace(run).items).titles, PromptConfig(), Path(folder))
         found: dict[str, list[Row]] = {}
         for label, placement in PLACES.items():
             disk = label == "offloaded to a disk"

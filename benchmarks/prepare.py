@@ -32,7 +32,7 @@ FULL, QUICK = 20_000_000, 200_000
 def measure(contender: str, log: GeneratedLog, output: Path, threads: int) -> Row:
     """Run a contender in a process of its own. Raises ValueError if it fails."""
     for file in log.files():
-        file.read_bytes()  # nobody waits for the disk
+        file.read_bytes()  # no engine waits for the disk
     command = [sys.executable, "-m", "benchmarks.prepare_engines", contender, str(log.folder), str(output)]
     process = subprocess.Popen([*command, "--threads", str(threads)])
     memory = peak(process)

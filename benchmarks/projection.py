@@ -21,7 +21,7 @@ import typer
 from torch import distributed as dist
 
 from allmrec.cf.teacher import TeacherConfig, build_teacher
-from allmrec.core.storage import open_storage
+from allmrec.core.workspace import open_workspace
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
 from allmrec.demo.llm import train_tokenizer
@@ -79,8 +79,8 @@ class Sides:
     """Both implementations over one prepared run and one LLM, and what each has done."""
 
     def __init__(self, run: Path, llm: LLMConfig, prompt: PromptConfig, projection: ProjectionConfig):
-        storage = open_storage(str(run))
-        catalogue, sequences = Catalogue.read(storage.at("items")), Sequences.read_train(storage.at("sequences"))
+        workspace = open_workspace(str(run))
+        catalogue, sequences = Catalogue.read(workspace.items), Sequences.read_train(workspace.sequences)
         model, tokenizer = load_llm(llm).to(DEVICE), load_tokenizer(llm)
         self.dtype: torch.dtype = model.dtype  # type: ignore[assignment]
         titles = Titles.tokenise(catalogue.titles, tokenizer, prompt.max_title_tokens)
@@ -194,7 +194,7 @@ def main(
     with errors_in_one_line(), TemporaryDirectory() as folder:
         run = run or sample_store(*((600, 150) if quick else (20_000, 4_000)), root, console)
         prompt = PromptConfig()
-        titles = Catalogue.read(open_storage(str(run)).at("items")).titles
+        titles = Catalogue.read(open_workspace(str(run)).items).titles
         name = llm or shaped_llm(shape, titles, prompt, Path(folder))
         os.environ.setdefault("LOCAL_RANK", "0")
         dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=0, world_size=1)

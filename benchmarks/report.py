@@ -61,7 +61,7 @@ class Benchmark:
         self.bars.append({"name": name, "value": value, "bar": bar, "holds": None if self.quick else value <= bar})
 
     def finish(self) -> Path:
-        """Print the table and the bars, write the JSON file and return where it lies."""
+        """Print the table and the bars, write the JSON file and return its path."""
         columns = list(dict.fromkeys(key for labels, numbers in self.measurements for key in (*labels, *numbers)))
         rows = [labels | numbers for labels, numbers in self.measurements] + self._means()
         self.console.rich.width = max(self.console.rich.width, _WIDTH)

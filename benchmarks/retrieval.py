@@ -93,7 +93,7 @@ def measure(case: Case) -> Row:
     teacher = Vectors(case)
     if case.way == "index":
         load_faiss().omp_set_num_threads(case.threads)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: making the vectors took more than they do
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again: making the vectors took more than they do
     before, built = _memory_mb("VmRSS"), 0.0
     started, cpu = time.perf_counter(), time.process_time()
     if case.way == "straight":

@@ -26,10 +26,10 @@ from allmrec.cf.teacher import Teacher, TeacherConfig, load_teacher
 from allmrec.cf.training import ValidationCases, validate
 from allmrec.core.artifacts import read_manifest, read_table
 from allmrec.core.settings import one_line
-from allmrec.core.storage import open_storage
+from allmrec.core.workspace import Workspace, open_workspace
+from allmrec.data.cases import Cases
 from allmrec.data.catalogue import drawable_items
 from allmrec.data.sequences import Sequences
-from allmrec.evaluation.systems import Cases
 from allmrec.metrics import METRICS, evaluate_scores, expected_metrics, recall
 from benchmarks.report import ROOT, Benchmark, Row
 from benchmarks.sasrec_reference import Recipe, ReferenceTraining
@@ -41,7 +41,7 @@ from jobs.runtime.console import Console
 from jobs.runtime.step import execute
 
 NAME = "teachers"
-INPUTS = ("items", "sequences", "evaluation_cases")
+INPUTS = (Workspace.items, Workspace.sequences, Workspace.evaluation_cases)
 FULL: Row = {
     "models": "sasrec,gru4rec,nextitnet,ncf",
     "presets": "paper,strong",
@@ -75,13 +75,12 @@ class Store:
 
     @classmethod
     def read(cls, folder: Path) -> "Store":
-        storage = open_storage(str(folder))
-        items, sequences = read_table(storage.at("items")), Sequences.read(storage.at("sequences"))
-        cases = read_table(storage.at("evaluation_cases"))
-        valid, test = ValidationCases.from_table(cases, sequences), Cases.select(cases, sequences, "test", "random")
-        return cls(
-            folder, len(items), drawable_items(items), Sequences.read_train(storage.at("sequences")), valid, test
-        )
+        workspace = open_workspace(str(folder))
+        items, sequences = read_table(workspace.items), Sequences.read(workspace.sequences)
+        cases = read_table(workspace.evaluation_cases)
+        valid, test = (Cases.select(cases, sequences, split, "random") for split in ("valid", "test"))
+        train = Sequences.read_train(workspace.sequences)
+        return cls(folder, len(items), drawable_items(items), train, ValidationCases.of(valid), test)
 
 
 def sample_store(users: int, items: int, root: Path, console: Console) -> Path:
@@ -107,7 +106,7 @@ def train(store: Store, root: Path, seed: int, teacher: TeacherConfig, workers: 
     started = time.perf_counter()
     execute(train_cf.STEP, config, console)
     seconds = time.perf_counter() - started
-    trained = open_storage(config.run_uri).at("teacher")
+    trained = config.workspace.teacher
     stats = read_manifest(trained).stats
     return {
         "epochs": stats["epochs"],

@@ -53,7 +53,7 @@ class TitleLikelihood:
         read_N = answer_lengths_N - 1  # nothing follows the end token
         branches_B = np.bincount(row_N, weights=read_N, minlength=len(prompts)).astype(np.int64)
         length_B = prompts.lengths + branches_B
-        # Where each title's first token stands: behind the prompt and the titles before it.
+        # Position of each title's first token: behind the prompt and the titles before it.
         start_N = (prompts.lengths - offsets_of(branches_B)[:-1])[row_N] + offsets_of(read_N)[:-1]
         width = int(length_B.max())
 

@@ -1,84 +1,96 @@
-"""Write docs/config.md from the config's models: every key with its type, default and the sentence that its class has.
+"""Write docs/config.md from the config's models: every key with its type, its default and what its comment says.
 
     python docs/make_config.py
 
-The sentences are the comments beside the fields, so the page cannot say anything else than the code.
+The descriptions are the comments beside the fields, so the page cannot differ from the code.
 """
 
 import ast
 import inspect
 import json
 import tokenize
+import types
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from allmrec.core.settings import Section
 from jobs.config import Config
 
 PAGE = Path(__file__).parent / "config.md"
+Model = type[BaseModel]
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "length ≥", "max_length": "length ≤"}
+_TYPES = {str: "text", dict: "mapping", type(None): "null"}
 _HEAD = """# Config
 
-One YAML file per deployment; `--set section.key=value` overrides a key for one run. Unknown keys are refused. The resolved
-config is stored in every artifact. This page is generated from the code (`python docs/make_config.py`).
+One YAML file per deployment; `--set section.key=value` overrides a key for one run. Unknown keys are refused. The
+resolved config is stored in every artifact. This page is generated from the code (`python docs/make_config.py`).
 """
 
 
 def render() -> str:
     """The page."""
     lines = [_HEAD]
-    for name, section in sections(Config):
-        lines += [f"## {name}" if name else "## Top level", ""]
-        if (text := inspect.cleandoc(section.__doc__ or "")) and section is not Config:
-            lines += [text.replace("\n", " "), ""]
+    for model, paths in sections().items():
+        lines += ["## " + (", ".join(f"`{path}`" for path in paths) if paths[0] else "Top level"), ""]
+        if paths[0]:
+            lines += [inspect.cleandoc(model.__doc__ or "").replace("\n", " "), ""]
+        base, keys = own_keys(model)
+        if base:
+            lines += [f"The keys of `{sections()[base][0]}`, and:", ""]
         lines += ["| key | type | default | |", "|---|---|---|---|"]
-        lines += [row(section, key, field) for key, field in section.model_fields.items()]
+        lines += [row(model, key, model.model_fields[key]) for key in keys]
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 
 
-def sections(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
-    """The model and the sections below it, each class once, in the order of the file."""
-    seen: set[type[BaseModel]] = set()
+def sections() -> dict[Model, list[str]]:
+    """The config's models, each with the paths of its sections, in the order of the file."""
+    found: dict[Model, list[str]] = {}
 
-    def walk(model: type[BaseModel], path: str) -> Iterator[tuple[str, type[BaseModel]]]:
-        if model in seen:
-            return
-        seen.add(model)
-        yield path, model
+    def walk(model: Model, path: str) -> None:
+        found.setdefault(model, []).append(path)
         for key, field in model.model_fields.items():
             for inner in _models(field.annotation):
-                yield from walk(inner, f"{path}.{key}".lstrip("."))
+                walk(inner, f"{path}.{key}".lstrip("."))
 
-    return walk(model, path)
+    walk(Config, "")
+    return found
 
 
-def row(section: type[BaseModel], key: str, field: FieldInfo) -> str:
+def own_keys(model: Model) -> tuple[Model | None, list[str]]:
+    """The section that a section extends, if there is one on the page, and the keys that it does not share with it."""
+    base = next((base for base in model.__mro__[1:] if base in sections()), None)
+    return base, [key for key in model.model_fields if base is None or key not in base.model_fields]
+
+
+def row(model: Model, key: str, field: FieldInfo) -> str:
     bounds = [
         f"{sign} {getattr(rule, bound):g}"
         for rule in field.metadata
         for bound, sign in _BOUNDS.items()
         if getattr(rule, bound, None) is not None
     ]
-    kind = ", ".join([annotation(section, key), *bounds])
-    cells = (f"`{key}`", kind, default(field), comments(section).get(key, ""))
+    kind = ", ".join([type_name(field.annotation), *bounds])
+    cells = (f"`{key}`", kind, default(field), comments(model).get(key, ""))
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def annotation(section: type[BaseModel], key: str) -> str:
-    """The field's type as YAML's readers know it."""
-    models = list(_models(section.model_fields[key].annotation))
-    if models:
-        return f"section ({models[0].__name__})"
-    text = next(ast.unparse(node.annotation) for node in _fields(section) if _name(node) == key)
-    choices = get_args(section.model_fields[key].annotation)
-    if choices and all(isinstance(choice, str) for choice in choices):
-        return " \\| ".join(choices).replace("\\|", "|")
-    return text.replace("None", "null").replace("Literal", "one of ")
+def type_name(annotation: Any) -> str:
+    """A type in the words of somebody who writes YAML."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return " | ".join(str(choice) for choice in arguments)
+    if origin in (Union, types.UnionType):
+        return " | ".join(type_name(argument) for argument in arguments)
+    if origin in (list, tuple):
+        return f"list of {type_name(arguments[0])}"
+    kind = origin or annotation
+    return "section" if issubclass(kind, BaseModel) else _TYPES.get(kind, kind.__name__)
 
 
 def default(field: FieldInfo) -> str:
@@ -86,55 +98,41 @@ def default(field: FieldInfo) -> str:
         return "required"
     value = field.get_default(call_default_factory=True)
     if isinstance(value, BaseModel):
-        return "see below"
-    text = json.dumps(value, default=str, ensure_ascii=False)
-    return f"`{text}`"
+        return ""
+    return f"`{json.dumps(value, default=str, ensure_ascii=False)}`"
 
 
-def comments(section: type[BaseModel]) -> dict[str, str]:
-    """What the source says of each field: the comment lines above it and the comment behind it."""
+def comments(model: Model) -> dict[str, str]:
+    """What the source says of each field: the comment lines above it and the comment after it."""
     found: dict[str, str] = {}
-    for base in reversed(section.__mro__):
-        if not (issubclass(base, BaseModel) and base.__module__.split(".")[0] in {"allmrec", "jobs"}):
+    for base in reversed(model.__mro__):
+        if not issubclass(base, Section) or base is Section:
             continue
-        lines = _source(base).splitlines()
-        said = _comments_by_line(base)
-        for node in _fields(base, inherited=False):
+        lines, by_line = _source(base).splitlines(), _comments_by_line(base)
+        body = ast.parse(_source(base)).body[0].body  # type: ignore[attr-defined]
+        for node in [node for node in body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]:
             above, line = [], node.lineno - 1
             while line >= 1 and lines[line - 1].strip().startswith("#"):
-                above.insert(0, said[line])
+                above.insert(0, by_line[line])
                 line -= 1
-            behind = [said[number] for number in range(node.lineno, node.end_lineno + 1) if number in said]
-            found[_name(node)] = " ".join([*above, *behind])
+            after = [by_line[number] for number in range(node.lineno, (node.end_lineno or 0) + 1) if number in by_line]
+            found[node.target.id] = " ".join([*above, *after])
     return found
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+def _models(annotation: Any) -> Iterator[Model]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for inner in get_args(annotation):
         yield from _models(inner)
 
 
-def _source(section: type[BaseModel]) -> str:
-    return inspect.cleandoc("\n" + inspect.getsource(section))
+def _source(model: Model) -> str:
+    return inspect.cleandoc("\n" + inspect.getsource(model))
 
 
-def _fields(section: type[BaseModel], inherited: bool = True) -> list[Any]:
-    bases = [base for base in section.__mro__ if issubclass(base, BaseModel) and base is not BaseModel]
-    nodes = []
-    for base in bases if inherited else [section]:
-        body = ast.parse(_source(base)).body[0].body  # type: ignore[attr-defined]
-        nodes += [node for node in body if isinstance(node, ast.AnnAssign)]
-    return nodes
-
-
-def _name(node: Any) -> str:
-    return node.target.id
-
-
-def _comments_by_line(section: type[BaseModel]) -> dict[int, str]:
-    tokens = tokenize.generate_tokens(StringIO(_source(section)).readline)
+def _comments_by_line(model: Model) -> dict[int, str]:
+    tokens = tokenize.generate_tokens(StringIO(_source(model)).readline)
     return {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
 
 

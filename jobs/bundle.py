@@ -12,7 +12,6 @@ from typing import Any
 from allmrec.bundle import (
     DESCRIPTION,
     PARTS,
-    POINTER,
     build_bundle,
     bundle_versions,
     latest_bundle,
@@ -21,10 +20,10 @@ from allmrec.bundle import (
     read_description,
     verify_bundle,
 )
-from allmrec.core.artifacts import commit, file_entry, invalidate, read_manifest
+from allmrec.core.artifacts import read_manifest, writing
 from allmrec.core.commit_log import entries_after
 from allmrec.core.pretrained import model_identity
-from allmrec.core.storage import open_storage
+from allmrec.core.workspace import Workspace
 from jobs.config import Config
 from jobs.runtime.command import main
 from jobs.runtime.console import Console
@@ -38,18 +37,14 @@ def run(context: Context) -> Stats:
     version = build_bundle(context.storage, config)
     counts = load_bundle(context.storage, version).embedding_choice().embedding_counts()
     promote(context.storage, version)
-    pointer = context.artifact(POINTER)
-    invalidate(pointer)
-    data = json.dumps({"version": version}).encode()
-    pointer.write(DESCRIPTION, data)
-    commit(
-        pointer, POINTER, context.fingerprint, {DESCRIPTION: file_entry(data)}, config, {"version": version, **counts}
-    )
-    return {"version": version, **counts, "where": context.storage.name(f"bundles/{version}")}
+    with writing(context.workspace.bundle, Workspace.bundle, context.fingerprint, config) as out:
+        out.file(DESCRIPTION, json.dumps({"version": version}).encode())
+        out.stats |= {"version": version, **counts}
+    return {**out.stats, "where": context.workspace.bundles.name(version)}
 
 
 def plan(context: Context) -> Stats:
-    manifests = [read_manifest(context.artifact(part)) for part in PARTS]
+    manifests = [read_manifest(context.workspace.at(part)) for part in PARTS]
     files = [file for manifest in manifests for file in manifest.files.values()]
     return {"files": len(files), "megabytes": round(sum(file["size"] for file in files) / 1e6, 1)}
 
@@ -62,7 +57,7 @@ def models(context: Context) -> list[str]:
 
 def show(config: Config, console: Console, version: str | None) -> None:
     """What a bundle is: the promoted one by default."""
-    run = open_storage(config.run_uri, config.storage)
+    run = config.workspace.storage
     description = read_description(run, version or latest_bundle(run))
     rows = [[key, description[key]] for key in ("version", "code")]
     rows += [[f"{name} model", model["name"]] for name, model in description["models"].items()]
@@ -73,8 +68,8 @@ def show(config: Config, console: Console, version: str | None) -> None:
 
 
 def list_bundles(config: Config, console: Console) -> None:
-    run = open_storage(config.run_uri, config.storage)
-    promotions = list(entries_after(run.at("bundles"), 0))
+    run = config.workspace.storage
+    promotions = list(entries_after(config.workspace.bundles, 0))
     last = {entry["version"]: entry for entry in promotions}
     rows: list[list[Any]] = []
     for version in bundle_versions(run):
@@ -90,13 +85,13 @@ def list_bundles(config: Config, console: Console) -> None:
 
 
 def verify(config: Config, console: Console, version: str | None) -> None:
-    run = open_storage(config.run_uri, config.storage)
+    run = config.workspace.storage
     description = verify_bundle(run, version or latest_bundle(run))
     console.event("verified", version=description["version"], files=len(description["files"]))
 
 
 def promote_version(config: Config, console: Console, version: str) -> None:
-    entry = promote(open_storage(config.run_uri, config.storage), version)
+    entry = promote(config.workspace.storage, version)
     if entry is None:
         console.skip("promote", f"bundle {version} is in use already")
     else:
@@ -106,8 +101,8 @@ def promote_version(config: Config, console: Console, version: str) -> None:
 STEP = Step(
     "bundle",
     sections=SECTIONS,
-    inputs=(*PARTS, "sequences"),
-    outputs=(POINTER,),
+    inputs=(*PARTS, Workspace.sequences),
+    outputs=(Workspace.bundle,),
     run=run,
     plan=plan,
     external_inputs=models,

@@ -27,23 +27,23 @@ from jobs.runtime.console import Console
 # Verb → module and what `--help` says. Modules are imported when called, so that the console starts at once.
 STEPS = {
     "prepare": ("jobs.prepare", "Read the log and the catalogue; write items, sequences and evaluation cases."),
-    "embed": ("jobs.embed", "Embed the items' texts with SBERT."),
+    "embed": ("jobs.embed", "Embed the items' texts with the text encoder."),
     "train-cf": ("jobs.train_cf", "Train the teacher."),
     "train-alignment": ("jobs.train_alignment", "Stage-1: align item and text embeddings."),
     "train-projection": ("jobs.train_projection", "Stage-2: train the projectors into the frozen LLM."),
     "transfer": (
         "jobs.transfer",
-        "Take the models of a run of another catalogue for this one's items.",
+        "Apply the models of another catalogue's workspace to this one's items.",
     ),
     "evaluate": ("jobs.evaluate", "Score every system on the same cases; write metrics and a report."),
 }
-BUNDLE = {"build": ("jobs.bundle", "Gather what scoring needs into one verified, immutable bundle, and promote it.")}
+BUNDLE = {"build": ("jobs.bundle", "Put what scoring needs into one verified, immutable bundle, and promote it.")}
 
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
-bundle = typer.Typer(no_args_is_help=True, help="Build bundles, look at them, and say which one is in use.")
-recommendations = typer.Typer(no_args_is_help=True, help="Look after what the nightly runs published.")
+bundle = typer.Typer(no_args_is_help=True, help="Build, inspect and promote bundles.")
+recommendations = typer.Typer(no_args_is_help=True, help="Manage what the nightly runs published.")
 
 
 def command(module: str) -> Callable[..., None]:
@@ -84,9 +84,9 @@ def nightly(
     date: RunDate = None,
     dry_run: DryRun = False,
     log_json: LogJson = False,
-    full: Annotated[bool, typer.Option("--full", help="score everyone, also users for whom nothing changed")] = False,
-    users: Annotated[str | None, typer.Option(help="table of user_id: these users alone (nightly.users)")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="a trial of so many users, published apart")] = None,
+    full: Annotated[bool, typer.Option("--full", help="score all users again, reuse no rows")] = False,
+    users: Annotated[str | None, typer.Option(help="table of user_id: only these users (nightly.users)")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="a trial of N users, published separately")] = None,
 ) -> None:
     """Score every user's candidates and publish the recommendations of one date."""
     from jobs.config import load_config
@@ -102,10 +102,10 @@ def nightly(
 @app.command()
 def explain(
     config: ConfigFile,
-    task: Annotated[str, typer.Option(help="what to ask: favourite-genre")],
+    task: Annotated[str, typer.Option(help="the question: favourite-genre")],
     overrides: Overrides = [],  # noqa: B006
     users: Annotated[int, typer.Option(min=1, help="about how many users, drawn by hash")] = 20,
-    user: Annotated[list[str], typer.Option(help="about this one; may be repeated")] = [],  # noqa: B006
+    user: Annotated[list[str], typer.Option(help="id of a user to ask about; repeatable")] = [],  # noqa: B006
     dry_run: DryRun = False,
     log_json: LogJson = False,
     force: Force = False,
@@ -127,7 +127,7 @@ def run(
     log_json: LogJson = False,
     force: Force = False,
 ) -> None:
-    """All verbs in order; a step whose inputs and config have not changed is skipped."""
+    """Run all verbs in order; skip steps whose inputs and config have not changed."""
     from jobs.config import load_config
     from jobs.pipeline import run as run_all
 
@@ -152,18 +152,18 @@ def _call(
 @bundle.command("show")
 def bundle_show(
     config: ConfigFile,
-    version: Annotated[str | None, typer.Argument(help="default: the one in use")] = None,
+    version: Annotated[str | None, typer.Argument(help="default: the bundle in use")] = None,
     overrides: Overrides = [],  # noqa: B006
     log_json: LogJson = False,
 ) -> None:
-    """What a bundle was made of and by."""
+    """Show what a bundle was made from."""
     _call("jobs.bundle", "show", config, overrides, log_json, version)
 
 
 @bundle.command("verify")
 def bundle_verify(
     config: ConfigFile,
-    version: Annotated[str | None, typer.Argument(help="default: the one in use")] = None,
+    version: Annotated[str | None, typer.Argument(help="default: the bundle in use")] = None,
     overrides: Overrides = [],  # noqa: B006
     log_json: LogJson = False,
 ) -> None:
@@ -174,17 +174,17 @@ def bundle_verify(
 @bundle.command("promote")
 def bundle_promote(
     config: ConfigFile,
-    version: Annotated[str, typer.Argument(help="`allmrec bundle list` has them")],
+    version: Annotated[str, typer.Argument(help="as `allmrec bundle list` prints it")],
     overrides: Overrides = [],  # noqa: B006
     log_json: LogJson = False,
 ) -> None:
-    """Let nightly runs and evaluations use this bundle, an older one too; the next day's run takes it."""
+    """Make a bundle, perhaps an older one, the one that evaluations and the next date's run use."""
     _call("jobs.bundle", "promote_version", config, overrides, log_json, version)
 
 
 @bundle.command("list")
 def bundle_list(config: ConfigFile, overrides: Overrides = [], log_json: LogJson = False) -> None:  # noqa: B006
-    """The bundles that are there, and which one is in use."""
+    """List the bundles, and which one is in use."""
     _call("jobs.bundle", "list_bundles", config, overrides, log_json)
 
 
@@ -196,7 +196,7 @@ def recommendations_show(
     date: PublishedDate = None,
     log_json: LogJson = False,
 ) -> None:
-    """A user's recommendations."""
+    """Show a user's recommendations."""
     _call("jobs.recommendations", "show", config, overrides, log_json, user, run_date=date)
 
 
@@ -206,7 +206,7 @@ def recommendations_list(
     overrides: Overrides = [],  # noqa: B006
     log_json: LogJson = False,
 ) -> None:
-    """The dates that have a run, and which one is current."""
+    """List the dates that have a run, and which one is current."""
     _call("jobs.recommendations", "list_runs", config, overrides, log_json)
 
 
@@ -224,7 +224,7 @@ def recommendations_verify(
 @recommendations.command("rollback")
 def recommendations_rollback(
     config: ConfigFile,
-    date: Annotated[str, typer.Option(help="date of the run that shall be current, YYYY-MM-DD")],
+    date: Annotated[str, typer.Option(help="date of the run to make current, YYYY-MM-DD")],
     overrides: Overrides = [],  # noqa: B006
     log_json: LogJson = False,
 ) -> None:
@@ -235,12 +235,12 @@ def recommendations_rollback(
 @recommendations.command("expire")
 def recommendations_expire(
     config: ConfigFile,
-    keep: Annotated[int, typer.Option(min=1, help="how many of the newest dates stay")],
+    keep: Annotated[int, typer.Option(min=1, help="how many of the newest dates to keep")],
     overrides: Overrides = [],  # noqa: B006
     dry_run: DryRun = False,
     log_json: LogJson = False,
 ) -> None:
-    """Delete old dates; never the current run, or one that is newer."""
+    """Delete old dates; never the current run or a newer one."""
     _call("jobs.recommendations", "expire", config, overrides, log_json, keep, dry_run)
 
 
@@ -250,11 +250,11 @@ def recommendations_suppress(
     users: Annotated[str | None, typer.Option(help="list of user ids: lines, or Parquet, CSV, JSON lines")] = None,
     items: Annotated[str | None, typer.Option(help="list of item ids")] = None,
     least: Annotated[
-        float | None, typer.Option("--min-known-fraction", min=0, max=1, help="of a list; 0 takes any")
+        float | None, typer.Option("--min-known-fraction", min=0, max=1, help="known share of a list; 0 takes any")
     ] = None,
     overrides: Overrides = [],  # noqa: B006
     date: Annotated[str | None, typer.Option("--date", help="date of the run, YYYY-MM-DD; default: all")] = None,
     log_json: LogJson = False,
 ) -> None:
-    """Take users and items out of published runs: those of two files, or the config's excluded and suppressed ones."""
+    """Remove users and items from published runs: those listed, or the config's excluded and suppressed ones."""
     _call("jobs.recommendations", "suppress", config, overrides, log_json, users, items, least, run_date=date)

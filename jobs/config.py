@@ -11,8 +11,9 @@ from allmrec.alignment.network import AlignmentConfig
 from allmrec.bundle import BundleConfig
 from allmrec.cf.teacher import TeacherConfig
 from allmrec.core.settings import Section, one_line, read_settings
-from allmrec.core.storage import S3Config
+from allmrec.core.storage import S3Config, open_storage
 from allmrec.core.storage.s3 import store_environment
+from allmrec.core.workspace import Workspace
 from allmrec.data.config import DataConfig
 from allmrec.data.evaluation_cases import EvaluationConfig
 from allmrec.explain.answers import ExplainConfig
@@ -26,35 +27,46 @@ from allmrec.text.encoder import TextConfig
 class WorkersConfig(Section):
     """Ray's share: how many workers train and score, and what each holds."""
 
-    num_workers: int = Field(2, ge=1)
-    min_workers: int | None = Field(None, ge=1)  # of a pool that scores, which grows to num_workers; null: all at once
-    cpus_per_worker: float = Field(1, gt=0)
-    gpus_per_worker: float = Field(0, ge=0)
-    max_failures: int = Field(3, ge=0)  # of workers, before a training verb gives up
-    object_store_mb: int | None = Field(None, ge=80)  # shared memory of a Ray started here; null: as Ray sees fit
+    num_workers: int = Field(2, ge=1)  # of training, and the most that a pool of scoring workers grows to
+    min_workers: int | None = Field(None, ge=1)  # a scoring pool starts with this many; null: with num_workers
+    cpus_per_worker: float = Field(1, gt=0)  # that Ray reserves; also the threads of PyTorch in a worker
+    gpus_per_worker: float = Field(0, ge=0)  # that Ray reserves; 0 runs on CPUs
+    max_failures: int = Field(3, ge=0)  # worker failures that a training verb recovers from
+    object_store_mb: int | None = Field(None, ge=80)  # shared memory of a local Ray; null: Ray's default
 
 
 class Config(Section):
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")  # the run's name
-    root: str = "runs"  # folder or s3:// prefix that holds runs; this run lies under <root>/<name>
-    seed: int = 0
-    data: DataConfig = DataConfig()
-    text: TextConfig = TextConfig()
-    teacher: TeacherConfig = TeacherConfig()
-    alignment: AlignmentConfig = AlignmentConfig()
-    llm: LLMConfig = LLMConfig()
-    prompt: PromptConfig = PromptConfig()
-    projection: ProjectionConfig = ProjectionConfig()
-    bundle: BundleConfig = BundleConfig()
-    nightly: NightlyConfig = NightlyConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    explain: ExplainConfig = ExplainConfig()
-    workers: WorkersConfig = WorkersConfig()
-    storage: S3Config = S3Config()
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")  # the workspace's name
+    root: str = "runs"  # folder or s3:// prefix of all workspaces; this one is <root>/<name>
+    seed: int = 0  # of every random draw; the same seed gives the same result for any number of workers
+    data: DataConfig = DataConfig()  # the input tables, and which of their rows are used
+    text: TextConfig = TextConfig()  # the text encoder
+    teacher: TeacherConfig = TeacherConfig()  # the collaborative filtering model
+    alignment: AlignmentConfig = AlignmentConfig()  # Stage-1
+    llm: LLMConfig = LLMConfig()  # the frozen LLM
+    prompt: PromptConfig = PromptConfig()  # the prompt's wording and length
+    projection: ProjectionConfig = ProjectionConfig()  # Stage-2
+    bundle: BundleConfig = BundleConfig()  # what `bundle build` puts together
+    nightly: NightlyConfig = NightlyConfig()  # the nightly run
+    evaluation: EvaluationConfig = EvaluationConfig()  # the split, the test cases and the systems compared
+    explain: ExplainConfig = ExplainConfig()  # the favourite-genre task
+    workers: WorkersConfig = WorkersConfig()  # Ray's workers
+    storage: S3Config = S3Config()  # the object store
 
     @property
     def run_uri(self) -> str:
         return f"{self.root.rstrip('/')}/{self.name}"
+
+    @property
+    def output_uri(self) -> str:
+        """Where nightly runs publish."""
+        return self.nightly.output or f"{self.run_uri}/{Workspace.recommendations}"
+
+    @property
+    def workspace(self) -> Workspace:
+        output = self.nightly.output
+        elsewhere = {} if output is None else {Workspace.recommendations: open_storage(output, self.storage)}
+        return Workspace(open_storage(self.run_uri, self.storage), elsewhere)
 
 
 C = TypeVar("C", bound=Config)

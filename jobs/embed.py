@@ -3,8 +3,8 @@
     python -m jobs.embed --config jobs/configs/demo.yaml
 
 Actors that hold the encoder embed the texts that its cache does not hold, and keep what they made in the cache, block
-by block: a run that was killed goes on where it was, and a text that did not change costs nothing. Then tasks lay the
-embeddings out by item, in shards; those without a change stay. The driver holds texts and hashes, never an embedding.
+by block: a run that was killed resumes, and a text that did not change costs nothing. Then tasks write the embeddings
+by item, in shards; a shard without a change stays. The driver holds texts and hashes, never an embedding.
 """
 
 import math
@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from allmrec.core.artifacts import MANIFEST, commit, invalidate, read_manifest, read_table
+from allmrec.core.artifacts import find_manifest, read_table, writing
+from allmrec.core.workspace import Workspace
 from allmrec.data.catalogue import UNTITLED, Catalogue
 from allmrec.text.blocks import EmbedTexts, WriteItemEmbeddings
 from allmrec.text.cache import Index, TextCache
@@ -33,7 +34,7 @@ ITEMS_PER_SHARD = 1 << 15
 
 
 def run(context: Context) -> Stats:
-    return embed_into(context, "item_text_embeddings")
+    return embed_into(context, Workspace.item_text_embeddings)
 
 
 def embed_by(context: Context, model: str, artifact: str) -> Stats:
@@ -44,7 +45,7 @@ def embed_by(context: Context, model: str, artifact: str) -> Stats:
 
 def embed_into(context: Context, artifact: str) -> Stats:
     """Write the artifact: the items' embeddings by `text.model`."""
-    table, encoder = read_table(context.artifact("items")), identity(context)
+    table, encoder = read_table(context.workspace.items), identity(context)
     items, cache = Catalogue.from_table(table), TextCache.of(context.storage, encoder)
     wanted = pa.table({"item_id": items.item_ids, "text_hash": items.text_hashes, "text": items.texts})[1:]
 
@@ -57,26 +58,23 @@ def embed_into(context: Context, artifact: str) -> Stats:
         index = cache.index()
 
     # Lay the embeddings out by item.
-    target = context.artifact(artifact)
-    before = read_manifest(target) if target.exists(MANIFEST) else None
-    invalidate(target)
-    files, unchanged = lay_out(context, wanted, WriteItemEmbeddings(target, before, cache, index.files, encoder), index)
-    for entry in list(target.list()):
-        if entry.key not in files:  # of items that are gone
-            target.delete(entry.key)
-    stats = {
-        "items": len(wanted),
-        "embedded": int(missing.sum()),
-        "reused": int((~missing).sum()),
-        **speed,
-        "untitled": pc.sum(pc.equal(items.titles, UNTITLED)).as_py(),
-        "undescribed": table["description"].null_count,
-        "shards": len(files),
-        "shards unchanged": unchanged,
-        "encoder": encoder,
-    }
-    commit(target, artifact, context.fingerprint, files, context.resolved("text"), stats)
-    return stats
+    target = context.workspace.at(artifact)
+    write = WriteItemEmbeddings(target, find_manifest(target), cache, index.files, encoder)
+    with writing(target, artifact, context.fingerprint, context.resolved("text")) as out:
+        files, unchanged = lay_out(context, wanted, write, index)
+        out.add(files)
+        out.stats |= {
+            "items": len(wanted),
+            "embedded": int(missing.sum()),
+            "reused": int((~missing).sum()),
+            **speed,
+            "untitled": pc.sum(pc.equal(items.titles, UNTITLED)).as_py(),
+            "undescribed": table["description"].null_count,
+            "shards": len(files),
+            "shards unchanged": unchanged,
+            "encoder": encoder,
+        }
+    return out.stats
 
 
 def embed(context: Context, texts: pa.Table, cache: TextCache, encoder: str) -> Stats:
@@ -116,7 +114,7 @@ def embed(context: Context, texts: pa.Table, cache: TextCache, encoder: str) -> 
 def lay_out(
     context: Context, wanted: pa.Table, transform: WriteItemEmbeddings, index: Index
 ) -> tuple[dict[str, Any], int]:
-    """Write each item's embedding, in the order of `wanted`; the files' entries for `commit`, and how many stayed."""
+    """Write each item's embedding, in the order of `wanted`; the files' entries, and how many stayed."""
     start_ray(context.config)
     file, row = index.find(wanted["text_hash"])
     assert (file >= 0).all(), "every text is in the cache by now"
@@ -151,7 +149,7 @@ def by_length(texts: pa.Table, size: int) -> Iterator[pa.Table]:
 
 
 def plan(context: Context) -> Stats:
-    items, encoder = read_table(context.artifact("items")).column("text_hash"), identity(context)
+    items, encoder = read_table(context.workspace.items).column("text_hash"), identity(context)
     missing = TextCache.of(context.storage, encoder).index().find(items)[0] < 0
     return {"items": len(items), "embedded": int(missing.sum()), "encoder": encoder}
 
@@ -167,8 +165,8 @@ def identity(context: Context) -> str:
 STEP = Step(
     "embed",
     sections=("text",),
-    inputs=("items",),
-    outputs=("item_text_embeddings",),
+    inputs=(Workspace.items,),
+    outputs=(Workspace.item_text_embeddings,),
     run=run,
     plan=plan,
     external_inputs=identity,

@@ -9,14 +9,16 @@ back, never cases.
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pyarrow.compute as pc
 
 from allmrec.bundle import check_items, check_llm, latest_bundle, read_description
-from allmrec.core.artifacts import commit, file_entry, invalidate, read_manifest, shard_name
+from allmrec.core.artifacts import read_manifest, writing
 from allmrec.core.pretrained import model_identity
+from allmrec.core.shard_tasks import Report as ShardReport
+from allmrec.core.shard_tasks import gather
 from allmrec.data.catalogue import UNTITLED, Catalogue
 from allmrec.data.evaluation_cases import PROTOCOLS
 from allmrec.data.sequences import num_shards
@@ -38,9 +40,11 @@ from allmrec.evaluation.systems import IN_CATALOGUE, NEED_LLM
 from allmrec.metrics import summarise
 from jobs.runtime.command import main
 from jobs.runtime.console import Console
-from jobs.runtime.ray_data import iter_results, map_actors
+from jobs.runtime.ray_data import iter_reports, map_actors
 from jobs.runtime.ray_train import start_ray
 from jobs.runtime.step import Context, Stats, Step
+
+Costs = dict[tuple[str, bool], Counter[str]]  # by system, and whether it writes its answers
 
 
 def run(context: Context) -> Stats:
@@ -49,24 +53,26 @@ def run(context: Context) -> Stats:
     version = latest_bundle(context.storage)
     description = read_description(context.storage, version)
     check_llm(description, config.llm)
-    check_items(description, context.artifact("items"))
+    check_items(description, context.workspace.items)
 
     # Score.
-    results = context.artifact("evaluation_results")
-    invalidate(results)
-    started = time.monotonic()
-    shards = score(context, version)
-    seconds = time.monotonic() - started
-    metrics = [{**row, "seed": config.seed} for row in summarise(row for shard in shards for row in shard["sums"])]
-    costs = total_costs(cost for shard in shards for cost in shard["costs"])
-    if not metrics:
-        raise ValueError("no user has a held-out item: three interactions are the least; look at data.min_… thresholds")
+    workspace, resolved = context.workspace, context.resolved(*STEP.sections)
+    with writing(workspace.evaluation_results, "evaluation_results", context.fingerprint, resolved) as out:
+        started = time.monotonic()
+        shards, total = score(context, version)
+        seconds = time.monotonic() - started
+        sums = summarise(row for shard in shards for row in shard.details["sums"])
+        if not sums:
+            raise ValueError(
+                "no user has a held-out item: three interactions are the least; look at data.min_… thresholds"
+            )
+        out.add(total.files)
+        cases = read_manifest(workspace.evaluation_cases).digest
+        out.stats |= {"cases": cases, "bundle": version, "recall_at": config.nightly.num_candidates}
 
     # Write.
-    shard_entries = {shard_name(shard["shard"]): shard["entry"] for shard in shards}
-    cases = read_manifest(context.artifact("evaluation_cases")).digest
-    made_of = {"cases": cases, "bundle": version, "recall_at": config.nightly.num_candidates}
-    commit(results, "evaluation_results", context.fingerprint, shard_entries, context.resolved(*STEP.sections), made_of)
+    metrics = [{**row, "seed": config.seed} for row in sums]
+    costs = total_costs(cost for shard in shards for cost in shard.details["costs"])
     report = Report(
         name=config.name,
         seed=config.seed,
@@ -74,26 +80,17 @@ def run(context: Context) -> Stats:
         bundle=description,
         data=data_facts(context),
         metrics=metrics,
-        costs=costs,
-        caveats=caveats(shards, config.evaluation.num_negatives),
+        costs={_label(*key): cost for key, cost in costs.items()},
+        caveats=caveats([total.counts], config.evaluation.num_negatives),
     )
     files = {"metrics.json": json.dumps(metrics, indent=1).encode(), "report.html": render(report).encode()}
-    target = context.artifact("evaluation")
-    invalidate(target)
-    for name, data in files.items():
-        target.write(name, data)
-        context.storage.write(name, data)
     scored = sum(cost["cases"] for cost in costs.values())
     stats = {"cases": scored, "cases/s": round(scored / seconds, 1), **speed(costs)}
-    entries = {name: file_entry(data) for name, data in files.items()}
-    commit(
-        target,
-        "evaluation",
-        context.fingerprint,
-        entries,
-        context.resolved(*STEP.sections),
-        {"bundle": version, **stats, "caveats": report.caveats},
-    )
+    with writing(workspace.evaluation, "evaluation", context.fingerprint, resolved) as out:
+        for name, data in files.items():
+            out.file(name, data)
+            context.storage.write(name, data)
+        out.stats |= {"bundle": version, **stats, "caveats": report.caveats}
 
     show(context.console, metrics)
     for doubt in report.caveats:
@@ -101,39 +98,41 @@ def run(context: Context) -> Stats:
     return {**stats, "report": context.storage.name("report.html")}
 
 
-def score(context: Context, version: str) -> list[dict[str, Any]]:
-    """One row a shard, by shard; see `EvaluateShards`."""
-    config, count = context.config, num_shards(context.artifact("evaluation_cases"))
+def score(context: Context, version: str) -> tuple[list[ShardReport], ShardReport]:
+    """The reports of `EvaluateShards` by shard, and their sum."""
+    config, count = context.config, num_shards(context.workspace.evaluation_cases)
     start_ray(config)
     asked = config.evaluation
     writing = min(1.0, asked.generation_users / max(1, tested_users(context)))
     compared = (asked.systems, config.seed, config.nightly.num_candidates, asked.baseline, writing)
     arguments = (context.storage, version, config.llm, *compared)
     dataset = map_actors(range(count), EvaluateShards, arguments, config.workers)
-    rows: list[dict[str, Any]] = []
     with context.console.progress("evaluate", count) as bar:
-        for table in iter_results(dataset):
-            rows += table.to_pylist()
-            bar.advance(table.num_rows)
-    return sorted(rows, key=lambda row: row["shard"])
+        return gather(iter_reports(dataset, bar))
 
 
 def tested_users(context: Context) -> int:
-    return read_manifest(context.artifact("evaluation_cases")).stats["test"]
+    return read_manifest(context.workspace.evaluation_cases).stats["test"]
 
 
-def total_costs(costs: Any) -> dict[str, Counter[str]]:
-    """By system: cases, seconds of work, tokens and what else `EvaluateShards` counts."""
-    totals: dict[str, Counter[str]] = {}
+def total_costs(costs: Iterable[Mapping[str, Any]]) -> Costs:
+    """Cases, seconds of work, tokens and what else `EvaluateShards` counts; ranking apart from writing."""
+    totals: Costs = {}
     for cost in costs:
-        system = cost.pop("system")
-        totals.setdefault(system, Counter()).update(cost)
+        key = cost["system"], cost["protocol"] == GENERATION
+        counts = {name: count for name, count in cost.items() if name not in ("system", "protocol")}
+        totals.setdefault(key, Counter()).update(counts)
     return totals
 
 
-def speed(costs: dict[str, Counter[str]]) -> Stats:
+def _label(system: str, writes: bool) -> str:
+    return f"{system}, writing" if writes else system
+
+
+def speed(costs: Costs) -> Stats:
     """What the LLM's systems did while ranking in their seconds, of one worker."""
-    llm = sum((cost for system, cost in costs.items() if system in NEED_LLM), Counter[str]())
+    ranking = [cost for (system, writes), cost in costs.items() if system in NEED_LLM and not writes]
+    llm = sum(ranking, Counter[str]())
     if not llm["tokens"]:
         return {}
     return {
@@ -147,12 +146,12 @@ def speed(costs: dict[str, Counter[str]]) -> Stats:
 
 def data_facts(context: Context) -> dict[str, int]:
     """The numbers of paper Table 2, and what preparation left out or had to make up."""
-    sizes = read_manifest(context.artifact("sequences")).stats
-    titles = Catalogue.read(context.artifact("items")).titles
+    sizes = read_manifest(context.workspace.sequences).stats
+    titles = Catalogue.read(context.workspace.items).titles
     return {
         **{name: sizes[name] for name in ("users", "items", "interactions")},
         "evaluated users": tested_users(context),
-        "rejected rows": read_manifest(context.artifact("rejected")).rows,
+        "rejected rows": read_manifest(context.workspace.rejected).rows,
         "items without a title": pc.sum(pc.equal(titles, UNTITLED)).as_py(),
     }
 
@@ -188,7 +187,7 @@ def plan(context: Context) -> Stats:
     cases, settings = tested_users(context), context.config.evaluation
     systems = {*settings.systems}
     return {
-        "shards": num_shards(context.artifact("evaluation_cases")),
+        "shards": num_shards(context.workspace.evaluation_cases),
         "cases": cases * ((len(PROTOCOLS) + 1) * len(systems) + len(IN_CATALOGUE & systems)),
         "systems": ", ".join(settings.systems),
         "answers": min(settings.generation_users, cases) * len(NEED_LLM & systems),

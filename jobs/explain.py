@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow as pa
 
 from allmrec.bundle import check_items, check_llm, latest_bundle, read_description
-from allmrec.core.artifacts import commit, invalidate, read_manifest, shard_name, write_shard
+from allmrec.core.artifacts import read_manifest, writing
 from allmrec.data.sequences import num_shards
 from allmrec.explain.shards import ExplainShards, sample_users, shards_of
 from jobs.config import Config
@@ -58,11 +58,11 @@ def explain(
 
 def run(context: Context, users: int, user_ids: list[str]) -> Stats:
     # Read.
-    config, sequences = context.config, context.artifact("sequences")
+    config, sequences = context.config, context.workspace.sequences
     version = latest_bundle(context.storage)
     description = read_description(context.storage, version)
     check_llm(description, config.llm)
-    check_items(description, context.artifact("items"))
+    check_items(description, context.workspace.items)
     count = num_shards(sequences)
     asked = user_ids or sample_users(sequences, count, users, config.seed)
     shards = shards_of(sequences, count, asked)
@@ -78,12 +78,10 @@ def run(context: Context, users: int, user_ids: list[str]) -> Stats:
     rows = pa.concat_tables(answers).sort_by([("user_id", "ascending"), ("system", "ascending")])
 
     # Write.
-    target = context.artifact("explanations")
-    invalidate(target)
-    files = {shard_name(0): write_shard(target, SCHEMA, shard_name(0), rows)}
-    systems = summary(rows)
-    stats = {"users": len(asked), "bundle": version, "systems": systems.to_dicts()}
-    commit(target, "explanations", context.fingerprint, files, context.resolved("explain", "llm"), stats)
+    target, systems = context.workspace.explanations, summary(rows)
+    with writing(target, "explanations", context.fingerprint, context.resolved("explain", "llm")) as out:
+        out.table(0, SCHEMA, rows)
+        out.stats |= {"users": len(asked), "bundle": version, "systems": systems.to_dicts()}
     show(context.console, rows, systems)
     return {"users": len(asked), "explanations": target.uri}
 
@@ -116,7 +114,7 @@ def show(console: Console, rows: pa.Table, systems: pl.DataFrame) -> None:
 
 
 def plan(context: Context, users: int, user_ids: list[str]) -> Stats:
-    asked = len(user_ids) or min(users, read_manifest(context.artifact("sequences")).rows)
+    asked = len(user_ids) or min(users, read_manifest(context.workspace.sequences).rows)
     return {"users": asked, "prompts": 2 * asked, "categories": f"at most {context.config.explain.max_categories}"}
 
 

@@ -1,187 +1,83 @@
-"""The artifact `histories`: everyone's clean events, before any filter, and the rejected rows; brought up to date here.
+"""Brings the artifact `histories` up to date: every user's clean events, before any filter, and the rejected rows.
 
-It remembers which files of the log it was made of. If those are unchanged and others have come (a new day), only the
-new ones are read, and only the shards whose users appear in them are written; else everything is read. Either way gives
-the same bytes. Its manifest is replaced at once, so a killed run leaves what was there before.
+Two passes: over the pieces of the log that are new, through the exchange, and over shards. The manifest is replaced at
+the end, so a killed run leaves the previous histories valid. What is read and what stays is decided by `incremental`.
 """
 
-import json
-from dataclasses import replace
-from functools import cached_property
-from typing import Any
-
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from ray.data import Dataset
 
-from allmrec.core.artifacts import MANIFEST, Manifest, commit, file_entry, read_manifest, read_part, to_parquet
-from allmrec.core.hashing import fingerprint
+from allmrec.core.artifacts import Manifest, read_manifest, writing
+from allmrec.core.shard_tasks import Report, ShardTask, gather, read_reports
 from allmrec.core.storage import Storage
-from allmrec.core.version import __version__
-from allmrec.data.config import FILTERS
-from allmrec.data.known import ITEM, KNOWN, USER, id_hash
 from allmrec.data.prepare.clean import CleanInteractions
-from allmrec.data.prepare.exclusions import Exclusions
-from allmrec.data.prepare.histories import MentionsItems, UpdateHistories
+from allmrec.data.prepare.histories import MentionsItems
+from allmrec.data.prepare.incremental import HistoriesPlan
 from allmrec.data.prepare.shuffle import PartitionRows
-from allmrec.data.sources.source import Source
-from jobs.runtime.ray_data import iter_results, map_tasks
+from jobs.runtime.ray_data import iter_reports, iter_results, map_tasks
 from jobs.runtime.step import Context
 
 
-class Histories:
-    """What the histories shall be made of, and those that are there, if they can be gone on with."""
+def update_histories(context: Context, plan: HistoriesPlan, item_ids: pa.Array) -> Manifest:
+    """Make the histories, as far as they are not there.
 
-    def __init__(self, context: Context, log: Source, excluded_users: list[str], excluded_items: list[str]):
-        self.context, self.log = context, log
-        self.excluded = excluded_users, excluded_items
-        # The manifest must not name them either.
-        self.hashes = {id_hash(kind, id): (kind, id) for kind, ids in enumerate(self.excluded) for id in ids}
-        self.excluded_hashes = sorted(self.hashes)
-        self.storage = context.artifact("histories")
-        data = context.config.data
-        self.files = [file.content for file in log.files]
-        elsewhere = {*FILTERS, "excluded_users", "excluded_items", "items", "max_rejected_fraction"}
-        read_by = data.model_dump(mode="json", exclude={"interactions": {"paths"}} | dict.fromkeys(elsewhere, True))
-        self.config = {"code": __version__, **read_by}
-
-    @cached_property
-    def before(self) -> Manifest | None:
-        """The histories that are there, if they are of the same config and of files that are still the same."""
-        manifest = self._there
-        if manifest is None or KNOWN not in manifest.stats:
-            return None
-        unchanged = manifest.config == self.config and all(file in self.files for file in manifest.stats["log"])
-        forgiven = set(manifest.stats["excluded"]) - set(self.excluded_hashes)
-        return manifest if unchanged and not forgiven else None
-
-    @cached_property
-    def _there(self) -> Manifest | None:
+    Args:
+        item_ids: string (n,), by item index from 1; begins with `plan.known_items()`.
+    """
+    identity = plan.identity(item_ids)
+    if plan.previous is not None and plan.previous.fingerprint == identity:
+        return plan.previous
+    previous = plan.previous if _can_be_extended(plan, item_ids) else None
+    exchange = context.workspace.exchange
+    clear(exchange)
+    with writing(plan.storage, "histories", identity, plan.config, keep_previous=True) as out:
         try:
-            return read_manifest(self.storage)
-        except ValueError:  # there are none, or they are damaged
-            return None
-
-    def known_items(self) -> list[str]:
-        """Ids of the items that have their numbers, by index from 1."""
-        if self.before is None:
-            return []
-        ids: list[str] = read_part(self.storage, self.before, self.before.stats["items"]).column("item_id").to_pylist()
-        return ids
-
-    def update(self, item_ids: pa.Array) -> Manifest:
-        """Bring them up to date.
-
-        Args:
-            item_ids: string (n,), by item index from 1; begins with `known_items`.
-        """
-        excluded = Exclusions.of(*self.excluded, item_ids)
-        tables = dict(self.log.versions)
-        made_of = {"log": self.files, "tables": tables, "excluded": self.excluded_hashes}
-        identity = fingerprint({"config": self.config, "items": item_ids.to_pylist(), **made_of})
-        if self.before is not None and self.before.fingerprint == identity:
-            return self.before
-        before = self.before if self._goes_on(item_ids) else None
-        exchange = self.context.artifact("drafts/exchange")
-        clear(exchange)
-        named = [set[str](), {*item_ids.to_pylist()}]  # users and items; nobody else is in the lists' hashes
-        try:
-            draft = UpdateHistories(
-                exchange=exchange,
-                pieces=self._deal(before, exchange, excluded, item_ids, named),
-                histories=self.storage,
-                before=before,
-                excluded=excluded,
-                new_exclusions=before is not None and before.stats["excluded"] != self.excluded_hashes,
-                item_ids=item_ids,
-                fingerprint=identity,
-            )
-            num_shards = self.context.config.data.num_shards
-            reports, _ = shard_reports(self.context, "order events", map_tasks(num_shards, draft))
+            pieces = _partition(context, plan, previous, exchange, item_ids)
+            update = plan.update(previous, exchange, len(pieces), item_ids)
+            shards, total = over_shards(context, "order events", update)
         finally:
             clear(exchange)
-        files = {name: entry for report in reports.values() for name, entry in report.pop("files").items()}
-        items = f"items-{identity[:12]}.parquet"
-        data = to_parquet(pa.table({"item_id": item_ids}))
-        self.storage.write(items, data)
-        files[items] = file_entry(data, rows=len(item_ids))
-        for report in reports.values():
-            for ids, found in zip(named, report.pop("named"), strict=True):
-                ids.update(found)
-        stats = {
-            **made_of,
-            KNOWN: self._known(named),
-            "items": items,
-            "shards": [reports[shard] for shard in range(num_shards)],
-        }
-        manifest = commit(self.storage, "histories", identity, files, self.config, stats)
-        for entry in list(self.storage.list()):
-            if entry.key not in {MANIFEST, *files}:
-                self.storage.delete(entry.key)
-        return manifest
-
-    def excluded_known(self, manifest: Manifest) -> tuple[list[str], list[str]]:
-        """The excluded users and items that the log or the catalogue has, or had before they were excluded."""
-        known = [self.hashes[hash] for hash in manifest.stats[KNOWN]]
-        return [id for kind, id in known if kind == USER], [id for kind, id in known if kind == ITEM]
-
-    def _known(self, named: list[set[str]]) -> list[str]:
-        """Hashes of those whom this log names, and of those whom an earlier one did: it may have lost them since."""
-        before = {*self._there.stats.get(KNOWN, ())} if self._there else set()
-        now = {hash for hash, (kind, id) in self.hashes.items() if id in named[kind]}
-        return sorted(now | (before & self.hashes.keys()))
-
-    def _goes_on(self, item_ids: pa.Array) -> bool:
-        """Whether no rejected row names an item that has come since."""
-        if self.before is None:
-            return False
-        new = item_ids[len(self.known_items()) :]
-        if not len(new):
-            return True
-        names = MentionsItems(self.storage, self.before, new)
-        shards = len(self.before.stats["shards"])
-        return not any(table.column("names")[0].as_py() for table in iter_results(map_tasks(shards, names)))
-
-    def _deal(
-        self,
-        before: Manifest | None,
-        exchange: Storage,
-        excluded: Exclusions,
-        item_ids: pa.Array,
-        named: list[set[str]],
-    ) -> int:
-        """Read the files that are new into the exchange: how many pieces. Adds whom they name of the excluded."""
-        old = before.stats["log"] if before is not None else []
-        new = {file["uri"] for file in self.files if file not in old}
-        log = replace(self.log, pieces=tuple(piece for piece in self.log.pieces if piece.uri in new))
-        if log.pieces:
-            data = self.context.config.data
-            deal = PartitionRows(CleanInteractions(log, data, item_ids), exchange, excluded, data.num_shards)
-            with self.context.console.progress("read the log", len(log.pieces)) as bar:
-                for table in iter_results(map_tasks(len(log.pieces), deal)):
-                    for ids, found in zip(named, table.columns, strict=True):
-                        ids.update(pc.list_flatten(found).to_pylist())
-                    bar.advance(len(table))
-        return len(log.pieces)
+        out.add(total.files)
+        plan.describe(out, item_ids, pieces, shards)
+    return read_manifest(plan.storage)
 
 
-def shard_reports(context: Context, title: str, dataset: Dataset) -> tuple[dict[int, dict[str, Any]], np.ndarray]:
-    """Run a pass over shards: what it reports by shard, and the sum of the shards' item counts, int64."""
-    reports: dict[int, dict[str, Any]] = {}
-    item_counts = np.zeros(1, dtype=np.int64)
-    with context.console.progress(title, context.config.data.num_shards) as bar:
-        for table in iter_results(dataset):
-            for shard, report, counts in zip(*table.columns, strict=True):
-                assert shard.as_py() not in reports, "a shard reports once"
-                reports[shard.as_py()] = json.loads(report.as_py())
-                item_counts = item_counts + counts.values.to_numpy()
-                bar.advance()
-    return reports, item_counts
+def over_shards(context: Context, title: str, task: ShardTask) -> tuple[list[Report], Report]:
+    """Run a task on every shard: its reports by shard, and their sum; see `gather`."""
+    return _run(context, title, context.config.data.num_shards, task)
 
 
 def clear(storage: Storage) -> None:
-    """Take a folder's files away, the manifest first."""
-    storage.delete(MANIFEST)
+    """Delete all files of a folder that is no artifact."""
     for entry in list(storage.list()):
         storage.delete(entry.key)
+
+
+def _partition(
+    context: Context, plan: HistoriesPlan, previous: Manifest | None, exchange: Storage, item_ids: pa.Array
+) -> list[Report]:
+    """Read the new files into the exchange. Returns the report of each piece."""
+    log, data = plan.unread(previous), context.config.data
+    if not log.pieces:
+        return []
+    clean = CleanInteractions(log, data, item_ids)
+    partition = PartitionRows(clean, exchange, plan.exclusions(item_ids), data.num_shards)
+    return _run(context, "read the log", len(log.pieces), partition)[0]
+
+
+def _can_be_extended(plan: HistoriesPlan, item_ids: pa.Array) -> bool:
+    """Whether no rejected row of the previous histories names an item that was added to the catalogue."""
+    if plan.previous is None:
+        return False
+    new = item_ids[len(plan.known_items()) :]
+    if not len(new):
+        return True
+    mentions = MentionsItems(plan.storage, plan.previous, new)
+    results = iter_results(map_tasks(len(plan.previous.stats["shards"]), mentions))
+    return not any(report.counts["rows"] for report in read_reports(results))
+
+
+def _run(context: Context, title: str, count: int, task: ShardTask) -> tuple[list[Report], Report]:
+    with context.console.progress(title, count) as bar:
+        reports, total = gather(iter_reports(map_tasks(count, task), bar))
+    assert len(reports) == count, "every number reports"
+    return reports, total

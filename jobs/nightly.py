@@ -3,46 +3,40 @@
     allmrec nightly --config jobs/configs/demo.yaml --date 2026-11-21
     ray job submit -- python -m jobs.nightly --config jobs/configs/demo.yaml --date 2026-11-21
 
-A shard of users is the unit of work: a run that was killed goes on with the shards that are not committed. Users for
-whom nothing has changed since the last run keep its rows.
+A shard of users is the unit of work: a run that was killed resumes with the shards that are not committed. Users whose
+inputs have not changed since the last run keep its rows. What a run is made of and what comes of it is
+`allmrec.nightly`; here are its steps, and Ray.
 """
 
 import datetime
-import json
 import time
-from collections import Counter
-from typing import Any
+from functools import cache
 
-import numpy as np
-
-from allmrec.core.artifacts import MANIFEST, read_manifest
-from allmrec.core.storage import Storage, open_storage
-from allmrec.data.catalogue import Catalogue
+from allmrec.core.commit_log import find_json
+from allmrec.core.shard_tasks import Report, read_reports
+from allmrec.core.storage import Storage
+from allmrec.core.workspace import Workspace
 from allmrec.data.sequences import num_shards
-from allmrec.llm.prompt import PromptConfig
-from allmrec.nightly.estimate import cost_of, last_speed, tokens_of_a_prompt
-from allmrec.nightly.lists import applied, check_lists
+from allmrec.nightly.counters import shown_stats
+from allmrec.nightly.estimate import estimate
+from allmrec.nightly.inputs import NightlyInputs
 from allmrec.nightly.progress import diagnosis
-from allmrec.nightly.report import FOLDER, quality_gates, refuse_failed_gates, render, summarise
+from allmrec.nightly.report import refuse_failed_gates
+from allmrec.nightly.results import publish, report_of, write_report
 from allmrec.nightly.score import NightlyJob, ScoreShards
-from allmrec.nightly.statistics import InspectShards, add_up
-from allmrec.nightly.users import EligibleUsers
-from allmrec.publishing.lease import Lease, hold_lease
-from allmrec.publishing.log import LATEST, roll_back
+from allmrec.nightly.statistics import InspectShards
+from allmrec.publishing.lease import hold_lease
+from allmrec.publishing.log import manifest_key
 from allmrec.publishing.maintenance import TRIALS
-from allmrec.publishing.run import Run
-from jobs import fit_blend
-from jobs import user_tables as deal
+from jobs import fit_blend, user_tables
 from jobs.config import Config
-from jobs.nightly_inputs import check_inputs, item_filter, prepare_job
 from jobs.runtime.command import main
 from jobs.runtime.console import Console
 from jobs.runtime.prometheus import NightlyMetrics
 from jobs.runtime.ray_data import iter_results, map_actors, map_tasks, with_timeout
 from jobs.runtime.ray_train import start_ray
-from jobs.runtime.step import Stats, execute
+from jobs.runtime.step import Context, Stats, Step, execute
 
-INPUTS = ("bundle", "sequences", "items")
 _AHEAD = 2  # shards that a worker has in hand: one with the LLM, one before or behind it
 
 
@@ -54,183 +48,109 @@ def nightly(
     full: bool = False,
     limit: int | None = None,
 ) -> None:
-    """Score and publish one date, or say that it is published already.
+    """Score and publish one date, unless it is published already.
 
     Args:
-        full: score everyone, also users for whom nothing has changed.
-        limit: a trial: about so many users, published below `<output>/_trial`.
+        full: score everyone, also users whose inputs have not changed.
+        limit: a trial: about this number of users, published below `<output>/_trial`.
 
     Raises:
-        ValueError: an input is missing, another run has the date, it was published from something else, an alarm is
-            raised, or the run takes longer than it may.
+        ValueError: an input is missing, another run has the date, it was published from something else, a quality gate
+            fails, or the run takes longer than it may.
     """
-    # Inputs.
-    storage = open_storage(config.run_uri, config.storage)
-    missing = [name for name in INPUTS if not storage.exists(f"{name}/{MANIFEST}")]
-    if missing and dry_run:
-        console.plan("nightly", {"waits for": ", ".join(missing)})
-        return
-    steps = [table.step for table in deal.TABLES if getattr(config.nightly, table.key)]
-    steps += [fit_blend.STEP] if config.nightly.ranker == "blend" else []
-    for step in steps:
+    for step in steps(config, run_date, full, limit):
         execute(step, config, console, dry_run)
-    output = open_storage(config.nightly.output or f"{config.run_uri}/recommendations", config.storage)
-    output = output if limit is None else output.at(TRIALS)
-    if dry_run:
-        console.plan("nightly", {"run date": run_date, **plan(config, storage, output, run_date, limit)})
-        return
 
-    # Score, look at the result, publish.
-    night = prepare_job(config, storage, output, run_date, full, limit)
-    run = night.run
-    for count in night.lists:
+
+def steps(config: Config, run_date: datetime.date, full: bool = False, limit: int | None = None) -> list[Step]:
+    """The run of a date, behind what it needs beside the bundle: tables by user and the weight of the blend."""
+    before = user_tables.steps(config)
+    before += [fit_blend.STEP] if config.nightly.ranker == "blend" else []
+    return [*before, nightly_step(config, run_date, full, limit, [name for step in before for name in step.outputs])]
+
+
+def nightly_step(
+    config: Config, run_date: datetime.date, full: bool, limit: int | None, made_before: list[str]
+) -> Step:
+    workspace, output = config.workspace, config.workspace.recommendations
+    output = output if limit is None else output.at(TRIALS)
+    inputs = NightlyInputs(workspace, config.nightly, config.llm, config.seed, config.storage)
+
+    @cache
+    def job() -> NightlyJob:
+        return inputs.prepare_job(output, run_date, full, limit)
+
+    def finished(context: Context) -> str | None:
+        run = job().run
+        return f"{run_date} is published already, as run {run.run_id} in {output.uri}" if run.published() else None
+
+    def plan(context: Context) -> Stats:
+        published = find_json(output, manifest_key(run_date)) is not None
+        costs = estimate(inputs, output, run_date, limit, config.workers.gpus_per_worker)
+        return {"up to date": published, "run date": run_date, **costs}
+
+    return Step(
+        "nightly",
+        sections=("nightly", "llm"),
+        inputs=("bundle", "sequences", "items"),
+        outputs=(Workspace.recommendations,),
+        run=lambda context: run(context, job(), output),
+        plan=plan,
+        late_inputs=tuple(made_before),
+        finished=finished,
+    )
+
+
+def run(context: Context, job: NightlyJob, output: Storage) -> Stats:
+    """Score, inspect the result, publish."""
+    config, console, run_date = context.config, context.console, job.run.run_date
+    for count in job.lists:
         console.event("list", **count.stats)
-    if run.published():
-        console.skip("nightly", f"{run_date} is published already, as run {run.run_id} in {output.uri}")
-        return
-    with (
-        console.phase("nightly") as phase,
-        hold_lease(output, run_date, config.nightly.lease_s, lambda message: console.event(message)) as lease,
-    ):
+    with hold_lease(output, run_date, config.nightly.lease_s, lambda message: console.event(message)) as lease:
         start_ray(config)
         metrics = NightlyMetrics(run_date)
         until = None if config.nightly.timeout_s is None else time.monotonic() + config.nightly.timeout_s
-        stats = score(config, console, night, metrics, until)
+        stats = score(config, console, job, metrics, until)
         lease.check()
-        digests, sums, counted = inspect(console, night, until)
-        report = report_of(config, night, sums, counted)
+        digests, total = inspect(console, job, until)
+        report = report_of(job, total, config.workers.gpus_per_worker)
         metrics.reported(report["quality_gates"])
         where = write_report(output, report)
         if not report["figures"]["users"]:
-            raise ValueError(f"nobody has a history by the end of {run_date}; look at the date and at nightly.users")
+            raise ValueError(f"no user has a history by the end of {run_date}; look at the date and at nightly.users")
         refuse_failed_gates(report["quality_gates"], where)
-        entry = publish(run, digests, lease)
-        phase.stats({**stats, "run": run.run_id, "log_entry": entry["n"], "published_at": output.uri, "report": where})
+        entry = publish(job.run, digests, lease)
+    return {**stats, "run": job.run.run_id, "log_entry": entry["n"], "published_at": output.uri, "report": where}
 
 
-def publish(run: Run, digests: dict[int, str], lease: Lease) -> dict[str, Any]:
-    """Publish the run; its log entry. Behind a backfill the run of the later date is made the current one again."""
-    current = json.loads(run.storage.read(LATEST)) if run.storage.exists(LATEST) else None
-    entry = run.publish(len(digests), digests, lease)
-    if current and current["run_date"] > str(run.run_date):
-        roll_back(run.storage, datetime.date.fromisoformat(current["run_date"]))
-    return entry
-
-
-def score(config: Config, console: Console, night: NightlyJob, metrics: NightlyMetrics, until: float | None) -> Stats:
+def score(config: Config, console: Console, job: NightlyJob, metrics: NightlyMetrics, until: float | None) -> Stats:
     """Score the shards that are not committed yet, on a pool of workers with an LLM each."""
-    shards = range(num_shards(night.users.sequences))
-    pending = sorted(set(shards) - night.run.finished_shards())
-    totals: Counter[str] = Counter()
+    shards = range(num_shards(job.users.sequences))
+    pending = sorted(set(shards) - job.run.finished_shards())
+    total = Report()
     if pending:
-        scored = with_timeout(
-            iter_results(map_actors(pending, ScoreShards, (night,), config.workers, _AHEAD)),
-            until,
-            config.nightly.stall_timeout_s,
-            lambda: diagnosis(night.run, shards),
-        )
+        scored = iter_results(map_actors(pending, ScoreShards, (job,), config.workers, _AHEAD))
+        in_time = with_timeout(scored, until, config.nightly.stall_timeout_s, lambda: diagnosis(job.run, shards))
         with console.progress("score", len(pending)) as bar:
-            for table in scored:
-                for row in table.to_pylist():
-                    stats = {name: value for name, value in row.items() if name != "shard" and value is not None}
-                    totals.update(stats)
-                    bar.advance(1, users=totals["users"])
-                    metrics.shard_done(stats, bar.done, len(pending))
-    return speed(totals) | {"shards": len(shards), "shards_done_before": len(shards) - len(pending)}
+            for report in read_reports(in_time):
+                total.add(report)
+                bar.advance(1, users=total.counts["users"])
+                metrics.shard_done(report, bar.done, len(pending))
+    return shown_stats(total) | {"shards": len(shards), "shards_done_before": len(shards) - len(pending)}
 
 
-def speed(totals: Counter[str]) -> Stats:
-    """What a shard's stats add up to, per second of a worker's work."""
-    filtered_out = ("padding", "index_compared", "index_found")
-    stats: Stats = {
-        name: count
-        for name, count in sorted(totals.items())
-        if name not in filtered_out and not name.startswith(("seconds_", "worker_seconds"))
-    }
-    if totals["worker_seconds"]:
-        stats["users/s of a worker"] = round(totals["users"] / totals["worker_seconds"], 1)
-    if totals["tokens"]:
-        stats["tokens/s of a worker"] = round(totals["tokens"] / totals["seconds_rank"])
-        stats["padding %"] = round(100 * totals["padding"] / (totals["tokens"] + totals["padding"]), 2)
-    if totals["index_compared"]:
-        stats["recall of the index"] = round(totals["index_found"] / totals["index_compared"], 4)
-    return stats
-
-
-def inspect(
-    console: Console, night: NightlyJob, until: float | None
-) -> tuple[dict[int, str], dict[str, np.ndarray], Counter[str]]:
-    """Every shard's sha256, once it has passed the audit; statistics and stats of all shards together."""
-    shards, digests = num_shards(night.users.sequences), dict[int, str]()
-    sums: dict[str, np.ndarray] = {}
-    stats: Counter[str] = Counter()
+def inspect(console: Console, job: NightlyJob, until: float | None) -> tuple[dict[int, str], Report]:
+    """Every shard's sha256, once it has passed the audit; what all shards counted, with their statistics."""
+    shards, digests, total = num_shards(job.users.sequences), dict[int, str](), Report()
     with console.progress("audit", shards) as bar:
-        inspected = iter_results(map_tasks(shards, InspectShards(night)))
-        for table in with_timeout(
-            inspected, until, night.config.stall_timeout_s, lambda: f"{shards - bar.done} await the audit"
-        ):
-            digests |= dict(zip(table.column("shard").to_pylist(), table.column("sha256").to_pylist(), strict=True))
-            for text in table.column("stats").to_pylist():
-                stats.update(json.loads(text))
-            add_up(table, sums)
-            bar.advance(table.num_rows)
-    return digests, sums, stats
-
-
-def report_of(config: Config, night: NightlyJob, sums: dict[str, np.ndarray], stats: Counter[str]) -> dict[str, Any]:
-    """report.json: what the run was made of, its figures and its quality_gates."""
-    last = night.last.manifest if night.last else None
-    figures = summarise(
-        sums,
-        stats,
-        Catalogue.read(night.storage.at("items")),
-        night.filter,
-        last["rows"] if last else None,
-        config.workers.gpus_per_worker,
-        config.nightly.price_per_gpu_hour,
-    )
-    identity = night.run.identity
-    return {
-        "run_date": str(night.run.run_date),
-        "run_id": night.run.run_id,
-        **{name: identity[name] for name in ("bundle", "weight", "code")},
-        "llm": config.llm.name,
-        "ranker": config.nightly.ranker,
-        "last": last and {name: last[name] for name in ("run_date", "run_id")},
-        "quality_gates": quality_gates(figures, config.nightly.quality_gates),
-        "lists": applied(night.lists, figures),
-        "figures": figures,
-    }
-
-
-def write_report(output: Storage, report: dict[str, Any]) -> str:
-    """Put report.json and report.html beside the dates' folders; returns where the page is."""
-    target = output.at(f"{FOLDER}/run_date={report['run_date']}")
-    target.write("report.json", json.dumps(report, indent=1).encode())
-    target.write("report.html", render(report).encode())
-    return target.name("report.html")
-
-
-def plan(config: Config, storage: Storage, output: Storage, run_date: datetime.date, limit: int | None) -> Stats:
-    """What a run would do at most: users, prompts, shards, tokens and what those cost."""
-    description = check_inputs(config, storage)
-    _, lists = item_filter(config, storage)
-    check_lists(lists)
-    shards = num_shards(storage.at("sequences"))
-    asked = config.nightly.users and storage.exists(f"{deal.USERS.artifact}/{MANIFEST}")
-    listed = read_manifest(storage.at(deal.USERS.artifact if asked else "sequences")).rows
-    count = min(listed, limit or listed)
-    known = {count.name: f"{count.known:,} of {count.listed:,} known" for count in lists}
-    stats: Stats = {"users": count, "shards": shards, "prompts": 0, "output": output.uri, **known}
-    if config.nightly.ranker == "teacher":
-        return stats
-    prompt = PromptConfig(**description["config"]["prompt"])
-    sample = EligibleUsers(storage.at("sequences"), run_date, timezone=config.nightly.timezone).read(0).users
-    catalogue = Catalogue.read(storage.at("items"))
-    tokens = count * tokens_of_a_prompt(sample, catalogue, config.llm, prompt, config.nightly.num_candidates)
-    tokens_per_second = last_speed(output, run_date)
-    costs = cost_of(tokens, tokens_per_second, config.workers.gpus_per_worker, config.nightly.price_per_gpu_hour)
-    return {**stats, "prompts": count, "tokens": round(tokens), **costs}
+        inspected = iter_results(map_tasks(shards, InspectShards(job)))
+        stall_timeout_s = job.config.stall_timeout_s
+        in_time = with_timeout(inspected, until, stall_timeout_s, lambda: f"{shards - bar.done} await the audit")
+        for report in read_reports(in_time):
+            digests[report.shard] = report.details["sha256"]
+            total.add(report)
+            bar.advance()
+    return digests, total
 
 
 if __name__ == "__main__":

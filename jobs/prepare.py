@@ -2,8 +2,8 @@
 
     python -m jobs.prepare --config jobs/configs/demo.yaml
 
-Users are dealt to `data.num_shards` shards by a hash of their id. Ray Data runs the passes: over pieces of the input,
-which it reads, cleans and deals to shards through storage, and then over shards, one by one, wherever a CPU is free.
+Users are assigned to `data.num_shards` shards by a hash of their id. Ray Data runs the passes: over pieces of the
+input, which are read, cleaned and shuffled through storage, and then over shards, one by one, wherever a CPU is free.
 Nothing on the driver grows with the number of users or events; it holds the catalogue and counts by item.
 """
 
@@ -16,18 +16,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from allmrec.core.artifacts import MANIFEST, Manifest, commit, invalidate, read_manifest, shard_name, write_shard
+from allmrec.core.artifacts import Manifest, find_manifest, writing
 from allmrec.core.storage import Storage
 from allmrec.data.catalogue import ItemCounts
 from allmrec.data.evaluation_cases import SPLITS, DrawCases
 from allmrec.data.prepare.clean import log_columns
+from allmrec.data.prepare.histories import count_values
+from allmrec.data.prepare.incremental import HistoriesPlan
 from allmrec.data.prepare.items import ITEMS, CleanItems, index_items, with_counts
 from allmrec.data.prepare.sequences import BuildSequences, CountItems, DrawUsers
 from allmrec.data.sources.lists import IdList, read_list, refuse_unknown
 from allmrec.data.sources.source import Source, find_files, open_source
 from allmrec.data.splits import Split
 from jobs.config import Config
-from jobs.histories import Histories, clear, shard_reports
+from jobs.histories import over_shards, update_histories
 from jobs.runtime.command import main
 from jobs.runtime.ray_data import iter_results, map_tasks
 from jobs.runtime.ray_train import start_ray
@@ -37,21 +39,20 @@ from schemas import rejected as rejected_schema
 
 
 def run(context: Context) -> Stats:
-    started, config, data = time.monotonic(), context.config, context.config.data
-    items, sequences, rejected, cases = (context.artifact(name) for name in STEP.outputs)
+    started, config, data, workspace = time.monotonic(), context.config, context.config.data, context.workspace
     log, catalogue = open_sources(context)
     start_ray(config)
     lists = excluded_lists(context.config)
     excluded = [sorted(found.spellings.to_pylist()) if found else [] for found in lists]
-    histories = Histories(context, log, *excluded)
+    histories = HistoriesPlan(workspace.histories, log, data, *excluded)
 
     # The catalogue is one table; the order of its ids gives the item indices, new ones after those that are known.
     cleaned = pa.concat_tables(iter_results(map_tasks(len(catalogue.pieces), CleanItems(catalogue))))
     item_table, bad_items = index_items(cleaned, histories.known_items(), excluded[1])
-    item_ids = item_table.column("item_id").combine_chunks()
+    item_ids, bad_item_reasons = item_table.column("item_id").combine_chunks(), count_values(bad_items.column("reason"))
     if not len(item_ids):
-        raise ValueError(f"items: no row is left of {bad_items.num_rows:,}: {_counted(bad_items.column('reason'))}")
-    logged = histories.update(item_ids)
+        raise ValueError(f"items: no row is left of {bad_items.num_rows:,}: {bad_item_reasons}")
+    logged = update_histories(context, histories, item_ids)
     listed = _lists_known(lists, histories.excluded_known(logged))
 
     # What was not used, and whether it was too much: then nothing else is written.
@@ -59,35 +60,36 @@ def run(context: Context) -> Stats:
     shards = logged.stats["shards"]
     reasons, filtered_out = (_totals(shards, key) for key in ("reasons", "filtered_out"))
     rows = sum(shard["kept"] for shard in shards) + filtered_out.total() + reasons.total()
-    _refuse("items", len(item_table), _counted(bad_items.column("reason")), data.max_rejected_fraction, rejected)
-    _refuse("interactions", rows - reasons.total(), reasons, data.max_rejected_fraction, rejected)
+    _refuse("items", len(item_table), bad_item_reasons, data.max_rejected_fraction, workspace.rejected)
+    _refuse("interactions", rows - reasons.total(), reasons, data.max_rejected_fraction, workspace.rejected)
 
     frequent_I = _frequent_items(context, len(item_ids))
-    before = read_manifest(sequences) if sequences.exists(MANIFEST) else None
-    invalidate(sequences)
-    split = _split(context, frequent_I)
-    finish = BuildSequences(context.artifact("histories"), sequences, before, data, frequent_I, split)
-    reports, counted = shard_reports(context, "write sequences", map_tasks(data.num_shards, finish))
-    popularity_I, interactions_I = counted.reshape(2, -1)
-    users, interactions = _sum(reports, "users"), _sum(reports, "interactions")
-    if not users:
-        raise ValueError("interactions: no user is left; lower data.min_user_interactions or let in more events")
+    before = find_manifest(workspace.sequences)
+    resolved = context.resolved(*STEP.sections)
+    with writing(workspace.sequences, "sequences", context.fingerprint, resolved) as out:
+        split = _split(context, frequent_I)
+        build = BuildSequences(workspace.histories, workspace.sequences, before, data, frequent_I, split)
+        _, built = over_shards(context, "write sequences", build)
+        users, interactions = built.counts["users"], built.counts["interactions"]
+        popularity_I, interactions_I = built.item_counts["train"], built.item_counts["all"]
+        if not users:
+            raise ValueError("interactions: no user is left; lower data.min_user_interactions or let in more events")
+        sizes = {"users": users, "items": int(np.count_nonzero(interactions_I)), "interactions": interactions}
+        out.add(built.files)
+        out.stats |= sizes
 
-    sizes = {"users": users, "items": int(np.count_nonzero(interactions_I)), "interactions": interactions}
-    _seal(context, sequences, reports, "sequences", sizes)
-    clear(items)
-    entry = write_shard(
-        items, items_schema.SCHEMA, shard_name(0), with_counts(item_table, popularity_I, interactions_I)
-    )
-    stats = sizes | {"tables": dict(catalogue.versions)}
-    commit(items, "items", context.fingerprint, {shard_name(0): entry}, context.resolved("data"), stats)
+    with writing(workspace.items, "items", context.fingerprint, context.resolved("data")) as out:
+        out.table(0, items_schema.SCHEMA, with_counts(item_table, popularity_I, interactions_I))
+        out.stats |= sizes | {"tables": dict(catalogue.versions)}
 
-    clear(cases)
-    evaluation, counts = config.evaluation, ItemCounts(popularity_I, interactions_I, users)
-    fractions = {part: (evaluation.max_users or np.inf) / max(_sum(reports, part), 1) for part in SPLITS}
-    draw = DrawCases(sequences, counts, cases, evaluation, split, config.seed, fractions)
-    reports, _ = shard_reports(context, "draw evaluation cases", map_tasks(data.num_shards, draw))
-    _seal(context, cases, reports, "evaluation_cases", {part: _sum(reports, part) for part in SPLITS})
+    with writing(workspace.evaluation_cases, "evaluation_cases", context.fingerprint, resolved) as out:
+        evaluation, counts = config.evaluation, ItemCounts(popularity_I, interactions_I, users)
+        fractions = {part: (evaluation.max_users or np.inf) / max(built.counts[part], 1) for part in SPLITS}
+        cases = workspace.evaluation_cases
+        draw = DrawCases(workspace.sequences, counts, cases, evaluation, split, config.seed, fractions)
+        _, drawn = over_shards(context, "draw evaluation cases", draw)
+        out.add(drawn.files)
+        out.stats |= {part: drawn.counts[part] for part in SPLITS}
 
     return {
         "rows": rows,
@@ -101,7 +103,7 @@ def run(context: Context) -> Stats:
         "items of the catalogue": len(item_ids),
         "items with training interactions": int(np.count_nonzero(popularity_I)),
         "interactions per user": interactions / users,
-        "evaluation cases": sum(report["evaluation_cases"]["rows"] for report in reports.values()),
+        "evaluation cases": sum(entry["rows"] for entry in drawn.files.values()),
         "rows/s": round(rows / (time.monotonic() - started)),
     }
 
@@ -180,9 +182,9 @@ def _frequent_items(context: Context, num_items: int) -> np.ndarray:
     data, frequent_I = context.config.data, np.arange(num_items + 1) > 0
     least, min_user = data.min_item_interactions, data.min_user_interactions if data.k_core else 1
     while least > 1:
-        count = CountItems(context.artifact("histories"), data, frequent_I, min_user)
-        _, counts_I = shard_reports(context, "count items", map_tasks(data.num_shards, count))
-        left_I = frequent_I & (counts_I >= least)
+        count = CountItems(context.workspace.histories, data, frequent_I, min_user)
+        _, counted = over_shards(context, "count items", count)
+        left_I = frequent_I & (counted.item_counts["kept"] >= least)
         if not data.k_core or (left_I == frequent_I).all():
             return left_I
         frequent_I = left_I
@@ -194,21 +196,13 @@ def _split(context: Context, frequent_I: np.ndarray) -> Split:
     data, split = context.config.data, Split(context.config.evaluation.split, context.config.seed)
     if not split.samples:
         return split
-    draw = DrawUsers(context.artifact("histories"), data, frequent_I, split)
-    reports, _ = shard_reports(context, "sample users", map_tasks(data.num_shards, draw))
-    return split.with_sample([drawn for report in reports.values() for drawn in report["draws"]])
-
-
-def _sum(reports: dict[int, dict[str, Any]], key: str) -> int:
-    return sum(report[key] for report in reports.values())
+    draw = DrawUsers(context.workspace.histories, data, frequent_I, split)
+    reports, _ = over_shards(context, "sample users", draw)
+    return split.with_sample([drawn for report in reports for drawn in report.details["draws"]])
 
 
 def _totals(shards: list[dict[str, Any]], key: str) -> Counter[str]:
     return sum((Counter(shard[key]) for shard in shards), Counter[str]())
-
-
-def _counted(reasons: pa.ChunkedArray) -> Counter[str]:
-    return Counter({entry["values"]: entry["counts"] for entry in reasons.value_counts().to_pylist()})
 
 
 def _refuse(table: str, used: int, reasons: Counter[str], most: float, rejected: Storage) -> None:
@@ -223,24 +217,14 @@ def _refuse(table: str, used: int, reasons: Counter[str], most: float, rejected:
         )
 
 
-def _seal(
-    context: Context, storage: Storage, reports: dict[int, dict[str, Any]], kind: str, stats: dict[str, int]
-) -> None:
-    files = {shard_name(shard): report[kind] for shard, report in reports.items()}
-    assert len(files) == context.config.data.num_shards
-    commit(storage, kind, context.fingerprint, files, context.resolved(*STEP.sections), stats)
-
-
 def _write_rejected(context: Context, histories: Manifest, bad_items: pa.Table) -> None:
     """The rejected rows of the log, copied from where they are kept, and those of the catalogue."""
-    storage = context.artifact("rejected")
-    invalidate(storage)
-    files = {"items.parquet": write_shard(storage, rejected_schema.SCHEMA, "items.parquet", bad_items)}
-    for number, shard in enumerate(histories.stats["shards"]):
-        name = f"interactions-{number:05d}.parquet"
-        context.storage.copy(f"histories/{shard['rejected']}", f"rejected/{name}")
-        files[name] = histories.files[shard["rejected"]]
-    commit(storage, "rejected", context.fingerprint, files, context.resolved("data"))
+    with writing(context.workspace.rejected, "rejected", context.fingerprint, context.resolved("data")) as out:
+        out.table("items.parquet", rejected_schema.SCHEMA, bad_items)
+        for number, shard in enumerate(histories.stats["shards"]):
+            name = f"interactions-{number:05d}.parquet"
+            context.storage.copy(f"histories/{shard['rejected']}", f"rejected/{name}")
+            out.add({name: histories.files[shard["rejected"]]})
 
 
 if __name__ == "__main__":

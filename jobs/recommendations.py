@@ -1,4 +1,4 @@
-"""Look after what the nightly runs published: show, list, verify, roll back, expire, suppress.
+"""Manage what the nightly runs published: show, list, verify, roll back, expire, suppress.
 
     allmrec recommendations show --config jobs/configs/demo.yaml --user u42
     allmrec recommendations rollback --config jobs/configs/demo.yaml --date 2026-11-20
@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from allmrec.core.storage import Storage, open_storage
+from allmrec.core.storage import Storage
 from allmrec.data.config import LINES, ListConfig, by_suffix
 from allmrec.data.known import Known
 from allmrec.data.sources.lists import IdList, read_list
@@ -29,7 +29,7 @@ from jobs.runtime.console import Console
 
 def published(config: Config) -> Storage:
     """Where this deployment publishes."""
-    return open_storage(config.nightly.output or f"{config.run_uri}/recommendations", config.storage)
+    return config.workspace.recommendations
 
 
 def show(config: Config, console: Console, user_id: str, run_date: datetime.date | None) -> None:
@@ -103,7 +103,7 @@ def suppress(
             found = upkeep.suppress(storage, one, user_ids, item_ids, lease)
         taken_out.add(found)
         console.event("suppressed", run_date=one, where=storage.uri, **found.counts)
-    known = Known(open_storage(config.run_uri, config.storage))
+    known = Known(config.workspace.storage)
     counts = [_count(found, "users", taken_out.named_users, known.users, least) for found in user_lists]
     counts += [_count(found, "items", taken_out.named_items, known.items, least) for found in item_lists]
     for count in counts:
@@ -131,7 +131,7 @@ def _lists(config: Config, users: str | None, items: str | None) -> tuple[list[I
         item_lists = _configured(config, "item_id", "data.excluded_items", "nightly.suppressed_items")
     if not user_lists and not item_lists:
         raise ValueError(
-            "nobody to suppress: give --users or --items, or set data.excluded_users or nightly.suppressed_users, or "
+            "nothing to suppress: give --users or --items, or set data.excluded_users or nightly.suppressed_users, or "
             "the same of items"
         )
     return user_lists, item_lists

@@ -5,8 +5,8 @@
 Reads `teacher`, `item_text_embeddings`, `sequences` and `items`; writes `alignment`: the network, and the joint
 embeddings e and q of every item. The workers of Ray Train share every batch.
 
-With `alignment.text_encoder: fine-tuned` SBERT is trained along and kept in `fine_tuned`; the catalogue is then
-embedded again by what it has become, as `embed` does it, in `fine_tuned_text_embeddings`.
+With `alignment.text_encoder: fine-tuned` SBERT is trained too and kept in `fine_tuned`; the catalogue is then embedded
+by the fine-tuned encoder, as `embed` does it, in `fine_tuned_text_embeddings`.
 """
 
 from typing import Any
@@ -19,9 +19,10 @@ from allmrec.alignment.network import AlignmentNetwork, load_network, save_align
 from allmrec.alignment.texts import TrainedTexts
 from allmrec.alignment.training import AlignmentTraining, alignment_quality, spread_kept
 from allmrec.cf.teacher import load_teacher
-from allmrec.core.artifacts import MANIFEST, commit, invalidate, read_manifest, read_table
+from allmrec.core.artifacts import find_manifest, read_manifest, read_table, writing
 from allmrec.core.distributed import rank_and_world_size
 from allmrec.core.storage import Storage
+from allmrec.core.workspace import Workspace
 from allmrec.data.catalogue import Catalogue, drawable_items
 from allmrec.data.sequences import Sequences
 from allmrec.text.cache import TextCache
@@ -32,49 +33,49 @@ from jobs.runtime.ray_train import device, fit, report, resume
 from jobs.runtime.step import Context, Stats, Step
 
 ENCODER = "encoder"  # the folder of SBERT in `fine_tuned`
-ARTIFACTS = ("teacher", "item_text_embeddings", "sequences", "items", "alignment", "fine_tuned")
+INPUTS = (Workspace.teacher, Workspace.item_text_embeddings, Workspace.sequences, Workspace.items)
 
 
 def run(context: Context) -> Stats:
-    storage = context.artifact("alignment")
-    invalidate(storage)
-    stats = fine_tune(context) if context.config.alignment.text_encoder == "fine-tuned" else train(context)
-    files = stats.pop("files")
-    commit(storage, "alignment", context.fingerprint, files, config=context.resolved("alignment"), stats=stats)
-    return stats
+    alignment, config = context.workspace.alignment, context.resolved("alignment")
+    with writing(alignment, Workspace.alignment, context.fingerprint, config) as out:
+        fine_tuned = context.config.alignment.text_encoder == "fine-tuned"
+        out.stats |= fine_tune(context) if fine_tuned else train(context)
+        out.add(out.stats.pop("files"))
+    return out.stats
 
 
 def train(context: Context) -> Stats:
     """Run `loop` on the workers."""
     config = context.config
     settings = {"config": config.alignment, "text": config.text, "seed": config.seed}
-    settings |= {name: context.artifact(name) for name in ARTIFACTS}
+    settings |= {name: context.workspace.at(name) for name in (*INPUTS, Workspace.alignment, Workspace.fine_tuned)}
     return fit(context, "train-alignment", loop, settings, total=config.alignment.epochs)
 
 
 def fine_tune(context: Context) -> Stats:
     """Train with SBERT, embed the catalogue by it, and write the joint embeddings. A finished training is kept."""
-    config, tuned = context.config, context.artifact("fine_tuned")
-    if not (tuned.exists(MANIFEST) and read_manifest(tuned).fingerprint == context.fingerprint):
-        invalidate(tuned)
-        stats = train(context)
-        commit(
-            tuned, "fine_tuned", context.fingerprint, stats.pop("files"), context.resolved("alignment", "text"), stats
-        )
-    texts = context.artifact("fine_tuned_text_embeddings")
-    before = read_manifest(texts).stats["encoder"] if texts.exists(MANIFEST) else None
-    encoder = embed_by(context, tuned.name(ENCODER), "fine_tuned_text_embeddings")["encoder"]
-    if before not in (None, encoder):
-        TextCache.of(context.storage, before).clear()  # nothing will ask that encoder again
+    config, workspace, tuned = context.config, context.workspace, context.workspace.fine_tuned
+    trained = find_manifest(tuned)
+    if trained is None or trained.fingerprint != context.fingerprint:
+        resolved = context.resolved("alignment", "text")
+        with writing(tuned, Workspace.fine_tuned, context.fingerprint, resolved) as out:
+            out.stats |= train(context)
+            out.add(out.stats.pop("files"))
+    texts = workspace.fine_tuned_text_embeddings
+    before = find_manifest(texts)
+    encoder = embed_by(context, tuned.name(ENCODER), Workspace.fine_tuned_text_embeddings)["encoder"]
+    if before is not None and before.stats["encoder"] != encoder:
+        TextCache.of(context.storage, before.stats["encoder"]).clear()  # nothing uses that encoder again
     texts_NS = read_texts(texts)
     exported = export(
-        context.artifact("alignment"),
+        workspace.alignment,
         load_network(tuned),
-        load_teacher(context.artifact("teacher")).item_embeddings,
+        load_teacher(workspace.teacher).item_embeddings,
         texts_NS,
         held_out_items(config.alignment, len(texts_NS), config.seed),
     )
-    kept = spread_kept(read_texts(context.artifact("item_text_embeddings")), texts_NS)
+    kept = spread_kept(read_texts(workspace.item_text_embeddings), texts_NS)
     return read_manifest(tuned).stats | exported | kept | {"encoder": encoder}
 
 
@@ -121,7 +122,7 @@ def export(
     texts_NS: torch.Tensor,
     held_out_N: np.ndarray,
 ) -> Stats:
-    """Write e_i and q_i of every item, and measure how well q_i stands in for e_i on items that were held out."""
+    """Write e_i and q_i of every item, and measure how well q_i replaces e_i on items that were held out."""
     e_NJ, q_NJ = network.joint(items_ND, texts_NS.to(items_ND.device))
     held_out = torch.from_numpy(np.flatnonzero(held_out_N)).to(e_NJ.device)
     quality = alignment_quality(e_NJ, q_NJ, held_out)
@@ -141,10 +142,10 @@ def read_texts(storage: Storage) -> torch.Tensor:
 
 def plan(context: Context) -> Stats:
     config = context.config
-    sequences = read_manifest(context.artifact("sequences"))
+    sequences = read_manifest(context.workspace.sequences)
     users = sequences.rows
     targets = users if config.alignment.targets == "last" else sequences.stats["interactions"]
-    num_items = read_manifest(context.artifact("items")).rows
+    num_items = read_manifest(context.workspace.items).rows
     return {
         "users": users,
         "items": num_items,
@@ -160,8 +161,8 @@ def plan(context: Context) -> Stats:
 STEP = Step(
     "train-alignment",
     sections=("alignment",),
-    inputs=("teacher", "item_text_embeddings", "sequences", "items"),
-    outputs=("alignment",),
+    inputs=INPUTS,
+    outputs=(Workspace.alignment,),
     run=run,
     plan=plan,
 )

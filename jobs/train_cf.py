@@ -13,8 +13,9 @@ from typing import Any
 from allmrec.cf.external import ImportTeacher, open_tables, table_files
 from allmrec.cf.teacher import save_teacher
 from allmrec.cf.training import TeacherTraining, ValidationCases, training_parts
-from allmrec.core.artifacts import commit, invalidate, read_manifest, read_table
+from allmrec.core.artifacts import read_manifest, read_table, writing
 from allmrec.core.distributed import rank_and_world_size
+from allmrec.core.workspace import Workspace
 from allmrec.data.catalogue import drawable_items
 from jobs.runtime.command import main
 from jobs.runtime.ray_data import iter_results, map_tasks
@@ -23,49 +24,45 @@ from jobs.runtime.step import Context, Stats, Step
 
 
 def run(context: Context) -> Stats:
-    stats = bring_in(context) if context.config.teacher.model == "external" else train(context)
-    files = stats.pop("files")
-    config = context.resolved("teacher")
-    commit(context.artifact("teacher"), "teacher", context.fingerprint, files, config=config, stats=stats)
-    return stats
+    return bring_in(context) if context.config.teacher.model == "external" else train(context)
 
 
 def train(context: Context) -> Stats:
-    config, storage = context.config, context.artifact("teacher")
-    invalidate(storage)
-    return fit(
-        context,
-        "train-cf",
-        loop,
-        {
-            "config": config.teacher,
-            "seed": config.seed,
-            "items": context.artifact("items"),
-            "sequences": context.artifact("sequences"),
-            "cases": context.artifact("evaluation_cases"),
-            "teacher": storage,
-        },
-        total=config.teacher.epochs,
-    )
+    config, workspace = context.config, context.workspace
+    settings = {
+        "config": config.teacher,
+        "seed": config.seed,
+        "items": workspace.items,
+        "sequences": workspace.sequences,
+        "cases": workspace.evaluation_cases,
+        "teacher": workspace.teacher,
+    }
+    with writing(workspace.teacher, Workspace.teacher, context.fingerprint, context.resolved("teacher")) as out:
+        out.stats |= fit(context, "train-cf", loop, settings, total=config.teacher.epochs)
+        out.add(out.stats.pop("files"))
+    return out.stats
 
 
 def bring_in(context: Context) -> Stats:
-    """Another system's vectors. A teacher that is there stays until they have proved good."""
-    config = context.config
+    """Another system's vectors. An existing teacher stays until they prove good."""
+    config, workspace = context.config, context.workspace
     item_embeddings, user_representations = open_tables(config.teacher, config.storage)
     bring = ImportTeacher(
         item_embeddings,
         user_representations,
-        sequences=context.artifact("sequences"),
-        items=context.artifact("items"),
-        cases=context.artifact("evaluation_cases"),
-        teacher=context.artifact("teacher"),
+        sequences=workspace.sequences,
+        items=workspace.items,
+        cases=workspace.evaluation_cases,
+        teacher=workspace.teacher,
         config=config.teacher,
         seed=config.seed,
+        fingerprint=context.fingerprint,
+        resolved=context.resolved("teacher"),
     )
     start_ray(config)
     (table,) = iter_results(map_tasks(1, bring))
-    return json.loads(table.column("report")[0].as_py())
+    stats: Stats = json.loads(table.column("report")[0].as_py())
+    return stats
 
 
 def loop(settings: dict[str, Any]) -> Stats:
@@ -96,11 +93,11 @@ def loop(settings: dict[str, Any]) -> Stats:
 
 def plan(context: Context) -> Stats:
     config = context.config.teacher
-    num_items = read_manifest(context.artifact("items")).rows
+    num_items = read_manifest(context.workspace.items).rows
     if config.model == "external":
         sources = open_tables(config, context.config.storage)
         return {
-            "users": read_manifest(context.artifact("sequences")).rows,
+            "users": read_manifest(context.workspace.sequences).rows,
             "items": num_items,
             "model": config.model,
             **{f"{source.name} rows": source.rows for source in sources},
@@ -108,12 +105,12 @@ def plan(context: Context) -> Stats:
     # Weights, gradient, Adam's two moments and the best weights: float32 each.
     model_mb = 5 * 4 * (num_items + 1) * config.dim / 2**20
     return {
-        "users": read_manifest(context.artifact("sequences")).rows,
+        "users": read_manifest(context.workspace.sequences).rows,
         "items": num_items,
         "model": config.model,
         "epochs": config.epochs,
         "workers": context.config.workers.num_workers,
-        "parts": len(training_parts(context.artifact("sequences"), config.memory_mb)),
+        "parts": len(training_parts(context.workspace.sequences, config.memory_mb)),
         "model_mb_per_worker": round(model_mb),
     }
 
@@ -130,8 +127,8 @@ def input_files(context: Context) -> Any:
 STEP = Step(
     "train-cf",
     sections=("teacher",),
-    inputs=("sequences", "items", "evaluation_cases"),
-    outputs=("teacher",),
+    inputs=(Workspace.sequences, Workspace.items, Workspace.evaluation_cases),
+    outputs=(Workspace.teacher,),
     run=run,
     plan=plan,
     external_inputs=input_files,

@@ -16,9 +16,10 @@ from allmrec.alignment.joint import EmbeddingChoice
 from allmrec.alignment.network import load_joint
 from allmrec.cf.teacher import load_teacher
 from allmrec.cf.training import ValidationCases
-from allmrec.core.artifacts import commit, invalidate, read_manifest, shard_name
+from allmrec.core.artifacts import read_manifest, shard_name, writing
 from allmrec.core.distributed import rank_and_world_size
 from allmrec.core.pretrained import model_identity
+from allmrec.core.workspace import Workspace
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
 from allmrec.llm.loading import LLMConfig, Placement, load_tokenizer, max_positions
@@ -45,23 +46,18 @@ SECTIONS = ("projection", "prompt", "llm", "bundle")  # bundle says which form s
 
 
 def run(context: Context) -> Stats:
-    config, storage = context.config, context.artifact("projectors")
-    invalidate(storage)
-    stats = fit(
-        context,
-        "train-projection",
-        loop,
-        {
-            **{name: getattr(config, name) for name in SECTIONS},
-            "seed": config.seed,
-            **{name: context.artifact(name) for name in (*STEP.inputs, "projectors")},
-        },
-        total=100,  # per cent
-    )
-    stats |= {"llm": identity(context)}
-    files = stats.pop("files")
-    commit(storage, "projectors", context.fingerprint, files, config=context.resolved(*SECTIONS), stats=stats)
-    return stats
+    config, workspace = context.config, context.workspace
+    settings = {
+        **{name: getattr(config, name) for name in SECTIONS},
+        "seed": config.seed,
+        **{name: workspace.at(name) for name in (*STEP.inputs, *STEP.outputs)},
+    }
+    resolved = context.resolved(*SECTIONS)
+    with writing(workspace.projectors, Workspace.projectors, context.fingerprint, resolved) as out:
+        out.stats |= fit(context, "train-projection", loop, settings, total=100)  # per cent
+        out.stats |= {"llm": identity(context)}
+        out.add(out.stats.pop("files"))
+    return out.stats
 
 
 def loop(settings: dict[str, Any]) -> Stats:
@@ -134,12 +130,12 @@ def placed(llm: LLMConfig, projection: ProjectionConfig, outline: Outline) -> Pl
 def plan(context: Context) -> Stats:
     config = context.config
     outline, projection, world = llm_outline(config.llm), config.projection, config.workers.num_workers
-    table = context.artifact("sequences")
+    table = context.workspace.sequences
     sample, manifest = Sequences.read_train(table, [0]), read_manifest(table)
     sampled = sample.lengths[sample.lengths >= 2]
     share = manifest.files[shard_name(0)]["rows"] / max(manifest.rows, 1)
     prompts = round((len(sampled) if projection.targets == "last" else int((sampled - 1).sum())) / max(share, 1e-9))
-    titles = Catalogue.read(context.artifact("items")).titles
+    titles = Catalogue.read(context.workspace.items).titles
     length = tokens_per_prompt(config.llm, config.prompt, projection, outline.positions, sample, titles)
     tokens = round(prompts * length)
     kept = activation_bytes(outline, projection.tokens_per_pass, projection.activation_checkpointing)
@@ -169,8 +165,14 @@ def identity(context: Context) -> str:
 STEP = Step(
     "train-projection",
     sections=SECTIONS,
-    inputs=("teacher", "alignment", "sequences", "items", "evaluation_cases"),
-    outputs=("projectors",),
+    inputs=(
+        Workspace.teacher,
+        Workspace.alignment,
+        Workspace.sequences,
+        Workspace.items,
+        Workspace.evaluation_cases,
+    ),
+    outputs=(Workspace.projectors,),
     run=run,
     plan=plan,
     external_inputs=identity,

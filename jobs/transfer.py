@@ -7,6 +7,8 @@ run `prepare` and `embed` before it, `bundle` and `evaluate` after it. Reads `te
 the other run, and writes them here for the items that are here.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,78 +16,86 @@ import torch
 from allmrec.alignment.network import load_network, save_alignment
 from allmrec.alignment.transfer import decoded_items, drawn_items, with_items
 from allmrec.cf.teacher import TeacherConfig, load_teacher, save_teacher
-from allmrec.core.artifacts import Manifest, commit, invalidate, read_file, read_manifest
-from allmrec.core.storage import Storage, open_storage
+from allmrec.core.artifacts import ArtifactWriter, Manifest, read_file, read_manifest, writing
+from allmrec.core.workspace import Workspace, open_workspace
 from jobs.embed import embed_by
 from jobs.runtime.command import main
 from jobs.runtime.step import Context, Stats, Step
 from jobs.train_alignment import ENCODER, read_texts
 from jobs.train_projection import identity
 
-MODELS = ("teacher", "alignment", "projectors")
+MODELS = (Workspace.teacher, Workspace.alignment, Workspace.projectors)
 
 
 def run(context: Context) -> Stats:
     other, manifests = trained(context)
     check(context, other, manifests)
     config = TeacherConfig(**manifests["teacher"].config["teacher"])
-    texts_NS, network = texts(context, other, manifests), load_network(other.at("alignment"))
-    teacher = load_teacher(other.at("teacher"))
+    texts_NS, network = texts(context, other, manifests), load_network(other.alignment)
+    teacher = load_teacher(other.teacher)
     if context.config.evaluation.split.item_embeddings == "decoded":
         items_ND = decoded_items(network, texts_NS)
     else:
         items_ND = drawn_items(teacher, len(texts_NS), context.config.seed)
     teacher, joint = with_items(teacher, config, items_ND), network.joint(items_ND, texts_NS)
 
-    targets = {name: context.artifact(name) for name in MODELS}
-    for target in targets.values():
-        invalidate(target)
-    files = {
-        "teacher": save_teacher(targets["teacher"], teacher),
-        "alignment": save_alignment(targets["alignment"], network, *joint),
-        "projectors": manifests["projectors"].files,
-    }
-    for name in files["projectors"]:
-        targets["projectors"].write(name, read_file(other.at("projectors"), manifests["projectors"], name))
-    stats: Stats = {"num_items": len(items_ND) - 1, "trained_in": other.uri}
-    for name, manifest in manifests.items():
-        commit(targets[name], name, context.fingerprint, files[name], manifest.config, manifest.stats | stats)
+    workspace, projectors = context.workspace, manifests[Workspace.projectors]
+    stats: Stats = {"num_items": len(items_ND) - 1, "trained_in": other.storage.uri}
+    with (
+        model(context, Workspace.teacher, manifests, stats) as teacher_out,
+        model(context, Workspace.alignment, manifests, stats) as alignment_out,
+        model(context, Workspace.projectors, manifests, stats) as projectors_out,
+    ):
+        teacher_out.add(save_teacher(workspace.teacher, teacher))
+        alignment_out.add(save_alignment(workspace.alignment, network, *joint))
+        for name in projectors.files:
+            projectors_out.file(name, read_file(other.projectors, projectors, name))
     return stats
 
 
-def texts(context: Context, other: Storage, manifests: dict[str, Manifest]) -> torch.Tensor:
+@contextmanager
+def model(context: Context, name: str, manifests: dict[str, Manifest], stats: Stats) -> Iterator[ArtifactWriter]:
+    """Write a model under the config and the stats of the other run's."""
+    manifest = manifests[name]
+    with writing(context.workspace.at(name), name, context.fingerprint, manifest.config) as out:
+        out.stats |= manifest.stats | stats
+        yield out
+
+
+def texts(context: Context, other: Workspace, manifests: dict[str, Manifest]) -> torch.Tensor:
     """Q_NS of this run's items, by the encoder that the other run's Stage-1 ended with.
 
     Raises:
-        ValueError: that one was fine-tuned, and is another training's by now.
+        ValueError: that one was fine-tuned, and a later training has replaced it.
     """
     if manifests["alignment"].config["alignment"]["text_encoder"] == "frozen":
-        return read_texts(context.artifact("item_text_embeddings"))
-    if read_manifest(other.at("fine_tuned")).fingerprint != manifests["alignment"].fingerprint:
-        raise ValueError(f"{other.uri}: train-alignment was begun again and not finished; run it there first")
-    embed_by(context, other.name(f"fine_tuned/{ENCODER}"), "fine_tuned_text_embeddings")
-    return read_texts(context.artifact("fine_tuned_text_embeddings"))
+        return read_texts(context.workspace.item_text_embeddings)
+    if read_manifest(other.fine_tuned).fingerprint != manifests["alignment"].fingerprint:
+        raise ValueError(f"{other.storage.uri}: train-alignment was started again and not finished; run it there first")
+    embed_by(context, other.fine_tuned.name(ENCODER), Workspace.fine_tuned_text_embeddings)
+    return read_texts(context.workspace.fine_tuned_text_embeddings)
 
 
-def trained(context: Context) -> tuple[Storage, dict[str, Manifest]]:
+def trained(context: Context) -> tuple[Workspace, dict[str, Manifest]]:
     """The other run and its models. Raises ValueError where none is named, or it is not trained."""
     uri = context.config.evaluation.split.trained_in
     if uri is None:
         raise ValueError(
             "transfer needs another run: set evaluation.split to {kind: cross-domain, trained_in: <folder or URI>}"
         )
-    other = open_storage(uri, context.config.storage)
+    other = open_workspace(uri, context.config.storage)
     return other, {name: read_manifest(other.at(name)) for name in MODELS}
 
 
-def check(context: Context, other: Storage, manifests: dict[str, Manifest]) -> None:
+def check(context: Context, other: Workspace, manifests: dict[str, Manifest]) -> None:
     """Raises ValueError unless texts are embedded as there, and the LLM is the one of that run's projectors."""
-    here, there = (read_manifest(run.at("item_text_embeddings")).stats["encoder"] for run in (context.storage, other))
+    uri = other.storage.uri
+    here, there = (read_manifest(one.item_text_embeddings).stats["encoder"] for one in (context.workspace, other))
     if here != there:
-        raise ValueError(f"texts are embedded by {here}, and in {other.uri} by {there}; use the same text.model")
+        raise ValueError(f"texts are embedded by {here}, and in {uri} by {there}; use the same text.model")
     llm = manifests["projectors"].stats["llm"]
     if identity(context) != llm:
-        raise ValueError(f"the projectors of {other.uri} were trained into the LLM {llm}; point llm.name at that one")
+        raise ValueError(f"the projectors of {uri} were trained into the LLM {llm}; point llm.name at that one")
 
 
 def external_inputs(context: Context) -> Any:
@@ -93,13 +103,13 @@ def external_inputs(context: Context) -> Any:
 
 
 def plan(context: Context) -> Stats:
-    return {"items": read_manifest(context.artifact("items")).rows, "models from": trained(context)[0].uri}
+    return {"items": read_manifest(context.workspace.items).rows, "models from": trained(context)[0].storage.uri}
 
 
 STEP = Step(
     "transfer",
     sections=("evaluation", "llm"),
-    inputs=("items", "item_text_embeddings"),
+    inputs=(Workspace.items, Workspace.item_text_embeddings),
     outputs=MODELS,
     run=run,
     plan=plan,

@@ -1,98 +1,66 @@
-"""Deal the tables by user that `nightly` is given to the shards of the users, each as an artifact of the run."""
+"""Partition the tables by user that `nightly` is given by the users' shards, each into an artifact of the workspace."""
 
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-
-from allmrec.core.artifacts import commit, invalidate, read_manifest, shard_name, write_shard
-from allmrec.core.storage import Storage
-from allmrec.data.config import ListConfig
+from allmrec.core.artifacts import shard_name, writing
 from allmrec.data.sequences import num_shards
-from allmrec.data.sources.lists import open_list
-from allmrec.data.sources.source import Source, find_files, open_source
-from allmrec.nightly.config import NightlyConfig
-from allmrec.nightly.lists import ListCount
-from allmrec.nightly.user_tables import CANDIDATES, COUNTS, PartitionRows, Rows, UserRows, WriteRows, rows_of
+from allmrec.nightly.configured_tables import UserTable, configured_tables
+from allmrec.nightly.user_tables import COUNTS, PartitionRows, WriteRows
+from jobs.config import Config
 from jobs.runtime.ray_data import iter_results, map_tasks
 from jobs.runtime.ray_train import start_ray
 from jobs.runtime.step import Context, Stats, Step
-from schemas import candidates, user_ids
 
 
 @dataclass(frozen=True)
-class UserTable:
-    """A table that `nightly.<key>` names."""
+class PartitionTable:
+    """What the step of a table does."""
 
-    key: str
-    artifact: str
-    schema: pa.Schema
-
-    def config(self, nightly: NightlyConfig) -> ListConfig:
-        config: ListConfig | None = getattr(nightly, self.key)
-        assert config is not None, "dealt only where it is configured"
-        return config
-
-    def open(self, context: Context) -> tuple[Source, Rows]:
-        """The table, checked, and how it is written. Raises ValueError for what cannot be read."""
-        config, s3, section = self.config(context.config.nightly), context.config.storage, f"nightly.{self.key}"
-        if self.schema is user_ids.SCHEMA:
-            return open_list(self.key, config, "user_id", s3, section), UserRows()
-        source = open_source(self.key, config, s3, CANDIDATES, section)
-        return source, rows_of(source)
+    table: UserTable
 
     def run(self, context: Context) -> Stats:
-        (source, rows), target = self.open(context), context.artifact(self.artifact)
-        shards = num_shards(context.artifact("sequences"))
-        start_ray(context.config)
-        invalidate(target)
-        dealt = map_tasks(len(source.pieces), PartitionRows(source, rows, shards)).repartition(shards, keys=["shard"])
-        writer = WriteRows(target, rows, self.schema, context.storage)
-        written = dealt.map_batches(writer, batch_size=None, batch_format="pyarrow")
-        files, counts = dict[str, Any](), dict.fromkeys(COUNTS, 0)
-        for table in iter_results(written):
-            for row in table.to_pylist():
-                counts = {name: counts[name] + (row.pop(name) or 0) for name in COUNTS}
-                files[row.pop("name")] = row
-        for shard in range(shards):
-            name = shard_name(shard)
-            if name not in files:
-                files[name] = write_shard(target, self.schema, name, self.schema.empty_table())
-        commit(target, self.artifact, context.fingerprint, files, context.resolved("nightly"), counts)
-        return {"users": sum(file["rows"] for file in files.values()), "shards": shards}
-
-    def counts(self, nightly: NightlyConfig, run: Storage) -> list[ListCount]:
-        """How many ids it lists and how many of them are known, once it is dealt."""
-        stats, least = read_manifest(run.at(self.artifact)).stats, self.config(nightly).min_known_fraction
-        found = [ListCount(f"nightly.{self.key}", "users", stats["listed"], stats["known"], least)]
-        if self.schema is candidates.SCHEMA:
-            found.append(ListCount(f"nightly.{self.key}", "items", stats["items_listed"], stats["items_known"], least))
-        return found
+        config, target = context.config, context.workspace.at(self.table.artifact)
+        source, rows = self.table.open(config.nightly, config.storage)
+        shards = num_shards(context.workspace.sequences)
+        start_ray(config)
+        with writing(target, self.table.artifact, context.fingerprint, context.resolved("nightly")) as out:
+            partition = map_tasks(len(source.pieces), PartitionRows(source, rows, shards))
+            writer = WriteRows(target, rows, self.table.schema, context.storage)
+            written = partition.repartition(shards, keys=["shard"]).map_batches(
+                writer, batch_size=None, batch_format="pyarrow"
+            )
+            counts = dict.fromkeys(COUNTS, 0)
+            for table in iter_results(written):
+                for row in table.to_pylist():
+                    counts = {name: counts[name] + (row.pop(name) or 0) for name in COUNTS}
+                    out.add({row.pop("name"): row})
+            for shard in range(shards):
+                if shard_name(shard) not in out.files:
+                    out.table(shard, self.table.schema, self.table.schema.empty_table())
+            out.stats |= counts
+        return {"users": sum(file["rows"] for file in out.files.values()), "shards": shards}
 
     def plan(self, context: Context) -> Stats:
-        source, _ = self.open(context)
+        source, _ = self.table.open(context.config.nightly, context.config.storage)
         return {"users": "unknown until read" if source.rows is None else source.rows, "pieces": len(source.pieces)}
 
-    def made_of(self, context: Context) -> Any:
-        """Its files, and how they are read."""
-        config = self.config(context.config.nightly)
-        files = [vars(file) for file in find_files(self.key, config, context.config.storage)]
-        return {"files": files, **config.model_dump(mode="json", exclude={"paths", "min_known_fraction"})}
+    def identity(self, context: Context) -> Any:
+        return self.table.identity(context.config.nightly, context.config.storage)
 
     @property
     def step(self) -> Step:
         return Step(
-            f"deal {self.key.replace('_', ' ')}",
+            f"deal {self.table.key.replace('_', ' ')}",
             sections=(),
-            inputs=("sequences", "items"),  # `items` and `sequences` say what is known
-            outputs=(self.artifact,),
+            inputs=("sequences", "items"),  # they say what is known
+            outputs=(self.table.artifact,),
             run=self.run,
             plan=self.plan,
-            external_inputs=self.made_of,
+            external_inputs=self.identity,
         )
 
 
-EXTERNAL_CANDIDATES = UserTable("candidates", "candidates", candidates.SCHEMA)
-USERS = UserTable("users", "nightly_users", user_ids.SCHEMA)
-SUPPRESSED_USERS = UserTable("suppressed_users", "suppressed_users", user_ids.SCHEMA)
-TABLES = (EXTERNAL_CANDIDATES, USERS, SUPPRESSED_USERS)
+def steps(config: Config) -> list[Step]:
+    """One for each table that the config names."""
+    return [PartitionTable(table).step for table in configured_tables(config.nightly)]

@@ -41,23 +41,23 @@ _PAPER = {
 class AlignmentConfig(Section):
     """`preset` sets the defaults of the other keys; the ones below are those of "default"."""
 
-    preset: Literal["default", "paper"] = "default"
-    joint_dim: int = Field(128, ge=1)  # d', Table 3
+    preset: Literal["default", "paper"] = "default"  # paper: equations 2 to 6 as printed
+    joint_dim: int = Field(128, ge=1)  # d', of e_i and q_i; Table 3
     alpha: float = Field(0.5, ge=0)  # weight of the items' reconstruction, eq. 6
     beta: float = Field(0.5, ge=0)  # weight of the texts' reconstruction, eq. 6
-    losses: tuple[LossName, ...] = Field(("matching", "item_recon", "text_recon", "rec"), min_length=1)  # in the sum
-    targets: Literal["last", "all"] = "last"  # items of a sequence that are learnt from; all: A-LLMRec_all
-    unseen_weight: float = Field(1, ge=0)  # of a target's unseen item in eq. 2 to 4, beside the target's own 1
-    standardise: bool = True  # E and Q
-    activation: Activation = "gelu"  # of the encoders
-    text_encoder: Literal["frozen", "fine-tuned"] = "frozen"  # SBERT; the paper fine-tunes it
-    texts_per_pass: int = Field(64, ge=1)  # that SBERT reads at once, at most, when it is fine-tuned
-    max_padding: float = Field(0.1, ge=0, lt=1)  # share of a pass; more makes fewer passes, as GPUs like them
-    gradient_checkpointing: bool = False  # of SBERT: less memory, a forward pass more
-    learning_rate: float = Field(0.0001, gt=0)  # Table 3
-    batch_size: int = Field(32, ge=1)  # users in a step, over all workers together
-    epochs: int = Field(10, ge=1)
-    held_out: float = Field(0.02, ge=0, lt=1)  # share of items kept from Stage-1 to measure the alignment on
+    losses: tuple[LossName, ...] = Field(("matching", "item_recon", "text_recon", "rec"), min_length=1)  # of eq. 6
+    targets: Literal["last", "all"] = "last"  # items of a sequence that Stage-1 learns from; all: A-LLMRec_all
+    unseen_weight: float = Field(1, ge=0)  # of an unseen item per target in eq. 2 to 4; the target weighs 1
+    standardise: bool = True  # centre E and Q and divide each by one number
+    activation: Activation = "gelu"  # of f_I^enc and f_T^enc
+    text_encoder: Literal["frozen", "fine-tuned"] = "frozen"  # whether SBERT is trained too; the paper does
+    texts_per_pass: int = Field(64, ge=1)  # at most, that a fine-tuned SBERT reads in one forward pass
+    max_padding: float = Field(0.1, ge=0, lt=1)  # largest padded share of such a pass; 0.5 suits GPUs
+    gradient_checkpointing: bool = False  # of a fine-tuned SBERT: less memory for a second forward pass
+    learning_rate: float = Field(0.0001, gt=0)  # of Adam; Table 3
+    batch_size: int = Field(32, ge=1)  # users per step, over all workers
+    epochs: int = Field(10, ge=1)  # paper section 5.1
+    held_out: float = Field(0.02, ge=0, lt=1)  # share of items withheld from training to measure the alignment on
 
     @model_validator(mode="before")
     @classmethod
@@ -109,7 +109,7 @@ class AlignmentNetwork(nn.Module):
         return self.item_encoder(self.standard_items(items_RD))
 
     def encode_texts(self, texts_RS: torch.Tensor) -> torch.Tensor:
-        """q_i = f_T^enc(Q_i): (R, J), what stands in for e_i where no interactions are."""
+        """q_i = f_T^enc(Q_i): (R, J), what replaces e_i where there are no interactions."""
         return self.text_encoder(self.standard_texts(texts_RS))
 
     @torch.no_grad()
@@ -141,14 +141,14 @@ def load_joint(storage: Storage) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def save_network(storage: Storage, network: AlignmentNetwork) -> dict[str, dict]:
-    """Write the network; returns the file's entry for `seal`."""
+    """Write the network; returns the file's entry for the manifest."""
     return {WEIGHTS: write_tensors(storage, WEIGHTS, network.state_dict())}
 
 
 def save_alignment(
     storage: Storage, network: AlignmentNetwork, e_NJ: torch.Tensor, q_NJ: torch.Tensor
 ) -> dict[str, dict]:
-    """Write the network and the joint embeddings; returns the files' entries for `seal`."""
+    """Write the network and the joint embeddings; returns the files' entries for the manifest."""
     return save_network(storage, network) | {JOINT: write_tensors(storage, JOINT, {"e": e_NJ, "q": q_NJ})}
 
 

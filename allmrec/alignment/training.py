@@ -143,10 +143,10 @@ class AlignmentTraining:
 def alignment_quality(
     e_NJ: torch.Tensor, q_NJ: torch.Tensor, items_R: torch.Tensor, block: int = 1024
 ) -> dict[str, float]:
-    """How well q stands in for e on the given items.
+    """How well q replaces e on the given items.
 
     Returns:
-        the mean squared error, the mean cosine, and where q_i stands among all items' text forms by distance to
+        the mean squared error, the mean cosine, and the rank of q_i among all items' text forms by distance to
         e_i: `recall_at_1`, how often it is the first, and `mean_rank_fraction`, the mean share of items before it
         (chance: 0.5).
     """

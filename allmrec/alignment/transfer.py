@@ -1,6 +1,6 @@
 """Models of one catalogue on another one, whose interactions nothing has seen (paper section 5.2.5).
 
-Nothing is trained. The paper says that q_i stands in for e_i there (section 4.1.4), and not which E_i the teacher reads
+Nothing is trained. The paper says that q_i replaces e_i there (section 4.1.4), and not which E_i the teacher reads
 histories of. `decoded_items` takes the alignment's decoder: E_i = f_I^dec(q_i). `drawn_items` is what Table 7 tells of
 the paper's own run: its SASRec is at chance (0.0506 among 20 for 64,073 users, whose standard error is 0.0009), so its
 E_i had nothing to do with the items; and A-LLMRec differs from A-LLMRec (SBERT), so its e_i was f_I^enc of those E_i.
@@ -13,9 +13,7 @@ import torch
 
 from allmrec.alignment.network import AlignmentNetwork
 from allmrec.cf.teacher import SequenceTeacher, Teacher, TeacherConfig, build_teacher
-from allmrec.core.hashing import draws, key64
-
-_DRAWN = 0x5452  # purpose of the draws
+from allmrec.core.hashing import Draw, draws, key64
 
 
 @torch.no_grad()
@@ -29,7 +27,7 @@ def decoded_items(network: AlignmentNetwork, texts_NS: torch.Tensor) -> torch.Te
 def drawn_items(teacher: Teacher, num_rows: int, seed: int) -> torch.Tensor:
     """E_ND of as many items, by draw those of items that the teacher was trained on; row 0 is zeros."""
     trained_ND = teacher.item_embeddings.detach()
-    draw_N = draws(np.arange(num_rows, dtype=np.uint64), key64(seed, _DRAWN), 1)[:, 0]
+    draw_N = draws(np.arange(num_rows, dtype=np.uint64), key64(seed, Draw.TRANSFER_ITEMS), 1)[:, 0]
     items_ND = trained_ND[torch.from_numpy((draw_N % np.uint64(len(trained_ND) - 1)).astype(np.int64) + 1)]
     items_ND[0] = 0
     return items_ND

@@ -68,7 +68,7 @@ class ApproximateIndex:
     def retrieve(self, x_UD: torch.Tensor, seen: Pairs, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """As `allmrec.cf.retrieval.retrieve`, but an item may be missed.
 
-        A user for whom too few unseen items were found gets the exact ones.
+        A user with too few unseen items found gets the exact ones.
         """
         items = torch.zeros(len(x_UD), count, dtype=torch.int32, device=x_UD.device)
         scores = torch.full((len(x_UD), count), -torch.inf, device=x_UD.device)

@@ -19,9 +19,10 @@ import torch
 
 from allmrec.cf.teacher import Teacher, TeacherConfig, save_teacher
 from allmrec.cf.training import ValidationCases, validate
-from allmrec.core.artifacts import invalidate, read_table
+from allmrec.core.artifacts import read_table, writing
 from allmrec.core.hashing import hash_strings
 from allmrec.core.storage import S3Config, Storage
+from allmrec.core.workspace import Workspace
 from allmrec.data.catalogue import drawable_items
 from allmrec.data.prepare.clean import is_id
 from allmrec.data.sequences import Sequences
@@ -81,7 +82,7 @@ class ExternalTeacher(Teacher):
 
 @dataclass(frozen=True)
 class ImportTeacher:
-    """The two tables → the files of the artifact `teacher`, by one task, which holds both in memory.
+    """The two tables → the artifact `teacher`, by one task, which holds both in memory.
 
     Called as a transform of batches of numbers, though there is but one; yields one row, what came of it as JSON.
     """
@@ -94,6 +95,8 @@ class ImportTeacher:
     teacher: Storage
     config: TeacherConfig
     seed: int
+    fingerprint: str  # of the artifact
+    resolved: dict[str, Any]  # its config
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
         items = read_table(self.items).sort_by("item_index")
@@ -102,8 +105,10 @@ class ImportTeacher:
         )
         cases = ValidationCases.read(self.cases, self.sequences, self.config.validation_users, self.seed)
         stats |= validate(teacher, cases, self.config.validation, drawable_items(items))
-        invalidate(self.teacher)
-        yield pa.table({"report": [json.dumps({"files": save_teacher(self.teacher, teacher), **stats})]})
+        with writing(self.teacher, Workspace.teacher, self.fingerprint, self.resolved) as out:
+            out.add(save_teacher(self.teacher, teacher))
+            out.stats |= stats
+        yield pa.table({"report": [json.dumps(stats)]})
 
 
 def import_teacher(
@@ -113,7 +118,7 @@ def import_teacher(
 
     Args:
         item_ids: of the catalogue, by item index from 1. Rows of other items are left out.
-        sequences: everyone's, to see whom the teacher knows. Rows of other users are kept: they may come.
+        sequences: everyone's, to count the users that the teacher knows. Rows of other users are kept: they may come.
 
     Raises:
         ValueError: a null, a vector that is not finite or of other dimensions, an id twice, or not one id in common.

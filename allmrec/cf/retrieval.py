@@ -78,7 +78,7 @@ def catalogue_ranks(
     if competing_K is None:
         competing_K = torch.arange(1, len(teacher.item_embeddings), device=x_UD.device)
     row_U = torch.arange(len(x_UD), device=x_UD.device)
-    others = torch.cat([seen[0], row_U]), torch.cat([seen[1], target_U])  # nobody competes with itself
+    others = torch.cat([seen[0], row_U]), torch.cat([seen[1], target_U])  # a target does not compete with itself
     for users, hidden in _blocks(len(x_UD), others, competing_K, block):
         own_B1 = _shared_scores(teacher, x_UD[users], target_U[users]).diagonal()[:, None]
         for _, score_BK in _tiles(teacher, x_UD[users], competing_K, hidden):

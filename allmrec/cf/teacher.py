@@ -2,7 +2,7 @@
 
 Paper section 3: the CF-RecSys gives item embeddings E_i and user representations x^u; Stage-1, Stage-2, retrieval
 and evaluation take nothing else from it. `Teacher` is that contract; `SequenceTeacher` adds what the models need
-that are trained here. Each model lies in a module of its own, and TEACHERS names them; "external" is trained elsewhere.
+that are trained here. Each model has a module of its own, and TEACHERS names them; "external" is trained elsewhere.
 
 Dimensions: B users, U users of any number, T positions, C candidates, K items shared by all rows, N = n + 1 items (0
 is padding), D = teacher.dim
@@ -46,28 +46,28 @@ _MODELS: dict[str, dict[str, Any]] = {"gru4rec": {"blocks": 1}, "ncf": {"blocks"
 class TeacherConfig(Section):
     """`preset` sets the defaults of the other keys; the ones below are those of "strong"."""
 
+    # external: another system's vectors.
     model: Literal["sasrec", "gru4rec", "nextitnet", "ncf", "external"] = "sasrec"
-    preset: Literal["strong", "paper"] = "strong"
-    dim: int = Field(50, ge=1)  # d, Table 3
-    blocks: int = Field(2, ge=1)  # of self-attention or of dilated convolutions; layers of the GRU or the MLP
+    preset: Literal["strong", "paper"] = "strong"  # paper: trained as in section 5.1
+    dim: int = Field(50, ge=1)  # d, of item embeddings and user representations; Table 3
+    blocks: int = Field(2, ge=1)  # of self-attention or dilated convolutions; layers of the GRU or the MLP
     heads: int = Field(1, ge=1)  # of SASRec's attention
-    dropout: float = Field(0.5, ge=0, lt=1)
-    max_history: int = Field(50, ge=1)  # newest items that the model reads
-    # softmax: over the target and num_negatives items shared by the batch; bce: one negative a position, as in
+    dropout: float = Field(0.5, ge=0, lt=1)  # share of activations set to zero in training
+    max_history: int = Field(50, ge=1)  # newest items of a user that the model reads
+    # softmax: over the target and num_negatives items shared by the batch; bce: one negative per position, as in
     # Kang & McAuley 2018.
     loss: Literal["softmax", "bce"] = "softmax"
-    num_negatives: int = Field(512, ge=1)  # of the softmax
-    learning_rate: float = Field(0.002, gt=0)
-    batch_size: int = Field(128, ge=1)  # users in a step, over all workers together
-    epochs: int = Field(100, ge=1)  # at most
-    eval_every: int = Field(5, ge=1)  # epochs between validations; also between checkpoints
-    patience: int = Field(4, ge=1)  # validations without a better NDCG@10 before training stops
-    validation: Literal["random", "full"] = "full"  # the target among the case's negatives, or the whole catalogue
-    validation_users: int = Field(5000, ge=1)  # a sample of about so many
-    memory_mb: int = Field(4096, ge=1)  # training sequences that a worker holds at once; more are read in turns
-    # Of the model "external", which takes only the keys of validation from above: Parquet tables of another system.
-    item_embeddings: SourceConfig | None = None
-    user_representations: SourceConfig | None = None
+    num_negatives: int = Field(512, ge=1)  # of the loss softmax
+    learning_rate: float = Field(0.002, gt=0)  # of Adam
+    batch_size: int = Field(128, ge=1)  # users per step, over all workers
+    epochs: int = Field(100, ge=1)  # at most; see patience
+    eval_every: int = Field(5, ge=1)  # epochs between validations, and between checkpoints
+    patience: int = Field(4, ge=1)  # validations in a row without a better NDCG@10 that end the training
+    validation: Literal["random", "full"] = "full"  # targets ranked among negatives, or all items
+    validation_users: int = Field(5000, ge=1)  # size of the validation sample, about
+    memory_mb: int = Field(4096, ge=1)  # of training sequences that a worker holds at once; more are read in parts
+    item_embeddings: SourceConfig | None = None  # of model external: Parquet, item_id and embedding
+    user_representations: SourceConfig | None = None  # of model external: Parquet, user_id and embedding
 
     @model_validator(mode="before")
     @classmethod
@@ -194,7 +194,7 @@ def build_teacher(config: TeacherConfig, num_items: int) -> SequenceTeacher:
 
 
 def save_teacher(storage: Storage, teacher: Teacher) -> dict[str, dict[str, Any]]:
-    """Write the weights; returns the files' entries for `seal`, whose config must hold the section `teacher`."""
+    """Write the weights; returns the files' entries for the manifest, whose config must hold the section `teacher`."""
     return {WEIGHTS: write_tensors(storage, WEIGHTS, teacher.state_dict())}
 
 

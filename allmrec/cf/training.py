@@ -17,16 +17,16 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch.nn import functional as F
 
 from allmrec.cf.retrieval import catalogue_places
 from allmrec.cf.teacher import SequenceTeacher, Teacher, TeacherConfig, build_teacher
-from allmrec.core.artifacts import read_manifest, read_table
+from allmrec.core.artifacts import read_manifest
 from allmrec.core.distributed import all_reduce_sum, local_shard, sum_gradients
 from allmrec.core.hashing import Draw, draws, key64, uniforms
 from allmrec.core.storage import Storage
+from allmrec.data.cases import Cases
 from allmrec.data.negative_sampling import draw_negatives
 from allmrec.data.sequences import Sequences, num_shards
 from allmrec.metrics import METRICS, evaluate_scores, expected_metrics
@@ -60,19 +60,14 @@ class ValidationCases:
         shards = local_shard(np.arange(num_shards(cases))).tolist()
         if not shards:
             return cls(Sequences.read(sequences, [0]).take(np.arange(0)), np.zeros((0, 1), np.int32))
-        mine = cls.from_table(read_table(cases, shards), Sequences.read(sequences, shards))
+        mine = Cases.read(cases, sequences, shards, "valid", "random")
         fraction = max_users / max(read_manifest(cases).stats["valid"], 1)
         sampled = uniforms(mine.histories.hashes(), key64(seed, Draw.TEACHER_VALIDATION), 1)[:, 0] < fraction
-        return cls(mine.histories.take(np.flatnonzero(sampled)), mine.candidates[sampled])
+        return cls.of(mine.take(np.flatnonzero(sampled)))
 
     @classmethod
-    def from_table(cls, table: pa.Table, sequences: Sequences) -> "ValidationCases":
-        """The validation split with random negatives of the `evaluation_cases` table."""
-        table = table.filter((pc.field("split") == "valid") & (pc.field("protocol") == "random"))
-        users = pc.index_in(table.column("user_id"), value_set=sequences.user_ids).to_numpy()
-        lengths = table.column("history_length").to_numpy().astype(np.int64)
-        candidates = pc.list_flatten(table.column("candidates")).to_numpy()
-        return cls(sequences.take(users).shortened(lengths), candidates.reshape(len(users), -1 if len(users) else 0))
+    def of(cls, cases: Cases) -> "ValidationCases":
+        return cls(cases.histories, cases.candidates_BC)
 
     def __len__(self) -> int:
         return len(self.candidates)

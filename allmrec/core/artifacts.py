@@ -1,14 +1,16 @@
 """Artifacts: a table or a model is a set of files plus `manifest.json`, written last.
 
 The manifest names every file with its sha256, so a reader sees a whole artifact or none, damage is refused by
-name, and a step knows by `fingerprint` that its work is already done. Files are Parquet, safetensors and JSON;
-nothing is unpickled. Knows the table schemas; leaves what the tensors mean to their owners.
+name, and a step knows by `fingerprint` that its work is already done. `writing` is how one is written. Files are
+Parquet, safetensors and JSON; nothing is unpickled. Knows the table schemas; leaves what the tensors mean to their
+owners.
 """
 
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +76,62 @@ def invalidate(storage: Storage) -> None:
     storage.delete(MANIFEST)
 
 
+@dataclass
+class ArtifactWriter:
+    """What an artifact is to consist of, while it is written; see `writing`."""
+
+    storage: Storage
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)  # entries, by name
+    stats: dict[str, Any] = field(default_factory=dict)
+
+    def table(self, shard: int | str, schema: pa.Schema, table: pa.Table) -> None:
+        """Write a shard of a table: its number, or the name of its file."""
+        name = shard_name(shard) if isinstance(shard, int) else shard
+        self.files[name] = write_shard(self.storage, schema, name, table)
+
+    def file(self, name: str, data: bytes) -> None:
+        self.storage.write(name, data)
+        self.files[name] = file_entry(data)
+
+    def tensors(self, name: str, tensors: "Mapping[str, torch.Tensor]") -> None:
+        self.files[name] = write_tensors(self.storage, name, tensors)
+
+    def add(self, entries: Mapping[str, dict[str, Any]]) -> None:
+        """Files that are written already, by workers or by a copy."""
+        self.files.update(entries)
+
+
+@contextmanager
+def writing(
+    storage: Storage,
+    kind: str,
+    fingerprint: str,
+    config: Mapping[str, Any] | None = None,
+    keep_previous: bool = False,
+) -> Iterator[ArtifactWriter]:
+    """Write an artifact: invalid from here on, committed when the block ends, invalid still when the block raises.
+
+    Files in the folder that the manifest does not name are deleted after the commit.
+
+    Args:
+        config: the resolved config that it is made by.
+        keep_previous: the artifact that is there stays valid until the commit; the block writes under new names.
+    """
+    if not keep_previous:
+        invalidate(storage)
+    out = ArtifactWriter(storage)
+    yield out
+    commit(storage, kind, fingerprint, out.files, dict(config or {}), out.stats)
+    for entry in list(storage.list()):
+        if entry.key not in {MANIFEST, *out.files}:
+            storage.delete(entry.key)
+
+
+def find_manifest(storage: Storage) -> Manifest | None:
+    """The manifest, or None where there is no finished artifact. Raises ValueError for a damaged one."""
+    return read_manifest(storage) if storage.exists(MANIFEST) else None
+
+
 def read_manifest(storage: Storage) -> Manifest:
     """Raises ValueError when there is no finished artifact here."""
     try:
@@ -120,7 +178,7 @@ def write_shard(
     before: dict[str, Any] | None = None,
     dictionary: bool = True,
 ) -> dict[str, Any]:
-    """Write one Parquet file of a table; returns its entry for `commit`. Rewriting it is idempotent.
+    """Write one Parquet file of a table; returns its entry for the manifest. Rewriting it is idempotent.
 
     Args:
         before: the entry of the file that is there; one of the same content, undamaged, is left alone.
@@ -149,8 +207,8 @@ def read_part(storage: Storage, manifest: Manifest, name: str) -> pa.Table:
     return pq.read_table(io.BytesIO(read_file(storage, manifest, name)))
 
 
-def write_tensors(storage: Storage, name: str, tensors: "dict[str, torch.Tensor]") -> dict[str, Any]:
-    """Write one safetensors file; returns its entry for `commit`."""
+def write_tensors(storage: Storage, name: str, tensors: "Mapping[str, torch.Tensor]") -> dict[str, Any]:
+    """Write one safetensors file; returns its entry for the manifest."""
     from safetensors.torch import save
 
     data = save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})

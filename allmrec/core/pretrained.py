@@ -120,7 +120,7 @@ def model_identity(name: str, revision: str | None = None) -> str:
     fingerprint of its files' names, sizes and times. A folder's large files are read again only if they have changed.
 
     Raises:
-        ValueError: there is no object under the prefix.
+        ValueError: the prefix is empty.
     """
     if name.startswith("s3://"):
         _, root, files = _files(name)
@@ -144,5 +144,5 @@ def _files(name: str) -> tuple[FileSystem, str, list[FileInfo]]:
     found = filesystem.get_file_info(FileSelector(root, recursive=True, allow_not_found=True))
     files = [info for info in found if info.type == FileType.File]
     if not files:
-        raise ValueError(f"{name} holds no model: there is no object under that prefix")
+        raise ValueError(f"{name} holds no model: no object is under that prefix")
     return filesystem, root, files

@@ -1,7 +1,7 @@
 """The base of every config section: frozen, validated when built, unknown keys refused.
 
 Knows how YAML and `--set a.b=c` become a nested dictionary of texts, whose types the sections parse. Knows no section:
-each stands next to what it configures, and `jobs.config.Config` composes them.
+each is next to what it configures, and `jobs.config.Config` composes them.
 """
 
 import difflib

@@ -1,4 +1,4 @@
-"""YAML without its guesses: values come out as the text that stands there, and what a reader would miss is refused.
+"""YAML without its guesses: values come out as the text of the file, and what a reader would miss is refused.
 
 YAML 1.1 takes `010` for 8, `12:30` for 750, `no` for false and 2024-01-01 for a date, and lets the second of two equal
 keys win. Here only null is read (`null`, `~` or nothing; in a list it is a word), and the config's sections, which know
@@ -70,7 +70,7 @@ def _decoded(text: bytes) -> str:
 
 
 def _check(node: yaml.Node, seen: set[int]) -> None:
-    """Raise ValueError for a key that is none or stands twice; make what looks like null in a list text."""
+    """Raise ValueError for a key that is none or occurs twice; make what looks like null in a list text."""
     if id(node) in seen:  # an alias
         return
     seen.add(id(node))

@@ -1,7 +1,7 @@
 """Training state on disk: nested dictionaries, lists, numbers and tensors as safetensors + JSON.
 
 What `state_dict()` of models and optimisers return goes in and comes out equal, integer keys included; nothing
-is pickled. Knows no model; where a checkpoint lies and when it is taken is the jobs' business.
+is pickled. Knows no model; where a checkpoint is stored and when it is taken is the jobs' business.
 """
 
 import json

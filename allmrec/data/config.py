@@ -1,4 +1,4 @@
-"""What `prepare` reads, which rows it keeps, and how it deals users to shards."""
+"""What `prepare` reads, and which rows it keeps."""
 
 from datetime import date
 from pathlib import Path
@@ -12,25 +12,24 @@ from schemas import interactions, items
 
 
 class SourceConfig(Section):
-    """Where an input table lies, how it is written, and what its columns are called there."""
+    """Where an input table is, its format, and what its columns are called there."""
 
     paths: list[str] = Field(default_factory=list)  # files, folders or globs (*, ?, **), on a disk or s3://
-    format: Literal["parquet", "csv", "jsonl", "literal"] = "parquet"  # literal: a Python dictionary a line
-    version: int | None = None  # of a table of Delta Lake, or the id of Iceberg's snapshot; null: the newest
-    columns: dict[str, str] = Field(default_factory=dict)  # our name → the source's, where they differ
-    timestamp_unit: Literal["s", "ms", "us"] = "s"  # of timestamps that are numbers, counted from 1970 in UTC
-    timestamp_format: str | None = None  # of timestamps that are text other than ISO 8601, e.g. "%d.%m.%Y %H:%M"
-    list_separator: str | None = None  # between categories that come in one text: "|" in Comedy|Drama
-    no_title: str | None = None  # titles in which this regular expression is found count as missing
+    format: Literal["parquet", "csv", "jsonl", "literal"] = "parquet"  # literal: one Python dictionary per line
+    version: int | None = None  # of a Delta Lake table, or an Iceberg snapshot id; null: the newest
+    columns: dict[str, str] = Field(default_factory=dict)  # our name → the source's name, where they differ
+    timestamp_unit: Literal["s", "ms", "us"] = "s"  # of numeric timestamps, counted from 1970 in UTC
+    timestamp_format: str | None = None  # of text timestamps that are not ISO 8601, e.g. "%d.%m.%Y %H:%M"
+    list_separator: str | None = None  # splits categories given as one text: "|" in Comedy|Drama
+    no_title: str | None = None  # titles that match this regular expression count as missing
 
-    # Of csv, which is any delimited text.
-    delimiter: str = Field(",", min_length=1)  # one character or several
-    names: list[str] | None = None  # of the columns, by position; null: the first line of each file has them
-    quote: str | None = Field('"', min_length=1, max_length=1)  # null: quotes are characters like any other
-    escape: str | None = Field(None, min_length=1, max_length=1)  # makes a quote or a delimiter a character: \\
-    quoted_newlines: bool = False  # values may hold newlines; files are read whole then, not in parts
-    nulls: list[str] = Field(default_factory=list)  # values that mean null, such as NULL or \N
-    encoding: Literal["utf-8", "latin-1", "cp1252"] = "utf-8"
+    delimiter: str = Field(",", min_length=1)  # of format csv, as are the keys below; one character or several
+    names: list[str] | None = None  # of the columns, in order; null: the first line of each file is a header
+    quote: str | None = Field('"', min_length=1, max_length=1)  # null: quotes have no meaning
+    escape: str | None = Field(None, min_length=1, max_length=1)  # before a quote or delimiter that is text: \
+    quoted_newlines: bool = False  # values may contain newlines; each file is then read in one piece
+    nulls: list[str] = Field(default_factory=list)  # values that mean null, e.g. NULL or \N
+    encoding: Literal["utf-8", "latin-1", "cp1252"] = "utf-8"  # of the files' text
 
     @model_validator(mode="after")
     def _fits_the_format(self) -> "SourceConfig":
@@ -76,34 +75,35 @@ def by_suffix(paths: list[Any], otherwise: dict[str, Any]) -> dict[str, Any]:
 
 
 class ListConfig(SourceConfig):
-    """A list of ids. If fewer of them are known, the job ends: it is probably not what was meant."""
+    """A list of ids: where its table is, its format, and what share of it must be known."""
 
-    min_known_fraction: float = Field(0.5, ge=0, le=1)  # 0 takes any list
+    min_known_fraction: float = Field(0.5, ge=0, le=1)  # with a smaller share the job ends; 0 takes any list
 
 
 FILTERS = ("deduplicate", "min_item_interactions", "min_user_interactions", "k_core", "max_history")  # see DataConfig
 
 
 class DataConfig(Section):
-    interactions: SourceConfig = SourceConfig()
-    items: SourceConfig = SourceConfig()
-    num_shards: int = Field(8, ge=1)  # of users; the unit of resuming and publishing
-    earliest: date = date(1990, 1, 1)  # timestamps before it are absurd
-    latest: date = date(2100, 1, 1)  # and so are those after it
-    max_rejected_fraction: float = Field(0.05, ge=0, le=1)  # of a table's rows; above it the job fails
-    min_rating: float | None = None  # interactions rated lower, or not at all, are left out; null keeps all
-    events: list[str] | None = Field(None, min_length=1)  # kinds of event that are kept; null keeps all
+    """The input tables, which rows of the log are kept, and which of the histories become `sequences`."""
+
+    interactions: SourceConfig = SourceConfig()  # the log: user_id, item_id, timestamp
+    items: SourceConfig = SourceConfig()  # the catalogue: item_id, title
+    num_shards: int = Field(8, ge=1)  # of users; a shard is what a task processes, resumes and publishes
+    earliest: date = date(1990, 1, 1)  # earlier timestamps are rejected (timestamp_out_of_range)
+    latest: date = date(2100, 1, 1)  # later timestamps are rejected
+    max_rejected_fraction: float = Field(0.05, ge=0, le=1)  # of a table's rows; with more, the job ends with an error
+    min_rating: float | None = None  # interactions with a lower rating or none are left out; null keeps all
+    events: list[str] | None = Field(None, min_length=1)  # kinds of event to keep; null keeps all
     start: date | None = None  # events before this day are left out
     end: date | None = None  # events from this day on are left out
-    timezone: Timezone = "UTC"  # of times that name none, and of `start` and `end`
-    excluded_users: ListConfig = ListConfig()  # a table of user_id: privacy requests; they appear nowhere
-    excluded_items: ListConfig = ListConfig()  # a table of item_id: recalls; their index stays, untitled
-    # What of the histories becomes `sequences`, in this order. A change of these does not read the log again.
-    deduplicate: Literal["keep", "first", "last"] = "keep"  # of a user's interactions with one item
-    min_item_interactions: int = Field(1, ge=1)  # rarer items leave the histories (not the catalogue)
+    timezone: Timezone = "UTC"  # of timestamps that name none, and of `start` and `end`
+    excluded_users: ListConfig = ListConfig()  # a list of user_id: privacy requests; these users appear in no table
+    excluded_items: ListConfig = ListConfig()  # a list of item_id: recalls; they lose their text and availability
+    deduplicate: Literal["keep", "first", "last"] = "keep"  # of a user's interactions with one item; keep: all
+    min_item_interactions: int = Field(1, ge=1)  # rarer items leave the histories, not the catalogue
     min_user_interactions: int = Field(1, ge=1)  # users with shorter histories are left out
-    k_core: bool = False  # both counted in the whole log, or again until nothing changes (k-core)
-    max_history: int | None = Field(None, ge=1)  # newest interactions of a user; null keeps all
+    k_core: bool = False  # false: the two minima are counted once, in the whole log; true: until none is left
+    max_history: int | None = Field(None, ge=1)  # newest interactions of a user to keep; null keeps all
 
     @model_validator(mode="after")
     def _consistent(self) -> "DataConfig":

@@ -7,9 +7,9 @@ popular as the target (`allmrec.data.matched_negatives`). Where nothing trains, 
 and there is no "matched".
 """
 
-from collections.abc import Iterator
+from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from allmrec.core.artifacts import read_table, shard_name, write_shard
 from allmrec.core.hashing import Draw, key64, uniforms
 from allmrec.core.settings import Section
-from allmrec.core.shard_tasks import report_row
+from allmrec.core.shard_tasks import Report, ShardTask
 from allmrec.core.storage import Storage
 from allmrec.data.catalogue import ItemCounts, warm_and_cold
 from allmrec.data.matched_negatives import PopularityLine
@@ -35,13 +35,15 @@ _BLOCK = 1 << 15  # users at once
 
 
 class EvaluationConfig(Section):
+    """What is held out, the cases made of it, and the systems scored on them."""
+
     split: SplitConfig = SplitConfig()  # what trains and what is held out
-    num_negatives: int = Field(19, ge=1)  # paper section 5.1
-    matched_strata: int = Field(10, ge=1)  # of popularity, at most; matched negatives come from the target's
-    max_users: int | None = Field(None, ge=1)  # evaluate a sample of about so many users; default: everyone
-    systems: tuple[System, ...] = get_args(System)  # which to compare
-    baseline: System | None = "teacher"  # with which the others are compared user by user; null: with none
-    generation_users: int = Field(0, ge=0)  # LLM systems also write their answers for about so many users; 0: never
+    num_negatives: int = Field(19, ge=1)  # per test case; paper section 5.1
+    matched_strata: int = Field(10, ge=1)  # of popularity, at most; a target's matched negatives share its stratum
+    max_users: int | None = Field(None, ge=1)  # about how many users to evaluate; null: all
+    systems: tuple[System, ...] = get_args(System)  # the systems to compare
+    baseline: System | None = "teacher"  # that the others are compared to, user by user; null: no comparison
+    generation_users: int = Field(0, ge=0)  # about how many users LLM systems also write answers for
 
     @model_validator(mode="after")
     def _baseline_is_evaluated(self) -> "EvaluationConfig":
@@ -54,8 +56,8 @@ class EvaluationConfig(Section):
 
 
 @dataclass(frozen=True)
-class DrawCases:
-    """Shard numbers → shards of `evaluation_cases`; reports how many cases there are."""
+class DrawCases(ShardTask):
+    """Shard numbers → shards of `evaluation_cases`; counts the users of each of SPLITS."""
 
     sequences: Storage
     counts: ItemCounts
@@ -65,14 +67,13 @@ class DrawCases:
     seed: int
     fractions: dict[str, float]
 
-    def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
-        for shard in batch["id"]:
-            stored = read_table(self.sequences, [shard])
-            users = Sequences.from_table(stored)
-            parts = self.split.divide(users, times_of(stored))
-            table = draw_cases(users, parts, self.counts, self.config, self.seed, self.fractions)
-            entry = write_shard(self.cases, evaluation_cases.SCHEMA, shard_name(shard), table)
-            yield report_row(shard, {"evaluation_cases": entry, **_users_of(table)}, np.zeros(0))
+    def process(self, shard: int) -> Report:
+        stored = read_table(self.sequences, [shard])
+        users = Sequences.from_table(stored)
+        parts = self.split.divide(users, times_of(stored))
+        table = draw_cases(users, parts, self.counts, self.config, self.seed, self.fractions)
+        entry = write_shard(self.cases, evaluation_cases.SCHEMA, shard_name(shard), table)
+        return Report(counts=_users_of(table), files={shard_name(shard): entry})
 
 
 def draw_cases(
@@ -171,7 +172,7 @@ def _targets(users: Sequences, row: np.ndarray, places: np.ndarray) -> np.ndarra
     return users.items[users.offsets[row] + places[row]]
 
 
-def _users_of(table: pa.Table) -> dict[str, int]:
+def _users_of(table: pa.Table) -> Counter[str]:
     """How many users have a case of each split."""
     first = table.filter(pc.equal(table.column("protocol"), PROTOCOLS[0])).column("split")
-    return {split: pc.sum(pc.equal(first, split)).as_py() or 0 for split in SPLITS}
+    return Counter({split: pc.sum(pc.equal(first, split)).as_py() or 0 for split in SPLITS})

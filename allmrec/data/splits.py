@@ -29,12 +29,15 @@ COLD = 3  # items of a cold user
 
 
 class SplitConfig(Section):
+    """Which part of every history trains, and which items are held out."""
+
+    # leave-one-out is the paper's; the keys below say which kind they belong to.
     kind: Literal["leave-one-out", "temporal", "cold-users", "few-shot", "cross-domain"] = "leave-one-out"
-    valid_from: datetime | None = None  # temporal: events before it train, in UTC
-    test_from: datetime | None = None  # temporal: the first event from here on is the test target
-    trained_in: str | None = None  # cross-domain: folder or URI of the run whose models `transfer` takes
-    item_embeddings: Literal["decoded", "drawn"] = "decoded"  # cross-domain: E_i from the text, or any trained item's
-    users: int | None = Field(None, ge=1)  # few-shot: K; cold-users: how many are held out, null: all of them
+    valid_from: datetime | None = None  # temporal: earlier events train; UTC
+    test_from: datetime | None = None  # temporal: the first event from then on is the test target; UTC
+    trained_in: str | None = None  # cross-domain: folder or URI of the workspace whose models are taken
+    item_embeddings: Literal["decoded", "drawn"] = "decoded"  # cross-domain: E_i from its text, or of any trained item
+    users: int | None = Field(None, ge=1)  # few-shot: how many train; cold-users: how many are held out, null: all
 
     @model_validator(mode="after")
     def _complete(self) -> "SplitConfig":

@@ -23,7 +23,7 @@ NUM_LAYERS = 3
 FFN = 32
 GATHERED = 3  # tokens of a title that its slot gathers
 
-CODE = slice(0, 160)  # what token stands here, or should come next; at a slot: its title's first token
+CODE = slice(0, 160)  # what token is here, or should come next; at a slot: its title's first token
 SOFT = slice(160, 160 + MATCHED)  # at slots: the soft token; elsewhere: the user's and the history's
 NEAR = slice(SOFT.stop, SOFT.stop + 80)  # the code of the token before, projected
 SECOND = slice(NEAR.stop, NEAR.stop + 80)  # at a slot: the code of its title's second token, projected
@@ -53,7 +53,7 @@ assert BLANK.start < BLANK.stop
 
 LOUD = dict.fromkeys(["real", "first", "user", "after", "before", "word"], 3.0)  # flags that soft tokens must not drown
 CODE_NORM = 4.0
-COPY = 34.0  # gain of what is copied to the output, where the code of the token here stands as well
+COPY = 34.0  # gain of what is copied to the output, where the code of the token here is present as well
 # Attention to candidates leans by their match, but little: what is copied is then nearly in proportion to it, and of
 # titles that begin alike the better one counts for more. A second attention that leans the other way is taken off, and
 # with it most of what all candidates have in common.
@@ -290,7 +290,7 @@ def _look_back(layer: Any, near_RC: torch.Tensor) -> None:
     The MLP marks the first tokens of titles: a title begins behind a slot and a comma.
     """
     # The weights of the waves whose sum is lowest at every other distance up to 900, its neighbours' included (a linear
-    # program): what stands at slots is quieter, and so louder behind LayerNorm, by a quarter.
+    # program): what is at slots is quieter, and so louder behind LayerNorm, by a quarter.
     sharp = torch.tensor([14, 10, 3, 1, 1, 1, 1.5, 3, 3.5, 2, 0, 1.5, 2.5, 3, 2.5, 1])
     for back in range(1, GATHERED + 2):
         head = _Head(layer, back - 1)
@@ -369,7 +369,7 @@ def _decide(layer: Any, near_RC: torch.Tensor, eos_C: torch.Tensor) -> None:
         head.prefer(-70, {"word": 1, "before": 1, "first": -2.15}, {"word": 1, "decide": -1})
         head.prefer(40, {"first": 1}, {"decide": 1})
         head.move(_axes(then), _on_code(near_RC), 2.0)
-    # What followed the token here among the candidates; behind the last of a title stands its slot: that is the end.
+    # What followed the token here among the candidates; after the last of a title comes its slot: that is the end.
     head = _Head(layer, 6)
     rows = slice(HEAD - 5)
     head.match(_on_code(near_RC)[rows], _axes(NEAR)[rows], 1.0)

@@ -1,6 +1,6 @@
 """Download public files so that a cut connection costs little and a file that is there is whole.
 
-Bytes go to `<file>.part`, with which the next attempt or the next run goes on; the file takes its name when its size
+Bytes go to `<file>.part`, from which the next attempt or the next run resumes; the file takes its name when its size
 and checksum are right. Knows HTTP and checksums. Which files make a data set is `jobs.demo.fetch_data`'s business.
 """
 
@@ -74,7 +74,7 @@ def fetch(
             failures = failures + 1 if _size(part) <= before else 1
             if failures >= attempts:
                 raise ValueError(
-                    f"{remote.url}: {str(error).splitlines()[0]}; run again to go on after {_size(part):,} bytes"
+                    f"{remote.url}: {str(error).splitlines()[0]}; run again to resume after {_size(part):,} bytes"
                 ) from None
             time.sleep(pause_s * 2 ** (failures - 1))
     try:
@@ -88,7 +88,7 @@ def fetch(
 
 
 def _download(url: str, part: Path, advance: Advance, timeout_s: float) -> None:
-    """Append what is missing to `part`, or start anew where the server cannot resume or has another version now."""
+    """Append what is missing to `part`, or start again where the server cannot resume or has another version now."""
     done, validator = _size(part), _validator(part)
     headers = {"Accept-Encoding": "identity"}
     if done and validator.exists():
@@ -101,7 +101,7 @@ def _download(url: str, part: Path, advance: Advance, timeout_s: float) -> None:
             return
         if response.status_code == 416 or (response.status_code == 206 and not there.startswith(f"bytes {done}-")):
             part.unlink()
-            raise requests.HTTPError("the server does not go on where the file ends that is there; from the beginning")
+            raise requests.HTTPError("the server does not resume where the existing file ends; from the beginning")
         if response.status_code not in (200, 206):
             raise ValueError(f"{url}: the server answers {response.status_code} {response.reason}")
         if response.status_code == 200:

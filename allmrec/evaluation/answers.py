@@ -10,7 +10,8 @@ Dimensions: B cases, C candidates (the target first), M metrics
 import numpy as np
 import polars as pl
 
-from allmrec.evaluation.systems import Cases, Systems
+from allmrec.data.cases import Cases
+from allmrec.evaluation.systems import Systems
 from allmrec.llm.generation import Generator, named_by_text
 from allmrec.llm.prompt import PromptBuilder
 
@@ -57,7 +58,7 @@ class Answers:
         soft = self.systems.soft_tokens(system, cases)
         builder = self.scorer.ranker(soft is not None).builder
         assert isinstance(builder, PromptBuilder)
-        shown_BC = np.take_along_axis(cases.candidates_BC, self.systems.shown_order(cases), axis=1)
+        shown_BC = self.systems.shown_order(cases).shown(cases.candidates_BC)
         prompts = builder.build(cases.histories, shown_BC)
         generator = Generator(self.scorer.llm, builder.end, self.scorer.config.tokens_per_batch)
         texts = generator.free(prompts, soft, int(builder.titles.lengths.max()) + 1)

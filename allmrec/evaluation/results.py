@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from allmrec.core.artifacts import read_manifest, read_part
 from allmrec.core.storage import Storage
-from allmrec.evaluation.systems import Cases
+from allmrec.data.cases import Cases
 from allmrec.metrics import METRICS, summarise, sums
 from schemas.evaluation_results import SCHEMA
 

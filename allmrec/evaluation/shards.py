@@ -8,7 +8,8 @@ Dimensions: B cases, M metrics
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,15 @@ import pyarrow as pa
 from allmrec import metrics
 from allmrec.bundle import load_bundle
 from allmrec.core.artifacts import read_table, shard_name, write_shard
+from allmrec.core.shard_tasks import Report, ShardTask
 from allmrec.core.storage import Storage
+from allmrec.data.cases import Cases
 from allmrec.data.evaluation_cases import PROTOCOLS
 from allmrec.data.sequences import Sequences
 from allmrec.evaluation.answers import Answers
 from allmrec.evaluation.caveats import thin_cases
 from allmrec.evaluation.results import FULL, GENERATION, SWAP, metrics_of, rows, sums_of
-from allmrec.evaluation.systems import IN_CATALOGUE, NEED_LLM, Cases, Systems
+from allmrec.evaluation.systems import IN_CATALOGUE, NEED_LLM, Systems
 from allmrec.llm.loading import LLMConfig
 from allmrec.model import ALLMRec
 from schemas.evaluation_results import SCHEMA
@@ -32,10 +35,11 @@ SPLIT = "test"
 _BLOCK = 2048  # cases whose prompts are built at once
 
 
-class EvaluateShards:
-    """Shard numbers → shards of `evaluation_results`; reports sums of metrics, what scoring cost, and the shard's size.
+class EvaluateShards(ShardTask):
+    """Shard numbers → shards of `evaluation_results`, and counts of what they hold.
 
-    Loads the bundle and the LLM once. A shard is scored alone, so nothing depends on who else is at work.
+    Details: `sums` of metrics as `results.sums_of` makes them, and `costs` of scoring by system and protocol. Loads the
+    bundle and the LLM once. A shard is scored alone, so nothing depends on the other workers.
     """
 
     def __init__(
@@ -65,24 +69,24 @@ class EvaluateShards:
         if not NEED_LLM.isdisjoint(names):
             self.scorer.ranker(soft=True)  # loads the LLM now, while no clock runs
 
-    def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
-        for shard in batch["id"].tolist():
-            sequences, table = Sequences.read(self.sequences, [shard]), read_table(self.cases, [shard])
-            by_protocol = {protocol: Cases.select(table, sequences, SPLIT, protocol) for protocol in PROTOCOLS}
-            drawn = by_protocol["random"]
-            by_protocol |= {SWAP: drawn.swapped(self.seed), FULL: drawn}
-            by_protocol[GENERATION] = drawn.sample(self.generation, self.seed)
-            results, costs = {}, []
-            for protocol, cases in by_protocol.items():
-                for name in self._asked(protocol):
-                    results[protocol, name], cost = self._measured(name, protocol, cases)
-                    costs.append(cost)
-            entry = write_shard(
-                self.results, SCHEMA, shard_name(shard), pa.concat_tables([SCHEMA.empty_table(), *results.values()])
-            )
-            sums = sums_of(results, self.baseline, self.recall_at)
-            stats = {"users": len(sequences), "interactions": len(sequences.items), **thin_cases(drawn.candidates_BC)}
-            yield pa.Table.from_pylist([{"shard": shard, "entry": entry, "sums": sums, "costs": costs, **stats}])
+    def process(self, shard: int) -> Report:
+        sequences, table = Sequences.read(self.sequences, [shard]), read_table(self.cases, [shard])
+        by_protocol = {protocol: Cases.select(table, sequences, SPLIT, protocol) for protocol in PROTOCOLS}
+        drawn = by_protocol["random"]
+        by_protocol |= {SWAP: drawn.swapped(self.seed), FULL: drawn}
+        by_protocol[GENERATION] = drawn.sample(self.generation, self.seed)
+        results, costs = {}, []
+        for protocol, cases in by_protocol.items():
+            for name in self._asked(protocol):
+                results[protocol, name], cost = self._measured(name, protocol, cases)
+                costs.append(cost)
+        measured = pa.concat_tables([SCHEMA.empty_table(), *results.values()])
+        thin = thin_cases(drawn.candidates_BC)
+        return Report(
+            counts=Counter(users=len(sequences), interactions=len(sequences.items), **thin),
+            files={shard_name(shard): write_shard(self.results, SCHEMA, shard_name(shard), measured)},
+            details={"sums": sums_of(results, self.baseline, self.recall_at), "costs": costs},
+        )
 
     def _asked(self, protocol: str) -> list[str]:
         """The systems that a protocol is for."""
@@ -102,8 +106,8 @@ class EvaluateShards:
         by_text = self.systems.uses_text_embedding(name)
         found = rows(name, protocol, cases, np.concatenate(values), np.concatenate(tied), by_text)
         spent = {what: count - before[what] for what, count in self._spent().items()}
-        label = f"{name}, writing" if protocol == GENERATION else name
-        return found, {"system": label, "cases": len(cases), "seconds": time.perf_counter() - started, **spent}
+        seconds = time.perf_counter() - started
+        return found, {"system": name, "protocol": protocol, "cases": len(cases), "seconds": seconds, **spent}
 
     def _spent(self) -> dict[str, int]:
         return {what: count + self.answers.spent[what] for what, count in self.scorer.spent().items()}

@@ -9,22 +9,21 @@ Systems that can score every item also place the target in the whole catalogue.
 Dimensions: B cases, C candidates (the target first)
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from allmrec.cf.retrieval import catalogue_places, refuse_nonfinite
-from allmrec.core.hashing import Draw, draws, hash_strings, key64, mix64, permutations, uniforms
-from allmrec.data.sequences import Sequences
+from allmrec.core.hashing import Draw, draws, key64, mix64
+from allmrec.data.cases import Cases
 from allmrec.llm.batches import SoftTokens
+from allmrec.llm.shown_order import ShownOrder
 from allmrec.model import ALLMRec
 from allmrec.projection.projectors import ProjectionConfig
 
-# Systems of an LLM: what `Scorer.soft_tokens` is told; None for prompts without soft tokens.
+# Systems of an LLM: what `ALLMRec.soft_tokens` is told; None for prompts without soft tokens.
 SOFT: dict[str, dict[str, bool] | None] = {
     "llm-only": None,
     "a-llmrec": {},
@@ -33,77 +32,6 @@ SOFT: dict[str, dict[str, bool] | None] = {
 }
 NEED_LLM = frozenset(SOFT)
 IN_CATALOGUE = frozenset({"random", "popularity", "teacher"})  # those that can score every item
-
-
-@dataclass(frozen=True)
-class Cases:
-    """Cases of one shard, split and protocol."""
-
-    user_ids: pa.Array  # string (B,)
-    histories: Sequences  # of B users; another user's in the swap
-    candidates_BC: np.ndarray  # int32, zeros are no candidates
-    warm_B: np.ndarray  # bool: of the target
-    cold_B: np.ndarray
-
-    @classmethod
-    def select(cls, table: pa.Table, sequences: Sequences, split: str, protocol: str) -> "Cases":
-        """Those of one split and protocol from rows of `evaluation_cases`, joined with their users' sequences."""
-        wanted = pc.and_(pc.equal(table.column("split"), split), pc.equal(table.column("protocol"), protocol))
-        table = table.filter(wanted).combine_chunks()
-        user_ids = pa.concat_arrays([pa.array([], pa.string()), *table.column("user_id").chunks])
-        users = pc.index_in(user_ids, value_set=sequences.user_ids)
-        assert users.null_count == 0, "every case is of a user of its shard"
-        lists = pa.concat_arrays([pa.array([], pa.list_(pa.int32())), *table.column("candidates").chunks])
-        lengths = np.diff(lists.offsets.to_numpy())
-        candidates = lists.flatten().to_numpy().reshape(len(lists), -1 if len(lists) else 1).copy()
-        assert (lengths == candidates.shape[1]).all()
-        return cls(
-            user_ids,
-            sequences.take(users.to_numpy()).shortened(table.column("history_length").to_numpy()),
-            candidates,
-            table.column("warm").to_numpy(),
-            table.column("cold").to_numpy(),
-        )
-
-    def __len__(self) -> int:
-        return len(self.user_ids)
-
-    @cached_property
-    def hashes(self) -> np.ndarray:
-        """uint64 (B,), of the users whose candidates these are."""
-        return hash_strings(self.user_ids)
-
-    @property
-    def subsets(self) -> dict[str, np.ndarray]:
-        return {"all": np.ones(len(self), dtype=bool), "warm": self.warm_B, "cold": self.cold_B}
-
-    def take(self, rows: np.ndarray) -> "Cases":
-        return Cases(
-            self.user_ids.take(pa.array(rows)),
-            self.histories.take(rows),
-            self.candidates_BC[rows],
-            self.warm_B[rows],
-            self.cold_B[rows],
-        )
-
-    def blocks(self, size: int) -> Iterator["Cases"]:
-        for first in range(0, len(self), size):
-            yield self.take(np.arange(first, min(first + size, len(self))))
-
-    def sample(self, share: float, seed: int) -> "Cases":
-        """Those of about this share of the users, drawn by hash."""
-        return self.take(
-            np.flatnonzero(uniforms(self.hashes, key64(seed, Draw.EVALUATION_GENERATION), 1)[:, 0] < share)
-        )
-
-    def swapped(self, seed: int) -> "Cases":
-        """Every user with the history of the next one in a shuffled circle. A single user has nobody: no cases."""
-        if len(self) < 2:
-            return self.take(np.arange(0))
-        circle = np.argsort(draws(self.hashes, key64(seed, Draw.EVALUATION_PARTNERS), 1)[:, 0], kind="stable")
-        partner = np.empty(len(self), dtype=np.int64)
-        partner[circle] = np.roll(circle, -1)
-        return replace(self, histories=self.histories.take(partner))
 
 
 class Systems:
@@ -180,10 +108,8 @@ class Systems:
 
     def by_llm(self, system: str, cases: Cases) -> np.ndarray:
         """log P of every candidate; those of identical titles stay tied."""
-        soft, order = self.soft_tokens(system, cases), self.shown_order(cases)
-        shown = np.take_along_axis(cases.candidates_BC, order, axis=1)
-        ranker = self.scorer.ranker(soft is not None)
-        return _unshuffled(ranker.log_probabilities(cases.histories, shown, soft), order)
+        order, soft = self.shown_order(cases), self.soft_tokens(system, cases)
+        return self.scorer.log_probabilities(cases.histories, cases.candidates_BC, order, soft)
 
     def soft_tokens(self, system: str, cases: Cases) -> SoftTokens | None:
         """What goes into the slots of an LLM system's prompts; None for prompts without (LLM-Only, paper Figure 6)."""
@@ -200,14 +126,9 @@ class Systems:
         joint = ProjectionConfig(**bundle.config["projection"]).item_input == "joint"
         return bundle.uses_text_embedding().numpy() & joint
 
-    def shown_order(self, cases: Cases) -> np.ndarray:
-        """In which order a prompt shows the candidates, int64 (B, C): by the user, so that all systems agree."""
-        return permutations(cases.hashes, key64(self.seed, Draw.EVALUATION_SHOWN), cases.candidates_BC.shape[1])
-
-
-def within_row_ranks(scores_BC: np.ndarray) -> np.ndarray:
-    """How many of the row's candidates are worse, int64 (B, C); equal scores have equal places."""
-    return (scores_BC[:, :, None] > scores_BC[:, None, :]).sum(axis=2)
+    def shown_order(self, cases: Cases) -> ShownOrder:
+        """In which order a prompt shows the candidates: by the user, so that all systems agree."""
+        return ShownOrder.draw(cases.hashes, key64(self.seed, Draw.EVALUATION_SHOWN), cases.candidates_BC.shape[1])
 
 
 def _seen_others(cases: Cases) -> tuple[np.ndarray, np.ndarray]:
@@ -217,9 +138,3 @@ def _seen_others(cases: Cases) -> tuple[np.ndarray, np.ndarray]:
     base = int(item.max(initial=0)) + 1
     row, item = np.divmod(np.unique(row[other] * base + item[other]), base)
     return row, item
-
-
-def _unshuffled(scores_BC: np.ndarray, order_BC: np.ndarray) -> np.ndarray:
-    out = np.empty_like(scores_BC)
-    np.put_along_axis(out, order_BC, scores_BC, axis=1)
-    return out

@@ -34,8 +34,8 @@ class ExplainConfig(Section):
 
     kind: str = "genres"  # what the prompt calls the catalogue's categories
     gerund: str | None = None  # "... this user would enjoy watching"; default: `prompt.verb` and -ing
-    max_categories: int = Field(50, ge=2)  # the most frequent ones that an answer is chosen from
-    max_new_tokens: int = Field(24, ge=1)  # of a free answer
+    max_categories: int = Field(50, ge=2)  # how many of the most frequent ones an answer is chosen from
+    max_new_tokens: int = Field(24, ge=1)  # of a free answer, at most
 
 
 class FavouriteGenre:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +10,7 @@ import pyarrow.compute as pc
 from allmrec.bundle import load_bundle
 from allmrec.core.artifacts import read_table
 from allmrec.core.hashing import Draw, draws, key64, shard_of
+from allmrec.core.shard_tasks import Task
 from allmrec.core.storage import Storage
 from allmrec.data.sequences import Sequences
 from allmrec.explain.answers import ExplainConfig, FavouriteGenre
@@ -19,7 +19,7 @@ from allmrec.llm.loading import LLMConfig
 from allmrec.model import ALLMRec
 
 
-class ExplainShards:
+class ExplainShards(Task):
     """Shard numbers → rows of `explanations` for those of the asked users who are in the shard.
 
     Loads the bundle and the LLM once.
@@ -35,11 +35,10 @@ class ExplainShards:
         categories = Categories.from_table(read_table(self.run.at("items")), self.config.max_categories)
         return FavouriteGenre(self.scorer, categories, self.config)
 
-    def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
-        for shard in batch["id"].tolist():
-            users = Sequences.read(self.run.at("sequences"), [shard])
-            rows = pc.index_in(self.user_ids, value_set=users.user_ids).drop_null()
-            yield self.task.ask(users.take(rows.to_numpy()))
+    def tables(self, shard: int) -> Iterator[pa.Table]:
+        users = Sequences.read(self.run.at("sequences"), [shard])
+        rows = pc.index_in(self.user_ids, value_set=users.user_ids).drop_null()
+        yield self.task.ask(users.take(rows.to_numpy()))
 
 
 def sample_users(sequences: Storage, num_shards: int, count: int, seed: int) -> list[str]:

@@ -17,20 +17,20 @@ Placement = Literal["replicated", "sharded", "offloaded"]
 
 
 class LLMConfig(Section):
-    """Which LLM, and how it is held."""
+    """Which LLM, and where its weights are kept."""
 
-    name: str = "facebook/opt-6.7b"  # hub name, local folder, or s3:// prefix (downloaded once a node)
-    revision: str | None = None  # of a hub name; pin it for reproducible runs
+    name: str = "facebook/opt-6.7b"  # hub name, local folder, or s3:// prefix (downloaded once per node)
+    revision: str | None = None  # of a hub name; pin it for reproducible results
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on GPUs, float32 on CPUs
-    tokens_per_batch: int = 16_384  # padded tokens of one forward pass when ranking
-    # In training. replicated: each worker holds all weights; sharded: DeepSpeed ZeRO-3 cuts them over the workers;
-    # offloaded: cut, and kept where `offload_to` says; auto: the first of the three that fits.
+    tokens_per_batch: int = 16_384  # padded tokens in one forward pass of ranking
+    # In training. replicated: every worker has all weights; sharded: DeepSpeed ZeRO-3 partitions them over the workers;
+    # offloaded: partitioned, and kept in `offload_to`; auto: the first of the three that fits.
     placement: Literal["auto", "replicated", "sharded", "offloaded"] = "auto"
-    offload_to: str = "cpu"  # or a folder on an NVMe disk of each node
-    # ZeRO++: besides, keep the weights whole within groups of so many workers (those of a node), so that the backward
-    # pass gathers them there and not across nodes; 1: no.
+    offload_to: str = "cpu"  # cpu, or a folder on an NVMe disk of each node
+    # ZeRO++ hpZ: workers per group (those of a node) that also keeps all weights, so that the backward pass gathers
+    # them within a node; 1: off.
     hpz_group: int = Field(1, ge=1)
-    deepspeed_overrides: OtherSettings = Field({})  # laid over the generated DeepSpeed config, key by key
+    deepspeed_overrides: OtherSettings = Field({})  # override keys of the generated DeepSpeed config
 
 
 def llm_folder(config: LLMConfig, weights: bool = True) -> Path:

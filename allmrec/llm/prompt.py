@@ -28,10 +28,10 @@ class PromptConfig(Section):
     verb_past: str = "bought"  # "This user has bought ..."
     verb: str = "buy"  # "... for this user to buy next"
     noun: str = "item"  # "... set of item titles"
-    user_slot: bool = True  # x_u at the front; without: paper Table 9
-    item_slots: bool = True  # an item's embedding behind its title; without: paper Table 9
-    max_history: int = Field(10, ge=0)  # newest items shown
-    max_title_tokens: int | None = Field(24, ge=1)  # longer titles are cut, as answers too; null: none is
+    user_slot: bool = True  # x_u at the front; false: a row of Table 9
+    item_slots: bool = True  # an item's embedding after its title; false: a row of Table 9
+    max_history: int = Field(10, ge=0)  # newest items of a user that the prompt shows
+    max_title_tokens: int | None = Field(24, ge=1)  # longer titles are cut, in prompts and answers; null: never
 
     @model_validator(mode="after")
     def _some_slot(self) -> "PromptConfig":

@@ -7,24 +7,29 @@ protocols: there the blend is never worse than the better of the two.
 Dimensions: B cases or users, C candidates, W weights
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import json
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from allmrec.bundle import load_bundle
-from allmrec.core.artifacts import read_table
+from allmrec.core.artifacts import read_file, read_manifest, read_table
+from allmrec.core.shard_tasks import Report, ShardTask
 from allmrec.core.storage import Storage
+from allmrec.core.workspace import Workspace
+from allmrec.data.cases import Cases
 from allmrec.data.evaluation_cases import PROTOCOLS
 from allmrec.data.sequences import Sequences
-from allmrec.evaluation.systems import Cases, Systems, within_row_ranks
+from allmrec.evaluation.systems import Systems
 from allmrec.llm.loading import LLMConfig
 from allmrec.metrics import METRICS, evaluate_scores
 from allmrec.model import ALLMRec
 
 WEIGHTS = np.arange(21) / 20
 SPLIT, METRIC = "valid", "ndcg@10"
+NAME = "blend.json"
 _BLOCK = 2048  # cases scored at once
 
 
@@ -44,53 +49,46 @@ def _normalised(scores_BC: np.ndarray) -> np.ndarray:
     return scores_BC - top_B1 - np.log(np.maximum(np.exp(scores_BC - top_B1).sum(axis=1, keepdims=True), 1))
 
 
-class FitShards:
-    """Shard numbers → one row a shard: how many validation cases it has, and each weight's sum of NDCG@10."""
+class FitShards(ShardTask):
+    """Counts a shard's validation cases, and sums NDCG@10 over them for each weight."""
 
     def __init__(self, run: Storage, version: str, llm: LLMConfig, seed: int):
-        self.sequences, self.cases = run.at("sequences"), run.at("evaluation_cases")
-        self.scorer = ALLMRec(load_bundle(run, version), llm)
-        self.systems = Systems(self.scorer, seed)
+        self.workspace = Workspace(run)
+        self.systems = Systems(ALLMRec(load_bundle(run, version), llm), seed)
 
-    def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
-        for shard in batch["id"].tolist():
-            sequences, table = Sequences.read(self.sequences, [shard]), read_table(self.cases, [shard])
-            cases = [Cases.select(table, sequences, SPLIT, protocol) for protocol in PROTOCOLS]
-            sums_W = sum((self.gains(block) for some in cases for block in some.blocks(_BLOCK)), np.zeros(len(WEIGHTS)))
-            yield pa.Table.from_pylist([{"shard": shard, "cases": sum(map(len, cases)), "sums": sums_W.tolist()}])
+    def process(self, shard: int) -> Report:
+        sequences = Sequences.read(self.workspace.sequences, [shard])
+        table = read_table(self.workspace.evaluation_cases, [shard])
+        cases = [Cases.select(table, sequences, SPLIT, protocol) for protocol in PROTOCOLS]
+        sums_W = sum((self.gains(block) for some in cases for block in some.blocks(_BLOCK)), np.zeros(len(WEIGHTS)))
+        return Report(counts=Counter(cases=sum(map(len, cases))), sums={METRIC: sums_W})
 
     def gains(self, cases: Cases) -> np.ndarray:
-        """The sum of NDCG@10 by weight, float64 (W,). Ties are the teacher's to break, as in the nightly run."""
-        order_BC = self.systems.shown_order(cases)
-        shown_BC = np.take_along_axis(cases.candidates_BC, order_BC, axis=1)
-        x_BD, llm_BC = self.scorer.represent(cases.histories), np.empty(shown_BC.shape, dtype=np.float32)
-        np.put_along_axis(llm_BC, order_BC, self.scorer.llm_scores(x_BD, cases.histories, shown_BC), axis=1)
-        teacher_BC = self.systems.score("teacher", cases)
-        first_BC = within_row_ranks(teacher_BC)
-        return np.array(
-            [
-                evaluate_scores(
-                    within_row_ranks(blended(llm_BC, teacher_BC, weight)) * first_BC.shape[1] + first_BC,
-                    cases.candidates_BC,
-                )[:, METRICS.index(METRIC)].sum()
-                for weight in WEIGHTS.tolist()
-            ]
-        )
+        """The sum of NDCG@10 by weight, float64 (W,). The teacher breaks ties, as in the nightly run."""
+        llm_BC, teacher_BC = (self.systems.score(name, cases) for name in ("a-llmrec", "teacher"))
+        ranks = (ALLMRec.rank(blended(llm_BC, teacher_BC, weight), teacher_BC) for weight in WEIGHTS.tolist())
+        column = METRICS.index(METRIC)
+        return np.array([evaluate_scores(rank_BC, cases.candidates_BC)[:, column].sum() for rank_BC in ranks])
 
 
-def best_weight(shards: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def best_weight(reports: Sequence[Report]) -> dict[str, Any]:
     """The weight, and the mean NDCG@10 of each; of equally good ones the smallest.
 
     Args:
-        shards: what `FitShards` found.
+        reports: of `FitShards`, in any order.
 
     Raises:
         ValueError: there is no validation case.
     """
-    ordered = sorted(shards, key=lambda row: row["shard"])
-    count = sum(row["cases"] for row in ordered)
+    count = sum(report.counts["cases"] for report in reports)
     if not count:
         raise ValueError("no validation case to fit nightly.ranker blend on; prepare with longer histories, or use llm")
-    means_W = np.sum([row["sums"] for row in ordered], axis=0) / count
+    ordered = sorted(reports, key=lambda report: report.shard)  # floating point sums depend on the order
+    means_W = np.sum([report.sums[METRIC] for report in ordered], axis=0) / count
     by_weight = dict(zip(map(str, WEIGHTS.tolist()), means_W.tolist(), strict=True))
     return {"weight": float(WEIGHTS[means_W.argmax()]), "cases": count, METRIC: by_weight}
+
+
+def fitted_weight(workspace: Workspace) -> float:
+    """The LLM's share, as it was fitted."""
+    return json.loads(read_file(workspace.blend, read_manifest(workspace.blend), NAME))["weight"]

@@ -1,4 +1,4 @@
-"""What the nightly run recommends to whom, when it gives up, and where it publishes."""
+"""What the nightly run recommends to which users, when it times out, and where it publishes."""
 
 from typing import Any, Literal
 
@@ -11,44 +11,45 @@ from allmrec.data.config import ListConfig, by_suffix
 class ItemsConfig(ListConfig):
     """A list of items: ids, a table of `item_id`, or both."""
 
-    ids: list[str] = Field(default_factory=list)
+    ids: list[str] = Field(default_factory=list)  # of items, beside those of the table
 
 
 class QualityGatesConfig(Section):
-    """What a run must keep to, or it is not published; null: anything goes. The report shows every value."""
+    """What a run must satisfy to be published; null: not checked. The report shows every value."""
 
-    min_overlap: float | None = Field(None, ge=0, le=1)  # mean Jaccard of a user's list with last night's
-    min_coverage: float | None = Field(None, ge=0, le=1)  # of the items that may be recommended, the share that are
-    max_fallback_share: float | None = Field(None, ge=0, le=1)  # share of users who get popular items
-    max_users_change: float | None = Field(None, ge=0)  # 0.1: a tenth more or fewer users than last night
-    max_score_drift: float | None = Field(None, ge=0)  # population stability index of first scores; 0.25 is a lot
+    min_overlap: float | None = Field(None, ge=0, le=1)  # mean Jaccard similarity to the previous run's lists
+    min_coverage: float | None = Field(None, ge=0, le=1)  # share of the eligible items that are recommended
+    max_fallback_share: float | None = Field(None, ge=0, le=1)  # share of users whose list is popular items
+    max_users_change: float | None = Field(None, ge=0)  # in users since the previous run; 0.1: a tenth more or fewer
+    max_score_drift: float | None = Field(None, ge=0)  # population stability index of first scores; 0.25 is high
 
 
 class NightlyConfig(Section):
-    timezone: Timezone = "UTC"  # where a run's date begins and ends, and which day it is where no date is given
-    output: str | None = None  # where recommendations are published; default: <run>/recommendations
-    candidates: ListConfig | None = None  # another system's `candidates` table; default: the teacher's
-    # A table of user_id: exactly those get recommendations, popular items if they have no history. Default: everyone
-    # who has one.
+    """Who gets recommendations, from which candidates, and when a run must not be published."""
+
+    timezone: Timezone = "UTC"  # in which a date begins and ends, and today is determined
+    output: str | None = None  # folder or s3:// prefix to publish to; null: <root>/<name>/recommendations
+    candidates: ListConfig | None = None  # another system's `candidates` table; null: the teacher's
+    # A list of user_id: exactly these users get recommendations, popular items if they have no history; null: all users
+    # with a history.
     users: ListConfig | None = None
-    num_candidates: int = Field(20, ge=1)  # retrieved for each user and ranked by the LLM
-    # Retrieve through an approximate index (the extra `faiss`) where more items are available; default: exactly.
-    # Worth it from some hundred thousand items on CPUs; the nightly log says which share of the exact ones it found.
+    num_candidates: int = Field(20, ge=1)  # retrieved per user and ranked by the LLM
+    # With more available items than this, retrieval uses an approximate index (the extra `faiss`); null: always exact.
+    # Worth it from some hundred thousand items on CPUs; the log reports the index's recall.
     approximate_above: int | None = Field(None, ge=1)
-    top_k: int = Field(10, ge=1)  # recommended to each user
-    # blend: the LLM's and the teacher's log-probabilities, weighted as orders the validation cases best.
+    top_k: int = Field(10, ge=1)  # recommended items per user
+    # blend: a weighted sum of the LLM's and the teacher's log-probabilities, fitted on the validation cases.
     ranker: Literal["llm", "teacher", "blend"] = "llm"
-    # Items that are never recommended, besides unavailable ones and those that the user has seen.
-    recommend_seen: bool = False  # for what is bought again and again: what the user has seen may be recommended, too
-    allowed_categories: list[str] | None = Field(None, min_length=1)  # an item needs one of them; null: any item
-    blocked_items: ItemsConfig = ItemsConfig()
-    suppressed_items: ItemsConfig = ItemsConfig()  # recalls; as blocked, but counted apart
-    suppressed_users: ListConfig | None = None  # a table of user_id: privacy requests; they get no row
-    lease_s: float = Field(60, gt=0)  # a run that has not renewed its lease for so long counts as dead
-    timeout_s: float | None = Field(None, gt=0)  # a run that takes longer ends with a diagnosis
-    stall_timeout_s: float | None = Field(10_800, gt=0)  # and so does one in which no shard was finished for so long
-    price_per_gpu_hour: float | None = Field(None, ge=0)  # for the report's and the plan's cost
-    quality_gates: QualityGatesConfig = QualityGatesConfig()
+    recommend_seen: bool = False  # whether items that the user has seen may be recommended again
+    allowed_categories: list[str] | None = Field(None, min_length=1)  # recommended items have one of them; null: any
+    blocked_items: ItemsConfig = ItemsConfig()  # never recommended, besides unavailable items
+    suppressed_items: ItemsConfig = ItemsConfig()  # recalls: as blocked_items, counted separately
+    suppressed_users: ListConfig | None = None  # a list of user_id: privacy requests; these users get no row
+    lease_s: float = Field(60, gt=0)  # a run that has not renewed its lease for this long is considered dead
+    timeout_s: float | None = Field(None, gt=0)  # a longer run ends with exit code 2 and a diagnosis; null: no limit
+    stall_timeout_s: float | None = Field(10_800, gt=0)  # so does a run that has finished no shard for this long
+    price_per_gpu_hour: float | None = Field(None, ge=0)  # for the cost in the report and in the plan of --dry-run
+    quality_gates: QualityGatesConfig = QualityGatesConfig()  # what a run must satisfy to be published
 
     @field_validator("candidates", "users", "suppressed_users", "blocked_items", "suppressed_items", mode="before")
     @classmethod

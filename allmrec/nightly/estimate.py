@@ -6,17 +6,51 @@ from typing import Any
 
 import numpy as np
 
+from allmrec.core.artifacts import MANIFEST, read_manifest
 from allmrec.core.storage import Storage
 from allmrec.data.catalogue import Catalogue
-from allmrec.data.sequences import Sequences
+from allmrec.data.sequences import Sequences, num_shards
 from allmrec.llm.loading import LLMConfig, load_tokenizer
 from allmrec.llm.prompt import PromptBuilder, PromptConfig, Titles
 from allmrec.nightly.candidates import most_popular
+from allmrec.nightly.configured_tables import USERS
+from allmrec.nightly.inputs import NightlyInputs
+from allmrec.nightly.lists import check_lists
 from allmrec.nightly.report import FOLDER
+from allmrec.nightly.users import EligibleUsers
 
 _SAMPLE = 512  # prompts
 _LOOK_BACK = 30  # days
 _UNCUT = 1 << 20  # tokens: longer than any prompt, so that none is shortened to the LLM's positions
+
+
+def estimate(
+    inputs: NightlyInputs, output: Storage, run_date: date, limit: int | None, gpus_per_worker: float
+) -> dict[str, Any]:
+    """What a run would do at most: users, prompts, shards, tokens and what those cost. Touches nothing.
+
+    Raises:
+        ValueError: bundle, LLM and items do not fit together, or too little of a list of items is known.
+    """
+    description, workspace, config = inputs.check(), inputs.workspace, inputs.config
+    _, lists = inputs.item_filter()
+    check_lists(lists)
+    listed = workspace.sequences
+    if USERS.is_configured(config) and workspace.nightly_users.exists(MANIFEST):
+        listed = workspace.nightly_users
+    rows = read_manifest(listed).rows
+    count = min(rows, limit or rows)
+    known = {count.name: f"{count.known:,} of {count.listed:,} known" for count in lists}
+    shards = num_shards(workspace.sequences)
+    stats: dict[str, Any] = {"users": count, "shards": shards, "prompts": 0, "output": output.uri, **known}
+    if config.ranker == "teacher":
+        return stats
+    prompt = PromptConfig(**description["config"]["prompt"])
+    sample = EligibleUsers(workspace.sequences, run_date, timezone=config.timezone).read(0).users
+    catalogue = Catalogue.read(workspace.items)
+    tokens = count * tokens_of_a_prompt(sample, catalogue, inputs.llm, prompt, config.num_candidates)
+    costs = cost_of(tokens, last_speed(output, run_date), gpus_per_worker, config.price_per_gpu_hour)
+    return {**stats, "prompts": count, "tokens": round(tokens), **costs}
 
 
 def tokens_of_a_prompt(

@@ -1,4 +1,4 @@
-"""What is known of the lists that a night is given: how many ids each names, knows, and was applied to."""
+"""What is known of the lists that a run is given: how many ids each names, knows, and was applied to."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ def check_lists(counts: Sequence[ListCount]) -> None:
 
 
 def applied(counts: Sequence[ListCount], figures: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The lists as the report has them; `applied` is null where a list takes nothing out and asks for nobody.
+    """The lists as the report has them; `applied` is null where a list takes nothing out and asks for no users.
 
     Args:
         figures: of the report.

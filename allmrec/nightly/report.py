@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from allmrec.core.shard_tasks import Report
 from allmrec.data.catalogue import Catalogue
 from allmrec.nightly.config import QualityGatesConfig
 from allmrec.nightly.filters import ItemFilter
@@ -33,8 +34,7 @@ _ALARMS = {
 
 
 def summarise(
-    sums: Mapping[str, np.ndarray],
-    stats: Mapping[str, float],
+    total: Report,
     catalogue: Catalogue,
     filter: ItemFilter,
     last_users: int | None,
@@ -44,28 +44,24 @@ def summarise(
     """The figures of a run, JSON-able. What cannot be known (no last night, no LLM) is None.
 
     Args:
-        sums: STATISTICS over all shards.
-        stats: what the shards counted.
+        total: of the shards' inspection: what they counted, and in `sums` STATISTICS over all of them.
         last_users: rows of the last run.
     """
+    sums, counts = total.sums, total.counts
     users = int(sums["sources"].sum())
     compared = int(sums["overlap"].sum())
-    gpu_hours = stats.get("worker_seconds", 0) * gpus_per_worker / 3600
-    tokens, rank_s = stats.get("tokens", 0), stats.get("seconds_rank", 0)
+    gpu_hours = total.seconds.get("worker", 0) * gpus_per_worker / 3600
+    tokens, padding = counts["tokens"], counts["padding"]
     bias = _popularity_bias(sums["items"], catalogue.popularity, filter.allowed_I)
     most = np.argsort(-sums["items"], kind="stable")[:_TOP]
     return {
         "users": users,
         "sources": dict(zip(SOURCES, sums["sources"].astype(int).tolist(), strict=True)),
-        "scored_by_llm": int(stats.get("scored_by_llm", 0)),
-        "reused": int(stats.get("reused", 0)),
-        "suppressed_users": int(stats.get("suppressed_users", 0)),
-        "filled_from_teacher": int(stats.get("filled_from_teacher", 0)),
-        "dropped": {
-            name[8:]: int(count)
-            for name, count in sorted(stats.items())
-            if name.startswith("dropped_") and name != "dropped_history"  # of prompts
-        },
+        "scored_by_llm": counts["scored_by_llm"],
+        "reused": counts["reused"],
+        "suppressed_users": counts["suppressed_users"],
+        "filled_from_teacher": counts["filled_from_teacher"],
+        "dropped": dict(sorted(total.dropped.items())),
         "items_left_out": filter.excluded(),
         "popular": float(sums["sources"][SOURCES.index("popular")] / max(users, 1)),
         "lengths": sums["lengths"].astype(int).tolist(),
@@ -86,13 +82,13 @@ def summarise(
         "last_users": last_users,
         "users_change": None if last_users is None else abs(users / max(last_users, 1) - 1),
         "score_drift": stability_index(sums["first_scores"], sums["last_first_scores"]),
-        "tokens": int(tokens),
-        "padding": _ratio(stats.get("padding", 0), tokens + stats.get("padding", 0)),
-        "dropped_history": int(stats.get("dropped_history", 0)),
-        "cut_titles": int(stats.get("cut_titles", 0)),
-        "seconds": {name: float(stats.get(f"seconds_{name}", 0)) for name in _PHASES},
-        "worker_seconds": float(stats.get("worker_seconds", 0)),
-        "tokens_per_second": _ratio(tokens, rank_s),
+        "tokens": tokens,
+        "padding": _ratio(padding, tokens + padding),
+        "dropped_history": counts["dropped_history"],
+        "cut_titles": counts["cut_titles"],
+        "seconds": {name: float(total.seconds.get(name, 0)) for name in _PHASES},
+        "worker_seconds": float(total.seconds.get("worker", 0)),
+        "tokens_per_second": _ratio(tokens, total.seconds.get("rank", 0)),
         "gpu_hours": float(gpu_hours),
         "cost": None if price_per_gpu_hour is None else float(gpu_hours * price_per_gpu_hour),
     }

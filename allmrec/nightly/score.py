@@ -1,13 +1,13 @@
 """The nightly work on a shard of users: retrieve, rank, commit.
 
-Plain callables for batches of shard numbers. A shard depends on nothing but its own users, so any worker may do it,
-and do it again. A worker may be called by several threads: while the LLM ranks one shard, the next is retrieved and
-the last one written.
+A shard depends on nothing but its own users, so any worker may do it, and do it again. A worker may be called by
+several threads: while the LLM ranks one shard, the next is retrieved and the last one written.
 
 Dimensions: U users of the shard, N candidates, K recommended
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,14 +21,17 @@ import pyarrow.compute as pc
 
 from allmrec.bundle import load_bundle, read_description
 from allmrec.core.artifacts import read_table
-from allmrec.core.hashing import Draw, key64, permutations
+from allmrec.core.hashing import Draw, key64
+from allmrec.core.shard_tasks import Report, ShardTask
 from allmrec.core.storage import Storage
 from allmrec.data.sequences import Sequences, offsets_of
 from allmrec.llm.loading import LLMConfig
+from allmrec.llm.shown_order import ShownOrder
 from allmrec.model import ALLMRec
 from allmrec.nightly.blend import blended
 from allmrec.nightly.candidates import Candidates, Retriever, external_candidates, hidden, most_popular
 from allmrec.nightly.config import NightlyConfig
+from allmrec.nightly.counters import counters_of
 from allmrec.nightly.filters import ItemFilter
 from allmrec.nightly.lists import ListCount
 from allmrec.nightly.progress import note
@@ -52,7 +55,7 @@ class NightlyJob:
     users: EligibleUsers
     filter: ItemFilter
     weight: float  # of the LLM against the teacher: 1 and 0 are either alone
-    external_candidates: Storage | None = None  # another system's candidates, dealt to shards
+    external_candidates: Storage | None = None  # another system's candidates, by shard
     last: PreviousRun | None = None  # what in this run is compared with
     reuse: bool = True  # the rows of `last` that have not changed
     lists: tuple[ListCount, ...] = ()  # that the config names, for the report
@@ -69,8 +72,8 @@ class NightlyJob:
         return {**kept, **models, **wording, **self.config.ranking(), "weight": self.weight}
 
 
-class ScoreShards:
-    """Shard numbers → one row a shard: what it cost. The recommendations go into the store.
+class ScoreShards(ShardTask):
+    """Puts a shard's recommendations into the store, and reports what was counted and what it cost.
 
     Loads the bundle once, and the LLM when the first user needs it.
     """
@@ -84,12 +87,7 @@ class ScoreShards:
         self.ranking = night.ranking(read_description(night.storage, self.scorer.bundle.version))
         self._preparing, self._ranking = Lock(), Lock()
 
-    def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
-        for shard in batch["id"].tolist():
-            yield pa.Table.from_pylist([{"shard": shard, **self.score(shard)}])
-
-    def score(self, shard: int) -> dict[str, float]:
-        """Make a shard and commit it; returns its stats."""
+    def process(self, shard: int) -> Report:
         night, clock = self.night, Phases(lambda doing: note(self.night.run, shard, doing))
         with self._preparing, clock.phase("retrieve"):
             read = night.users.read(shard)
@@ -108,23 +106,25 @@ class ScoreShards:
             table = pa.concat_tables([table, *([self._stamped(kept)] if len(kept) else [])])
             table = table.take(pc.index_in(users.user_ids, table.column("user_id").combine_chunks()))
             write_digests(night.run, shard, digests_U)
-        sources = {f"source_{source}": _count(table, source) for source in (LLM, TEACHER, POPULAR)}
-        stats = {
+        counts = {
             "users": len(users),
             "reused": len(kept),
             "scored_by_llm": int((users.lengths[rows] > 0).sum()) if night.weight else 0,
-            **{source: count for source, count in sources.items() if count},
-            **read.filtered_out,
             "filled_from_teacher": candidates.filled,
-            **{f"dropped_{reason}": count for reason, count in candidates.dropped.items() if count},
+            **read.filtered_out,
             **candidates.index,
             **spent,
-            **clock.seconds,
-            "worker_seconds": self._worker_seconds(),
         }
-        night.run.commit_shard(shard, table, stats)
+        sources = {source: _count(table, source) for source in (LLM, TEACHER, POPULAR)}
+        report = Report(
+            counts=Counter(counts),
+            dropped=+Counter(candidates.dropped),
+            sources=+Counter(sources),
+            seconds={**clock.seconds, "worker": self._worker_seconds()},
+        )
+        night.run.commit_shard(shard, table, counters_of(report))
         clock.now("done")
-        return stats
+        return report
 
     @cached_property
     def retriever(self) -> Retriever:
@@ -163,11 +163,9 @@ class ScoreShards:
         x_UD, weight = self.scorer.represent(users), self.night.weight
         if weight == 0:
             return self.scorer.teacher_scores(x_UD, candidates_UN)
-        # The prompt must not give the teacher's order away: training showed the target anywhere.
-        order = permutations(users.hashes(), key64(self.night.seed, Draw.NIGHTLY_SHOWN), candidates_UN.shape[1])
-        shown = np.take_along_axis(candidates_UN, order, axis=1)
-        log_p_UN = np.empty(candidates_UN.shape, dtype=np.float32)
-        np.put_along_axis(log_p_UN, order, self.scorer.llm_scores(x_UD, users, shown), axis=1)
+        key = key64(self.night.seed, Draw.NIGHTLY_SHOWN)
+        order = ShownOrder.draw(users.hashes(), key, candidates_UN.shape[1])
+        log_p_UN = self.scorer.log_probabilities(users, candidates_UN, order, self.scorer.soft_tokens(x_UD))
         if weight < 1:
             log_p_UN = blended(log_p_UN, self.scorer.teacher_scores(x_UD, candidates_UN), weight)
         return np.exp(log_p_UN)
@@ -177,7 +175,8 @@ class ScoreShards:
 
         Equal scores (identical titles) keep the candidates' order, which is the teacher's.
         """
-        order_UK = np.argsort(-scores_UN, axis=1, kind="stable")[:, : self.night.config.top_k]
+        proposed_1N = -np.arange(scores_UN.shape[1])[None, :]
+        order_UK = np.argsort(-self.scorer.rank(scores_UN, proposed_1N), axis=1)[:, : self.night.config.top_k]
         items_UK = np.take_along_axis(candidates_UN, order_UK, axis=1)
         kept_UK = items_UK > 0
         flat = [
@@ -229,7 +228,7 @@ class Phases:
         self.tell(name)
         started = time.perf_counter()
         yield
-        self.seconds[f"seconds_{name}"] = time.perf_counter() - started
+        self.seconds[name] = time.perf_counter() - started
 
 
 def _count(table: pa.Table, source: str) -> int:

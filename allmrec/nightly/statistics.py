@@ -6,17 +6,16 @@ bins: what comes together on the driver grows with the catalogue and not with th
 Dimensions: I = n + 1 items, K = top_k, P pairs of a user and an item
 """
 
-import json
-from collections.abc import Iterator
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from allmrec.core.shard_tasks import Report, ShardTask
+from allmrec.core.workspace import Workspace
 from allmrec.data.catalogue import Catalogue
 from allmrec.nightly.audit import audit_finished_shard
 from allmrec.nightly.candidates import hidden
+from allmrec.nightly.counters import report_of_counters
 from allmrec.nightly.score import LLM, POPULAR, TEACHER, NightlyJob
 
 SOURCES = (LLM, TEACHER, POPULAR)
@@ -37,8 +36,8 @@ STATISTICS = (
 )
 
 
-class InspectShards:
-    """Shard numbers → one row a shard: its sha256, its stats as JSON, and STATISTICS.
+class InspectShards(ShardTask):
+    """Audits a committed shard; reports its sha256 (in `details`), its own counters, and STATISTICS (in `sums`).
 
     Raises ValueError for a shard that does not pass the audit.
     """
@@ -46,27 +45,17 @@ class InspectShards:
     def __init__(self, night: NightlyJob):
         self.night = night
 
-    def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
+    def process(self, shard: int) -> Report:
         night = self.night
-        catalogue = Catalogue.read(night.storage.at("items"))
-        for shard in batch["id"].tolist():
-            users = night.users.read(shard).users
-            seen = hidden(users, night.config)
-            digest = audit_finished_shard(
-                night.run, shard, users.user_ids, seen, catalogue, night.config.top_k, night.filter
-            )
-            rows, last = night.run.read_shard(shard)[0], night.last and night.last.read(shard)
-            sums = measure(rows, last, catalogue.item_ids, night.config.top_k)
-            stats = json.dumps(night.run.shard_stats(shard))
-            columns = {name: pa.ListArray.from_arrays([0, len(sums[name])], sums[name]) for name in STATISTICS}
-            yield pa.table({"shard": [shard], "sha256": [digest], "stats": [stats], **columns})
-
-
-def add_up(table: pa.Table, totals: dict[str, np.ndarray]) -> None:
-    """Add the statistics of some shards to those of others."""
-    for name in STATISTICS:
-        sums = pc.list_flatten(table.column(name)).to_numpy().reshape(len(table), -1).sum(axis=0)
-        totals[name] = totals.get(name, 0) + sums
+        catalogue = Catalogue.read(night.storage.at(Workspace.items))
+        users = night.users.read(shard).users
+        seen, top_k = hidden(users, night.config), night.config.top_k
+        digest = audit_finished_shard(night.run, shard, users.user_ids, seen, catalogue, top_k, night.filter)
+        rows, last = night.run.read_shard(shard)[0], night.last and night.last.read(shard)
+        report = report_of_counters(night.run.shard_stats(shard))
+        report.sums = measure(rows, last, catalogue.item_ids, top_k)
+        report.details = {"sha256": digest}
+        return report
 
 
 def measure(rows: pa.Table, last: pa.Table | None, item_ids: pa.Array, top_k: int) -> dict[str, np.ndarray]:

@@ -1,12 +1,11 @@
-"""Tables by user (candidates, lists of users), dealt to the users' shards, so that a shard reads only its own rows.
+"""Tables by user (candidates, lists of users), partitioned by the users' shards: a shard reads only its own rows.
 
-Plain callables for batches: pieces of the input on one side, whole shards on the other. Candidates come as a list of
-items a user, or as a row a pair of user and item with its rank or score; ids are of any type that the log's may be.
+Pieces of the input on one side, whole shards on the other. Candidates come as a list of items a user, or as a row a
+pair of user and item with its rank or score; ids are of any type that the log's may be.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +13,7 @@ import pyarrow.compute as pc
 
 from allmrec.core.artifacts import shard_name, write_shard
 from allmrec.core.hashing import shard_of
+from allmrec.core.shard_tasks import Task
 from allmrec.core.storage import Storage
 from allmrec.data.known import Known
 from allmrec.data.sequences import offsets_of
@@ -55,7 +55,7 @@ CANDIDATES = {
 
 
 class Rows:
-    """A kind of table: what it is while it is dealt, and how a shard's rows of it become a file."""
+    """A kind of table: what it is while it is partitioned, and how a shard's rows of it become a file."""
 
     schema: pa.Schema
 
@@ -157,16 +157,15 @@ def rows_of(source: Source) -> Rows:
     )
 
 
-class PartitionRows:
-    """Piece numbers → the pieces' rows and their shards."""
+class PartitionRows(Task):
+    """A piece's rows, each with its shard."""
 
     def __init__(self, source: Source, rows: Rows, num_shards: int):
         self.source, self.rows, self.num_shards = source, rows, num_shards
 
-    def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
-        for number in batch["id"].tolist():
-            for table in self.rows.read(self.source, self.source.pieces[number]):
-                yield table.append_column("shard", pa.array(shard_of(table.column("user_id"), self.num_shards)))
+    def tables(self, number: int) -> Iterator[pa.Table]:
+        for table in self.rows.read(self.source, self.source.pieces[number]):
+            yield table.append_column("shard", pa.array(shard_of(table.column("user_id"), self.num_shards)))
 
 
 class WriteRows:
@@ -185,7 +184,7 @@ class WriteRows:
         return pa.Table.from_pylist(reports, schema=REPORT)
 
     def _counted(self, shard: int, rows: pa.Table) -> tuple[pa.Table, dict[str, int]]:
-        """An id with spaces around it stands only for a user who is known by it; without them it is listed, too."""
+        """An id with spaces around it counts only for a user who is known by it; without them it is listed, too."""
         ids = rows.column("user_id").combine_chunks()
         users = pc.unique(ids)
         known = users.filter(pa.array(self.known.users_of(shard, users)))

@@ -29,13 +29,13 @@ class UserShard:
 
 @dataclass(frozen=True)
 class EligibleUsers:
-    """Reads shards of users; can be pickled. Tables besides `sequences` are dealt to the same shards."""
+    """Reads shards of users; can be pickled. Tables besides `sequences` are partitioned into the same shards."""
 
     sequences: Storage
     run_date: date
-    asked: Storage | None = None  # a dealt table of user_id: these and nobody else
-    suppressed: Storage | None = None  # a dealt table of user_id: never these
-    limit: int | None = None  # at most so many users in all, drawn by their hashes
+    asked: Storage | None = None  # a partitioned table of user_id: these and no others
+    suppressed: Storage | None = None  # a partitioned table of user_id: never these
+    limit: int | None = None  # at most this number of users, drawn by their hashes
     timezone: str = "UTC"  # where the date ends
 
     def read(self, shard: int) -> UserShard:

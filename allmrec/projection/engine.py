@@ -217,7 +217,7 @@ def checksum(module: nn.Module) -> int:
 
 
 def _local(parameter: nn.Parameter) -> torch.Tensor:
-    """What of the weight lies on this worker: its part, or all of it."""
+    """What of the weight is on this worker: its part, or all of it."""
     return getattr(parameter, "ds_tensor", parameter)
 
 

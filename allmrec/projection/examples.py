@@ -46,7 +46,7 @@ class Batch:
 
 
 class Examples:
-    """E prompts, drawn anew in every epoch.
+    """E prompts, drawn again in every epoch.
 
     Args:
         sequences: the training part of everyone's history (`Sequences.read_train`).

@@ -39,27 +39,27 @@ _PAPER: dict[str, Any] = {
 class ProjectionConfig(Section):
     """`preset` sets the defaults of the other keys; the ones below are those of "strong"."""
 
-    preset: Literal["strong", "paper"] = "strong"
+    preset: Literal["strong", "paper"] = "strong"  # paper: no gradient clipping, and the last epoch is kept
     learning_rate: float = Field(1e-4, gt=0)  # of Adam, Table 3
-    # linear: falls to zero over the epochs, so that the last steps' noise averages out; the paper's is constant.
+    # linear: falls to zero over the epochs, which averages out the last steps' noise; the paper's is constant.
     learning_rate_schedule: Literal["constant", "linear"] = "constant"
     epochs: int = Field(5, ge=1)  # at most; paper section 5.1
-    batch_size: int = Field(4, ge=1)  # prompts in a step, over all workers together; paper section 5.1
-    tokens_per_pass: int = Field(8192, ge=1)  # padded ones, of one worker; a larger share is accumulated over passes
-    activation_checkpointing: bool = False  # keep no activations within the LLM's layers: less memory, a third slower
-    num_candidates: int = Field(20, ge=2)  # titles that a prompt offers: the target and negatives
-    targets: Targets = "last"  # a user's last training item, or all behind the first (A-LLMRec_all, section 5.4.2)
-    # What F_I projects: joint embeddings, or (paper Table 9) the teacher's item embeddings (MLP-LLM) or random vectors.
+    batch_size: int = Field(4, ge=1)  # prompts per step, over all workers; paper section 5.1
+    tokens_per_pass: int = Field(8192, ge=1)  # padded tokens in one forward pass of a worker; larger steps take several
+    activation_checkpointing: bool = False  # recompute the LLM's activations: less memory, a third slower
+    num_candidates: int = Field(20, ge=2)  # titles offered by a training prompt: the target and negatives
+    targets: Targets = "last"  # last: a user's last training item; all: all but the first (section 5.4.2)
+    # What F_I projects: joint embeddings, the teacher's item embeddings (MLP-LLM), or random vectors (Table 9).
     item_input: Literal["joint", "teacher", "random"] = "joint"
-    # ordinary: random weights. teacher: the soft tokens' product is the teacher's score before any training.
+    # ordinary: random weights; teacher: maps under which products of soft tokens are the teacher's scores.
     start: Literal["ordinary", "teacher"] = "ordinary"
-    # Norm of the soft tokens at the start, as a multiple of the LLM's mean token embedding norm.
+    # Initial norm of the soft tokens, as a multiple of the LLM's mean token embedding norm.
     soft_token_scale: float = Field(1.0, gt=0)
-    max_gradient_norm: float = Field(1.0, ge=0)  # longer gradients are shortened to it; 0 never
-    checkpoint_every_steps: int = Field(50, ge=1)  # and after every epoch
-    # After every epoch Hit@1 of about so many validation cases is measured, and the best epoch kept; 0: the last one.
+    max_gradient_norm: float = Field(1.0, ge=0)  # longer gradients are clipped to it; 0: never
+    checkpoint_every_steps: int = Field(50, ge=1)  # steps between checkpoints; there is one after every epoch, too
+    # About how many validation cases choose the best epoch by Hit@1; 0: the last epoch is kept.
     validation_users: int = Field(1000, ge=0)
-    patience: int | None = Field(None, ge=1)  # epochs without a better Hit@1 before training stops; default: never
+    patience: int | None = Field(None, ge=1)  # epochs without a better Hit@1 that end the training; null: never
 
     @model_validator(mode="before")
     @classmethod
@@ -121,7 +121,7 @@ def fresh_projectors(user_dim: int, joint_dim: int, token_dim: int, seed: int) -
 def save_projectors(
     storage: Storage, weights: dict[str, torch.Tensor], untrained: dict[str, torch.Tensor]
 ) -> dict[str, dict[str, Any]]:
-    """Write state dictionaries of `Projectors`, trained and at their start; returns the files' entries for `seal`."""
+    """Write state dictionaries of `Projectors`, trained and at their start; returns the files' entries."""
     return {
         WEIGHTS: write_tensors(storage, WEIGHTS, weights),
         UNTRAINED: write_tensors(storage, UNTRAINED, untrained),

@@ -12,12 +12,11 @@ import torch
 from torch import nn
 
 from allmrec.cf.teacher import Teacher
-from allmrec.core.hashing import draws, key64
+from allmrec.core.hashing import Draw, draws, key64
 from allmrec.projection.examples import Examples
 from allmrec.projection.projectors import ProjectionConfig, Projectors, fresh_projectors
 
 _SAMPLE = 4096  # users and items that the start is scaled or fitted to
-_USERS, _ITEMS = 0x5355, 0x5349  # purposes of their draws
 
 
 def start(
@@ -40,7 +39,7 @@ def start(
         ValueError: an input is NaN or inf; or `start: teacher` where the teacher's score is no product, or no item is
             shown by its E_i.
     """
-    users = _drawn(examples.hashes, key64(examples.seed, _USERS))
+    users = _drawn(examples.hashes, key64(examples.seed, Draw.PROJECTION_START_USERS))
     x_BD = teacher.represent(examples.histories(users)).cpu()
     projectors = fresh_projectors(x_BD.shape[1], e_NJ.shape[1], token_dim, examples.seed)
     shown_N = torch.arange(len(e_NJ)) > 0
@@ -48,7 +47,7 @@ def start(
         shown_N &= ~uses_text_N
         _refuse_what_has_no_product(teacher, shown_N)
     items = shown_N.nonzero()[:, 0].numpy()
-    items = items[_drawn(items.astype(np.uint64), key64(examples.seed, _ITEMS))]
+    items = items[_drawn(items.astype(np.uint64), key64(examples.seed, Draw.PROJECTION_START_ITEMS))]
     e_IJ, items_ID = e_NJ[items].cpu(), teacher.item_embeddings.detach()[items].cpu()
     for name, rows in (("user representations", x_BD), ("joint embeddings", e_IJ), ("item embeddings", items_ID)):
         if not rows.isfinite().all():

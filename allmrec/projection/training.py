@@ -75,7 +75,7 @@ class Stage2Model(nn.Module):
         embeds_BTH = fill_slots(self.llm.get_input_embeddings()(tokens_BT), prompts, soft)
         positions_BT = torch.arange(tokens_BT.shape[1], device=device).expand_as(tokens_BT)
         target_K = torch.from_numpy(batch.target_rows * tokens_BT.shape[1] + batch.target_columns).to(device)
-        # Padding stands on the right, where causality alone hides it: no mask, and so the fastest attention.
+        # Padding is on the right, where causality alone hides it: no mask, and so the fastest attention.
         logits_KV = logits_at(
             self.llm,
             target_K,
@@ -110,12 +110,12 @@ class ProjectionTraining:
     ):
         """
         Args:
-            placement: where the LLM lies.
+            placement: where the LLM's weights are.
             llm: from `load_placed_llm`, with the same placement.
             e_NJ: what F_I projects, by item index (`item_inputs`).
             uses_text_N: bool, of the items that it knows by their texts alone (`Forms.uses_text_N`).
             cases: this worker's share of those that choose the best epoch; without any the last one is kept.
-            state: where to go on from.
+            state: where to resume from.
 
         Raises:
             ValueError: the LLM's architecture cannot be ranked by tries, or the projectors cannot start as the config
@@ -253,9 +253,7 @@ class ProjectionTraining:
             choices = self.validation[min(number, len(self.validation) - 1)]
             log_p = self.engine(choices, *self._inputs(choices.histories, choices.items))
             if number < len(self.validation) and choices.counts:
-                values_BM = evaluate_scores(
-                    np.take_along_axis(log_p.numpy(), choices.unshuffled, 1), choices.candidates
-                )
+                values_BM = evaluate_scores(choices.order.unshuffled(log_p.numpy()), choices.candidates)
                 total_M += torch.from_numpy(np.append(values_BM.sum(axis=0), len(values_BM))).to(self.device)
         *sums_M, count = all_reduce_sum(total_M).tolist()
         return {name: sums_M[METRICS.index(name)] / count for name in ("hit@1", "ndcg@10")} if count else {}

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from allmrec.core.hashing import Draw, key64, permutations
+from allmrec.core.hashing import Draw, key64
 from allmrec.data.sequences import Sequences
 from allmrec.llm.batches import distinct_items
 from allmrec.llm.prompt import PromptBuilder, Prompts
+from allmrec.llm.shown_order import ShownOrder
 from allmrec.llm.trie import Tries, build_tries
 
 
@@ -20,7 +21,7 @@ class ValidationBatch:
 
     histories: Sequences  # of B users
     candidates: np.ndarray  # int32 (B, C)
-    unshuffled: np.ndarray  # int64 (B, C): where the prompt shows each candidate
+    order: ShownOrder
     prompts: Prompts  # slot_items are positions in `items`
     items: np.ndarray  # int32 (I,): the distinct items in slots; items[0] is USER_SLOT
     tries: Tries  # of the candidates in the order shown
@@ -30,8 +31,9 @@ class ValidationBatch:
     def of(
         cls, builder: PromptBuilder, histories: Sequences, candidates: np.ndarray, seed: int, counts: bool = True
     ) -> "ValidationBatch":
-        order = permutations(histories.hashes(), key64(seed, Draw.PROJECTION_VALIDATION_SHOWN), candidates.shape[1])
-        shown = np.take_along_axis(candidates, order, axis=1)
+        key = key64(seed, Draw.PROJECTION_VALIDATION_SHOWN)
+        order = ShownOrder.draw(histories.hashes(), key, candidates.shape[1])
+        shown = order.shown(candidates)
         items, prompts = distinct_items(builder.build(histories, shown))
         tries = build_tries(builder.titles, shown, builder.end)
-        return cls(histories, candidates, np.argsort(order, axis=1), prompts, items, tries, counts)
+        return cls(histories, candidates, order, prompts, items, tries, counts)

@@ -39,7 +39,7 @@ class Lease:
         """Raises RunHeld when this process was taken for dead and another one has the run now."""
         newest = _newest(self.storage)
         if newest > self.number:
-            raise RunHeld(f"this run was taken over {_holder(self.storage, newest)}; that process goes on with it")
+            raise RunHeld(f"this run was taken over {_holder(self.storage, newest)}; that process continues it")
 
     def stop(self) -> None:
         """Stop beating, as a dead process does."""

@@ -59,7 +59,7 @@ def expire(storage: Storage, run_date: date, lease: Lease) -> None:
 
 @dataclass
 class Suppressed:
-    """What was taken out: rows (users), places in lists (items), of how many files, and whom these named."""
+    """What was taken out: rows (users), places in lists (items), of how many files, and the users they named."""
 
     users: int = 0
     items: int = 0
@@ -82,8 +82,8 @@ class Suppressed:
 def suppress(storage: Storage, run_date: date, user_ids: pa.Array, item_ids: pa.Array, lease: Lease) -> Suppressed:
     """Take users' rows and items' places out of a date; ranks are dense again. The lease must be this date's.
 
-    A published file that names one of them is written anew under another name; the old ones and the run's work are
-    deleted at the end. So is the work of a run that is not published and names one of them: it begins anew.
+    A published file that names one of them is rewritten under another name; the old ones and the run's work are
+    deleted at the end. So is the work of a run that is not published and names one of them: it starts again.
 
     Args:
         user_ids, item_ids: string; those that the run does not name do no harm.

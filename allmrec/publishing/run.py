@@ -35,6 +35,7 @@ from allmrec.publishing.log import manifest_key, publish_entry, refresh_latest, 
 from schemas import check
 from schemas.recommendations import SCHEMA
 
+Counters = Mapping[str, Mapping[str, float]]
 _PARALLEL = 16  # small requests to the store at a time
 
 
@@ -72,12 +73,12 @@ class Run:
         entries = self.storage.list(f"{self._work}/shards/part-")
         return {int(entry.key.removesuffix(".json").rpartition("-")[2]) for entry in entries}
 
-    def commit_shard(self, shard: int, table: pa.Table, stats: Mapping[str, float] | None = None) -> bool:
+    def commit_shard(self, shard: int, table: pa.Table, stats: Counters | None = None) -> bool:
         """Offer an attempt at a shard; returns whether it won. A losing attempt leaves nothing.
 
         Args:
             table: of the `recommendations` schema, at most 5 GB as Parquet.
-            stats: counts, which the published manifest adds up over the shards.
+            stats: counts by kind and name, which the published manifest adds up over the shards.
         """
         data = to_parquet(check(table, SCHEMA))
         attempt = f"{self._work}/attempts/part-{shard:05d}-{secrets.token_hex(8)}.parquet"
@@ -89,7 +90,7 @@ class Run:
         return False
 
     def read_shard(self, shard: int) -> tuple[pa.Table, str]:
-        """A finished shard as it lies in the store, and its sha256. Raises ValueError when it is damaged."""
+        """A finished shard as stored, and its sha256. Raises ValueError when it is damaged."""
         entry = load_json(self.storage, self._entry_key(shard))
         try:
             data = self.storage.read(entry["file"])
@@ -99,7 +100,7 @@ class Run:
             raise self._unusable(shard, entry, "is damaged")
         return pq.read_table(io.BytesIO(data)), entry["sha256"]
 
-    def shard_stats(self, shard: int) -> dict[str, float]:
+    def shard_stats(self, shard: int) -> Counters:
         """What the attempt that won said of itself."""
         return load_json(self.storage, self._entry_key(shard))["stats"]
 
@@ -134,7 +135,7 @@ class Run:
                 assert manifest is not None
         write_symlinks(self.storage, manifest)
         entry = None
-        while entry is None:  # nobody can append between the last number that was read and the one that is tried
+        while entry is None:  # no writer can append between the last number that was read and the one that is tried
             number = last_number(self.storage)
             entry = self._entry_since(manifest) or publish_entry(self.storage, manifest, number + 1)
         refresh_latest(self.storage)
@@ -156,9 +157,10 @@ class Run:
             keys = [f"run_date={self.run_date}/{shard_name(shard)}" for shard in shards]
             list(pool.map(self.storage.copy, [entry["file"] for entry in entries], keys))
         self._check_copies({key: entry["size"] for key, entry in zip(keys, entries, strict=True)})
-        stats: Counter[str] = Counter()
+        stats: dict[str, Counter[str]] = {}
         for entry in entries:
-            stats.update(entry["stats"])
+            for kind, counts in entry["stats"].items():
+                stats.setdefault(kind, Counter()).update(counts)
         return {
             "run_date": str(self.run_date),
             "run_id": self.run_id,
@@ -168,7 +170,7 @@ class Run:
                 {"key": key, **{name: entry[name] for name in ("sha256", "size", "rows")}}
                 for key, entry in zip(keys, entries, strict=True)
             ],
-            "facts": dict(stats),
+            "facts": stats,
             "log": last_number(self.storage),  # the run's own entry comes behind this number
         }
 
@@ -201,7 +203,7 @@ class Run:
 
     def _unusable(self, shard: int, entry: dict[str, Any], how: str) -> ValueError:
         return ValueError(
-            f"{self.storage.name(entry['file'])} {how}; to make shard {shard} anew, delete "
+            f"{self.storage.name(entry['file'])} {how}; to make shard {shard} again, delete "
             f"{self.storage.name(self._entry_key(shard))} and run again"
         )
 

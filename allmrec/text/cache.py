@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from allmrec.core.artifacts import sha256, to_parquet
 from allmrec.core.hashing import fingerprint
 from allmrec.core.storage import Storage
+from allmrec.core.workspace import Workspace
 
 _READERS = 16  # files whose hashes are read at once
 
@@ -45,7 +46,7 @@ class TextCache:
     @classmethod
     def of(cls, root: Storage, encoder: str) -> "TextCache":
         """The cache of one encoder, by its identity."""
-        return cls(root.at(f"text_cache/{fingerprint(encoder)[:16]}"))
+        return cls(Workspace(root).text_cache.at(fingerprint(encoder)[:16]))
 
     def write(self, hashes: pa.Array | pa.ChunkedArray, embeddings: pa.Array) -> str:
         """Keep the embeddings (lists of a fixed size) of texts; returns the file's name."""

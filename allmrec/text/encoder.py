@@ -21,16 +21,16 @@ from allmrec.core.storage import Storage
 
 
 class TextConfig(Section):
-    """Which text encoder, and how it reads."""
+    """Which text encoder, and how it reads an item's text."""
 
-    model: str = "sentence-transformers/all-mpnet-base-v2"  # hub name or local folder
-    revision: str | None = None  # of a hub name; pin it for reproducible runs
-    prompt: str | None = None  # put before every text, as "passage: "; null: the model's own default, "": none
-    batch_size: int = Field(64, ge=1)  # texts of one forward pass
-    max_chars: int = Field(4000, ge=1)  # texts are cut here; the model cuts again at its own number of tokens
-    # Of the encoder's weights; auto: bfloat16 on GPUs and float32 on CPUs. Q_i is always float32.
+    model: str = "sentence-transformers/all-mpnet-base-v2"  # hub name, local folder, or s3:// prefix
+    revision: str | None = None  # of a hub name; pin it for reproducible results
+    prompt: str | None = None  # before every text, e.g. "passage: "; null: the model's default, "": none
+    batch_size: int = Field(64, ge=1)  # texts in one forward pass
+    max_chars: int = Field(4000, ge=1)  # longer texts are cut; the model also cuts at its own number of tokens
+    # Of the encoder's weights; auto: bfloat16 on GPUs, float32 on CPUs. Q_i is always float32.
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    min_workers: int | None = Field(None, ge=1)  # the pool grows from so many to workers.num_workers; null: is of these
+    min_workers: int | None = Field(None, ge=1)  # the pool grows from this to workers.num_workers; null: no growth
 
     def dtype_on(self, device: str) -> str:
         if self.dtype == "auto":
@@ -102,7 +102,7 @@ def _refuse_incomplete(name: str, encoder: Any) -> None:
 
 
 def save_encoder(storage: Storage, folder: str, encoder: Any) -> dict[str, dict[str, Any]]:
-    """Write a SentenceTransformer in its own layout below `folder`; returns the files' entries for `seal`."""
+    """Write a SentenceTransformer in its own layout below `folder`; returns the files' entries for the manifest."""
     files = {}
     with TemporaryDirectory() as draft:
         encoder.save_pretrained(draft, create_model_card=False, safe_serialization=True)

@@ -11,7 +11,7 @@ from jobs.runtime.console import Console
 
 STANDINS = {
     "encoder": ("jobs.demo.standin_encoder", "Build a small SentenceTransformer from the catalogue's texts."),
-    "llm": ("jobs.demo.standin_llm", "Build a tiny OPT that can copy titles and be steered by soft tokens."),
+    "llm": ("jobs.demo.standin_llm", "Build a tiny OPT over the catalogue's titles that recommends by soft tokens."),
 }
 
 standin = typer.Typer(no_args_is_help=True, help="Build stand-in models for machines without the real ones.")
@@ -31,7 +31,7 @@ def demo(
     overrides: Overrides = [],  # noqa: B006
     log_json: LogJson = False,
 ) -> None:
-    """A sample store, stand-in models, the whole run, and a look at the result."""
+    """Run everything on a sample store with stand-in models, and show the result."""
     from jobs.config import load_config
     from jobs.demo.demo import demo as run_demo
 
@@ -45,7 +45,7 @@ def sample_data(
     users: int = 3000,
     items: int = 800,
     seed: int = 0,
-    dirty: Annotated[float, typer.Option(help="fraction of dirty rows to add")] = 0.0,
+    dirty: Annotated[float, typer.Option(help="share of corrupted rows to add")] = 0.0,
 ) -> None:
     """Write a sample store: catalogues and logs of two domains that share users."""
     from jobs.demo.sample_data import sample_data as write
@@ -60,7 +60,7 @@ def fetch_data(
     to: Annotated[Path, typer.Option(help="folder for its files")],
     log_json: LogJson = False,
 ) -> None:
-    """Download a public data set from its publisher; run again, it goes on where it was cut off."""
+    """Download a public data set from its publisher; an interrupted download resumes."""
     from jobs.demo.fetch_data import fetch_data as fetch
 
     with errors_in_one_line():
@@ -72,7 +72,7 @@ def standin_shipped(
     folder: Annotated[Path, typer.Option(help="where to write llm/ and encoder/")],
     seed: int = 0,
 ) -> None:
-    """Build the stand-ins that come with the package, standins/llm and standins/encoder, and their model cards."""
+    """Build the stand-ins shipped with the package, standins/llm and standins/encoder, and their model cards."""
     from jobs.demo.standin_shipped import ship
 
     with errors_in_one_line():

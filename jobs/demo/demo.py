@@ -9,7 +9,7 @@ import json
 import polars as pl
 
 from allmrec.core.artifacts import read_table
-from allmrec.core.storage import Storage, open_storage
+from allmrec.core.storage import open_storage
 from allmrec.publishing.reader import read_recommendations
 from jobs.config import Config
 from jobs.demo.sample_data import sample_data
@@ -19,29 +19,27 @@ from jobs.runtime.console import Console
 
 
 def demo(config: Config, console: Console, date: datetime.date) -> None:
-    """Build what is not there yet, run every verb, show users and figures."""
+    """Build what is missing, run every verb, show users and figures."""
     store = f"{config.run_uri}/input"
     if open_storage(store, config.storage).exists("movies/items.parquet"):
-        console.skip("sample-data", "the sample store is there already")
+        console.skip("sample-data", "the sample store already exists")
     else:
         with console.phase("sample-data") as phase:
             phase.stats(sample_data(store, seed=config.seed))
     run(config, console, date)
-    storage = open_storage(config.run_uri, config.storage)
-    show_users(config, console, storage)
-    show(console, json.loads(storage.read("metrics.json")))
-    output = config.nightly.output or f"{config.run_uri}/recommendations"
-    console.event("recommendations", parquet=f"{output}/run_date={date}/part-*.parquet")
+    show_users(config, console)
+    show(console, json.loads(config.workspace.storage.read("metrics.json")))
+    console.event("recommendations", parquet=f"{config.output_uri}/run_date={date}/part-*.parquet")
     console.event("report", html=f"{config.run_uri}/report.html")
 
 
-def show_users(config: Config, console: Console, storage: Storage, count: int = 5) -> None:
+def show_users(config: Config, console: Console, count: int = 5) -> None:
     """A few users' newest items beside what is recommended to them."""
-    output = config.nightly.output or f"{config.run_uri}/recommendations"
-    recommendations = pl.DataFrame(read_recommendations(output, s3=config.storage)).head(count)
-    items = pl.DataFrame(read_table(storage.at("items"))).select("item_index", "item_id", "title")
+    workspace = config.workspace
+    recommendations = pl.DataFrame(read_recommendations(config.output_uri, s3=config.storage)).head(count)
+    items = pl.DataFrame(read_table(workspace.items)).select("item_index", "item_id", "title")
     users = recommendations.get_column("user_id")
-    sequences = pl.DataFrame(read_table(storage.at("sequences"))).filter(pl.col("user_id").is_in(users.implode()))
+    sequences = pl.DataFrame(read_table(workspace.sequences)).filter(pl.col("user_id").is_in(users.implode()))
     histories = (
         sequences.select("user_id", pl.col("item_index").list.tail(5))
         .explode("item_index")

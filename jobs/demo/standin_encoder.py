@@ -2,13 +2,14 @@
 
     allmrec standin encoder --config jobs/configs/demo.yaml
 
-It lies in `<root>/<name>/models/encoder/`; `text.model` may name that folder. Run `prepare` before it.
+It is written to `<root>/<name>/models/encoder/`; `text.model` may name that folder. Run `prepare` before it.
 """
 
 import tempfile
 from pathlib import Path
 
-from allmrec.core.artifacts import commit, file_entry, invalidate, read_manifest
+from allmrec.core.artifacts import read_manifest, writing
+from allmrec.core.workspace import Workspace
 from allmrec.data.catalogue import Catalogue
 from allmrec.demo.encoder import build_encoder
 from jobs.runtime.command import main
@@ -16,24 +17,31 @@ from jobs.runtime.step import Context, Stats, Step
 
 
 def run(context: Context) -> Stats:
-    texts = Catalogue.read(context.artifact("items")).texts[1:]
-    target, files = context.artifact("models/encoder"), {}
-    with tempfile.TemporaryDirectory() as folder:
+    texts = Catalogue.read(context.workspace.items).texts[1:]
+    target = context.workspace.standin_encoder
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        writing(target, "standin_encoder", context.fingerprint) as out,
+    ):
         build_encoder(texts, folder, context.config.seed)
-        invalidate(target)
         for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
-            name, data = path.relative_to(folder).as_posix(), path.read_bytes()
-            target.write(name, data)
-            files[name] = file_entry(data)
-    commit(target, "standin_encoder", context.fingerprint, files, stats={"texts": len(texts)})
+            out.file(path.relative_to(folder).as_posix(), path.read_bytes())
+        out.stats["texts"] = len(texts)
     return {"texts": len(texts), "folder": target.uri}
 
 
 def plan(context: Context) -> Stats:
-    return {"texts": read_manifest(context.artifact("items")).rows}
+    return {"texts": read_manifest(context.workspace.items).rows}
 
 
-STEP = Step("standin encoder", sections=(), inputs=("items",), outputs=("models/encoder",), run=run, plan=plan)
+STEP = Step(
+    "standin encoder",
+    sections=(),
+    inputs=(Workspace.items,),
+    outputs=(Workspace.standin_encoder,),
+    run=run,
+    plan=plan,
+)
 
 if __name__ == "__main__":
     main("standin", "encoder")

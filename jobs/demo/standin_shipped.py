@@ -72,7 +72,7 @@ def checks(before: Standin, seed: int) -> list[dict[str, Any]]:
 
 
 def card(owner: ModuleType, **stats: Any) -> str:
-    """The model card whose template lies beside a module."""
+    """The model card whose template is beside a module."""
     module = Path(str(owner.__file__))
     template = module.with_name(f"{module.stem}_card.md.jinja")
     return Template(template.read_text(), undefined=StrictUndefined, keep_trailing_newline=True).render(**stats)

@@ -4,12 +4,14 @@ Ray prefixes the names with `ray_`. Where it runs without its metrics agent nobo
 """
 
 import datetime
-from collections.abc import Mapping
 from typing import Any
 
 from ray.util.metrics import Counter, Gauge
 
-_COUNTED = ("users", "reused", "scored_by_llm", "tokens", "padding", "worker_seconds", "seconds_rank")
+from allmrec.core.shard_tasks import Report
+
+_COUNTED = ("users", "reused", "scored_by_llm", "tokens", "padding")
+_SECONDS = {"worker_seconds": "worker", "seconds_rank": "rank"}  # the series' name → the phase
 
 
 class NightlyMetrics:
@@ -19,7 +21,7 @@ class NightlyMetrics:
         self.tags = {"run_date": str(run_date)}
         self.counters = {
             name: Counter(f"allmrec_nightly_{name}_total", f"{name} of the nightly run", ("run_date",))
-            for name in _COUNTED
+            for name in (*_COUNTED, *_SECONDS)
         }
         self.shards = Gauge("allmrec_nightly_shards", "Shards by state", ("run_date", "state"))
         self.figures = Gauge(
@@ -27,10 +29,12 @@ class NightlyMetrics:
         )
         self.alarms = Gauge("allmrec_nightly_alarm", "1 for an alarm that is raised", ("run_date", "alarm"))
 
-    def shard_done(self, stats: Mapping[str, float], done: int, total: int) -> None:
-        for name, counter in self.counters.items():
-            if stats.get(name):
-                counter.inc(stats[name], self.tags)
+    def shard_done(self, report: Report, done: int, total: int) -> None:
+        values: dict[str, float] = {name: report.counts[name] for name in _COUNTED}
+        values |= {name: report.seconds.get(phase, 0) for name, phase in _SECONDS.items()}
+        for name, value in values.items():
+            if value:
+                self.counters[name].inc(value, self.tags)
         self.shards.set(done, {**self.tags, "state": "done"})
         self.shards.set(total - done, {**self.tags, "state": "pending"})
 

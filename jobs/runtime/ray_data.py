@@ -18,7 +18,9 @@ import ray.data
 from ray.exceptions import ActorDiedError, RayError
 
 from allmrec.core.errors import JobTimeout
+from allmrec.core.shard_tasks import Report, read_reports
 from jobs.config import WorkersConfig
+from jobs.runtime.console import Bar
 
 Transform = Callable[[dict[str, Any]], Iterator[pa.Table]]
 T = TypeVar("T")
@@ -78,6 +80,13 @@ def iter_results(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
     raise ValueError(message)
 
 
+def iter_reports(dataset: ray.data.Dataset, bar: Bar) -> Iterator[Report]:
+    """Run a dataset of shard tasks and take their reports as they come; the bar advances by one for each."""
+    for report in read_reports(iter_results(dataset)):
+        yield report
+        bar.advance()
+
+
 def _of_the_user(error: RayError) -> str | None:
     """What a transform's ValueError said, when that is what Ray tells of."""
     cause = getattr(error, "cause", None)
@@ -100,7 +109,7 @@ def with_timeout(
         diagnose: what is unfinished; asked when there is no more waiting.
 
     Raises:
-        GaveUp: they took too long; with the diagnosis. What makes them is left as it is.
+        JobTimeout: they took too long; with the diagnosis. What makes them is left as it is.
     """
     arrived: Queue[tuple[str, Any]] = Queue(maxsize=1)
 

@@ -4,9 +4,9 @@ A loop is a function `loop(config: dict) -> Stats` that runs on every worker ins
 CPUs, nccl on GPUs). It begins with `resume()`, calls `report(...)` at the same points on every worker, and what
 rank 0 returns comes back from `fit`. Knows Ray Train (V2); what is trained is the loop's business.
 
-A worker that dies is replaced and the loop goes on from its last checkpoint, `workers.max_failures` times. A
-driver that dies may be started again: checkpoints lie under the step's identity, so the same step goes on where
-it was and a changed one starts afresh.
+A worker that dies is replaced and the loop resumes from its last checkpoint, `workers.max_failures` times. A
+driver that dies may be started again: checkpoints are stored under the step's identity, so the same step resumes and
+a changed one starts from the beginning.
 """
 
 import json
@@ -75,7 +75,7 @@ def fit(context: Context, verb: str, loop: Loop, loop_config: dict[str, Any], to
     """Run `loop(loop_config)` on the configured workers.
 
     Args:
-        verb: names the progress bar and the folder of checkpoints, `<run>/checkpoints/<verb>`.
+        verb: names the progress bar and the folder of checkpoints, `<workspace>/checkpoints/<verb>`.
         loop_config: travels to the workers; sections, storages and plain values.
         total: units of work (epochs or steps); `report(done=...)` counts them.
 
@@ -88,7 +88,7 @@ def fit(context: Context, verb: str, loop: Loop, loop_config: dict[str, Any], to
     """
     start_ray(context.config)
     workers = context.config.workers
-    checkpoints = context.artifact(f"checkpoints/{verb}")
+    checkpoints = context.workspace.checkpoints.at(verb)
     _prune_checkpoints(checkpoints, context.fingerprint)
     filesystem, path = checkpoints.arrow()
     queue = Queue(actor_options={"num_cpus": 0})

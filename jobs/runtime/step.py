@@ -1,4 +1,4 @@
-"""A step of the pipeline: what it reads, what it writes, and whether that is already there.
+"""A step of the pipeline: what it reads, what it writes, and whether that is up to date.
 
 Every verb is one `Step`. Its identity is the fingerprint of the code version, the config sections that it uses
 and the digests of the artifacts that it reads; a step whose output carries that identity is skipped.
@@ -9,10 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from allmrec.core.artifacts import MANIFEST, read_manifest
+from allmrec.core.artifacts import find_manifest, read_manifest
 from allmrec.core.hashing import fingerprint
-from allmrec.core.storage import Storage, open_storage
+from allmrec.core.storage import Storage
 from allmrec.core.version import __version__
+from allmrec.core.workspace import Workspace
 from jobs.config import Config
 from jobs.runtime.console import Console
 
@@ -21,30 +22,38 @@ Stats = dict[str, Any]
 
 @dataclass(frozen=True)
 class Step:
-    """One verb. `run` does the work and seals the outputs; `plan` says what it would do and touches nothing."""
+    """One verb. `run` does the work and commits the outputs; `plan` says what it would do and changes nothing."""
 
     verb: str
     sections: tuple[str, ...]  # of the config; a change in one of them runs the step again
-    inputs: tuple[str, ...]  # artifacts of the run that it reads
-    outputs: tuple[str, ...]  # artifacts of the run that it writes
+    inputs: tuple[str, ...]  # artifacts that it reads, by their names in `Workspace`
+    outputs: tuple[str, ...]  # artifacts that it writes
     run: Callable[["Context"], Stats]
     plan: Callable[["Context"], Stats]
     config: type[Config] = Config  # with the sections that it reads
-    # Identities of inputs that are no artifacts of the run: files of the log, model folders.
+    # Identities of inputs that are no artifacts of the workspace: files of the log, model folders.
     external_inputs: Callable[["Context"], Any] = field(default=lambda context: None)
+    late_inputs: tuple[str, ...] = ()  # artifacts that only `run` reads, and `plan` does without
+    # Why there is nothing to do, of a step whose outputs are no artifacts; the run of a date is made once.
+    finished: Callable[["Context"], str | None] = field(default=lambda context: None)
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a running step needs: the config, where the run's artifacts lie, its identity, and a console."""
+    """What a running step needs: the config, the workspace, a console, and its identity."""
 
     config: Config
-    storage: Storage  # root of the run
+    workspace: Workspace
     console: Console
     fingerprint: str
 
+    @property
+    def storage(self) -> Storage:
+        """Root of the workspace."""
+        return self.workspace.storage
+
     def artifact(self, name: str) -> Storage:
-        return self.storage.at(name)
+        return self.workspace.at(name)
 
     def resolved(self, *sections: str) -> dict[str, Any]:
         """The named config sections as plain data, for an artifact's manifest."""
@@ -63,10 +72,10 @@ def resolved(config: Config, sections: tuple[str, ...]) -> dict[str, Any]:
 
 
 def execute(step: Step, config: Config, console: Console, dry_run: bool = False, force: bool = False) -> bool:
-    """Run one step, unless its outputs are there already. Returns whether it ran."""
-    storage = open_storage(config.run_uri, config.storage)
-    probe = Context(config, storage, console, fingerprint="")
-    missing = [name for name in step.inputs if not storage.exists(f"{name}/{MANIFEST}")]
+    """Run one step, unless its outputs are up to date. Returns whether it ran."""
+    workspace = config.workspace
+    probe = Context(config, workspace, console, fingerprint="")
+    missing = [name for name in step.inputs if find_manifest(workspace.at(name)) is None]
     if missing and dry_run:
         console.plan(step.verb, {"waits for": ", ".join(missing)})
         return False
@@ -75,20 +84,21 @@ def execute(step: Step, config: Config, console: Console, dry_run: bool = False,
             "code": __version__,
             "verb": step.verb,
             "config": resolved(config, step.sections),
-            "inputs": {name: read_manifest(storage.at(name)).digest for name in step.inputs},
+            "inputs": {name: read_manifest(workspace.at(name)).digest for name in step.inputs},
             "external_inputs": step.external_inputs(probe),
         }
     )
-    context = Context(config, storage, console, identity)
-    done = all(
-        storage.exists(f"{name}/{MANIFEST}") and read_manifest(storage.at(name)).fingerprint == identity
-        for name in step.outputs
-    )
+    context = Context(config, workspace, console, identity)
+    found = [find_manifest(workspace.at(name)) for name in step.outputs]
+    done = all(manifest is not None and manifest.fingerprint == identity for manifest in found)
     if dry_run:
         console.plan(step.verb, {"up to date": done, **step.plan(context)})
         return False
+    why = step.finished(context)
     if done and step.outputs and not force:
-        console.skip(step.verb, "its inputs and config have not changed")
+        why = "its inputs and config have not changed"
+    if why:
+        console.skip(step.verb, why)
         return False
     with console.phase(step.verb) as phase:
         phase.stats(step.run(context))

@@ -5,7 +5,7 @@ import torch
 from pydantic import ValidationError
 
 from allmrec.alignment.network import AlignmentConfig, AlignmentNetwork, load_joint, load_network, save_alignment
-from allmrec.core.artifacts import commit
+from allmrec.core.artifacts import writing
 from allmrec.core.storage import open_storage
 
 _NAMES = {"gelu": "GELU", "sigmoid": "Sigmoid"}
@@ -69,8 +69,8 @@ def test_a_stored_network_keeps_its_activation(activation, tmp_path):
     before = network.item_encoder[0](items)
     torch.testing.assert_close(network.encode_items(items), getattr(torch.nn, _NAMES[activation])()(before))
     storage = open_storage(str(tmp_path))
-    files = save_alignment(storage, network, *network.joint(items, texts))
-    commit(storage, "alignment", "id", files, {"alignment": config.model_dump(mode="json")})
+    with writing(storage, "alignment", "id", {"alignment": config.model_dump(mode="json")}) as out:
+        out.add(save_alignment(storage, network, *network.joint(items, texts)))
     assert torch.equal(load_network(storage).encode_texts(texts), network.encode_texts(texts))
 
 
@@ -82,6 +82,7 @@ def test_joint_embeddings_come_back_from_disk_with_padding_zero(tmp_path):
     torch.testing.assert_close(e[1:], network.encode_items(items)[1:])
     torch.testing.assert_close(q[1:], network.encode_texts(texts)[1:])
     storage = open_storage(str(tmp_path))
-    commit(storage, "alignment", "id", save_alignment(storage, network, e, q))
+    with writing(storage, "alignment", "id") as out:
+        out.add(save_alignment(storage, network, e, q))
     loaded_e, loaded_q = load_joint(storage)
     assert torch.equal(e, loaded_e) and torch.equal(q, loaded_q)

@@ -6,7 +6,7 @@ import torch
 from allmrec.alignment.network import AlignmentConfig, AlignmentNetwork, load_network, save_alignment
 from allmrec.alignment.transfer import decoded_items, drawn_items, with_items
 from allmrec.cf.teacher import TeacherConfig, build_teacher
-from allmrec.core.artifacts import commit
+from allmrec.core.artifacts import writing
 from allmrec.core.storage import open_storage
 from tests.cf.conftest import ragged
 
@@ -25,7 +25,8 @@ def test_a_stored_network_is_the_same(network, tmp_path):
     storage, texts_NS = open_storage(str(tmp_path)), torch.randn(7, 6)
     e_NJ, q_NJ = network.joint(torch.randn(7, 8), texts_NS)
     settings = {"alignment": AlignmentConfig().model_dump(mode="json")}
-    commit(storage, "alignment", "test", save_alignment(storage, network, e_NJ, q_NJ), settings)
+    with writing(storage, "alignment", "test", settings) as out:
+        out.add(save_alignment(storage, network, e_NJ, q_NJ))
     items_ND = decoded_items(load_network(storage), texts_NS)
     assert not items_ND[0].any()
     expected = network.item_decoder(q_NJ[1:]) * network.item_scale + network.item_mean

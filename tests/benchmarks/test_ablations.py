@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from allmrec.core.artifacts import commit, shard_name, write_shard
+from allmrec.core.artifacts import writing
 from allmrec.core.storage import open_storage
+from allmrec.core.workspace import open_workspace
+from allmrec.data.cases import Cases
 from allmrec.evaluation.results import rows, sums_of
-from allmrec.evaluation.systems import Cases
 from allmrec.metrics import METRICS, summarise
 from benchmarks import ablations
 from jobs.config import load_config
@@ -36,7 +37,8 @@ def config_file(tmp_path):
     config = load_config(path, [])
     storage = open_storage(config.run_uri, config.storage)
     for artifact, sections in MADE_WITH.items():
-        commit(storage.at(artifact), artifact, "", {}, resolved(config, sections))
+        with writing(storage.at(artifact), artifact, "", resolved(config, sections)):
+            pass
     storage.write("metrics.json", json.dumps(FINISHED).encode())
     return path
 
@@ -65,14 +67,14 @@ def test_a_row_is_trained_from_where_it_differs_from_the_finished_run(
     base = load_config(config_file, overrides)
     of_the_row = load_config(config_file, [*overrides, *row, "name=row", "evaluation.max_users=5"])
     run = ablations.train(of_the_row, base, Console(log_json=True))
-    assert ran == steps and json.loads(run.read("metrics.json")) == ("trained" if steps else FINISHED)
+    assert ran == steps and json.loads(run.storage.read("metrics.json")) == ("trained" if steps else FINISHED)
     if steps and "train-alignment" not in steps:
         assert (tmp_path / "row" / "alignment").resolve() == (tmp_path / "finished" / "alignment").resolve()
 
 
 def evaluated(root, hits: dict[str, list[int]]):
     """A run that was evaluated: hit@1 by system, user by user."""
-    storage = open_storage(str(root))
+    workspace = open_workspace(str(root))
     results = {}
     for system, found in hits.items():
         users, ones = pa.array([f"u{number}" for number in range(len(found))]), np.ones(len(found), dtype=bool)
@@ -80,11 +82,11 @@ def evaluated(root, hits: dict[str, list[int]]):
         values = np.tile(np.array(found, dtype=np.float64)[:, None], len(METRICS))
         for protocol in ("random", "matched"):
             results[protocol, system] = rows(system, protocol, cases, values, np.zeros(len(found), dtype=int), None)
-    place = storage.at("evaluation_results")
-    entry = write_shard(place, SCHEMA, shard_name(0), pa.concat_tables(results.values()))
-    commit(place, "evaluation_results", "", {shard_name(0): entry}, stats={"cases": "all", "recall_at": 20})
-    storage.write("metrics.json", json.dumps(summarise(sums_of(results, None, 20))).encode())
-    return storage
+    with writing(workspace.evaluation_results, "evaluation_results", "") as out:
+        out.table(0, SCHEMA, pa.concat_tables(results.values()))
+        out.stats |= {"cases": "all", "recall_at": 20}
+    workspace.storage.write("metrics.json", json.dumps(summarise(sums_of(results, None, 20))).encode())
+    return workspace
 
 
 def test_a_row_has_its_untrained_one_and_differences_by_user(tmp_path):

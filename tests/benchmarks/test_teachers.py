@@ -11,8 +11,8 @@ import typer
 from typer.testing import CliRunner
 
 from allmrec.cf.teacher import Teacher
+from allmrec.data.cases import Cases
 from allmrec.data.sequences import Sequences
-from allmrec.evaluation.systems import Cases
 from benchmarks.teachers import main, measured
 from tests.cf.conftest import ragged
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from allmrec.cf.external import ExternalTeacher, import_teacher, open_tables, table_files
 from allmrec.cf.retrieval import catalogue_ranks, retrieve
 from allmrec.cf.teacher import TeacherConfig, load_teacher, save_teacher
-from allmrec.core.artifacts import commit
+from allmrec.core.artifacts import writing
 from allmrec.core.hashing import hash_strings
 from allmrec.core.storage import S3Config, open_storage
 from allmrec.data.sequences import Sequences
@@ -124,7 +124,9 @@ def test_it_survives_the_disk(items: str, users: str, tmp_path: Path):
     storage = open_storage(str(tmp_path / "teacher"))
     config = TeacherConfig(model="external", item_embeddings=items, user_representations=users)
     settings = {"teacher": config.model_dump(mode="json")}
-    commit(storage, "teacher", "test", save_teacher(storage, teacher), settings, stats)
+    with writing(storage, "teacher", "test", settings) as out:
+        out.add(save_teacher(storage, teacher))
+        out.stats |= stats
     loaded = load_teacher(storage)
     assert not loaded.training and torch.equal(loaded.represent(LOG), teacher.represent(LOG))
     assert torch.equal(loaded.shared_scores(teacher.users), teacher.shared_scores(teacher.users))

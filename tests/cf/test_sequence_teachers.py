@@ -16,7 +16,7 @@ from allmrec.cf.teacher import (
     save_teacher,
 )
 from allmrec.cf.training import TeacherTraining, ValidationCases
-from allmrec.core.artifacts import commit
+from allmrec.core.artifacts import writing
 from allmrec.core.storage import open_storage
 from allmrec.data.sequences import Sequences
 from tests.cf.conftest import cycles, ragged
@@ -156,7 +156,9 @@ def test_training_repeats_with_its_seed_and_leaves_padding_zero(model):
 def test_a_stored_teacher_comes_back_frozen_and_a_damaged_one_is_refused(model, tmp_path):
     teacher, storage = drawn(model), open_storage(str(tmp_path))
     config = {"seed": 0, "teacher": config_of(model).model_dump(mode="json")}
-    commit(storage, "teacher", "id", save_teacher(storage, teacher), config=config, stats={"num_items": NUM_ITEMS})
+    with writing(storage, "teacher", "id", config) as out:
+        out.add(save_teacher(storage, teacher))
+        out.stats["num_items"] = NUM_ITEMS
     loaded = load_teacher(storage)
     assert not loaded.training and not any(weight.requires_grad for weight in loaded.parameters())
     users = ragged([[4, 5, 6], [1]])

@@ -9,9 +9,10 @@ import torch
 
 from allmrec.cf.teacher import TeacherConfig
 from allmrec.cf.training import TeacherTraining, ValidationCases, validate
-from allmrec.core.artifacts import commit, shard_name, write_shard
+from allmrec.core.artifacts import writing
 from allmrec.core.hashing import Draw, draws, key64
 from allmrec.core.storage import open_storage
+from allmrec.data.cases import Cases
 from allmrec.data.catalogue import ItemCounts
 from allmrec.data.evaluation_cases import EvaluationConfig, draw_cases
 from allmrec.data.negative_sampling import draw_negatives
@@ -156,13 +157,14 @@ def test_a_sample_of_the_cases_is_as_large_as_was_asked(tmp_path):
     times = times.cast(pa.list_(pa.timestamp("us", "UTC")))
     train = pa.array(users.lengths - 2, pa.int32())
     table = pa.table([users.user_ids, lists, times, train], schema=sequences_schema.SCHEMA)
-    entry = write_shard(storage.at("sequences"), sequences_schema.SCHEMA, shard_name(0), table)
-    commit(storage.at("sequences"), "sequences", "test", {shard_name(0): entry})
+    with writing(storage.at("sequences"), "sequences", "test") as out:
+        out.table(0, sequences_schema.SCHEMA, table)
     parts = Parts(users.lengths - 2, users.lengths - 2, users.lengths - 1)
     counts = ItemCounts(np.bincount(users.shortened(parts.train).items), np.bincount(users.items), len(users))
     drawn = draw_cases(users, parts, counts, EvaluationConfig(), 0, {"valid": 0.5, "test": 0.5})
-    entry = write_shard(storage.at("cases"), evaluation_cases.SCHEMA, shard_name(0), drawn)
-    commit(storage.at("cases"), "evaluation_cases", "test", {shard_name(0): entry}, stats={"valid": 2000})
+    with writing(storage.at("cases"), "evaluation_cases", "test") as out:
+        out.table(0, evaluation_cases.SCHEMA, drawn)
+        out.stats["valid"] = 2000
     found = len(ValidationCases.read(storage.at("cases"), storage.at("sequences"), max_users=500, seed=0))
     assert 430 < found < 570
 
@@ -184,10 +186,12 @@ def test_cases_are_the_validation_split_with_random_negatives_in_any_order_of_us
         "candidates": [[8, 1, 2], [3, 1, 0], [3, 5, 6], [4, 7, 8]],
         "split": ["valid", "valid", "valid", "test"],
         "protocol": ["random", "random", "matched", "random"],
+        "warm": [False] * 4,
+        "cold": [False] * 4,
     }
-    cases = ValidationCases.from_table(pa.table(columns), sequences)
+    cases = ValidationCases.of(Cases.select(pa.table(columns), sequences, "valid", "random"))
     assert cases.histories.items.tolist() == [7, 1, 2] and cases.candidates.tolist() == [[8, 1, 2], [3, 1, 0]]
-    none = ValidationCases.from_table(pa.table(columns).slice(3), sequences)
+    none = Cases.select(pa.table(columns).slice(3), sequences, "valid", "random")
     assert len(none) == 0 and len(none.histories) == 0
 
 

@@ -6,14 +6,15 @@ import torch
 
 from allmrec.core.artifacts import (
     MANIFEST,
-    commit,
-    invalidate,
+    file_entry,
+    find_manifest,
+    read_file,
     read_manifest,
     read_table,
     read_tensors,
     shard_name,
     write_shard,
-    write_tensors,
+    writing,
 )
 from allmrec.core.storage import Storage
 
@@ -21,11 +22,11 @@ SCHEMA = pa.schema([pa.field("user_id", pa.string(), nullable=False), pa.field("
 
 
 def write_table(storage: Storage, values: dict[int, list[int]], fingerprint: str = "step") -> None:
-    files = {}
-    for shard, numbers in values.items():
-        table = pa.table({"n": numbers, "user_id": [f"u{n}" for n in numbers], "not in the schema": numbers})
-        files[shard_name(shard)] = write_shard(storage, SCHEMA, shard_name(shard), table)
-    commit(storage, "numbers", fingerprint, files, stats={"shards": len(files)})
+    with writing(storage, "numbers", fingerprint) as out:
+        for shard, numbers in values.items():
+            table = pa.table({"n": numbers, "user_id": [f"u{n}" for n in numbers], "not in the schema": numbers})
+            out.table(shard, SCHEMA, table)
+        out.stats["shards"] = len(values)
 
 
 def test_a_table_comes_back_in_its_schema_whole_or_by_shards(storage: Storage) -> None:
@@ -45,11 +46,49 @@ def test_the_digest_is_of_the_content_alone(storage: Storage) -> None:
     assert a == b != c
 
 
-def test_nothing_is_there_until_sealed(storage: Storage) -> None:
+def test_an_artifact_is_valid_only_outside_the_block_that_writes_it(storage: Storage) -> None:
+    assert find_manifest(storage) is None
     write_table(storage, {0: [1]})
-    invalidate(storage)
+    with writing(storage, "numbers", "step", {"seed": 1}) as out:
+        with pytest.raises(ValueError, match="nothing here yet; run the step"):
+            read_table(storage)
+        out.file("a.json", b"{}")
+        storage.write("b.json", b"[]")  # as a worker does
+        out.add({"b.json": file_entry(b"[]")})
+        out.stats |= {"n": 2}
+        assert find_manifest(storage) is None
+    manifest = read_manifest(storage)
+    assert manifest == find_manifest(storage)
+    assert (list(manifest.files), manifest.config, manifest.stats) == (["a.json", "b.json"], {"seed": 1}, {"n": 2})
+    assert [read_file(storage, manifest, name) for name in manifest.files] == [b"{}", b"[]"]
+
+
+def test_a_block_that_raises_commits_nothing(storage: Storage) -> None:
+    write_table(storage, {0: [1], 1: [2]})
+    with pytest.raises(OSError, match="disk full"), writing(storage, "numbers", "another step") as out:
+        out.table(0, SCHEMA, pa.table({"user_id": ["u9"], "n": [9]}))
+        raise OSError("disk full")
+    assert find_manifest(storage) is None
     with pytest.raises(ValueError, match="nothing here yet; run the step"):
         read_table(storage)
+
+
+def test_the_previous_artifact_can_stay_valid_until_the_commit(storage: Storage) -> None:
+    write_table(storage, {0: [1]})
+    with (
+        pytest.raises(OSError, match="disk full"),
+        writing(storage, "numbers", "another step", keep_previous=True) as out,
+    ):
+        out.table(1, SCHEMA, pa.table({"user_id": ["u9"], "n": [9]}))
+        raise OSError("disk full")
+    assert read_table(storage).column("n").to_pylist() == [1]
+    assert read_manifest(storage).fingerprint == "step"
+
+
+def test_files_of_an_earlier_writer_go_with_the_commit(storage: Storage) -> None:
+    write_table(storage, {0: [1], 1: [2], 2: [3]})
+    write_table(storage, {0: [1]})
+    assert {entry.key for entry in storage.list()} == {MANIFEST, shard_name(0)}
 
 
 def test_damage_is_named(storage: Storage) -> None:
@@ -86,7 +125,8 @@ def test_a_table_that_is_not_of_its_schema_is_not_written(storage: Storage) -> N
 
 def test_tensors_come_back_bit_for_bit(storage: Storage) -> None:
     tensors = {"a": torch.randn(3, 4).T, "b": torch.tensor([1, 2], dtype=torch.int64), "c": torch.randn(2).bfloat16()}
-    commit(storage, "weights", "step", {"w.safetensors": write_tensors(storage, "w.safetensors", tensors)})
+    with writing(storage, "weights", "step") as out:
+        out.tensors("w.safetensors", tensors)
     back = read_tensors(storage, "w.safetensors")
     assert all(torch.equal(back[name], tensor) and back[name].dtype == tensor.dtype for name, tensor in tensors.items())
     storage.write("w.safetensors", b"x" + storage.read("w.safetensors")[1:])

@@ -1,17 +1,19 @@
 """A small shop's events in two shards, brought up to date with one log after the other."""
 
-import json
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
 
 from allmrec.core.artifacts import Manifest, commit
 from allmrec.core.hashing import shard_of
+from allmrec.core.shard_tasks import Report, read_reports
 from allmrec.core.storage import open_storage
 from allmrec.data.config import DataConfig
-from allmrec.data.prepare.clean import BELOW_MIN_RATING, CLEANED, to_polars
+from allmrec.data.prepare.clean import BELOW_MIN_RATING, REJECTIONS, Cleaned
+from allmrec.data.prepare.clean import EVENTS as EVENT_ROWS
 from allmrec.data.prepare.exclusions import Exclusions
-from allmrec.data.prepare.histories import UpdateHistories
+from allmrec.data.prepare.histories import UpdateHistories, shard_stats
 from allmrec.data.prepare.sequences import BuildSequences
 from allmrec.data.prepare.shuffle import write_piece
 from allmrec.data.splits import Split, SplitConfig
@@ -32,23 +34,29 @@ EVENTS = [  # user, item_index, hour
 ]
 
 
-def rows(events, num_shards=1, bad=()):
+def rows(events, num_shards=1):
     users = pa.array([user for user, _, _ in events], pa.string())
     good = [
         {"shard": shard, "user_id": user, "item_index": item, "timestamp": hour * HOUR}
         for shard, (user, item, hour) in zip(shard_of(users, num_shards), events, strict=True)
     ]
-    return pa.Table.from_pylist([*good, *bad], CLEANED)
+    return pa.Table.from_pylist(good, EVENT_ROWS)
 
 
 BAD = [
-    {"shard": 0, "aside": json.dumps(aside)}
-    for aside in (
+    {"shard": 0, **rejection}
+    for rejection in (
         {"reason": rejected.UNKNOWN_ITEM, "row": '{"user_id":"ann","item_id":"new"}', "file": "log.json", "number": 7},
         {"reason": rejected.MALFORMED, "row": "junk", "file": "log.json", "from_byte": 0, "number": 1},
-        {"reason": BELOW_MIN_RATING, "count": 3},
     )
 ]
+
+
+def cleaned(events, bad=BAD, filtered_out=3):
+    """A log of two shards with rows that cannot be used and some that the config leaves out."""
+    return Cleaned(rows(events, 2), pa.Table.from_pylist(bad, REJECTIONS), Counter({BELOW_MIN_RATING: filtered_out}))
+
+
 NOBODY = Exclusions.of([], [], ITEM_IDS)
 EVERYTHING = np.arange(10) > 0
 
@@ -62,27 +70,28 @@ class Shop:
         self.before: Manifest | None = None
         self.updates = 0
 
-    def update(self, *logs, excluded=NOBODY) -> dict[int, dict]:
-        for number, block in enumerate(logs):
-            write_piece(self.exchange, number, to_polars(block), 2)
+    def update(self, *logs, excluded=NOBODY) -> list[Report]:
+        for number, log in enumerate(logs):
+            write_piece(self.exchange, number, log, 2)
         self.updates += 1
         new_exclusions = excluded is not NOBODY
         by = f"update {self.updates}"
         draft = UpdateHistories(
             self.exchange, len(logs), self.histories, self.before, excluded, new_exclusions, ITEM_IDS, by
         )
-        reports = {row["shard"]: json.loads(row["report"]) for row in self.run(draft)}
-        files = {name: entry for report in reports.values() for name, entry in report.pop("files").items()}
-        self.before = commit(self.histories, "histories", by, files, stats={"shards": [reports[0], reports[1]]})
+        reports = self.run(draft)
+        files = {name: entry for report in reports for name, entry in report.files.items()}
+        stats = {"shards": [shard_stats(report) for report in reports]}
+        self.before = commit(self.histories, "histories", by, files, stats=stats)
         return reports
 
-    def finish(self, before=None, **data) -> list[dict]:
+    def finish(self, before=None, **data) -> list[Report]:
         split = Split(SplitConfig(), 0)
         at = self.storage.at("sequences")
         return self.run(BuildSequences(self.histories, at, before, DataConfig(**data), EVERYTHING, split))
 
     def run(self, transform):
-        return [row for shard in (0, 1) for table in transform({"id": np.array([shard])}) for row in table.to_pylist()]
+        return list(read_reports(transform({"id": np.arange(2)})))
 
     def content(self) -> dict[str, bytes]:
         shards = self.before.stats["shards"]

@@ -83,7 +83,7 @@ def test_a_cut_connection_is_resumed(tmp_path):
 
 def test_another_run_goes_on_where_one_gave_up(tmp_path):
     with serving(cuts=[30_000, 0, 0]) as (url, server):
-        with pytest.raises(ValueError, match="run again to go on after 30,000 bytes"):
+        with pytest.raises(ValueError, match="run again to resume after 30,000 bytes"):
             fetch(RemoteFile(url=url, md5=MD5), tmp_path, attempts=2, pause_s=0)
         assert fetch(RemoteFile(url=url, md5=MD5), tmp_path, attempts=2, pause_s=0)
         assert server.asked[-1] == "bytes=30000-"
@@ -130,7 +130,7 @@ def test_refusals_end_at_once_and_busy_servers_are_asked_again(tmp_path):
 def test_nobody_answers(tmp_path):
     with serving() as (url, _):
         pass
-    with pytest.raises(ValueError, match="run again to go on"):
+    with pytest.raises(ValueError, match="run again to resume"):
         fetch(RemoteFile(url=url), tmp_path, attempts=2, pause_s=0)
 
 

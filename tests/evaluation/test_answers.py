@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from allmrec.core.artifacts import read_table
+from allmrec.data.cases import Cases
 from allmrec.data.sequences import Sequences
 from allmrec.evaluation.answers import Answers
 from allmrec.evaluation.results import WRITTEN
-from allmrec.evaluation.systems import NEED_LLM, Cases, Systems
+from allmrec.evaluation.systems import NEED_LLM, Systems
 from allmrec.llm.generation import Generator
 
 

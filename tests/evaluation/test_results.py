@@ -8,12 +8,14 @@ import pyarrow.compute as pc
 import pytest
 
 from allmrec.core.artifacts import commit, read_part, read_table, shard_name, write_shard
+from allmrec.core.shard_tasks import gather, read_reports
 from allmrec.core.storage import open_storage
+from allmrec.data.cases import Cases
 from allmrec.data.evaluation_cases import EvaluationConfig
 from allmrec.data.sequences import Sequences
 from allmrec.evaluation.results import compare, metrics_of, rows, sums_of
 from allmrec.evaluation.shards import EvaluateShards
-from allmrec.evaluation.systems import Cases, Systems
+from allmrec.evaluation.systems import Systems
 from allmrec.metrics import METRICS, interval, summarise
 from schemas.evaluation_results import SCHEMA
 
@@ -27,11 +29,11 @@ def evaluated(tiny, tmp_path_factory):
     config, run, version = tiny
     evaluate = EvaluateShards(run, version, config.llm, NAMES, 0, 7, baseline="teacher", generation=1.0)
     evaluate.results = open_storage(str(tmp_path_factory.mktemp("results")))
-    shards = [row for table in evaluate({"id": np.arange(3)}) for row in table.to_pylist()]
-    files = {shard_name(row["shard"]): row["entry"] for row in shards}
+    shards, total = gather(read_reports(evaluate({"id": np.arange(3)})))
+    files = total.files
     manifest = commit(evaluate.results, "evaluation_results", "", files)
     assert [read_part(evaluate.results, manifest, name).schema for name in files] == [SCHEMA] * 3
-    return summarise(row for shard in shards for row in shard["sums"]), read_table(evaluate.results)
+    return summarise(row for shard in shards for row in shard.details["sums"]), read_table(evaluate.results)
 
 
 def of(table: pa.Table, **wanted: str) -> pa.Table:
@@ -81,8 +83,8 @@ def test_without_a_baseline_only_the_swap_has_differences(tiny, tmp_path):
     config, run, version = tiny
     evaluate = EvaluateShards(run, version, config.llm, ["teacher", "random"], 0, 7)
     evaluate.results = open_storage(str(tmp_path))
-    shards = [row for table in evaluate({"id": np.arange(3)}) for row in table.to_pylist()]
-    metrics = summarise(row for shard in shards for row in shard["sums"])
+    shards = list(map(evaluate.process, range(3)))
+    metrics = summarise(row for shard in shards for row in shard.details["sums"])
     assert {row["protocol"] for row in metrics if row["difference"] is not None} == {"swap"}
     assert "generation" not in {row["protocol"] for row in metrics}, "nobody asked for it"
 

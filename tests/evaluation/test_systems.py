@@ -9,11 +9,14 @@ import pytest
 import torch
 
 from allmrec.core.artifacts import commit, read_table, write_shard
+from allmrec.core.shard_tasks import gather, read_reports
+from allmrec.data.cases import Cases
 from allmrec.data.sequences import Sequences
 from allmrec.evaluation.shards import EvaluateShards
-from allmrec.evaluation.systems import NEED_LLM, Cases, Systems, within_row_ranks
+from allmrec.evaluation.systems import NEED_LLM, Systems
 from allmrec.llm.ranking import Ranker
 from allmrec.metrics import METRICS, evaluate_scores, standing, summarise
+from allmrec.model import ALLMRec
 from schemas.evaluation_cases import SCHEMA
 
 NAMES = ("random", "popularity", "teacher", "llm-only", "a-llmrec", "a-llmrec-untrained", "a-llmrec-sbert")
@@ -109,7 +112,7 @@ def test_systems_differ_in_what_they_put_into_the_slots(systems, cases, scorer):
     scores = {name: systems.score(name, cases) for name in NAMES}
     for name in NAMES:
         for other in NAMES:
-            assert name == other or not np.array_equal(within_row_ranks(scores[name]), within_row_ranks(scores[other]))
+            assert name == other or not np.array_equal(ALLMRec.rank(scores[name]), ALLMRec.rank(scores[other]))
 
 
 def test_the_swap_gives_everyone_somebody_elses_history_and_nothing_else(cases):
@@ -152,8 +155,8 @@ def test_a_shard_without_cases_counts_for_nothing(tiny):
     evaluate.cases = run.at("nobody")
     write = {"part-00000.parquet": write_shard(evaluate.cases, SCHEMA, "part-00000.parquet", SCHEMA.empty_table())}
     commit(evaluate.cases, "evaluation_cases", "test", write, {})
-    (row,) = next(evaluate({"id": np.array([0])})).to_pylist()
-    assert not summarise(row["sums"]) and sum(cost["cases"] for cost in row["costs"]) == 0
+    details = evaluate.process(0).details
+    assert not summarise(details["sums"]) and sum(cost["cases"] for cost in details["costs"]) == 0
 
 
 @pytest.mark.parametrize("name", ["popularity", "teacher"])
@@ -219,17 +222,16 @@ def test_random_gets_chance():
 def test_shards_are_scored_alone_and_all_cases_are_counted(tiny):
     config, run, version = tiny
     evaluate = EvaluateShards(run, version, config.llm, ["random", "teacher", "a-llmrec"], seed=0, recall_at=7)
-    together = [row for table in evaluate({"id": np.arange(3)}) for row in table.to_pylist()]
-    alone = [next(evaluate({"id": np.array([shard])})).to_pylist()[0] for shard in (2, 0, 1)]
-    for row in alone:
-        assert row["sums"] == together[row["shard"]]["sums"]
-    assert sum(row["users"] for row in together) == 60
-    metrics = summarise(row for shard in together for row in shard["sums"])
+    together, total = gather(read_reports(evaluate({"id": np.arange(3)})))
+    for shard in (2, 0, 1):
+        assert evaluate.process(shard).details["sums"] == together[shard].details["sums"]
+    assert total.counts["users"] == 60
+    metrics = summarise(row for report in together for row in report.details["sums"])
     users = Sequences.read(run.at("sequences"))
     for row in metrics:
         if row["subset"] == "all":
             assert row["count"] == (users.lengths >= 3).sum()
     full = [(row["system"], row["metric"]) for row in metrics if (row["protocol"], row["subset"]) == ("full", "all")]
     assert full == [(system, name) for system in ("random", "teacher") for name in (*METRICS, "recall@7")]
-    costs = [cost for row in together for cost in row["costs"]]
+    costs = [cost for report in together for cost in report.details["costs"]]
     assert {cost["system"] for cost in costs if cost["tokens"]} == {"a-llmrec"}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from allmrec.core.artifacts import Manifest, commit, read_manifest, read_table, sha256, shard_name, write_shard
+from allmrec.core.artifacts import Manifest, read_manifest, read_table, sha256, shard_name, writing
 from allmrec.core.storage import Storage, open_storage
 from allmrec.data.catalogue import item_texts
 from allmrec.text.cache import TextCache
@@ -61,7 +61,8 @@ def write_items(config: Config, titles: list[str | None], filtered_out: tuple[in
     )
     table = table.take([row for row in range(5) if row not in filtered_out])
     storage = open_storage(config.run_uri).at("items")
-    commit(storage, "items", "test", {shard_name(0): write_shard(storage, items.SCHEMA, shard_name(0), table)})
+    with writing(storage, "items", "test") as out:
+        out.table(0, items.SCHEMA, table)
 
 
 pytestmark = pytest.mark.usefixtures("in_process")

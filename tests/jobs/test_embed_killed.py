@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from allmrec.core.artifacts import commit, read_manifest, read_table, sha256, shard_name, write_shard
+from allmrec.core.artifacts import read_manifest, read_table, sha256, writing
 from allmrec.core.storage import open_storage
 from allmrec.data.catalogue import item_texts
 from allmrec.demo.encoder import build_encoder
@@ -41,8 +41,8 @@ def write_items(config: Config) -> pa.ChunkedArray:
     }
     arrays = [columns.get(field.name, pa.nulls(NUM_ITEMS, field.type)) for field in items.SCHEMA]
     storage = open_storage(config.run_uri).at("items")
-    entry = write_shard(storage, items.SCHEMA, shard_name(0), pa.table(arrays, names=items.SCHEMA.names))
-    commit(storage, "items", "test", {shard_name(0): entry})
+    with writing(storage, "items", "test") as out:
+        out.table(0, items.SCHEMA, pa.table(arrays, names=items.SCHEMA.names))
     return texts
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from allmrec.data.prepare.clean import CleanInteractions, log_columns, split_rejections, to_polars
+from allmrec.data.prepare.clean import Cleaned, CleanInteractions, log_columns
 from allmrec.data.prepare.items import ITEMS, CleanItems, index_items
 from allmrec.data.sources.source import open_source
 from jobs.config import load_config
@@ -94,13 +94,13 @@ def read(name):
     items, bad_items = index_items(pa.concat_tables(tables))
     source = open_source("interactions", config.data.interactions, config.storage, log_columns(config.data))
     clean = CleanInteractions(source, config.data, items.column("item_id").combine_chunks())
-    rows = to_polars(pa.concat_tables(clean({"id": range(len(source.pieces))})))
-    bad, _ = split_rejections(rows)
+    cleaned = Cleaned.concat(map(clean.read, range(len(source.pieces))))
     ids = ["", *items.column("item_id").to_pylist()]
-    good = rows.filter(rows["aside"].is_null()).select("user_id", "item_index", "timestamp").rows()
-    events = [(user, ids[item], time // 1_000_000) for user, item, time in good]
+    events = [
+        (row["user_id"], ids[row["item_index"]], row["timestamp"] // 1_000_000) for row in cleaned.events.to_pylist()
+    ]
     shelf = {row["item_id"]: (row["title"], row["description"], row["categories"]) for row in items.to_pylist()}
-    return shelf, events, bad_items.column("reason").to_pylist(), bad["reason"].to_list()
+    return shelf, events, bad_items.column("reason").to_pylist(), cleaned.rejections.column("reason").to_pylist()
 
 
 @pytest.fixture(autouse=True)

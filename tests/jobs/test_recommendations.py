@@ -82,7 +82,7 @@ def test_list_rollback_and_expire(config: Path) -> None:
 
 
 def test_suppress_takes_a_file_or_the_configs_lists(config: Path) -> None:
-    assert "nobody to suppress" in refusal(call("suppress", config))
+    assert "nothing to suppress" in refusal(call("suppress", config))
     assert "--users: no such path" in refusal(call("suppress", config, "--users", str(config.parent / "nowhere")))
     trial = LocalStorage(config.parent / "out").at(TRIALS)
     nightly(trial, Shop(), DAY)

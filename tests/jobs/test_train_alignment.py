@@ -14,7 +14,7 @@ from allmrec.alignment.network import AlignmentConfig, load_joint, load_network
 from allmrec.alignment.texts import TrainedTexts
 from allmrec.alignment.training import AlignmentTraining
 from allmrec.cf.teacher import build_teacher, load_teacher, save_teacher
-from allmrec.core.artifacts import commit, read_manifest
+from allmrec.core.artifacts import read_manifest, writing
 from allmrec.core.storage import Storage
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
@@ -61,8 +61,9 @@ def prepared(root: Path, **alignment) -> tuple[Config, Storage]:
     storage = training_run.prepare(config, vectors)
     torch.manual_seed(0)
     teacher = build_teacher(config.teacher, training_run.NUM_ITEMS)
-    files, stats = save_teacher(storage.at("teacher"), teacher), {"num_items": training_run.NUM_ITEMS}
-    commit(storage.at("teacher"), "teacher", "by hand", files, resolved(config, ("teacher",)), stats)
+    with writing(storage.at("teacher"), "teacher", "by hand", resolved(config, ("teacher",))) as out:
+        out.add(save_teacher(storage.at("teacher"), teacher))
+        out.stats["num_items"] = training_run.NUM_ITEMS
     return config, storage
 
 
@@ -138,9 +139,9 @@ def test_two_workers_with_a_death_tune_sbert_as_one_process_does(tmp_path, monke
     older, embeddings = TextCache.of(storage, "an older one"), storage.at("fine_tuned_text_embeddings")
     older.write(pa.array(["a"]), to_lists(np.ones((1, DIM))))
     manifest = read_manifest(embeddings)
-    commit(
-        embeddings, "by hand", manifest.fingerprint, manifest.files, stats=manifest.stats | {"encoder": "an older one"}
-    )
+    with writing(embeddings, "by hand", manifest.fingerprint) as out:
+        out.add(manifest.files)
+        out.stats |= manifest.stats | {"encoder": "an older one"}
     assert execute(train_alignment.STEP, config, CONSOLE)
     assert not list(older.storage.list()), "its cache went with it"
     assert all(torch.equal(*pair) for pair in zip(joint, load_joint(storage.at("alignment")), strict=True))

@@ -16,7 +16,7 @@ from allmrec.alignment.network import AlignmentNetwork, save_alignment
 from allmrec.bundle import build_bundle, load_bundle
 from allmrec.cf.teacher import WEIGHTS as TEACHER
 from allmrec.cf.teacher import build_teacher, save_teacher
-from allmrec.core.artifacts import commit, read_manifest, read_tensors, write_tensors
+from allmrec.core.artifacts import read_manifest, read_tensors, writing
 from allmrec.core.pretrained import model_identity
 from allmrec.core.storage import Storage
 from allmrec.llm.loading import LLMConfig, load_llm
@@ -121,12 +121,13 @@ def prepared(root: Path, models: Path, num_workers: int) -> tuple[Config, Storag
     storage = training_run.prepare(config)
     torch.manual_seed(0)
     teacher = build_teacher(config.teacher, training_run.NUM_ITEMS)
-    sections, stats = config.model_dump(mode="json"), {"num_items": training_run.NUM_ITEMS}
-    commit(storage.at("teacher"), "teacher", "by hand", save_teacher(storage.at("teacher"), teacher), sections, stats)
+    with writing(storage.at("teacher"), "teacher", "by hand", config.model_dump(mode="json")) as out:
+        out.add(save_teacher(storage.at("teacher"), teacher))
+        out.stats["num_items"] = training_run.NUM_ITEMS
     network = AlignmentNetwork(8, 6, 8)
     e_NJ, q_NJ = torch.randn(2, training_run.NUM_ITEMS + 1, 8)
-    files = save_alignment(storage.at("alignment"), network, e_NJ, q_NJ)
-    commit(storage.at("alignment"), "alignment", "by hand", files)
+    with writing(storage.at("alignment"), "alignment", "by hand") as out:
+        out.add(save_alignment(storage.at("alignment"), network, e_NJ, q_NJ))
     return config, storage
 
 
@@ -269,8 +270,9 @@ def test_training_sees_every_item_as_a_bundle_shows_it(item_input, llm, tokenize
     run = write_tiny_run(config, llm, tokenizer)
     manifest, weights = read_manifest(run.at("teacher")), read_tensors(run.at("teacher"), TEACHER)
     weights["items.weight"][7] = 0
-    files = {TEACHER: write_tensors(run.at("teacher"), TEACHER, weights)}
-    commit(run.at("teacher"), "teacher", "test", files, manifest.config, manifest.stats)
+    with writing(run.at("teacher"), "teacher", "test", manifest.config) as out:
+        out.tensors(TEACHER, weights)
+        out.stats |= manifest.stats
 
     def training(*arguments):
         raise Caught(arguments[5], arguments[6])

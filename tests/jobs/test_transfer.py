@@ -9,7 +9,7 @@ import torch
 
 from allmrec.alignment.network import AlignmentNetwork, load_joint, load_network, save_alignment
 from allmrec.cf.teacher import load_teacher
-from allmrec.core.artifacts import commit, read_manifest, read_table, shard_name, write_shard
+from allmrec.core.artifacts import read_manifest, read_table, writing
 from allmrec.core.storage import Storage
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.evaluation_cases import EvaluationConfig
@@ -37,8 +37,9 @@ def write_texts(run: Storage, encoder: str, seed: int) -> np.ndarray:
     table = pa.table(
         [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema=schema
     )
-    entry = write_shard(storage, schema, shard_name(0), table)
-    commit(storage, "item_text_embeddings", "test", {shard_name(0): entry}, stats={"encoder": encoder})
+    with writing(storage, "item_text_embeddings", "test") as out:
+        out.table(0, schema, table)
+        out.stats["encoder"] = encoder
     return vectors
 
 
@@ -99,14 +100,15 @@ def test_a_fine_tuned_encoder_comes_along(runs, tmp_path):
     settings = read_manifest(movies.at("alignment")).config
     settings["alignment"]["text_encoder"] = "fine-tuned"
     e_NJ, q_NJ = torch.randn(2, NUM_ITEMS + 1, JOINT)
-    files = save_alignment(movies.at("alignment"), network, e_NJ, q_NJ)
-    commit(movies.at("alignment"), "alignment", "this training", files, settings)
-    files = save_encoder(movies.at("fine_tuned"), "encoder", encoder)
-    commit(movies.at("fine_tuned"), "fine_tuned", "a later training", files)
-    with pytest.raises(ValueError, match="train-alignment was begun again and not finished; run it there first"):
+    with writing(movies.at("alignment"), "alignment", "this training", settings) as out:
+        out.add(save_alignment(movies.at("alignment"), network, e_NJ, q_NJ))
+    with writing(movies.at("fine_tuned"), "fine_tuned", "a later training") as tuned:
+        tuned.add(save_encoder(movies.at("fine_tuned"), "encoder", encoder))
+    with pytest.raises(ValueError, match="train-alignment was started again and not finished; run it there first"):
         execute(transfer.STEP, config, QUIET)
 
-    commit(movies.at("fine_tuned"), "fine_tuned", "this training", files)
+    with writing(movies.at("fine_tuned"), "fine_tuned", "this training") as out:
+        out.add(tuned.files)
     assert execute(transfer.STEP, config, QUIET)
     first_S = torch.from_numpy(encoder.encode(texts[0].as_py()))  # of every item here: their texts have one hash
     expected_J = network.encode_texts(first_S)

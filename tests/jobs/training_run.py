@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from allmrec.core.artifacts import commit, shard_name, write_shard
+from allmrec.core.artifacts import writing
 from allmrec.core.hashing import shard_of
 from allmrec.core.storage import Storage, open_storage
 from jobs.config import Config
@@ -110,7 +110,7 @@ def _table(schema: pa.Schema, rows: int, columns: dict) -> pa.Table:
 
 
 def _write(storage: Storage, schema: pa.Schema, tables: list[pa.Table], **stats: int) -> None:
-    files = {
-        shard_name(shard): write_shard(storage, schema, shard_name(shard), table) for shard, table in enumerate(tables)
-    }
-    commit(storage, "table", "by hand", files, stats=stats)
+    with writing(storage, "table", "by hand") as out:
+        for shard, table in enumerate(tables):
+            out.table(shard, schema, table)
+        out.stats |= stats

@@ -1,7 +1,5 @@
 """Nightly runs of the tiny models in one process: what the job does, without Ray."""
 
-import json
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
@@ -9,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
+from allmrec.core.shard_tasks import gather, read_reports
 from allmrec.core.storage import Storage, open_storage
+from allmrec.nightly.inputs import NightlyInputs
 from allmrec.nightly.report import refuse_failed_gates
+from allmrec.nightly.results import report_of, write_report
 from allmrec.nightly.score import NightlyJob, ScoreShards
-from allmrec.nightly.statistics import InspectShards, add_up
+from allmrec.nightly.statistics import InspectShards
 from allmrec.publishing.reader import read_recommendations
 from jobs.config import Config
-from jobs.nightly import report_of, write_report
-from jobs.nightly_inputs import prepare_job
 from tests.evaluation.tiny import NUM_SHARDS
 
 FIRST, SECOND = date(2026, 11, 20), date(2026, 11, 21)
@@ -61,18 +59,14 @@ def make(
 ) -> Made:
     """Score, inspect, report and publish."""
     output = open_storage(str(config.nightly.output))
-    night = prepare_job(config, storage, output, run_date, full, limit)
+    inputs = NightlyInputs(config.workspace, config.nightly, config.llm, config.seed, config.storage)
+    night = inputs.prepare_job(output, run_date, full, limit)
     worker, inspector = ScoreShards(night), InspectShards(night)
     shards = [np.array([shard]) for shard in range(NUM_SHARDS)]
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(lambda shard: list(worker({"id": shard})), shards))
-    table = pa.concat_tables([table for shard in shards for table in inspector({"id": shard})])
-    sums: dict[str, np.ndarray] = {}
-    add_up(table, sums)
-    stats: Counter[str] = Counter()
-    for text in table.column("stats").to_pylist():
-        stats.update(json.loads(text))
-    report = report_of(config, night, sums, stats)
+    inspected, total = gather(read_reports(table for shard in shards for table in inspector({"id": shard})))
+    report = report_of(night, total)
     refuse_failed_gates(report["quality_gates"], write_report(output, report))
-    night.run.publish(NUM_SHARDS, dict(enumerate(table.column("sha256").to_pylist())))
+    night.run.publish(NUM_SHARDS, {report.shard: report.details["sha256"] for report in inspected})
     return Made(night, worker, report, read_recommendations(output.uri, run_date).to_pylist())

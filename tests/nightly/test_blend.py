@@ -1,9 +1,9 @@
 """The blend: its ends are the two rankers, and the fit is never worse than either."""
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
+from allmrec.core.shard_tasks import Report, read_reports
 from allmrec.nightly.blend import METRIC, WEIGHTS, FitShards, best_weight, blended
 from tests.evaluation.conftest import scorer, tiny  # noqa: F401 - fixtures
 from tests.evaluation.tiny import NUM_SHARDS
@@ -27,11 +27,11 @@ def test_a_blend_is_a_distribution_between_the_two() -> None:
 def test_the_fitted_weight_is_never_worse_than_either(tiny) -> None:  # noqa: F811
     config, run, version = tiny
     fit = FitShards(run, version, config.llm, config.seed)
-    tables = [table for shard in range(NUM_SHARDS) for table in fit({"id": np.array([shard])})]
-    found = best_weight(pa.concat_tables(tables).to_pylist())
+    reports = list(read_reports(fit({"id": np.arange(NUM_SHARDS)})))
+    found = best_weight(reports)
     means = found[METRIC]
-    assert found == best_weight(pa.concat_tables(tables[::-1]).to_pylist()), "the order of shards tells nothing"
+    assert found == best_weight(reports[::-1]), "the order of shards tells nothing"
     assert means[str(found["weight"])] == max(means.values()) >= max(means["0.0"], means["1.0"])
     assert found["cases"] > 0 and len(means) == len(WEIGHTS)
     with pytest.raises(ValueError, match="no validation case"):
-        best_weight([{"shard": 0, "cases": 0, "sums": [0.0] * len(WEIGHTS)}])
+        best_weight([Report()])

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from allmrec.core.shard_tasks import Report
 from allmrec.data.catalogue import Catalogue
 from allmrec.nightly.config import QualityGatesConfig
 from allmrec.nightly.filters import ItemFilter
 from allmrec.nightly.report import quality_gates, refuse_failed_gates, render, stability_index, summarise
-from allmrec.nightly.statistics import add_up, measure
+from allmrec.nightly.statistics import measure
 from schemas.recommendations import SCHEMA
 
 HOSTILE = "</td><script>document.title = 'owned'</script>{{ 7 * 7 }} \"quoted\" <img src=x onerror=alert(1)>"
@@ -49,13 +51,15 @@ def catalogue() -> Catalogue:
 def figures(catalogue: Catalogue) -> dict[str, Any]:
     current = pa.concat_tables([rows({"u": "abc", "v": "ab"}), rows({"new": "a"}, "popular", (50.0,))])
     last = rows({"u": "abd", "v": "ab", "left": "e"})
-    sums: dict[str, np.ndarray] = {}
+    total = Report(
+        counts=Counter(tokens=900, padding=100, dropped_history=7),
+        dropped=Counter(seen=4),
+        seconds={"rank": 3.0, "worker": 7200.0},
+    )
     for part in (current.slice(0, 1), current.slice(1)):  # two shards
-        found = measure(part, last, catalogue.item_ids, 3)
-        add_up(pa.table({name: [value.tolist()] for name, value in found.items()}), sums)
-    stats = {"tokens": 900, "padding": 100, "seconds_rank": 3.0, "worker_seconds": 7200.0, "dropped_seen": 4}
+        total.add(Report(sums=measure(part, last, catalogue.item_ids, 3)))
     verdicts = ItemFilter(np.array([1, 0, 0, 0, 0, 3], dtype=np.int8))
-    return summarise(sums, stats, catalogue, verdicts, 2, gpus_per_worker=0.5, price_per_gpu_hour=3.0)
+    return summarise(total, catalogue, verdicts, 2, gpus_per_worker=0.5, price_per_gpu_hour=3.0)
 
 
 def test_figures(figures: dict[str, Any]) -> None:

@@ -33,10 +33,8 @@ def run(tmp_path: Path) -> Storage:
         table = pa.Table.from_pylist(rows, sequences.SCHEMA)
         files[shard_name(shard)] = write_shard(run.at("sequences"), sequences.SCHEMA, shard_name(shard), table)
     commit(run.at("sequences"), "sequences", "test", files)
-    rows = [
-        {**dict.fromkeys(items.SCHEMA.names), "item_id": id, "item_index": n, "popularity": 0, "text_hash": ""}
-        for n, id in enumerate(["10", "20", "30"], 1)
-    ]
+    empty = {**dict.fromkeys(items.SCHEMA.names), "popularity": 0, "interactions": 0, "text_hash": ""}
+    rows = [{**empty, "item_id": id, "item_index": n} for n, id in enumerate(["10", "20", "30"], 1)]
     table = pa.Table.from_pylist(rows, items.SCHEMA)
     entry = write_shard(run.at("items"), items.SCHEMA, shard_name(0), table)
     commit(run.at("items"), "items", "test", {shard_name(0): entry})

@@ -4,7 +4,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from allmrec.core.artifacts import commit
+from allmrec.core.artifacts import writing
 from allmrec.core.settings import one_line
 from allmrec.core.storage import open_storage
 from allmrec.projection.projectors import ProjectionConfig, fresh_projectors, load_projectors, save_projectors
@@ -32,8 +32,8 @@ def test_fresh_weights_depend_on_the_seed_alone():
 
 def test_saved_projectors_come_back_equal_and_frozen(tmp_path):
     storage, (projectors, before) = open_storage(str(tmp_path)), (fresh_projectors(8, 6, 32, seed) for seed in (0, 1))
-    files = save_projectors(storage, projectors.state_dict(), untrained=before.state_dict())
-    commit(storage, "projectors", "test", files)
+    with writing(storage, "projectors", "test") as out:
+        out.add(save_projectors(storage, projectors.state_dict(), untrained=before.state_dict()))
     loaded, untrained = load_projectors(storage), load_projectors(storage, untrained=True)
     x_BD, e_IJ = torch.randn(5, 8), torch.randn(5, 6)
     assert torch.equal(loaded.user(x_BD), projectors.user(x_BD))

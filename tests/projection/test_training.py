@@ -13,6 +13,7 @@ from allmrec.cf.training import ValidationCases
 from allmrec.llm.batches import SoftTokens, fill_slots, take
 from allmrec.llm.loading import LLMConfig
 from allmrec.llm.ranking import Ranker
+from allmrec.llm.shown_order import ShownOrder
 from allmrec.metrics import METRICS, evaluate_scores
 from allmrec.projection import training as module
 from allmrec.projection.deepspeed_config import deepspeed_config
@@ -266,13 +267,12 @@ def test_validation_is_the_rankers_hit(alone, placement, llm, llm_folder, teache
         order_of = {
             user: order
             for choices in run.validation
-            for user, order in zip(choices.histories.user_ids.to_pylist(), choices.unshuffled, strict=True)
+            for user, order in zip(choices.histories.user_ids.to_pylist(), choices.order.order_BC, strict=True)
         }
-        order = np.stack([order_of[user] for user in cases.histories.user_ids.to_pylist()])
-        candidates = np.empty_like(cases.candidates)
-        np.put_along_axis(candidates, order, cases.candidates, axis=1)
+        order = ShownOrder(np.stack([order_of[user] for user in cases.histories.user_ids.to_pylist()]))
+        candidates = order.shown(cases.candidates)
         log_p = Ranker(llm, examples.builder, 400).log_probabilities(cases.histories, candidates, soft)
-    values = evaluate_scores(np.take_along_axis(log_p, order, axis=1), cases.candidates)
+    values = evaluate_scores(order.unshuffled(log_p), cases.candidates)
     metrics = run.validate()
     assert metrics["hit@1"] == pytest.approx(values[:, METRICS.index("hit@1")].mean())
     assert metrics["ndcg@10"] == pytest.approx(values[:, METRICS.index("ndcg@10")].mean())

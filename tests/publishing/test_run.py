@@ -36,7 +36,7 @@ def nightly(storage: Storage, shop: Shop, run_date: date = DAY, lease_s: float =
         return entry
     with hold_lease(storage, run_date, lease_s) as lease:
         for shard in sorted(set(range(shop.num_shards)) - run.finished_shards()):
-            assert run.commit_shard(shard, shop.table(shard, run.run_id, run_date), {"users": 1})
+            assert run.commit_shard(shard, shop.table(shard, run.run_id, run_date), {"counts": {"users": 1}})
         return run.publish(shop.num_shards, audit(run, shop), lease)
 
 
@@ -78,7 +78,11 @@ def test_a_run_is_published_as_documented(storage: Storage, shop: Shop) -> None:
     success = load_json(storage, "run_date=2026-03-01/_SUCCESS")
     assert load_json(storage, LATEST) == load_json(storage, "_log/00000001.json") == entry
     assert entry["manifest"] == "run_date=2026-03-01/_SUCCESS" and entry["n"] == 1
-    assert success["identity"] == IDENTITY and success["rows"] == shop.num_users and success["facts"] == {"users": 2}
+    assert (
+        success["identity"] == IDENTITY
+        and success["rows"] == shop.num_users
+        and success["facts"] == {"counts": {"users": 2}}
+    )
     assert [file["key"] for file in success["files"]] == [f"run_date=2026-03-01/part-0000{n}.parquet" for n in (0, 1)]
     assert_whole(storage, entry, shop)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from allmrec.core.artifacts import commit, read_manifest, read_table, shard_name
+from allmrec.core.artifacts import read_manifest, read_table, shard_name, writing
 from allmrec.core.storage import open_storage
 from allmrec.demo.encoder import build_encoder
 from allmrec.text.blocks import EmbedTexts, WriteItemEmbeddings
@@ -41,7 +41,8 @@ def test_items_of_a_shard_get_their_texts_embeddings_and_stay_until_something_ch
 
     first = lay_out(2, 0, 2)
     assert not first["unchanged"]
-    commit(target, "item_text_embeddings", "test", {shard_name(4): first["entry"]})
+    with writing(target, "item_text_embeddings", "test") as out:
+        out.add({shard_name(4): first["entry"]})
     table, expected = read_table(target), load_encoder(TextConfig(model=str(model))).encode(TEXTS)
     assert table["item_id"].to_pylist() == ["i0", "i1", "i2"] and set(table["encoder"].to_pylist()) == {"standin"}
     assert np.allclose(np.array(table["embedding"].to_pylist()), expected[[2, 0, 2]], atol=1e-6)

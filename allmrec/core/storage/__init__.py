@@ -9,7 +9,7 @@ __all__ = ["Entry", "LocalStorage", "S3Config", "Storage", "is_plain_key", "loca
 def open_storage(uri: str, s3: S3Config | None = None) -> Storage:
     """Open a local folder (a path or `file://`) or an S3 prefix (`s3://bucket/prefix`).
 
-    Paths and keys are taken as they stand: `#`, `?`, `%` and blanks are characters like any other.
+    Paths and keys are taken literally: `#`, `?`, `%` and blanks are characters like any other.
 
     Raises:
         ValueError: no bucket, another scheme, or a prefix with an empty part, `.` or `..`, which many tools change.

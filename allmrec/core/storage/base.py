@@ -20,16 +20,16 @@ from allmrec.core.settings import Section
 class S3Config(Section):
     """How to reach an S3-compatible store. Credentials come from the environment, as boto3 finds them."""
 
-    endpoint_url: str | None = None
-    region: str | None = None
-    addressing_style: Literal["auto", "path", "virtual"] = "auto"
-    # Stores other than AWS may refuse the newer default checksums.
+    endpoint_url: str | None = None  # of a store other than AWS, perhaps with a path; null: AWS
+    region: str | None = None  # null: the environment's
+    addressing_style: Literal["auto", "path", "virtual"] = "auto"  # bucket in the path or in the host name
+    # when_supported adds AWS's newer checksums, which other stores may refuse.
     checksums: Literal["when_required", "when_supported"] = "when_required"
-    encryption: Literal["AES256", "aws:kms"] | None = None  # of what is written; null: as the bucket is set up
-    kms_key_id: str | None = None  # of aws:kms; null: the account's default key
-    connect_timeout_s: float = Field(10, gt=0)
-    read_timeout_s: float = Field(60, gt=0)
-    max_attempts: int = Field(8, ge=1)  # at a request; waits grow and are random, longer where the store says SlowDown
+    encryption: Literal["AES256", "aws:kms"] | None = None  # of written objects; null: the bucket's default
+    kms_key_id: str | None = None  # of encryption aws:kms; null: the account's default key
+    connect_timeout_s: float = Field(10, gt=0)  # of one attempt
+    read_timeout_s: float = Field(60, gt=0)  # of one attempt
+    max_attempts: int = Field(8, ge=1)  # per request, with growing random waits; longer ones after SlowDown
 
     @model_validator(mode="after")
     def _key_has_its_use(self) -> "S3Config":
@@ -122,5 +122,5 @@ def s3_key(uri: str) -> tuple[str, str]:
 
 
 def is_plain_key(key: str) -> bool:
-    """Whether all clients take an S3 key as it stands."""
+    """Whether all clients take an S3 key unchanged."""
     return key == "" or not {"", ".", ".."} & set(key.split("/"))

@@ -1,11 +1,12 @@
-"""Rows of the log as they come in → rows that `assemble` can deal to shards, each good or with its reason.
+"""Rows of the log as they come in → events, rejected rows with their reason, and counts of what is filtered out.
 
 Vectorised over a batch of any size: what becomes of a row depends on that row and the catalogue alone. Duplicates
-are found where a user's rows meet, in `assemble`. The catalogue's own cleaning is in `items`.
+are found where a user's rows meet, in `histories`. The catalogue's own cleaning is in `items`.
 """
 
-import json
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import date, datetime, time
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -39,23 +40,18 @@ OUTSIDE_WINDOW = "outside_window"  # not from data.start to data.end
 BELOW_MIN_RATING = "below_min_rating"  # or without a rating, by data.min_rating
 FILTERED_OUT = (OTHER_EVENT, OUTSIDE_WINDOW, BELOW_MIN_RATING)
 
-# Narrow, for this is what travels to shards.
-CLEANED = pa.schema(
+_SHARD = pa.field("shard", pa.int32(), nullable=False)
+# Narrow, for this is what travels to shards: the good rows, by the shard of the user.
+EVENTS = pa.schema(
     [
-        pa.field("shard", pa.int32(), nullable=False),  # of the user; of a rejected row by its text
-        pa.field("user_id", pa.string()),  # this and the next two are null in rows with `aside`
-        pa.field("item_index", pa.int32()),
-        pa.field("timestamp", pa.int64()),  # microseconds since 1970, UTC
-        pa.field(
-            "aside", pa.string()
-        ),  # null: a good row; or JSON that `split_rejections` reads: rejected, or left out
+        _SHARD,
+        pa.field("user_id", pa.string(), nullable=False),
+        pa.field("item_index", pa.int32(), nullable=False),
+        pa.field("timestamp", pa.int64(), nullable=False),  # microseconds since 1970, UTC
     ]
 )
-_REJECTION: dict[str, Any] = {
-    **dict.fromkeys(("reason", "row", "file"), pl.String),  # of a rejected row, as in the `rejected` table
-    **dict.fromkeys(("from_byte", "number"), pl.Int64),
-    "count": pl.Int64,  # of rows left out for this reason; null for a rejected one
-}
+# Rows of the `rejected` table, but for `source`; by the shard of their text.
+REJECTIONS = pa.schema([_SHARD, *(rejected.SCHEMA.field(name) for name in rejected.SCHEMA.names[1:])])
 
 _ISO = (
     r"^\s*(?<day>\d{4}-\d{2}-\d{2})(?:[Tt ](?<minutes>\d{2}:\d{2})(?::(?<seconds>\d{2}(?:[.,]\d{1,9})?)\d*)?)?"
@@ -104,8 +100,27 @@ class ItemLookup:
         return pc.if_else(known, pc.add(index, 1), None).cast(pa.int32()).take(ids.indices)
 
 
+@dataclass(frozen=True)
+class Cleaned:
+    """What cleaning makes of rows of the log."""
+
+    events: pa.Table = field(default_factory=EVENTS.empty_table)
+    rejections: pa.Table = field(default_factory=REJECTIONS.empty_table)
+    filtered_out: Counter[str] = field(default_factory=Counter)  # rows left out as the config asks, by reason
+
+    @staticmethod
+    def concat(parts: Iterable["Cleaned"]) -> "Cleaned":
+        """All parts as one."""
+        parts = [Cleaned(), *parts]
+        return Cleaned(
+            pa.concat_tables([part.events for part in parts]),
+            pa.concat_tables([part.rejections for part in parts]),
+            sum((part.filtered_out for part in parts), Counter()),
+        )
+
+
 class CleanInteractions:
-    """A piece of the log → CLEANED rows, for `map_batches` over pieces."""
+    """Reads pieces of the log and cleans their rows."""
 
     def __init__(self, source: Source, data: DataConfig, item_ids: pa.Array):
         """
@@ -114,21 +129,19 @@ class CleanInteractions:
         """
         self.source, self.data, self.lookup = source, data, ItemLookup(item_ids)
 
-    def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
-        for number in batch["id"]:
-            piece = self.source.pieces[number]
-            for table in self.source.read(piece):
-                yield clean_interactions(table, self.data, self.lookup, self.source.place(piece))
+    def read(self, number: int) -> Cleaned:
+        """One piece of `source.pieces`, cleaned."""
+        piece = self.source.pieces[number]
+        place = self.source.place(piece)
+        tables = self.source.read(piece)
+        return Cleaned.concat(clean_interactions(table, self.data, self.lookup, place) for table in tables)
 
 
-def clean_interactions(table: pa.Table, data: DataConfig, lookup: ItemLookup, place: Mapping[str, Any]) -> pa.Table:
-    """Rows of the log under our column names, with MALFORMED and NUMBER → CLEANED rows.
+def clean_interactions(table: pa.Table, data: DataConfig, lookup: ItemLookup, place: Mapping[str, Any]) -> Cleaned:
+    """Clean rows of the log under our column names, with MALFORMED and NUMBER. Each row ends in one of the three.
 
     Args:
         place: `Source.place` of the rows.
-
-    Returns:
-        the good rows, then one for each that is rejected, then one for each reason to leave rows out.
     """
     source = data.interactions
     users, items = as_ids(table.column("user_id")), as_encoded_ids(table.column("item_id"))
@@ -146,11 +159,14 @@ def clean_interactions(table: pa.Table, data: DataConfig, lookup: ItemLookup, pl
     faults = _faults(data)
     faulty = stats.select(pl.any_horizontal(faults.values())).to_series()
     if not faulty.any():
-        return _good_rows(users, stats, data.num_shards)
-    good = _good_rows(users.filter((~faulty).to_arrow()), stats.filter(~faulty), data.num_shards)
+        return Cleaned(_events(users, stats, data.num_shards))
+    events = _events(users.filter((~faulty).to_arrow()), stats.filter(~faulty), data.num_shards)
     reason = pl.coalesce(pl.when(fault).then(pl.lit(name)) for name, fault in faults.items()).alias("reason")
     bad = to_polars(table.filter(faulty.to_arrow())).with_columns(stats.filter(faulty).select(reason))
-    return pa.concat_tables([good, _rejections(bad, data.num_shards, place)])
+    is_filtered_out = bad["reason"].is_in(FILTERED_OUT)
+    counts = bad.filter(is_filtered_out)["reason"].value_counts().sort("reason")
+    rejections = _rejections(bad.filter(~is_filtered_out), data.num_shards, place)
+    return Cleaned(events, rejections, Counter(dict(counts.rows())))
 
 
 def _faults(data: DataConfig) -> dict[str, pl.Expr]:
@@ -172,39 +188,21 @@ def _faults(data: DataConfig) -> dict[str, pl.Expr]:
     return {**faults, rejected.UNKNOWN_ITEM: pl.col("item_index").is_null()}
 
 
-def _good_rows(users: pa.ChunkedArray, stats: pl.DataFrame, num_shards: int) -> pa.Table:
-    columns = [stats["item_index"].to_arrow(), stats["timestamp"].to_arrow(), pa.nulls(len(stats), pa.string())]
-    return pa.table([pa.array(shard_of(users, num_shards)), users, *columns], schema=CLEANED)
+def _events(users: pa.ChunkedArray, stats: pl.DataFrame, num_shards: int) -> pa.Table:
+    columns = [stats["item_index"].to_arrow(), stats["timestamp"].to_arrow()]
+    return pa.table([pa.array(shard_of(users, num_shards)), users, *columns], schema=EVENTS)
 
 
 def _rejections(bad: pl.DataFrame, num_shards: int, place: Mapping[str, Any]) -> pa.Table:
-    """CLEANED rows of rows with a reason."""
-    is_left_out = pl.col("reason").is_in(FILTERED_OUT)
-    rejects = bad.filter(~is_left_out).select(
+    """REJECTIONS of rows with their reason."""
+    rows = bad.select(
         "reason",
         as_text(pl.struct(pl.all().exclude("reason", MALFORMED, NUMBER))),
-        *(pl.lit(value, _REJECTION[name]).alias(name) for name, value in place.items()),
+        *(pl.lit(value).alias(name) for name, value in place.items()),
         number=NUMBER,
     )
-    filtered_out = bad.filter(is_left_out).group_by("reason", maintain_order=True).agg(count=pl.len())
-    shards = pl.Series(shard_of(rejects["row"].to_arrow(), num_shards), dtype=pl.Int32)
-    rows = pl.concat(
-        [rejects.with_columns(shard=shards), filtered_out.with_columns(shard=pl.lit(0, pl.Int32))], how="diagonal"
-    )
-    return to_arrow(rows.select("shard", aside=pl.struct(pl.all().exclude("shard")).struct.json_encode()), CLEANED)
-
-
-def filtered_out(reason: str, count: int) -> pl.DataFrame:
-    """The CLEANED row that says that `count` rows were left out."""
-    aside = json.dumps({"reason": reason, "count": count})
-    return pl.DataFrame({"shard": pl.Series([0], dtype=pl.Int32), "aside": [aside]})
-
-
-def split_rejections(cleaned: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
-    """The rejected of CLEANED rows, as the `rejected` table has them; and how many were left out, by reason."""
-    asides = cleaned.select(pl.col("aside").drop_nulls().str.json_decode(pl.Struct(_REJECTION))).unnest("aside")
-    filtered_out = asides.filter(pl.col("count").is_not_null()).group_by("reason").agg(pl.col("count").sum())
-    return asides.filter(pl.col("count").is_null()).drop("count"), dict(filtered_out.iter_rows())
+    shards = pl.Series(shard_of(rows["row"].to_arrow(), num_shards), dtype=pl.Int32)
+    return to_arrow(rows.with_columns(shard=shards), REJECTIONS)
 
 
 def microseconds(times: pl.Series, unit: str, format: str | None = None, timezone: str = "UTC") -> pl.Series:

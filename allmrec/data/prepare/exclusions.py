@@ -27,7 +27,7 @@ class Exclusions:
         return cls(pa.array(users, pa.string()), pa.array(items, pa.string()), pc.add(known, 1))
 
     def without(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """Rows of any table of ours, less those of excluded users and items, whom a rejected row names in its JSON."""
+        """Rows of any table without those of excluded users and items; a rejected row names them in its JSON."""
         return self.split(rows)[0]
 
     def split(self, rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -36,7 +36,6 @@ class Exclusions:
             "user_id": lambda: pl.col("user_id").is_in(_set(self.users)),
             "item_index": lambda: pl.col("item_index").is_in(_set(self.indices)),
             "row": lambda: self._are_named(pl.col("row")),
-            "aside": lambda: self._are_named(_row_of(pl.col("aside"))),
         }
         found = [test().fill_null(False) for column, test in tests.items() if column in rows.columns]
         if not len(self.users) and not len(self.items):
@@ -44,23 +43,17 @@ class Exclusions:
         gone = rows.select(pl.any_horizontal(found)).to_series()
         return rows.filter(~gone), rows.filter(gone)
 
-    def named(self, gone: pl.DataFrame) -> tuple[list[str], list[str]]:
-        """The users, and the items that are not of the catalogue, whom rows that `split` took out name."""
-        json = [_json(pl.col("row"))] if "row" in gone.columns else []
-        json += [_json(_row_of(pl.col("aside")))] if "aside" in gone.columns else []
-        users = [gone["user_id"]] if "user_id" in gone.columns else []
-        users += [gone.select(_value(text, "user_id")).to_series() for text in json]
-        items = [gone.select(_value(text, "item_id")).to_series() for text in json]
+    def named(self, *gone: pl.DataFrame) -> tuple[list[str], list[str]]:
+        """The users, and the items that are not in the catalogue, that rows which `split` took out name."""
+        json = [rows.select(_json(pl.col("row")).alias("row")) for rows in gone if "row" in rows.columns]
+        users = [rows["user_id"] for rows in gone if "user_id" in rows.columns]
+        users += [rows.select(_value(pl.col("row"), "user_id")).to_series() for rows in json]
+        items = [rows.select(_value(pl.col("row"), "item_id")).to_series() for rows in json]
         return _listed(users, self.users), _listed(items, self.items)
 
     def _are_named(self, row: pl.Expr) -> pl.Expr:
         names = (("user_id", self.users), ("item_id", self.items))
         return pl.any_horizontal(_value(_json(row), column).is_in(_set(ids)) for column, ids in names)
-
-
-def _row_of(aside: pl.Expr) -> pl.Expr:
-    """The text of the row that a CLEANED row set aside."""
-    return aside.str.json_path_match("$.row")
 
 
 def _json(row: pl.Expr) -> pl.Expr:

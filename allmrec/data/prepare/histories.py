@@ -9,7 +9,7 @@ neither the order of files nor that of item numbers may tell what came last.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +20,9 @@ import pyarrow.compute as pc
 
 from allmrec.core.artifacts import Manifest, read_part, write_shard
 from allmrec.core.hashing import hash_strings, mix64
-from allmrec.core.shard_tasks import report_row
+from allmrec.core.shard_tasks import Report, ShardTask
 from allmrec.core.storage import Storage
-from allmrec.data.prepare.clean import split_rejections, to_arrow, to_polars
+from allmrec.data.prepare.clean import to_arrow, to_polars
 from allmrec.data.prepare.exclusions import Exclusions
 from allmrec.data.prepare.shuffle import read_partition
 from allmrec.data.sequences import Sequences
@@ -30,11 +30,12 @@ from schemas import rejected, sequences
 
 
 @dataclass(frozen=True)
-class UpdateHistories:
-    """Shard numbers → the shards' files of the artifact `histories`; reports their names, entries and counts.
+class UpdateHistories(ShardTask):
+    """Shard numbers → the shards' files of the artifact `histories`, and counts; `shard_stats` is for its manifest.
 
-    Files have new names, so that those of the run before stay whole until the new manifest is there. A shard that
-    nothing is new for keeps its files.
+    Files have new names, so that those of the previous run stay whole until the new manifest is written. A shard that
+    gets no new rows keeps its files. Details: the files' names as `events` and `rejected`, and the excluded `users` and
+    `items` that earlier rows name.
     """
 
     exchange: Storage
@@ -46,62 +47,76 @@ class UpdateHistories:
     item_ids: pa.Array  # string (n,), by item_index - 1
     fingerprint: str
 
-    def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
-        for shard in batch["id"]:
-            yield report_row(shard, self.draft(int(shard)), np.zeros(0))
-
-    def draft(self, shard: int) -> dict[str, Any]:
-        rows = to_polars(read_partition(self.exchange, range(self.pieces), shard))
-        good, (bad_rows, counted) = rows.filter(pl.col("aside").is_null()), split_rejections(rows)
-        bad, filtered_out, named = _log_rejects(bad_rows), Counter(counted), (set[str](), set[str]())
+    def process(self, shard: int) -> Report:
+        new = read_partition(self.exchange, range(self.pieces), shard)
+        events, bad, filtered_out = to_polars(new.events), _log_rejects(to_polars(new.rejections)), new.filtered_out
+        users, items = list[str](), list[str]()
         if self.before is not None:
             known = self.before.stats["shards"][shard]
-            if not rows.height and not self.new_exclusions:
-                files = {known[key]: self.before.files[known[key]] for key in ("events", "rejected")}
-                return known | {"files": files, "named": [[], []]}
+            if not (len(events) or len(bad) or filtered_out or self.new_exclusions):
+                return self._unchanged(known)
             old, old_bad = (read_part(self.histories, self.before, known[kind]) for kind in ("events", "rejected"))
             (kept, gone), (bad_kept, bad_gone) = map(self.excluded.split, (_events(old), to_polars(old_bad)))
-            for rows in (gone, bad_gone):
-                for ids, found in zip(named, self.excluded.named(rows), strict=True):
-                    ids.update(found)
-            good = pl.concat([kept, good], how="diagonal")
+            users, items = self.excluded.named(gone, bad_gone)
+            events = pl.concat([kept, events], how="diagonal")
             bad = pa.concat_tables([_log_rejects(bad_kept), bad])
-            filtered_out.update(known["filtered_out"])
-        table, duplicates = in_order(good, self.item_ids)
+            filtered_out = filtered_out + Counter(known["filtered_out"])
+        table, duplicates = in_order(events, self.item_ids)
         bad = pa.concat_tables([bad, _log_rejects(duplicates)])
         bad = bad.sort_by([(name, "ascending") for name in bad.schema.names])
-        suffix = f"{shard:05d}-{self.fingerprint[:12]}.parquet"
-        events, rejects = f"events-{suffix}", f"rejected-{suffix}"
-        return {
-            "events": events,
-            "rejected": rejects,
-            "files": {
-                events: write_shard(self.histories, sequences.HISTORY, events, table, dictionary=False),
-                rejects: write_shard(self.histories, rejected.SCHEMA, rejects, bad.combine_chunks()),
+        names = {kind: f"{kind}-{shard:05d}-{self.fingerprint[:12]}.parquet" for kind in ("events", "rejected")}
+        return Report(
+            counts=Counter(kept=len(table.column("item_index").combine_chunks().flatten()) if table.num_rows else 0),
+            dropped=filtered_out,
+            rejected=count_values(bad.column("reason")),
+            files={
+                names["events"]: write_shard(
+                    self.histories, sequences.HISTORY, names["events"], table, dictionary=False
+                ),
+                names["rejected"]: write_shard(
+                    self.histories, rejected.SCHEMA, names["rejected"], bad.combine_chunks()
+                ),
             },
-            "kept": len(table.column("item_index").combine_chunks().flatten()) if table.num_rows else 0,
-            "filtered_out": filtered_out,
-            "named": [sorted(ids) for ids in named],  # excluded users and items; not for the manifest
-            "reasons": {entry["values"]: entry["counts"] for entry in bad.column("reason").value_counts().to_pylist()},
-        }
+            details={**names, "users": users, "items": items},
+        )
+
+    def _unchanged(self, known: Mapping[str, Any]) -> Report:
+        assert self.before is not None
+        names = {kind: known[kind] for kind in ("events", "rejected")}
+        return Report(
+            counts=Counter(kept=known["kept"]),
+            dropped=Counter(known["filtered_out"]),
+            rejected=Counter(known["reasons"]),
+            files={name: self.before.files[name] for name in names.values()},
+            details={**names, "users": [], "items": []},
+        )
+
+
+def shard_stats(report: Report) -> dict[str, Any]:
+    """What the manifest of `histories` keeps of a shard: names of its files, and counts. Names no excluded id."""
+    return {
+        **{kind: report.details[kind] for kind in ("events", "rejected")},
+        "kept": report.counts["kept"],
+        "filtered_out": dict(report.dropped),
+        "reasons": dict(report.rejected),
+    }
 
 
 @dataclass(frozen=True)
-class MentionsItems:
-    """Shard numbers → whether a row that was rejected for its unknown item names one of `item_ids`."""
+class MentionsItems(ShardTask):
+    """Shard numbers → the count of `rows` that were rejected for an unknown item that is one of `item_ids`."""
 
     histories: Storage
     manifest: Manifest
     item_ids: pa.Array
 
-    def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
+    def process(self, shard: int) -> Report:
         ids = pl.Series(self.item_ids, dtype=pl.String)
-        for shard in batch["id"]:
-            name = self.manifest.stats["shards"][shard]["rejected"]
-            rows = to_polars(read_part(self.histories, self.manifest, name))
-            rows = rows.filter(pl.col("reason") == rejected.UNKNOWN_ITEM)
-            named = rows["row"].str.json_path_match("$.item_id")
-            yield pa.table({"names": [named.is_in(ids.implode()).any()]})
+        name = self.manifest.stats["shards"][shard]["rejected"]
+        rows = to_polars(read_part(self.histories, self.manifest, name))
+        rows = rows.filter(pl.col("reason") == rejected.UNKNOWN_ITEM)
+        named = rows["row"].str.json_path_match("$.item_id")
+        return Report(counts=Counter(rows=int(named.is_in(ids.implode()).sum())))
 
 
 def in_order(events: pl.DataFrame, item_ids: pa.Array) -> tuple[pa.Table, pl.DataFrame]:
@@ -161,3 +176,8 @@ def _events(table: pa.Table) -> pl.DataFrame:
 def _log_rejects(rows: pl.DataFrame) -> pa.Table:
     """Rows of the `rejected` table."""
     return to_arrow(rows.with_columns(source=pl.lit("interactions")), rejected.SCHEMA)
+
+
+def count_values(column: pa.ChunkedArray) -> Counter[str]:
+    """How often each value occurs, in the order of their first occurrence."""
+    return Counter({entry["values"]: entry["counts"] for entry in column.value_counts().to_pylist()})

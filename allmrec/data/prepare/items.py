@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from allmrec.core.shard_tasks import Task
 from allmrec.data.catalogue import item_texts
 from allmrec.data.config import SourceConfig
 from allmrec.data.prepare.clean import as_text, to_arrow, to_polars
@@ -47,16 +48,15 @@ ITEMS = {
 
 
 @dataclass(frozen=True)
-class CleanItems:
-    """A piece of the catalogue → CLEANED rows, for `map_batches` over pieces."""
+class CleanItems(Task):
+    """Numbers of pieces of the catalogue → CLEANED rows."""
 
     source: Source
 
-    def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
-        for number in batch["id"]:
-            piece = self.source.pieces[number]
-            for table in self.source.read(piece):
-                yield clean_items(table, self.source.config, self.source.place(piece))
+    def tables(self, number: int) -> Iterator[pa.Table]:
+        piece = self.source.pieces[number]
+        for table in self.source.read(piece):
+            yield clean_items(table, self.source.config, self.source.place(piece))
 
 
 def clean_items(table: pa.Table, config: SourceConfig, place: Mapping[str, Any]) -> pa.Table:

@@ -4,15 +4,14 @@
 split samples. `BuildSequences` then filters each shard's histories, divides them and writes them.
 """
 
-from collections.abc import Iterator
+from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from allmrec.core.artifacts import Manifest, read_manifest, read_part, shard_name, write_shard
-from allmrec.core.shard_tasks import report_row
+from allmrec.core.shard_tasks import Report, ShardTask
 from allmrec.core.storage import Storage
 from allmrec.data.config import DataConfig
 from allmrec.data.prepare.filters import item_counts, keep_mask
@@ -23,38 +22,36 @@ from schemas import sequences
 
 
 @dataclass(frozen=True)
-class CountItems:
-    """Shard numbers → how often each item of `frequent_I` occurs, in histories with `min_user` of them."""
+class CountItems(ShardTask):
+    """Shard numbers → item_counts `kept`: of items of `frequent_I`, in histories with `min_user` of these."""
 
     histories: Storage
     data: DataConfig
     frequent_I: np.ndarray  # bool (n + 1,)
     min_user: int
 
-    def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
-        for shard in batch["id"]:
-            users = Sequences.from_table(_histories(self.histories, shard))
-            yield report_row(shard, {}, item_counts(users, self.data, self.frequent_I, self.min_user))
+    def process(self, shard: int) -> Report:
+        users = Sequences.from_table(_histories(self.histories, shard))
+        return Report(item_counts={"kept": item_counts(users, self.data, self.frequent_I, self.min_user)})
 
 
 @dataclass(frozen=True)
-class DrawUsers:
-    """Shard numbers → the draws that decide which users are in the split's sample."""
+class DrawUsers(ShardTask):
+    """Shard numbers → details `draws`: the draws that decide which users are in the split's sample."""
 
     histories: Storage
     data: DataConfig
     frequent_I: np.ndarray  # bool (n + 1,): the items that are not too rare
     split: Split
 
-    def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
-        for shard in batch["id"]:
-            users = Sequences.from_table(filtered(_histories(self.histories, shard), self.data, self.frequent_I))
-            yield report_row(shard, {"draws": self.split.smallest(users)}, np.zeros(0))
+    def process(self, shard: int) -> Report:
+        users = Sequences.from_table(filtered(_histories(self.histories, shard), self.data, self.frequent_I))
+        return Report(details={"draws": self.split.smallest(users)})
 
 
 @dataclass(frozen=True)
-class BuildSequences:
-    """Shard numbers → shards of `sequences`; reports sizes, and item counts: the training part's and all.
+class BuildSequences(ShardTask):
+    """Shard numbers → shards of `sequences`; reports sizes, and item_counts `train` (what trains) and `all`.
 
     A file that would not change is left alone.
     """
@@ -66,23 +63,23 @@ class BuildSequences:
     frequent_I: np.ndarray  # bool (n + 1,): the items that are not too rare
     split: Split
 
-    def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
-        for shard in batch["id"]:
-            table, name = filtered(_histories(self.histories, shard), self.data, self.frequent_I), shard_name(shard)
-            users = Sequences.from_table(table)
-            parts = self.split.divide(users, times_of(table))
-            table = table.append_column(sequences.SCHEMA.field("train_length"), pa.array(parts.train, pa.int32()))
-            before = None if self.before is None else self.before.files.get(name)
-            report = {
-                "sequences": write_shard(self.sequences, sequences.SCHEMA, name, table, before, dictionary=False),
-                "users": len(users),
-                "interactions": len(users.items),
-                "valid": int((parts.valid != NONE).sum()),
-                "test": int((parts.test != NONE).sum()),
-            }
-            counted = users.shortened(parts.train).items, users.items
-            counts = [np.bincount(items, minlength=len(self.frequent_I)) for items in counted]
-            yield report_row(shard, report, np.concatenate(counts))
+    def process(self, shard: int) -> Report:
+        table, name = filtered(_histories(self.histories, shard), self.data, self.frequent_I), shard_name(shard)
+        users = Sequences.from_table(table)
+        parts = self.split.divide(users, times_of(table))
+        table = table.append_column(sequences.SCHEMA.field("train_length"), pa.array(parts.train, pa.int32()))
+        before = None if self.before is None else self.before.files.get(name)
+        counted = {"train": users.shortened(parts.train).items, "all": users.items}
+        return Report(
+            counts=Counter(
+                users=len(users),
+                interactions=len(users.items),
+                valid=int((parts.valid != NONE).sum()),
+                test=int((parts.test != NONE).sum()),
+            ),
+            files={name: write_shard(self.sequences, sequences.SCHEMA, name, table, before, dictionary=False)},
+            item_counts={part: np.bincount(items, minlength=len(self.frequent_I)) for part, items in counted.items()},
+        )
 
 
 def filtered(table: pa.Table, data: DataConfig, frequent_I: np.ndarray) -> pa.Table:

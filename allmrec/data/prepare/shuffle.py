@@ -1,67 +1,90 @@
 """From pieces of the log to shards of users: every piece leaves one file, of which every shard reads its part.
 
-A file is an Arrow IPC file with one record batch a shard. It is written once and read by range: nobody need hold a
-shard's rows while others still read, nor more than a piece or a shard at once. What a row means is `clean`'s business;
-what becomes of a shard's rows is `assemble`'s.
+A file is an Arrow IPC file with one record batch of one row a shard: its events, its rejected rows and the counts of
+what was filtered out. It is written once and read by range: no process holds a shard's rows while others still read,
+nor more than a piece or a shard at once. What a row means is the business of `clean`; what becomes of a shard's rows
+that of `histories`.
 """
 
 import io
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 
+from allmrec.core.shard_tasks import Report, ShardTask
 from allmrec.core.storage import Storage
-from allmrec.data.prepare.clean import CLEANED, CleanInteractions, filtered_out, to_arrow, to_polars
+from allmrec.data.prepare.clean import EVENTS, REJECTIONS, Cleaned, CleanInteractions, to_arrow, to_polars
 from allmrec.data.prepare.exclusions import EXCLUDED, Exclusions
 
-# The excluded users and items that a piece names.
-NAMED = pa.schema([("users", pa.list_(pa.string())), ("items", pa.list_(pa.string()))])
+_TABLES = {"events": EVENTS, "rejections": REJECTIONS}
+# `shard` is the number of the record batch.
+EXCHANGED = pa.schema(
+    [
+        *(pa.field(name, pa.list_(pa.struct(list(schema)[1:])), nullable=False) for name, schema in _TABLES.items()),
+        pa.field("filtered_out", pa.map_(pa.string(), pa.int64()), nullable=False),  # of the whole piece, in shard 0
+    ]
+)
 
 
 @dataclass(frozen=True)
-class PartitionRows:
-    """Numbers of pieces → their files in the exchange; reports NAMED."""
+class PartitionRows(ShardTask):
+    """Numbers of pieces → their files in the exchange; details: the excluded `users` and `items` that they name."""
 
     clean: CleanInteractions
     exchange: Storage
     excluded: Exclusions
     num_shards: int
 
-    def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
-        for piece in batch["id"]:
-            rows = to_polars(pa.concat_tables([CLEANED.empty_table(), *self.clean({"id": [piece]})]))
-            kept, gone = self.excluded.split(rows)
-            if gone.height:
-                kept = pl.concat([kept, filtered_out(EXCLUDED, gone.height)], how="diagonal")
-            write_piece(self.exchange, piece, kept, self.num_shards)
-            yield pa.table([[ids] for ids in self.excluded.named(gone)], schema=NAMED)
+    def process(self, piece: int) -> Report:
+        cleaned = self.clean.read(piece)
+        events, gone = self.excluded.split(to_polars(cleaned.events))
+        rejections, gone_rejections = self.excluded.split(to_polars(cleaned.rejections))
+        excluded = Counter({EXCLUDED: gone.height + gone_rejections.height})
+        kept = Cleaned(to_arrow(events, EVENTS), to_arrow(rejections, REJECTIONS), cleaned.filtered_out + excluded)
+        write_piece(self.exchange, piece, kept, self.num_shards)
+        users, items = self.excluded.named(gone, gone_rejections)
+        return Report(details={"users": users, "items": items})
 
 
-def write_piece(exchange: Storage, piece: int, rows: pl.DataFrame, num_shards: int) -> None:
-    """Leave a piece's CLEANED rows for the shards."""
-    rows = rows.sort("shard")
-    edges = np.searchsorted(rows["shard"].to_numpy(), np.arange(num_shards + 1)).tolist()
-    table, buffer = to_arrow(rows, CLEANED), io.BytesIO()
-    with pa.ipc.new_file(buffer, CLEANED, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
-        for first, end in pairwise(edges):
-            part = table.slice(first, end - first).to_batches()
-            writer.write_batch(part[0] if part else pa.RecordBatch.from_pylist([], CLEANED))
+def write_piece(exchange: Storage, piece: int, cleaned: Cleaned, num_shards: int) -> None:
+    """Leave the rows of a piece for the shards."""
+    lists = [_by_shard(getattr(cleaned, name), schema, num_shards) for name, schema in _TABLES.items()]
+    counts = cleaned.filtered_out
+    offsets = pa.array([0, *[len(counts)] * num_shards], pa.int32())
+    names, values = pa.array(list(counts), pa.string()), pa.array(list(counts.values()), pa.int64())
+    batch = pa.record_batch([*lists, pa.MapArray.from_arrays(offsets, names, values)], schema=EXCHANGED)
+    buffer = io.BytesIO()
+    with pa.ipc.new_file(buffer, EXCHANGED, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
+        for shard in range(num_shards):
+            writer.write_batch(batch.slice(shard, 1))
     exchange.write(_file(piece), buffer.getvalue())
 
 
-def read_partition(exchange: Storage, pieces: Sequence[int], shard: int) -> pa.Table:
-    """A shard's CLEANED rows of all pieces."""
+def read_partition(exchange: Storage, pieces: Sequence[int], shard: int) -> Cleaned:
+    """A shard's part of all pieces; its tables have no column `shard`."""
     filesystem, root = exchange.arrow()
-    batches = []
+    tables: dict[str, list[pa.Table]] = {name: [schema.empty_table().drop("shard")] for name, schema in _TABLES.items()}
+    filtered_out: Counter[str] = Counter()
     for piece in pieces:
         with filesystem.open_input_file(f"{root}/{_file(piece)}") as file:
-            batches.append(pa.ipc.open_file(file).get_batch(shard))
-    return pa.Table.from_batches(batches, CLEANED)
+            batch = pa.ipc.open_file(file).get_batch(shard)
+        for name, parts in tables.items():
+            parts.append(pa.Table.from_struct_array(batch.column(name).flatten()))
+        filtered_out.update(dict(batch.column("filtered_out")[0].as_py()))
+    events, rejections = (pa.concat_tables(tables[name]) for name in _TABLES)
+    return Cleaned(events, rejections, filtered_out)
+
+
+def _by_shard(table: pa.Table, schema: pa.Schema, num_shards: int) -> pa.ListArray:
+    """Rows as structs, one list a shard."""
+    rows = to_polars(table).sort("shard")
+    offsets = np.searchsorted(rows["shard"].to_numpy(), np.arange(num_shards + 1))
+    columns = [column.combine_chunks() for column in to_arrow(rows, schema).columns[1:]]
+    structs = pa.StructArray.from_arrays(columns, fields=list(schema)[1:])
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), structs)
 
 
 def _file(piece: int) -> str:

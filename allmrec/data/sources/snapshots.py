@@ -69,7 +69,7 @@ def open_snapshot(uri: str, kind: str, version: int | None, s3: S3Config) -> Sna
             f"{uri} is a table of Hudi, which is not read; export a snapshot of it as Parquet and name that"
         )
     try:
-        module = import_module(f"allmrec.data.{_MODULES[kind]}")
+        module = import_module(f"allmrec.data.sources.{_MODULES[kind]}")
     except ImportError:
         fix = f"pip install 'allmrec[{_MODULES[kind]}]'"
         raise ValueError(f"{uri} is a table of {kind}; what reads it is not installed: {fix}") from None

@@ -12,14 +12,13 @@ from allmrec.core.hashing import shard_of
 from allmrec.data.config import DataConfig, SourceConfig
 from allmrec.data.prepare.clean import (
     BELOW_MIN_RATING,
-    CLEANED,
+    EVENTS,
     OTHER_EVENT,
     OUTSIDE_WINDOW,
+    REJECTIONS,
     ItemLookup,
     clean_interactions,
     microseconds,
-    split_rejections,
-    to_polars,
 )
 from allmrec.data.sources.lines import MALFORMED, NUMBER
 from schemas import rejected
@@ -47,12 +46,9 @@ def cleaned(rows, schema=SCHEMA, **data):
     rows = [{**row, NUMBER: number} for number, row in enumerate(rows, 1)]
     table = pa.Table.from_pylist(rows, schema)
     found = clean_interactions(table, DataConfig(num_shards=4, **data), ItemLookup(ITEM_IDS), PLACE)
-    assert found.schema == CLEANED
-    bad, filtered_out = split_rejections(to_polars(found))
-    good = [row for row in found.to_pylist() if row["aside"] is None]
-    assert len(good) + len(bad) + sum(filtered_out.values()) == len(rows)
-    assert len(found) == len(good) + len(bad) + len(filtered_out)
-    return good, bad.to_dicts(), filtered_out
+    assert found.events.schema == EVENTS and found.rejections.schema == REJECTIONS
+    assert len(found.events) + len(found.rejections) + found.filtered_out.total() == len(rows)
+    return found.events.to_pylist(), found.rejections.to_pylist(), found.filtered_out
 
 
 def test_every_reason_and_the_row_as_json():
@@ -124,9 +120,9 @@ def test_integer_and_dictionary_ids_are_read_as_text():
             NUMBER: pa.array([1, 2]),
         }
     )
-    rows = clean_interactions(table, DataConfig(), ItemLookup(pa.array(["7"])), PLACE).to_pylist()
-    assert [(row["user_id"], row["item_index"]) for row in rows] == [("u", 1), (None, None)]
-    bad = json.loads(rows[1]["aside"])
+    found = clean_interactions(table, DataConfig(), ItemLookup(pa.array(["7"])), PLACE)
+    assert [(row["user_id"], row["item_index"]) for row in found.events.to_pylist()] == [("u", 1)]
+    (bad,) = found.rejections.to_pylist()
     assert bad["reason"] == rejected.UNKNOWN_ITEM
     assert json.loads(bad["row"])["user_id"] == "v"
 
@@ -243,10 +239,11 @@ def test_times_in_a_dictionary_of_text_and_ratings_that_are_none():
         }
     )
     data = DataConfig(min_rating=3, events=["1"])
-    found = clean_interactions(table, data, ItemLookup(pa.array(["1", "2"])), PLACE).to_pylist()
-    assert (found[0]["user_id"], found[0]["item_index"], found[0]["timestamp"]) == ("u", 1, 17_699 * DAY_US)
-    reasons = [json.loads(row["aside"])["reason"] for row in found[1:]]
-    assert reasons == [rejected.NULL_ID, BELOW_MIN_RATING]
+    found = clean_interactions(table, data, ItemLookup(pa.array(["1", "2"])), PLACE)
+    (good,) = found.events.to_pylist()
+    assert (good["user_id"], good["item_index"], good["timestamp"]) == ("u", 1, 17_699 * DAY_US)
+    assert found.rejections.column("reason").to_pylist() == [rejected.NULL_ID]
+    assert found.filtered_out == {BELOW_MIN_RATING: 1}
 
 
 @pytest.mark.parametrize(

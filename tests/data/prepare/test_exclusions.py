@@ -1,5 +1,3 @@
-import json
-
 import polars as pl
 import pyarrow as pa
 
@@ -34,13 +32,6 @@ def test_tables_without_some_of_the_columns():
     assert Exclusions.of([], ["c"], ITEM_IDS).without(ROWS.select("user_id", "item_index")).height == 6
 
 
-def test_rows_that_cleaning_set_aside_are_looked_into():
-    asides = [json.dumps({"reason": "unknown_item", "row": row}) for row in ROWS["row"].drop_nulls()]
-    rows = pl.DataFrame({"aside": [None, *asides, '{"reason":"below_min_rating","count":3}']})
-    kept = Exclusions.of(["ann"], ["b"], ITEM_IDS).without(rows)["aside"].to_list()
-    assert kept == [None, asides[2], asides[3], '{"reason":"below_min_rating","count":3}']
-
-
 def test_nobody_is_forgotten():
     assert Exclusions.of([], [], ITEM_IDS).without(ROWS).equals(ROWS)
 
@@ -55,4 +46,6 @@ def test_a_rejected_row_may_spell_an_id_as_a_real_number():
 
 def test_whom_the_rows_that_went_name():
     excluded = Exclusions.of(["ann", "dan", "nobody"], ["b", "z"], ITEM_IDS)
-    assert excluded.named(excluded.split(ROWS)[1]) == (["ann", "dan"], ["b", "z"])
+    gone = excluded.split(ROWS)[1]
+    assert excluded.named(gone) == (["ann", "dan"], ["b", "z"])
+    assert excluded.named(gone.select("user_id"), gone.select("row")) == (["ann", "dan"], ["b", "z"])

@@ -1,4 +1,5 @@
 import io
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
@@ -6,11 +7,11 @@ import pyarrow.parquet as pq
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allmrec.data.prepare.clean import BELOW_MIN_RATING, to_polars
+from allmrec.data.prepare.clean import BELOW_MIN_RATING, Cleaned, to_polars
 from allmrec.data.prepare.exclusions import Exclusions
 from allmrec.data.prepare.histories import MentionsItems, in_order
 from schemas import rejected, sequences
-from tests.data.shop import BAD, EVENTS, ITEM_IDS, Shop, rows
+from tests.data.shop import EVENTS, ITEM_IDS, Shop, cleaned, rows
 
 
 def test_events_are_put_in_time_order_and_ties_by_hash():
@@ -51,41 +52,58 @@ def test_the_order_of_rows_does_not_matter(order):
     assert duplicates.equals(expected_duplicates)
 
 
-def test_a_draft_reports_what_was_kept_and_what_was_rejected(tmp_path):
-    block, shop = rows(EVENTS, 2, BAD), Shop(tmp_path)
-    assert {row["user_id"]: row["shard"] for row in block.to_pylist()[:9]} == {"ann": 0, "bob": 0, "cid": 1}
-    reports = shop.update(block)
-    assert reports[0]["reasons"] == {rejected.DUPLICATE_EVENT: 1, rejected.MALFORMED: 1, rejected.UNKNOWN_ITEM: 1}
-    assert reports[1]["reasons"] == {}
-    assert (reports[0]["filtered_out"], reports[1]["filtered_out"]) == ({BELOW_MIN_RATING: 3}, {})
-    assert (reports[0]["kept"], reports[1]["kept"]) == (7, 1)
+def test_an_update_reports_what_was_kept_and_what_was_rejected(tmp_path):
+    log, shop = cleaned(EVENTS), Shop(tmp_path)
+    assert {row["user_id"]: row["shard"] for row in log.events.to_pylist()} == {"ann": 0, "bob": 0, "cid": 1}
+    first, second = shop.update(log)
+    assert first.rejected == {rejected.DUPLICATE_EVENT: 1, rejected.MALFORMED: 1, rejected.UNKNOWN_ITEM: 1}
+    assert second.rejected == {}
+    assert (first.dropped, second.dropped) == ({BELOW_MIN_RATING: 3}, {})
+    assert (first.counts["kept"], second.counts["kept"]) == (7, 1)
+
+
+def part(log, *slices):
+    """Some of the rows of a log."""
+    return Cleaned(log.events.take(pa.array(slices[0])), log.rejections.take(pa.array(slices[1])), Counter())
 
 
 def test_files_are_the_same_in_whatever_order_and_logs_rows_come(tmp_path):
-    block, whole = rows(EVENTS, 2, BAD), Shop(tmp_path / "whole")
-    whole.update(block)
-    turned = block.take(pa.array(np.arange(len(block))[::-1]))
+    log, whole = cleaned(EVENTS, filtered_out=0), Shop(tmp_path / "whole")
+    whole.update(log)
+    events, bad = np.arange(len(log.events))[::-1], np.arange(len(log.rejections))[::-1]
     pieces = Shop(tmp_path / "pieces")
-    pieces.update(turned.slice(0, 4), turned.slice(4, 0), turned.slice(4))
+    pieces.update(part(log, events[:4], bad[:1]), Cleaned(), part(log, events[4:], bad[1:]))
     days = Shop(tmp_path / "days")
-    for day in range(0, len(turned), 3):
-        days.update(turned.slice(day, 3))
+    for day in range(3):
+        days.update(part(log, events[day::3], bad[day::3]))
     assert pieces.content() == whole.content() == days.content()
 
 
-def test_a_shard_that_nothing_is_new_for_keeps_its_files(tmp_path):
+def test_a_shard_that_gets_nothing_new_keeps_its_files(tmp_path):
     shop = Shop(tmp_path)
-    first = shop.update(rows(EVENTS, 2, BAD))
-    second = shop.update(rows([("cid", 1, 7)], 2))
-    assert second[0]["events"] == first[0]["events"] and second[1]["events"] != first[1]["events"]
-    assert (second[0]["kept"], second[1]["kept"]) == (7, 2)
+    first = shop.update(cleaned(EVENTS))
+    second = shop.update(Cleaned(rows([("cid", 1, 7)], 2)))
+    for kind in ("events", "rejected"):
+        assert second[0].details[kind] == first[0].details[kind]
+    assert second[0].rejected == first[0].rejected and second[0].dropped == first[0].dropped
+    assert second[1].details["events"] != first[1].details["events"]
+    assert [report.counts["kept"] for report in second] == [7, 2]
 
 
-def test_forgotten_users_and_items_leave_histories_and_rejected_rows(tmp_path):
+def test_counts_of_what_was_filtered_out_add_up_over_logs(tmp_path):
     shop = Shop(tmp_path)
-    shop.update(rows(EVENTS, 2, BAD))
-    reports = shop.update(excluded=Exclusions.of(["ann"], ["item-7"], ITEM_IDS))
-    assert reports[0]["reasons"] == {rejected.MALFORMED: 1}
+    shop.update(cleaned(EVENTS))
+    first, _ = shop.update(Cleaned(filtered_out=Counter({BELOW_MIN_RATING: 2, "other_event": 1})))
+    assert first.dropped == {BELOW_MIN_RATING: 5, "other_event": 1}
+    assert first.counts["kept"] == 7
+
+
+def test_excluded_users_and_items_leave_histories_and_rejected_rows(tmp_path):
+    shop = Shop(tmp_path)
+    shop.update(cleaned(EVENTS))
+    first, _ = shop.update(excluded=Exclusions.of(["ann"], ["item-7"], ITEM_IDS))
+    assert first.rejected == {rejected.MALFORMED: 1}
+    assert first.details["users"] == ["ann"]
     events = pa.concat_tables(
         [pq.read_table(io.BytesIO(data)) for name, data in shop.content().items() if "ev" in name]
     )
@@ -94,7 +112,7 @@ def test_forgotten_users_and_items_leave_histories_and_rejected_rows(tmp_path):
 
 def test_rejected_rows_that_name_an_item(tmp_path):
     shop = Shop(tmp_path)
-    shop.update(rows(EVENTS, 2, BAD))
-    names = [row["names"] for row in shop.run(MentionsItems(shop.histories, shop.before, pa.array(["new", "newer"])))]
-    assert names == [True, False]
-    assert not any(row["names"] for row in shop.run(MentionsItems(shop.histories, shop.before, pa.array(["newer"]))))
+    shop.update(cleaned(EVENTS))
+    for items, counts in ((["new", "newer"], [1, 0]), (["newer"], [0, 0])):
+        found = shop.run(MentionsItems(shop.histories, shop.before, pa.array(items)))
+        assert [report.counts["rows"] for report in found] == counts

@@ -1,11 +1,10 @@
-import json
-
 import numpy as np
 import pytest
 
 from allmrec.core.artifacts import Manifest, shard_name
+from allmrec.core.shard_tasks import gather
 from allmrec.data.config import DataConfig
-from allmrec.data.prepare.clean import to_polars
+from allmrec.data.prepare.clean import Cleaned, to_polars
 from allmrec.data.prepare.histories import in_order
 from allmrec.data.prepare.sequences import CountItems, filtered
 from schemas import sequences
@@ -15,7 +14,7 @@ from tests.data.shop import EVENTS, EVERYTHING, ITEM_IDS, Shop, rows
 @pytest.fixture
 def shop(tmp_path):
     shop = Shop(tmp_path)
-    shop.update(rows(EVENTS, 2))
+    shop.update(Cleaned(rows(EVENTS, 2)))
     return shop
 
 
@@ -34,21 +33,20 @@ def test_histories_lose_interactions_and_users_who_have_none_left():
 )
 def test_items_are_counted_in_histories_that_are_long_enough(shop, least, counts):
     found = shop.run(CountItems(shop.histories, DataConfig(), EVERYTHING, least))
-    assert np.sum([row["item_counts"] for row in found], axis=0).tolist() == counts
+    assert gather(found)[1].item_counts["kept"].tolist() == counts
 
 
 def test_shards_are_finished(shop):
     finished = shop.finish()
-    report = json.loads(finished[0]["report"])
-    assert (report["users"], report["interactions"], report["valid"], report["test"]) == (2, 7, 2, 2)
+    assert finished[0].counts == {"users": 2, "interactions": 7, "valid": 2, "test": 2}
     assert {entry.key for entry in shop.storage.at("sequences").list()} == {shard_name(0), shard_name(1)}
-    train, all_ = np.sum([row["item_counts"] for row in finished], axis=0).reshape(2, -1)
-    assert all_.tolist() == [0, 1, 1, 2, 1, 1, 0, 1, 0, 1]
-    assert train.tolist() == [0, 0, 0, 1, 1, 1, 0, 0, 0, 1]  # without the last two of ann and bob
+    counted = gather(finished)[1].item_counts
+    assert counted["all"].tolist() == [0, 1, 1, 2, 1, 1, 0, 1, 0, 1]
+    assert counted["train"].tolist() == [0, 0, 0, 1, 1, 1, 0, 0, 0, 1]  # without the last two of ann and bob
 
 
 def test_a_file_that_would_not_change_is_left_alone(shop):
-    entries = {shard_name(shard): json.loads(row["report"])["sequences"] for shard, row in enumerate(shop.finish())}
+    entries = gather(shop.finish())[1].files
     paths = [shop.storage.root / "sequences" / shard_name(shard) for shard in (0, 1)]
     before = [path.stat().st_ino for path in paths]  # a write puts another file in its place
     shop.finish(before=Manifest("sequences", "", entries), min_user_interactions=2)
@@ -57,7 +55,7 @@ def test_a_file_that_would_not_change_is_left_alone(shop):
 
 @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"not what it was")])
 def test_a_damaged_file_is_written_again(shop, damage):
-    entries = {shard_name(shard): json.loads(row["report"])["sequences"] for shard, row in enumerate(shop.finish())}
+    entries = gather(shop.finish())[1].files
     path = shop.storage.root / "sequences" / shard_name(0)
     whole = path.read_bytes()
     damage(path)
@@ -67,5 +65,5 @@ def test_a_damaged_file_is_written_again(shop, damage):
 
 def test_an_empty_shard(tmp_path):
     shop = Shop(tmp_path)
-    shop.update(rows([("ann", 1, 1)], 2))
-    assert [json.loads(row["report"])["users"] for row in shop.finish()] == [1, 0]
+    shop.update(Cleaned(rows([("ann", 1, 1)], 2)))
+    assert [report.counts["users"] for report in shop.finish()] == [1, 0]

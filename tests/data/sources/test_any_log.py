@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from allmrec.core.storage import S3Config
 from allmrec.data.config import DataConfig
-from allmrec.data.prepare.clean import FILTERED_OUT, CleanInteractions, log_columns, split_rejections, to_polars
+from allmrec.data.prepare.clean import FILTERED_OUT, Cleaned, CleanInteractions, log_columns
 from allmrec.data.prepare.items import ITEMS, CleanItems, index_items
 from allmrec.data.sources import lines as lines_module
 from allmrec.data.sources import readers
@@ -35,13 +35,11 @@ def told(data, s3=S3Config()):
     """How many rows were accepted, rejected and left out."""
     log = open_source("interactions", data.interactions, s3, log_columns(data))
     clean = CleanInteractions(log, data, pa.array(IDS))
-    tables = list(clean({"id": range(len(log.pieces))}))
-    cleaned = to_polars(pa.concat_tables(tables))
-    bad, filtered_out = split_rejections(cleaned)
-    assert set(bad["reason"]) <= set(rejected.REASONS) and set(filtered_out) <= set(FILTERED_OUT)
-    assert bad["row"].null_count() == bad["file"].null_count() == bad["number"].null_count() == 0
-    good = cleaned.filter(cleaned["aside"].is_null())
-    assert good.select("user_id", "item_index", "timestamp").null_count().sum_horizontal().item() == 0
+    cleaned = Cleaned.concat(map(clean.read, range(len(log.pieces))))
+    good, bad, filtered_out = cleaned.events, cleaned.rejections, cleaned.filtered_out
+    assert set(bad.column("reason").to_pylist()) <= set(rejected.REASONS) and set(filtered_out) <= set(FILTERED_OUT)
+    assert not any(bad.column(name).null_count for name in ("row", "file", "number"))
+    assert not any(column.null_count for column in good.columns)
     shop = open_source("items", data.items, s3, ITEMS)
     items, bad_items = index_items(pa.concat_tables(CleanItems(shop)({"id": range(len(shop.pieces))})))
     assert len(items) + len(bad_items) == len(good) + len(bad) + sum(filtered_out.values())

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from allmrec.core.storage import S3Config
 from allmrec.data.config import DataConfig, SourceConfig
-from allmrec.data.prepare.clean import ItemLookup, clean_interactions, log_columns
+from allmrec.data.prepare.clean import Cleaned, ItemLookup, clean_interactions, log_columns
 from allmrec.data.sources.cells import as_encoded_ids, as_flags, as_id_lists, as_ids, as_numbers, as_words, is_id, plain
 from allmrec.data.sources.source import open_source
 
@@ -170,13 +170,14 @@ def read(path):
     data = DataConfig(interactions=SourceConfig(paths=[str(path)]))
     source = open_source("interactions", data.interactions, S3Config(), log_columns(data))
     lookup = ItemLookup(pa.array(["7"]))
-    tables = [
+    parts = [
         clean_interactions(table, data, lookup, {"file": "log", "from_byte": None})
         for piece in source.pieces
         for table in source.read(piece)
     ]
-    rows = pa.concat_tables(tables).to_pylist()
-    return sorted(row["aside"].split(",")[0] if row["aside"] else str(row) for row in rows)
+    cleaned = Cleaned.concat(parts)
+    reasons = [*cleaned.rejections.column("reason").to_pylist(), *cleaned.filtered_out.elements()]
+    return sorted([*reasons, *map(str, cleaned.events.to_pylist())])
 
 
 @settings(deadline=None, max_examples=4)

@@ -12,7 +12,7 @@ import pytest
 
 from allmrec.core.storage import S3Config, open_storage
 from allmrec.data.config import SourceConfig
-from allmrec.data.prepare.clean import ItemLookup, clean_interactions, log_columns, split_rejections, to_polars
+from allmrec.data.prepare.clean import ItemLookup, clean_interactions, log_columns
 from allmrec.data.prepare.items import ITEMS, clean_items
 from allmrec.data.sources import readers
 from allmrec.data.sources.source import open_source
@@ -27,12 +27,11 @@ def read_log(source, drawn) -> tuple[list[tuple], Counter]:
     lookup = ItemLookup(pa.array(drawn.items))
     for piece in source.pieces:
         for table in source.read(piece):
-            cleaned = to_polars(clean_interactions(table, drawn.data, lookup, source.place(piece)))
-            bad, filtered_out = split_rejections(cleaned)
-            kept = [row for row in cleaned.to_dicts() if row["aside"] is None]
-            assert len(kept) + len(bad) + sum(filtered_out.values()) == len(table)
+            cleaned = clean_interactions(table, drawn.data, lookup, source.place(piece))
+            kept, reasons = cleaned.events.to_pylist(), cleaned.rejections.column("reason").to_pylist()
+            assert len(kept) + len(reasons) + cleaned.filtered_out.total() == len(table)
             good += [(row["user_id"], drawn.items[row["item_index"] - 1], row["timestamp"]) for row in kept]
-            others += Counter(bad["reason"].to_list()) + Counter(filtered_out)
+            others += Counter(reasons) + cleaned.filtered_out
     return sorted(good), others
 
 

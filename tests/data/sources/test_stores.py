@@ -15,9 +15,9 @@ from allmrec.data.config import DataConfig, SourceConfig
 from allmrec.data.prepare.clean import log_columns
 from allmrec.data.sources.lines import MALFORMED, NUMBER
 from allmrec.data.sources.source import open_source
+from allmrec.nightly.inputs import item_list
 from allmrec.nightly.user_tables import CANDIDATES
 from jobs.config import Config
-from jobs.nightly_inputs import item_list
 from jobs.prepare import excluded_lists
 
 ROWS = [{"user_id": f"u{n}", "item_id": f"i{n % 3}", "timestamp": str(1_500_000_000 + n)} for n in range(9)]
@@ -92,7 +92,7 @@ def test_lists_of_ids_and_candidates_are_read(storage: Storage, where: S3Config,
     config = Config(name="test", storage=where, data=data, nightly={"blocked_items": listed})
     found = [sorted(ids.spellings.to_pylist()) for ids in excluded_lists(config) if ids]
     assert found == [[row["user_id"] for row in ROWS], ["i0", "i1", "i2"]]
-    blocked = item_list(config, "blocked_items")
+    blocked = item_list(config.nightly, config.storage, "blocked_items")
     assert blocked is not None and sorted(blocked.spellings.to_pylist()) == ["i0", "i1", "i2"]
     if format != "csv":
         storage.write(f"lists.{format}", written([{"user_id": "u1", "item_ids": ["i1"]}], format))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from allmrec.core.artifacts import commit, read_file, read_manifest, write_shard
+from allmrec.core.artifacts import read_file, read_manifest, writing
 from allmrec.core.storage import open_storage
 from allmrec.llm.loading import LLMConfig, load_llm
 from jobs.demo.config import DemoConfig
@@ -34,8 +34,8 @@ def test_writes_a_sealed_model_once(tmp_path: Path) -> None:
         for i in range(1, 21)
     ]
     table = pa.Table.from_pylist(rows, items.SCHEMA)
-    shard = write_shard(run.at("items"), items.SCHEMA, "part-00000.parquet", table)
-    commit(run.at("items"), "items", "test", {"part-00000.parquet": shard})
+    with writing(run.at("items"), "items", "test") as out:
+        out.table(0, items.SCHEMA, table)
 
     assert execute(STEP, config, Console(log_json=True))
     model = run.at("models/llm")
@@ -49,6 +49,6 @@ def test_writes_a_sealed_model_once(tmp_path: Path) -> None:
 
 def test_a_bucket_is_refused_in_words() -> None:
     config = DemoConfig(name="t", root="s3://bucket/runs")
-    context = Context(config, open_storage(config.run_uri, config.storage), Console(), fingerprint="")
+    context = Context(config, config.workspace, Console(), fingerprint="")
     with pytest.raises(ValueError, match="local folder"):
         STEP.plan(context)

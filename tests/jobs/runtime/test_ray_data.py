@@ -1,5 +1,6 @@
 import gc
 import time
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -8,8 +9,10 @@ import pytest
 import ray
 from ray.exceptions import RayError
 
+from allmrec.core.shard_tasks import Report, ShardTask, gather
 from jobs.config import WorkersConfig
-from jobs.runtime.ray_data import iter_results, map_actors, map_tasks, with_timeout
+from jobs.runtime.console import Console
+from jobs.runtime.ray_data import iter_reports, iter_results, map_actors, map_tasks, with_timeout
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("started_ray")]
 
@@ -24,6 +27,24 @@ def test_every_number_once():
     assert sorted(pa.concat_tables(iter_results(map_tasks(7, square))).column("square").to_pylist()) == [
         number**2 for number in range(7)
     ]
+
+
+class Count(ShardTask):
+    def process(self, shard):
+        files = {f"file-{shard}": {"sha256": "ab", "size": shard}}
+        return Report(counts=Counter(squares=shard**2), files=files, item_counts={"seen": np.full(3, shard)})
+
+
+def test_reports_come_back_as_they_were_and_add_up():
+    with Console(log_json=True).progress("count", 5) as bar:
+        by_shard, total = gather(iter_reports(map_tasks(5, Count()), bar))
+        assert bar.done == 5
+    assert [report.counts["squares"] for report in by_shard] == [0, 1, 4, 9, 16]
+    assert total.counts == {"squares": 30} and total.item_counts["seen"].tolist() == [10, 10, 10]
+    assert total.files["file-3"] == {"sha256": "ab", "size": 3}
+    with Console(log_json=True).progress("count", 2) as bar:
+        by_worker, _ = gather(iter_reports(map_actors([3, 1], Count, (), WorkersConfig(num_workers=1)), bar))
+    assert [report.shard for report in by_worker] == [1, 3]
 
 
 def test_a_users_error_comes_out_as_it_was_raised():

@@ -7,7 +7,7 @@ import ray
 import torch
 from torch import distributed as dist
 
-from allmrec.core.storage import S3Config, open_storage
+from allmrec.core.storage import S3Config
 from jobs.config import Config
 from jobs.runtime.console import Console
 from jobs.runtime.ray_train import _prune_checkpoints, fit, report, resume
@@ -21,7 +21,7 @@ def _context(
     root: str | Path, fingerprint: str = "identity", storage: S3Config | None = None, **workers: int
 ) -> Context:
     config = Config(name="test", root=str(root), workers=workers, storage=storage or S3Config())
-    return Context(config, open_storage(config.run_uri, config.storage), Console(log_json=True), fingerprint)
+    return Context(config, config.workspace, Console(log_json=True), fingerprint)
 
 
 def counting(config: dict) -> dict:
@@ -48,7 +48,7 @@ def test_what_failed_goes_on_from_the_checkpoint(s3_uri, s3, capsys):
     context = _context(s3_uri, storage=s3, num_workers=2, max_failures=0)
     with pytest.raises(ValueError, match=r"^the loop's own words$"):
         fit(context, "count", counting, {"steps": 2, "raises": True}, 2)
-    assert list(context.artifact("checkpoints/count").list("identity/"))
+    assert list(context.workspace.at("checkpoints/count").list("identity/"))
     fewer = _context(s3_uri, storage=s3, num_workers=1)
     result = fit(fewer, "count", counting, {"steps": 3}, 3)
     assert result["first"] > 0, "Ray may not have taken in the last report before the loop failed"
@@ -56,7 +56,7 @@ def test_what_failed_goes_on_from_the_checkpoint(s3_uri, s3, capsys):
     for _ in range(result["first"], 3):
         expected = expected * 2 + 1
     assert result["sum"] == expected
-    assert not list(context.artifact("checkpoints/count").list("identity")), "checkpoints go after success"
+    assert not list(context.workspace.at("checkpoints/count").list("identity")), "checkpoints go after success"
     assert '"done": 3' in capsys.readouterr().out, "the driver shows the workers' numbers"
 
 

@@ -1,0 +1,134 @@
+"""What the artifact `histories` is made of, and how much of the previous one stays.
+
+It remembers which files of the log it was made of. If those are unchanged and others were added (a new day), only the
+new ones are read, and only the shards whose users appear in them are written; else everything is read. Either way gives
+the same bytes. Knows neither tasks nor Ray; `histories` has what is done for each shard.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+
+from allmrec.core.artifacts import ArtifactWriter, Manifest, read_manifest, read_part
+from allmrec.core.hashing import fingerprint
+from allmrec.core.shard_tasks import Report
+from allmrec.core.storage import Storage
+from allmrec.core.version import __version__
+from allmrec.data.config import FILTERS, DataConfig
+from allmrec.data.known import ITEM, KNOWN, USER, id_hash
+from allmrec.data.prepare.exclusions import Exclusions
+from allmrec.data.prepare.histories import UpdateHistories, shard_stats
+from allmrec.data.sources.source import Source
+
+_ITEM_IDS = pa.schema([("item_id", pa.string())])  # by item_index - 1
+
+
+class HistoriesPlan:
+    """What the histories are made of, and the previous ones if they can be extended."""
+
+    def __init__(
+        self, storage: Storage, log: Source, data: DataConfig, excluded_users: list[str], excluded_items: list[str]
+    ):
+        self.storage, self.log = storage, log
+        self.excluded = excluded_users, excluded_items
+        # The manifest must not name them either.
+        self.hashes = {id_hash(kind, id): (kind, id) for kind, ids in enumerate(self.excluded) for id in ids}
+        elsewhere = {*FILTERS, "excluded_users", "excluded_items", "items", "max_rejected_fraction"}
+        read_by = data.model_dump(mode="json", exclude={"interactions": {"paths"}} | dict.fromkeys(elsewhere, True))
+        self.config = {"code": __version__, **read_by}
+        self.made_of: dict[str, Any] = {
+            "log": [file.content for file in log.files],
+            "tables": dict(log.versions),
+            "excluded": sorted(self.hashes),
+        }
+
+    @cached_property
+    def previous(self) -> Manifest | None:
+        """The histories that exist, if they are of the same config and of files that have not changed."""
+        manifest = self._existing
+        if manifest is None or KNOWN not in manifest.stats:
+            return None
+        unchanged = manifest.config == self.config
+        unchanged &= all(file in self.made_of["log"] for file in manifest.stats["log"])
+        readmitted = set(manifest.stats["excluded"]) - self.hashes.keys()
+        return manifest if unchanged and not readmitted else None
+
+    @cached_property
+    def _existing(self) -> Manifest | None:
+        try:
+            return read_manifest(self.storage)
+        except ValueError:  # there are none, or they are damaged
+            return None
+
+    def known_items(self) -> list[str]:
+        """Ids of the items that have their numbers, by index from 1."""
+        if self.previous is None:
+            return []
+        table = read_part(self.storage, self.previous, self.previous.stats["items"])
+        ids: list[str] = table.column("item_id").to_pylist()
+        return ids
+
+    def identity(self, item_ids: pa.Array) -> str:
+        """Fingerprint of the histories.
+
+        Args:
+            item_ids: string (n,), by item index from 1; begins with `known_items`.
+        """
+        return fingerprint({"config": self.config, "items": item_ids.to_pylist(), **self.made_of})
+
+    def unread(self, previous: Manifest | None) -> Source:
+        """The log's files that `previous` was not made of."""
+        old = previous.stats["log"] if previous is not None else []
+        new = {file["uri"] for file in self.made_of["log"] if file not in old}
+        return replace(self.log, pieces=tuple(piece for piece in self.log.pieces if piece.uri in new))
+
+    def exclusions(self, item_ids: pa.Array) -> Exclusions:
+        return Exclusions.of(*self.excluded, item_ids)
+
+    def update(self, previous: Manifest | None, exchange: Storage, pieces: int, item_ids: pa.Array) -> UpdateHistories:
+        """The task that makes the files. Args: pieces: how many are in the exchange."""
+        return UpdateHistories(
+            exchange=exchange,
+            pieces=pieces,
+            histories=self.storage,
+            before=previous,
+            excluded=self.exclusions(item_ids),
+            new_exclusions=previous is not None and previous.stats["excluded"] != self.made_of["excluded"],
+            item_ids=item_ids,
+            fingerprint=self.identity(item_ids),
+        )
+
+    def describe(
+        self, out: ArtifactWriter, item_ids: pa.Array, pieces: Sequence[Report], shards: Sequence[Report]
+    ) -> None:
+        """Write the items' ids and the manifest's stats.
+
+        Args:
+            pieces: reports of `PartitionRows`.
+            shards: reports of `UpdateHistories`, by shard.
+        """
+        items = f"items-{self.identity(item_ids)[:12]}.parquet"
+        out.table(items, _ITEM_IDS, pa.table({"item_id": item_ids}))
+        details = [report.details for report in (*pieces, *shards)]
+        users = {id for named in details for id in named["users"]}
+        listed = {id for named in details for id in named["items"]}
+        out.stats |= {
+            **self.made_of,
+            KNOWN: self._known(users, listed.union(item_ids.to_pylist())),
+            "items": items,
+            "shards": [shard_stats(report) for report in shards],
+        }
+
+    def excluded_known(self, manifest: Manifest) -> tuple[list[str], list[str]]:
+        """The excluded users and items that the log or the catalogue has, or had before they were excluded."""
+        known = [self.hashes[hash] for hash in manifest.stats[KNOWN]]
+        return [id for kind, id in known if kind == USER], [id for kind, id in known if kind == ITEM]
+
+    def _known(self, users: set[str], items: set[str]) -> list[str]:
+        """Hashes of the excluded that this log names, and of those that an earlier one did: it may have lost them."""
+        before = {*self._existing.stats.get(KNOWN, ())} if self._existing else set()
+        now = {hash for hash, (kind, id) in self.hashes.items() if id in (users, items)[kind]}
+        return sorted(now | (before & self.hashes.keys()))

@@ -1,0 +1,67 @@
+"""What becomes of a run whose shards are all inspected: its report, and its publication."""
+
+import datetime
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from allmrec.core.shard_tasks import Report
+from allmrec.core.storage import Storage
+from allmrec.core.workspace import Workspace
+from allmrec.data.catalogue import Catalogue
+from allmrec.nightly.lists import applied
+from allmrec.nightly.report import FOLDER, quality_gates, render, summarise
+from allmrec.nightly.score import NightlyJob
+from allmrec.publishing.lease import Lease
+from allmrec.publishing.log import LATEST, roll_back
+from allmrec.publishing.run import Run
+
+
+def report_of(job: NightlyJob, total: Report, gpus_per_worker: float = 0) -> dict[str, Any]:
+    """report.json: what the run was made of, its figures and its quality gates.
+
+    Args:
+        total: the sum of what `InspectShards` reported.
+    """
+    last = job.last.manifest if job.last else None
+    figures = summarise(
+        total,
+        Catalogue.read(job.storage.at(Workspace.items)),
+        job.filter,
+        last["rows"] if last else None,
+        gpus_per_worker,
+        job.config.price_per_gpu_hour,
+    )
+    identity = job.run.identity
+    return {
+        "run_date": str(job.run.run_date),
+        "run_id": job.run.run_id,
+        **{name: identity[name] for name in ("bundle", "weight", "code")},
+        "llm": job.llm.name,
+        "ranker": job.config.ranker,
+        "last": last and {name: last[name] for name in ("run_date", "run_id")},
+        "quality_gates": quality_gates(figures, job.config.quality_gates),
+        "lists": applied(job.lists, figures),
+        "figures": figures,
+    }
+
+
+def write_report(output: Storage, report: Mapping[str, Any]) -> str:
+    """Put report.json and report.html beside the dates' folders; returns where the page is."""
+    target = output.at(f"{FOLDER}/run_date={report['run_date']}")
+    target.write("report.json", json.dumps(report, indent=1).encode())
+    target.write("report.html", render(report).encode())
+    return target.name("report.html")
+
+
+def publish(run: Run, digests: Mapping[int, str], lease: Lease) -> dict[str, Any]:
+    """Publish the run; its log entry. Behind a backfill the run of the later date is made the current one again.
+
+    Args:
+        digests: of every shard, as the audit found it.
+    """
+    current = json.loads(run.storage.read(LATEST)) if run.storage.exists(LATEST) else None
+    entry = run.publish(len(digests), digests, lease)
+    if current and current["run_date"] > str(run.run_date):
+        roll_back(run.storage, datetime.date.fromisoformat(current["run_date"]))
+    return entry
