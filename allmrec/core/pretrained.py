@@ -1,4 +1,4 @@
-"""Where a pretrained model's files lie, and what makes it the same model: hub names, folders and s3:// prefixes.
+"""Where a pretrained model's files are, and what makes it the same model: hub names, folders and s3:// prefixes.
 
 `standins/llm` and `standins/encoder` are the stand-ins that come with the package.
 
@@ -14,7 +14,7 @@ from typing import Any
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, copy_files
 from torch import nn
 
-from allmrec.core.artifacts import sha256
+from allmrec.core.file_digests import file_sha256
 from allmrec.core.hashing import fingerprint
 from allmrec.core.storage import open_storage
 
@@ -88,7 +88,7 @@ def refuse_other_weights(
     if parts:
         raise ValueError(
             f"{name} is not a checkpoint of the model that its config describes ({type(model).__name__}); it "
-            f"{'; it '.join(parts)}. Take a complete one: random numbers would stand in for what is not there"
+            f"{'; it '.join(parts)}. Take a complete one: random numbers would take the place of what is missing"
         )
 
 
@@ -117,7 +117,7 @@ def _copied(name: str, wanted: list[str]) -> Path:
 
 def model_identity(name: str, revision: str | None = None) -> str:
     """What a model is: a fingerprint of a folder's files, name@revision of a hub model; of an s3:// prefix a
-    fingerprint of its files' names, sizes and times.
+    fingerprint of its files' names, sizes and times. A folder's large files are read again only if they have changed.
 
     Raises:
         ValueError: the prefix is empty.
@@ -129,7 +129,7 @@ def model_identity(name: str, revision: str | None = None) -> str:
     if not folder.is_dir():
         return f"{name}@{revision or 'main'}"
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return fingerprint({path.relative_to(folder).as_posix(): sha256(path.read_bytes()) for path in files})
+    return fingerprint({path.relative_to(folder).as_posix(): file_sha256(path) for path in files})
 
 
 def _folder(name: str) -> Path:

@@ -1,4 +1,7 @@
-"""What jobs print: progress and tables for people, JSON lines with `--log-json`."""
+"""What jobs print: progress and tables for people, JSON lines with `--log-json`.
+
+Nothing that is printed is cut: tables are divided by columns and folded, texts go on in the next line.
+"""
 
 import json
 import sys
@@ -7,14 +10,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+_FRAME = 3  # characters around a cell: a border and two spaces
+
 
 class Phase:
-    """A running step: takes the numbers to close it with."""
+    """A running step: collects the numbers of its last line."""
 
     def __init__(self) -> None:
         self.numbers: dict[str, Any] = {}
@@ -58,16 +64,33 @@ class Console:
             self.rich.print(f"  {escape(name)}  [dim]{_inline(numbers)}[/dim]")
 
     def table(self, title: str, columns: list[str], rows: list[list[Any]]) -> None:
-        """A table for people; machines get one event with its rows."""
+        """A table for people, divided by columns where the console is narrow; machines get one event with its rows."""
         if self.log_json:
             self.event("table", title=title, rows=[dict(zip(columns, row, strict=True)) for row in rows])
             return
-        table = Table(title=escape(title), title_justify="left")
-        for index, column in enumerate(columns):
-            table.add_column(column, justify="left" if index == 0 else "right")
-        for row in rows:
-            table.add_row(*[escape(_text(cell)) for cell in row])
-        self.rich.print(table)
+        cells = [[_text(cell) for cell in row] for row in rows]
+        self.rich.print(f"[italic]{escape(title)}[/italic]", soft_wrap=False)
+        for part in self._parts(columns, cells):
+            table = Table()
+            for index in part:
+                table.add_column(escape(columns[index]), justify="right" if index else "left", overflow="fold")
+            for row in cells:
+                table.add_row(*[escape(row[index]) for index in part])
+            self.rich.print(table, soft_wrap=False)
+
+    def _parts(self, columns: list[str], cells: list[list[str]]) -> list[list[int]]:
+        """Columns side by side in one table: as many as fit behind the first one. A very wide cell is folded."""
+        most = (self.rich.width - 1) // 2 - _FRAME
+        widths = [
+            _FRAME + min(most, max(cell_len(text) for text in column)) for column in zip(columns, *cells, strict=True)
+        ]
+        parts = [[0]]
+        for index in range(1, len(columns)):
+            taken = 1 + sum(widths[column] for column in parts[-1])
+            if len(parts[-1]) > 1 and taken + widths[index] > self.rich.width:
+                parts.append([0])
+            parts[-1].append(index)
+        return parts
 
     def plan(self, verb: str, stats: dict[str, Any]) -> None:
         if self.log_json:
@@ -83,7 +106,7 @@ class Console:
 
     @contextmanager
     def phase(self, verb: str) -> Iterator[Phase]:
-        """Around a step: says that it begins, and with what numbers it ended."""
+        """Around a step: prints that it starts, and the numbers with which it ends."""
         started, phase = time.monotonic(), Phase()
         if self.log_json:
             self.event("start", verb=verb)

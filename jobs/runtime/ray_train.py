@@ -41,6 +41,7 @@ _ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of the config mean the same on a worker
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # also how long a finished loop waits to be noticed
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # its C++ prints advice on Ray's internals to the driver's standard error
     # A shuffle of Ray Data has workers of its own kind; one per CPU of either kind stays, else they oust each other.
     "RAY_num_workers_soft_limit": str(4 * (os.cpu_count() or 1)),
 }
@@ -60,7 +61,7 @@ def start_ray(config: Config) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(runtime_env={"env_vars": store}, **options)
         return
-    # Nobody takes this machine away, and the watcher for that is a process more to start.
+    # This machine is not preempted, and the watcher for that is one more process to start.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # Ray's CPUs are slots: a machine with fewer cores than workers runs them all, slower.
     needed = math.ceil(config.workers.num_workers * config.workers.cpus_per_worker)

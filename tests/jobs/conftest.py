@@ -1,26 +1,52 @@
+"""Ray for the tests of jobs: how long one lives, and how to do without."""
+
+import time
 from collections.abc import Iterator
 
 import pytest
 import ray
+import ray.data
 
 from allmrec.core.storage import S3Config
 from jobs.config import Config
 from jobs.runtime.ray_train import start_ray
+from tests.jobs.in_process import from_arrow, numbers
 
 STORE_MB = 400
+RAY_LIVES_S = 120
+_born = 0.0  # no later than Ray
 
 
 @pytest.fixture(scope="module", autouse=True)
-def own_ray(s3: S3Config) -> Iterator[None]:
-    """Each module has a Ray of its own, which its first job starts: late in a long life Ray has lost messages.
+def young_ray(request: pytest.FixtureRequest, s3: S3Config) -> Iterator[None]:
+    """The first job starts Ray, and modules share it for two minutes: after eight, Ray has lost a message.
 
-    `s3` comes first, so that Ray's workers find its credentials.
+    A module with a failed test takes its Ray with it. `s3` comes first, so that Ray's workers find its credentials.
     """
+    global _born
+    if not ray.is_initialized():
+        _born = time.monotonic()
+    failed = request.session.testsfailed
     yield
-    ray.shutdown()
+    if time.monotonic() - _born > RAY_LIVES_S or request.session.testsfailed > failed:
+        ray.shutdown()
 
 
 @pytest.fixture(scope="module")
-def started_ray(own_ray: None) -> None:
-    """For tests of what runs inside a job."""
+def started_ray(young_ray: None) -> None:
+    """For tests of what runs inside a job: a new Ray, whose object store is capped."""
+    ray.shutdown()
     start_ray(Config(name="test", workers={"object_store_mb": STORE_MB}))
+
+
+@pytest.fixture
+def in_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs on Ray Data run in this process: a worker takes seconds to start, and most tests are of what it does.
+
+    Not those that are marked `on_ray`.
+    """
+    if request.node.get_closest_marker("on_ray"):
+        return
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray.data, "range", numbers)
+    monkeypatch.setattr(ray.data, "from_arrow", from_arrow)

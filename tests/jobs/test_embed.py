@@ -65,6 +65,9 @@ def write_items(config: Config, titles: list[str | None], filtered_out: tuple[in
         out.table(0, items.SCHEMA, table)
 
 
+pytestmark = pytest.mark.usefixtures("in_process")
+
+
 @pytest.fixture(scope="module")
 def embedded(tmp_path_factory) -> Path:
     """A root with a run whose items are embedded."""
@@ -112,6 +115,7 @@ def test_a_changed_title_encodes_that_item_only(config):
     assert after["embedding"][0] != before["embedding"][0]
 
 
+@pytest.mark.on_ray
 def test_nan_names_the_item_and_leaves_the_old_embeddings(config, tmp_path):
     digest = manifest_of(config).digest
     corrupted = config_in(tmp_path, tmp_path / "run/models/encoder")

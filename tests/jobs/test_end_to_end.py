@@ -55,7 +55,7 @@ def call(*arguments: str) -> Result:
 
 
 def events(result: Result, name: str) -> list[dict]:
-    lines = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
     return [line for line in lines if line["event"] == name]
 
 

@@ -10,16 +10,9 @@ from allmrec.core.artifacts import MANIFEST, read_manifest, read_table
 from jobs import bundle, evaluate
 from jobs.runtime.console import Console
 from jobs.runtime.step import execute
-from tests.evaluation.tiny import NUM_USERS, tiny_config, write_tiny_run
-from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
+from tests.evaluation.tiny import NUM_USERS, tiny_config
 
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory, llm, tokenizer):  # noqa: F811
-    config = tiny_config(tmp_path_factory.mktemp("tiny"))
-    run = write_tiny_run(config, llm, tokenizer)
-    execute(bundle.STEP, config, Console(log_json=True))
-    return config, run
+pytestmark = pytest.mark.usefixtures("in_process")
 
 
 def events(capsys, name: str) -> list[dict]:
@@ -27,8 +20,9 @@ def events(capsys, name: str) -> list[dict]:
     return [line for line in lines if line["event"] == name]
 
 
-def test_evaluate(config, capsys):
-    config, run = config
+@pytest.mark.on_ray
+def test_evaluate(tiny_workspace, capsys):
+    config, run = tiny_workspace
     console = Console(log_json=True)
     execute(evaluate.STEP, config, console, dry_run=True)
     (planned,) = events(capsys, "plan")
@@ -69,15 +63,15 @@ def test_evaluate(config, capsys):
     assert read_table(run.at("evaluation_results")).equals(results)
 
 
-def test_only_the_systems_asked_for(config):
-    config, run = config
+def test_only_the_systems_asked_for(tiny_workspace):
+    _, run = tiny_workspace
     some = tiny_config(run.root.parent, evaluation={"systems": ["teacher", "random"]})
     execute(evaluate.STEP, some, Console(log_json=True))
     assert {row["system"] for row in json.loads(run.read("metrics.json"))} == {"teacher", "random"}
 
 
-def test_llm_systems_write_for_some_users(config, capsys):
-    config, run = config
+def test_llm_systems_write_for_some_users(tiny_workspace, capsys):
+    _, run = tiny_workspace
     asked = {"systems": ["teacher", "llm-only"], "baseline": "llm-only", "generation_users": 20}
     some = tiny_config(run.root.parent, evaluation=asked)
     execute(evaluate.STEP, some, Console(log_json=True))
@@ -89,15 +83,15 @@ def test_llm_systems_write_for_some_users(config, capsys):
     assert "llm-only, writing" in run.read("report.html").decode()
 
 
-def test_another_llm_is_refused(config, tmp_path):
-    config, _ = config
+def test_another_llm_is_refused(tiny_workspace, tmp_path):
+    config, _ = tiny_workspace
     other = config.model_copy(update={"llm": config.llm.model_copy(update={"name": str(tmp_path)})})
     with pytest.raises(ValueError, match="trained into the LLM"):
         execute(evaluate.STEP, other, Console(log_json=True))
 
 
-def test_bundle_points_to_its_version_and_is_skipped_when_nothing_changed(config, capsys):
-    config, run = config
+def test_bundle_points_to_its_version_and_is_skipped_when_nothing_changed(tiny_workspace, capsys):
+    config, run = tiny_workspace
     assert run.exists(f"bundles/{latest_bundle(run)}/bundle.json")
     assert not execute(bundle.STEP, config, Console(log_json=True))
     execute(bundle.STEP, config, Console(log_json=True), dry_run=True)

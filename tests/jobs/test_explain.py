@@ -5,22 +5,17 @@ import json
 import pytest
 
 from allmrec.core.artifacts import read_manifest, read_table
-from jobs import bundle
 from jobs.explain import explain
 from jobs.runtime.console import Console
-from jobs.runtime.step import execute
-from tests.evaluation.tiny import tiny_config, write_tiny_run
-from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
+from tests.evaluation.tiny import tiny_config
 
 TASK = "favourite-genre"
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory, llm, tokenizer):  # noqa: F811
-    config = tiny_config(tmp_path_factory.mktemp("tiny"), explain={"max_new_tokens": 4})
-    run = write_tiny_run(config, llm, tokenizer)
-    execute(bundle.STEP, config, Console(log_json=True))
-    return config, run
+def tiny(tiny_workspace):
+    _, run = tiny_workspace
+    return tiny_config(run.root.parent, explain={"max_new_tokens": 4}), run
 
 
 def test_explain(tiny, capsys):

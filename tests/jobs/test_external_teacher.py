@@ -121,6 +121,7 @@ def test_own_vectors_through_the_whole_run(prepared, capsys: pytest.CaptureFixtu
     assert {json.loads(line)["event"] for line in capsys.readouterr().out.splitlines()} == {"skip"}
 
 
+@pytest.mark.usefixtures("in_process")
 def test_changed_tables_are_read_again_and_bad_ones_leave_the_teacher_alone(prepared):
     config, storage, vectors = prepared
     execute(train_cf.STEP, config, CONSOLE)

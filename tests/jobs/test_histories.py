@@ -9,7 +9,7 @@ from allmrec.core.hashing import shard_of
 from jobs import prepare
 from tests.jobs.test_prepare import SHOP, config_of, digests, log, prepared, write_parquet
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("in_process")]
 
 FILTERS = {"min_item_interactions": 3, "min_user_interactions": 2, "k_core": True, "deduplicate": "last"}
 

@@ -18,27 +18,19 @@ import yaml
 
 from allmrec.core.artifacts import commit, read_manifest, read_table, read_tensors, write_tensors
 from allmrec.core.settings import read_settings
-from allmrec.core.storage import S3Config, Storage, open_storage
+from allmrec.core.storage import S3Config, open_storage
 from allmrec.publishing.reader import read_recommendations
 from jobs import bundle
 from jobs.config import Config
 from jobs.nightly import nightly
 from jobs.runtime.console import Console
 from jobs.runtime.step import execute
-from tests.evaluation.tiny import NUM_SHARDS, NUM_USERS, tiny_config, write_tiny_run
-from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
+from tests.evaluation.tiny import NUM_SHARDS, NUM_USERS, tiny_config
 
 DATE = date(2026, 11, 20)
 QUIET = Console(log_json=True)
 
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory, llm, tokenizer) -> tuple[Config, Storage]:  # noqa: F811
-    """A run up to its bundle."""
-    config = tiny_config(tmp_path_factory.mktemp("tiny"))
-    run = write_tiny_run(config, llm, tokenizer)
-    execute(bundle.STEP, config, QUIET)
-    return config, run
+pytestmark = pytest.mark.usefixtures("in_process")
 
 
 def with_nightly(config: Config, storage: S3Config | None = None, **changes: object) -> Config:
@@ -50,9 +42,9 @@ def with_nightly(config: Config, storage: S3Config | None = None, **changes: obj
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tiny, tmp_path_factory) -> Config:
+def undisturbed(tiny_workspace, tmp_path_factory) -> Config:
     """Of a run that one worker made and nobody disturbed."""
-    config = with_nightly(tiny[0], output=str(tmp_path_factory.mktemp("undisturbed") / "out"))
+    config = with_nightly(tiny_workspace[0], output=str(tmp_path_factory.mktemp("undisturbed") / "out"))
     nightly(config, QUIET, DATE)
     return config
 
@@ -61,8 +53,8 @@ def recommendations(config: Config) -> pa.Table:
     return read_recommendations(str(config.nightly.output), s3=config.storage)
 
 
-def test_every_user_once_and_nothing_seen(tiny, undisturbed: Config) -> None:
-    _, run = tiny
+def test_every_user_once_and_nothing_seen(tiny_workspace, undisturbed: Config) -> None:
+    _, run = tiny_workspace
     table = recommendations(undisturbed)
     users = read_table(run.at("sequences"))
     assert sorted(table.column("user_id").to_pylist()) == sorted(users.column("user_id").to_pylist())
@@ -83,6 +75,7 @@ def test_a_date_is_published_once(undisturbed: Config, capsys: pytest.CaptureFix
         nightly(with_nightly(undisturbed, top_k=4), QUIET, DATE)
 
 
+@pytest.mark.on_ray
 def test_the_number_of_workers_changes_nothing(
     undisturbed: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,8 +90,9 @@ def test_the_number_of_workers_changes_nothing(
     assert recommendations(config).equals(recommendations(undisturbed))
 
 
-def test_candidates_of_another_system(tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config, run = tiny
+@pytest.mark.on_ray
+def test_candidates_of_another_system(tiny_workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config, run = tiny_workspace
     users = read_table(run.at("sequences")).column("user_id").to_pylist()
     given = pa.table({"user_id": users[:20], "item_ids": [["item-00", "item-01", "nowhere"]] * 20})
     pq.write_table(given, tmp_path / "candidates.parquet")
@@ -115,9 +109,9 @@ def test_candidates_of_another_system(tiny, tmp_path: Path, capsys: pytest.Captu
     assert {row["source"] for row in rows} == {"teacher"}
 
 
-def test_the_next_night_of_some_users(tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_next_night_of_some_users(tiny_workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Asked for by a table, one of them suppressed, two unknown; the second night carries over all whom it knows."""
-    config, run = tiny
+    config, run = tiny_workspace
     users = [*read_table(run.at("sequences")).column("user_id").to_pylist()[:20], "new-1", "new-2"]
     pq.write_table(pa.table({"user_id": users}), tmp_path / "asked.parquet")
     (tmp_path / "gone.csv").write_text(f"user_id\n{users[0]}\n")
@@ -150,11 +144,13 @@ def test_the_next_night_of_some_users(tiny, tmp_path: Path, capsys: pytest.Captu
     assert len(read_recommendations(str(tmp_path / "out"))) == 21, "a trial is published apart"
 
 
-def test_an_index_of_a_large_catalogue(tiny, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_index_of_a_large_catalogue(
+    tiny_workspace, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """It looks into every list of one so small: the same candidates, and the log says how many it found."""
     tables = []
     for name, above in (("exact", None), ("index", 30)):
-        config = with_nightly(tiny[0], output=str(tmp_path / name), ranker="teacher", approximate_above=above)
+        config = with_nightly(tiny_workspace[0], output=str(tmp_path / name), ranker="teacher", approximate_above=above)
         nightly(config, QUIET, DATE)
         done = json.loads(capsys.readouterr().out.splitlines()[-1])
         assert done.get("recall of the index") == (1.0 if above else None)
@@ -172,8 +168,8 @@ def test_an_index_of_a_large_catalogue(tiny, tmp_path: Path, monkeypatch, capsys
         ("teacher", "teacher.safetensors", "embeds items .* as NaN or inf"),
     ],
 )
-def test_nan_is_never_published(tiny, tmp_path: Path, artifact: str, file: str, message: str) -> None:
-    config, run = tiny
+def test_nan_is_never_published(tiny_workspace, tmp_path: Path, artifact: str, file: str, message: str) -> None:
+    config, run = tiny_workspace
     broken = tiny_config(tmp_path)
     for name in ("items", "sequences", "teacher", "alignment", "projectors"):
         for entry in run.at(name).list():
@@ -214,6 +210,7 @@ class Started:
 
     def end(self) -> tuple[int, str]:
         out, err = self.process.communicate(timeout=300)
+        assert all(json.loads(line)["event"] for line in out.splitlines()), "JSON alone on standard output"
         return self.process.returncode, out + err
 
     def kill(self) -> None:
@@ -221,8 +218,8 @@ class Started:
         self.process.communicate()
 
 
-def test_a_run_that_takes_too_long_ends_and_can_go_on(tiny, tmp_path: Path) -> None:
-    config = with_nightly(tiny[0], output=str(tmp_path / "out"), timeout_s=0.1)
+def test_a_run_that_takes_too_long_ends_and_can_go_on(tiny_workspace, tmp_path: Path) -> None:
+    config = with_nightly(tiny_workspace[0], output=str(tmp_path / "out"), timeout_s=0.1)
     code, text = Started(config, tmp_path, "late").end()
     assert code == 2 and "gave up: nightly.timeout_s is over and 3 shards are unfinished (" in text, text
     nightly(with_nightly(config, timeout_s=None), QUIET, DATE)
@@ -230,8 +227,8 @@ def test_a_run_that_takes_too_long_ends_and_can_go_on(tiny, tmp_path: Path) -> N
 
 
 @pytest.mark.s3
-def test_two_runs_of_one_date_at_once(tiny, s3: S3Config, s3_uri: str, tmp_path: Path) -> None:
-    config = with_nightly(tiny[0], storage=s3, output=s3_uri)
+def test_two_runs_of_one_date_at_once(tiny_workspace, s3: S3Config, s3_uri: str, tmp_path: Path) -> None:
+    config = with_nightly(tiny_workspace[0], storage=s3, output=s3_uri)
     store, stop, seen = open_storage(s3_uri, s3), Event(), []
 
     def poll() -> None:

@@ -7,25 +7,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from allmrec.core.storage import LocalStorage, Storage, open_storage
-from jobs import bundle
-from jobs.config import Config
+from allmrec.core.storage import LocalStorage, open_storage
 from jobs.nightly import nightly
 from jobs.runtime.console import Console
-from jobs.runtime.step import execute
-from tests.evaluation.tiny import tiny_config, write_tiny_run
+from tests.evaluation.tiny import tiny_config
 from tests.jobs.test_nightly import with_nightly
-from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
 
 DATE, QUIET = date(2026, 11, 20), Console(log_json=True)
 
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory, llm, tokenizer) -> tuple[Config, Storage]:  # noqa: F811
-    config = tiny_config(tmp_path_factory.mktemp("tiny"))
-    run = write_tiny_run(config, llm, tokenizer)
-    execute(bundle.STEP, config, QUIET)
-    return config, run
+pytestmark = pytest.mark.usefixtures("in_process")
 
 
 @pytest.mark.parametrize(
@@ -36,8 +26,8 @@ def tiny(tmp_path_factory, llm, tokenizer) -> tuple[Config, Storage]:  # noqa: F
         ("sequences/part-00001.parquet", r"sequences/part-00001\.parquet is damaged"),
     ],
 )
-def test_a_damaged_bundle_or_table_is_named(tiny, tmp_path: Path, damaged: str, message: str) -> None:
-    config, run = tiny
+def test_a_damaged_bundle_or_table_is_named(tiny_workspace, tmp_path: Path, damaged: str, message: str) -> None:
+    config, run = tiny_workspace
     (path,) = LocalStorage(Path(run.uri)).root.glob(damaged)
     content = path.read_bytes()
     path.write_bytes(content[:-9] + b"?" * 9)
@@ -50,7 +40,7 @@ def test_a_damaged_bundle_or_table_is_named(tiny, tmp_path: Path, damaged: str, 
     assert_nothing_published(tmp_path / "out")
 
 
-def test_candidates_that_cannot_be_read_are_named(tiny, tmp_path: Path) -> None:
+def test_candidates_that_cannot_be_read_are_named(tiny_workspace, tmp_path: Path) -> None:
     pq.write_table(pa.table({"user": ["user-00"], "item_ids": [["item-00"]]}), tmp_path / "renamed.parquet")
     pq.write_table(pa.table({"user_id": ["user-00"], "item_ids": ["item-00"]}), tmp_path / "text.parquet")
     empty = pa.table({"user_id": pa.array([], pa.string()), "item_ids": pa.array([], pa.list_(pa.string()))})
@@ -63,7 +53,7 @@ def test_candidates_that_cannot_be_read_are_named(tiny, tmp_path: Path) -> None:
     ):
         given = {"paths": [str(tmp_path / f"{name}.parquet")]}
         with pytest.raises(ValueError, match=message):
-            nightly(with_nightly(tiny[0], output=str(tmp_path / "out"), candidates=given), QUIET, DATE)
+            nightly(with_nightly(tiny_workspace[0], output=str(tmp_path / "out"), candidates=given), QUIET, DATE)
     assert_nothing_published(tmp_path / "out")
 
 
@@ -75,8 +65,8 @@ def test_a_run_without_a_bundle_says_what_to_do(tmp_path: Path) -> None:
 
 
 @pytest.mark.s3
-def test_an_output_that_cannot_be_written_is_named(tiny, s3, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = with_nightly(tiny[0], storage=s3, output="s3://no-such-bucket-anywhere/out")
+def test_an_output_that_cannot_be_written_is_named(tiny_workspace, s3, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = with_nightly(tiny_workspace[0], storage=s3, output="s3://no-such-bucket-anywhere/out")
     with pytest.raises(ValueError, match="there is no bucket 'no-such-bucket-anywhere'"):
         nightly(config, QUIET, DATE)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):

@@ -17,7 +17,7 @@ from jobs.prepare import STEP
 from jobs.runtime.console import Console
 from jobs.runtime.step import execute
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("in_process")]
 
 SHOP = [
     {"asin": f"i{number}", "title": f"Item &amp; {number}", "description": ["One.", "Two."]} for number in range(30)
@@ -155,6 +155,7 @@ def test_a_tiny_log_from_json_lines(tmp_path):
     }
 
 
+@pytest.mark.on_ray
 def test_files_rows_and_blocks_may_come_in_any_way(tmp_path, monkeypatch):
     rows, random = log(), np.random.default_rng(1)
     one = config_of(
@@ -239,6 +240,7 @@ def test_thresholds_and_ratings(tmp_path):
     assert stats["done"]["left out as below_min_rating"] == low
 
 
+@pytest.mark.on_ray
 def test_on_s3_from_s3(tmp_path, s3, s3_uri):
     storage = open_storage(s3_uri, s3)
     storage.write("in/log/1.parquet", write_parquet(tmp_path / "log.parquet", log()).read_bytes())

@@ -13,7 +13,7 @@ from jobs.runtime.step import execute
 from tests.jobs.test_prepare import SHOP, config_of, log, write_parquet
 
 ORDER = [(column, "ascending") for column in ("user_id", "split", "protocol")]
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("in_process")]
 
 SPLITS = {
     "temporal": {"valid_from": "2017-07-28", "test_from": "2017-08-06"},

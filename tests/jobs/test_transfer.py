@@ -26,6 +26,8 @@ from tests.text.tiny import DIM, build_tiny_sbert
 
 QUIET = Console(log_json=True)
 
+pytestmark = pytest.mark.usefixtures("in_process")
+
 
 def write_texts(run: Storage, encoder: str, seed: int) -> np.ndarray:
     vectors = np.random.default_rng(seed).normal(size=(NUM_ITEMS, 5)).astype(np.float32)

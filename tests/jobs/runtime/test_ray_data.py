@@ -81,6 +81,21 @@ def test_workers_that_failed_give_their_cpus_back():
     assert error
 
 
+class Large:
+    def __init__(self, argument: np.ndarray):
+        self.size = argument.size
+
+    def __call__(self, batch):
+        yield pa.table({"size": [self.size]})
+
+
+def test_rays_own_notices_do_not_reach_a_person(capfd: pytest.CaptureFixture[str]) -> None:
+    """As of an argument that goes through the object store."""
+    dataset = map_actors(range(1), Large, (np.zeros(2**20),), WorkersConfig(num_workers=1))
+    assert [table.to_pylist() for table in iter_results(dataset)] == [[{"size": 2**20}]]
+    assert capfd.readouterr() == ("", "")
+
+
 def test_any_other_error_keeps_its_story():
     def fail(batch):
         raise RuntimeError("out of luck")

@@ -1,0 +1,62 @@
+"""The few calls of Ray Data that jobs make, run in this process: what a job does can be tested without workers.
+
+Transforms are copied by pickling, as workers get them, and called with batches of the same types. How work is spread
+over workers, how errors come back and what a death does is tested with Ray itself.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from ray import cloudpickle
+
+
+class LocalDataset:
+    """Blocks of rows, which are made when they are read."""
+
+    def __init__(self, blocks: Callable[[], Iterator[pa.Table]]):
+        self.blocks, self.context = blocks, SimpleNamespace()
+
+    def map_batches(
+        self,
+        transform: Any,
+        fn_constructor_args: tuple[Any, ...] = (),
+        batch_size: int | None = None,
+        batch_format: str = "numpy",
+        **workers: Any,
+    ) -> "LocalDataset":
+        def mapped() -> Iterator[pa.Table]:
+            made, arguments = cloudpickle.loads(cloudpickle.dumps((transform, fn_constructor_args)))
+            call = made(*arguments) if isinstance(made, type) else made
+            for block in self.blocks():
+                for start in range(0, len(block), batch_size or max(len(block), 1)):
+                    batch = block.slice(start, batch_size)
+                    if batch_format == "numpy":
+                        batch = {name: batch.column(name).to_numpy() for name in batch.column_names}
+                    result = call(batch)
+                    yield from [result] if isinstance(result, pa.Table) else result
+
+        return LocalDataset(mapped)
+
+    def repartition(self, count: int, keys: Sequence[str]) -> "LocalDataset":
+        """Rows of the same key in one block."""
+
+        def grouped() -> Iterator[pa.Table]:
+            rows, (key,) = pa.concat_tables(self.blocks()), keys
+            for value in rows.column(key).unique():
+                yield rows.filter(pc.equal(rows.column(key), value))
+
+        return LocalDataset(grouped)
+
+    def iter_batches(self, **format: Any) -> Iterator[pa.Table]:
+        return self.blocks()
+
+
+def from_arrow(blocks: Sequence[pa.Table]) -> LocalDataset:
+    return LocalDataset(lambda: iter(blocks))
+
+
+def numbers(count: int, override_num_blocks: int) -> LocalDataset:
+    return from_arrow([pa.table({"id": [number]}) for number in range(count)])
