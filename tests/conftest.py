@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # those who take none of it do not wait for torch
     from transformers import OPTForCausalLM, PreTrainedTokenizerFast
 
     from allmrec.core.storage import Storage
+    from allmrec.model import ALLMRec
     from jobs.config import Config
 
 pytest_plugins = ["tests.s3_fixtures"]
@@ -48,6 +49,27 @@ def tiny_original(
     write_tiny_run(tiny_config(root), tiny_llm, tiny_tokenizer)
     execute(bundle.STEP, tiny_config(root), Console(log_json=True))
     return root
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_original: Path) -> "tuple[Config, Storage, str]":
+    """For those who only read: config, run and version of the bundle that all share."""
+    from allmrec.bundle import latest_bundle
+    from allmrec.core.storage import open_storage
+    from tests.evaluation.tiny import tiny_config
+
+    config = tiny_config(tiny_original)
+    run = open_storage(config.run_uri)
+    return config, run, latest_bundle(run)
+
+
+@pytest.fixture(scope="session")
+def scorer(tiny_bundle: "tuple[Config, Storage, str]") -> "ALLMRec":
+    from allmrec.bundle import load_bundle
+    from allmrec.model import ALLMRec
+
+    config, run, version = tiny_bundle
+    return ALLMRec(load_bundle(run, version), config.llm)
 
 
 @pytest.fixture(scope="module")

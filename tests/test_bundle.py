@@ -12,7 +12,6 @@ from allmrec.core.artifacts import MANIFEST
 from allmrec.data.sequences import Sequences
 from jobs.runtime.step import resolved
 from tests.evaluation.tiny import tiny_config, write_tiny_run
-from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
 
 SECTIONS = ("data", "text", "teacher", "alignment", "llm", "prompt", "projection", "bundle")
 
@@ -23,8 +22,8 @@ def config(tmp_path):
 
 
 @pytest.fixture
-def run(config, llm, tokenizer):  # noqa: F811
-    return write_tiny_run(config, llm, tokenizer)
+def run(config, tiny_llm, tiny_tokenizer):
+    return write_tiny_run(config, tiny_llm, tiny_tokenizer)
 
 
 @pytest.fixture

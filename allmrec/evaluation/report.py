@@ -81,7 +81,7 @@ def render(report: Report) -> str:
         difference=lambda *key: difference(report.metrics, *key),
         baseline=baseline_of(report.metrics),
         tied=lambda *key: (_row(report.metrics, *key) or {}).get("tied"),
-        uses_text_embedding=lambda *key: (_row(report.metrics, *key) or {}).get("uses_text_embedding"),
+        by_text=lambda *key: (_row(report.metrics, *key) or {}).get("by_text"),
         count=lambda protocol, subset: _count(report.metrics, protocol, subset),
         plots=[
             (

@@ -13,8 +13,11 @@ import json
 import logging
 import math
 import os
+import re
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from queue import Empty
 from threading import Thread
 from typing import Any
@@ -34,6 +37,8 @@ from jobs.config import Config, WorkersConfig
 from jobs.runtime.step import Context, Stats
 
 Loop = Callable[[dict[str, Any]], Stats]
+
+_RAY_LOG_LINE = re.compile(rb"\[[^\]]* [A-Z] \d+ \d+\] (\([^)]*\) )?[\w/]+\.cc:\d+: ")
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -59,7 +64,8 @@ def start_ray(config: Config) -> None:
         os.environ.setdefault(name, value)
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(runtime_env={"env_vars": store}, **options)
+        with _without_ray_log_lines():
+            ray.init(runtime_env={"env_vars": store}, **options)
         return
     # This machine is not preempted, and the watcher for that is one more process to start.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
@@ -68,7 +74,30 @@ def start_ray(config: Config) -> None:
     if config.workers.object_store_mb is not None:
         options["object_store_memory"] = config.workers.object_store_mb * 2**20
     # One of its own, even where another process has started Ray.
-    ray.init("local", num_cpus=max(os.cpu_count() or 1, needed), include_dashboard=False, **options)
+    with _without_ray_log_lines():
+        ray.init("local", num_cpus=max(os.cpu_count() or 1, needed), include_dashboard=False, **options)
+
+
+@contextmanager
+def _without_ray_log_lines() -> Iterator[None]:
+    """While Ray starts: what comes on standard error is shown afterwards, without the lines of Ray's C++.
+
+    They come before its level of logging applies, and one says that it was set.
+    """
+    sys.stderr.flush()
+    shown = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(shown, 2)
+            held.seek(0)
+            for line in held:
+                if not _RAY_LOG_LINE.match(line):
+                    os.write(shown, line)
+            os.close(shown)
 
 
 def fit(context: Context, verb: str, loop: Loop, loop_config: dict[str, Any], total: int) -> Stats:

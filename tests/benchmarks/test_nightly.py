@@ -15,16 +15,14 @@ from benchmarks.report import Benchmark
 from jobs import bundle
 from jobs.runtime.console import Console
 from jobs.runtime.step import execute
-from tests.evaluation.conftest import scorer, tiny  # noqa: F401 - fixtures
-from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
 
 
 @pytest.fixture(scope="module")
-def cases(tiny):  # noqa: F811
-    return stored_cases(tiny[1].root, 12)
+def cases(tiny_bundle):
+    return stored_cases(tiny_bundle[1].root, 12)
 
 
-def test_trie_ranking_hits_what_the_evaluation_says(scorer, cases):  # noqa: F811
+def test_trie_ranking_hits_what_the_evaluation_says(scorer, cases):
     ways = Ways(scorer, seed=0)
     chosen = ways.trie(cases)
     score_BC = ways.systems.score("a-llmrec", cases)
@@ -32,7 +30,7 @@ def test_trie_ranking_hits_what_the_evaluation_says(scorer, cases):  # noqa: F81
     assert chosen.tokens > 0 and not chosen.unnamed
 
 
-def test_constrained_decoding_always_names_somebody(scorer, cases):  # noqa: F811
+def test_constrained_decoding_always_names_somebody(scorer, cases):
     ways = Ways(scorer, seed=0)
     chosen = ways.constrained(cases)
     assert not chosen.unnamed and ((chosen.hit_B >= 0) & (chosen.hit_B <= 1)).all()
@@ -41,7 +39,7 @@ def test_constrained_decoding_always_names_somebody(scorer, cases):  # noqa: F81
     assert listed.tokens > straight.tokens
 
 
-def test_another_llm_on_the_same_prompts(scorer, cases, tmp_path):  # noqa: F811
+def test_another_llm_on_the_same_prompts(scorer, cases, tmp_path):
     shape = {"hidden_size": 48, "word_embed_proj_dim": 48, "ffn_dim": 64, "num_hidden_layers": 1}
     larger = OPTForCausalLM(OPTConfig(num_attention_heads=4, max_position_embeddings=1024, **shape)).eval()
     benchmark = Benchmark("nightly", Console(log_json=True), {}, tmp_path, repeat="trial")
@@ -52,8 +50,8 @@ def test_another_llm_on_the_same_prompts(scorer, cases, tmp_path):  # noqa: F811
     assert benchmark.measurements[0][1]["MFU %"] == 100 * share > 0
 
 
-def test_the_command(tiny, tmp_path):  # noqa: F811
-    config, run, _ = tiny
+def test_the_command(tiny_bundle, tmp_path):
+    config, run, _ = tiny_bundle
     execute(bundle.STEP, config, Console(log_json=True))
     app = typer.Typer()
     app.command()(main)

@@ -10,15 +10,14 @@ from allmrec.core.pretrained import model_folder, model_identity
 from allmrec.core.storage import S3Config, open_storage
 from allmrec.core.storage.s3 import store_environment
 from allmrec.llm.loading import LLMConfig, load_llm, load_tokenizer
-from tests.llm.conftest import llm, tokenizer
-
-__all__ = ["llm", "tokenizer"]
 
 
 @pytest.mark.s3
-def test_an_llm_under_an_s3_prefix_is_copied_once(llm, tokenizer, s3: S3Config, s3_uri, tmp_path, monkeypatch):
-    llm.save_pretrained(tmp_path / "llm")
-    tokenizer.save_pretrained(tmp_path / "llm")
+def test_an_llm_under_an_s3_prefix_is_copied_once(
+    tiny_llm, tiny_tokenizer, s3: S3Config, s3_uri, tmp_path, monkeypatch
+):
+    tiny_llm.save_pretrained(tmp_path / "llm")
+    tiny_tokenizer.save_pretrained(tmp_path / "llm")
     storage = open_storage(f"{s3_uri}/llm", s3)
     for path in (tmp_path / "llm").iterdir():
         storage.write(path.name, path.read_bytes())
@@ -28,10 +27,10 @@ def test_an_llm_under_an_s3_prefix_is_copied_once(llm, tokenizer, s3: S3Config, 
     monkeypatch.setattr(models, "_CACHE", tmp_path / "cache")
 
     config = LLMConfig(name=storage.uri)
-    assert len(load_tokenizer(config)) == len(tokenizer)
+    assert len(load_tokenizer(config)) == len(tiny_tokenizer)
     assert not list((tmp_path / "cache").rglob("*.safetensors")), "a vocabulary needs no weights"
     for name, weight in load_llm(config).state_dict().items():
-        assert torch.equal(weight, llm.state_dict()[name])
+        assert torch.equal(weight, tiny_llm.state_dict()[name])
     assert not list((tmp_path / "cache").rglob("*.bin"))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
     load_llm(config)
@@ -45,8 +44,8 @@ def test_an_llm_under_an_s3_prefix_is_copied_once(llm, tokenizer, s3: S3Config, 
         model_identity(f"{s3_uri}/nothing")
 
 
-def test_pickled_weights_are_refused(llm, tmp_path: Path):
-    llm.save_pretrained(tmp_path)
+def test_pickled_weights_are_refused(tiny_llm, tmp_path: Path):
+    tiny_llm.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"llm.name .* has no weights as safetensors, and nothing pickled is read"):
         model_folder(str(tmp_path), None, "llm.name")

@@ -12,7 +12,7 @@ from allmrec.llm.generation import Generator, named_by_text
 from allmrec.llm.loading import LLMConfig, load_llm, load_tokenizer
 from allmrec.llm.prompt import PromptConfig
 from allmrec.llm.ranking import Ranker
-from tests.llm.conftest import titles_array
+from tests.llm.tiny import titles_array
 
 PROMPT = PromptConfig(verb_past="watched", verb="watch", noun="movie", max_history=4, max_title_tokens=6)
 CONFIG = StandinLLMConfig(vocab_size=500, max_positions=320)

@@ -15,8 +15,8 @@ from allmrec.llm.generation import Generator
 
 
 @pytest.fixture
-def cases(tiny):
-    _, run, _ = tiny
+def cases(tiny_bundle):
+    _, run, _ = tiny_bundle
     table, sequences = read_table(run.at("evaluation_cases"), [0]), Sequences.read(run.at("sequences"), [0])
     return Cases.select(table, sequences, "test", "random")
 

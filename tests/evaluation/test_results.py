@@ -24,9 +24,9 @@ FACTS = {"cases": "the same", "recall_at": 7}
 
 
 @pytest.fixture(scope="module")
-def evaluated(tiny, tmp_path_factory):
+def evaluated(tiny_bundle, tmp_path_factory):
     """(metrics, the table of all cases) of an evaluation with answers for everyone."""
-    config, run, version = tiny
+    config, run, version = tiny_bundle
     evaluate = EvaluateShards(run, version, config.llm, NAMES, 0, 7, baseline="teacher", generation=1.0)
     evaluate.results = open_storage(str(tmp_path_factory.mktemp("results")))
     shards, total = gather(read_reports(evaluate({"id": np.arange(3)})))
@@ -79,8 +79,8 @@ def test_differences_are_paired_by_user(evaluated):
         assert found == pytest.approx(interval(len(d), d.sum(), (d**2).sum()), abs=1e-9)
 
 
-def test_without_a_baseline_only_the_swap_has_differences(tiny, tmp_path):
-    config, run, version = tiny
+def test_without_a_baseline_only_the_swap_has_differences(tiny_bundle, tmp_path):
+    config, run, version = tiny_bundle
     evaluate = EvaluateShards(run, version, config.llm, ["teacher", "random"], 0, 7)
     evaluate.results = open_storage(str(tmp_path))
     shards = list(map(evaluate.process, range(3)))
@@ -97,9 +97,9 @@ def test_the_baseline_is_one_of_the_systems():
         EvaluationConfig(systems=("llm-only",))
 
 
-def test_the_share_of_candidates_shown_by_q_i(scorer, tiny, monkeypatch):
+def test_the_share_of_candidates_shown_by_q_i(scorer, tiny_bundle, monkeypatch):
     """Every item with fewer than 20 training interactions: those from 21 on."""
-    _, run, _ = tiny
+    _, run, _ = tiny_bundle
     systems = Systems(scorer, seed=0)
     table, sequences = read_table(run.at("evaluation_cases"), [0]), Sequences.read(run.at("sequences"), [0])
     cases = Cases.select(table, sequences, "test", "random")

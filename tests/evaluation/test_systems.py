@@ -23,8 +23,8 @@ NAMES = ("random", "popularity", "teacher", "llm-only", "a-llmrec", "a-llmrec-un
 
 
 @pytest.fixture
-def cases(tiny):
-    _, run, _ = tiny
+def cases(tiny_bundle):
+    _, run, _ = tiny_bundle
     table, sequences = read_table(run.at("evaluation_cases"), [0]), Sequences.read(run.at("sequences"), [0])
     return Cases.select(table, sequences, "test", "random")
 
@@ -38,8 +38,8 @@ def column_order(cases: Cases, order: np.ndarray) -> Cases:
     return replace(cases, candidates_BC=cases.candidates_BC[:, order])
 
 
-def test_a_case_has_the_users_history_up_to_its_target(tiny, cases):
-    _, run, _ = tiny
+def test_a_case_has_the_users_history_up_to_its_target(tiny_bundle, cases):
+    _, run, _ = tiny_bundle
     rows = {row["user_id"]: row["item_index"] for row in read_table(run.at("sequences"), [0]).to_pylist()}
     assert len(cases) == sum(len(items) >= 3 for items in rows.values()) > 5
     for number, user_id in enumerate(cases.user_ids.to_pylist()):
@@ -48,8 +48,8 @@ def test_a_case_has_the_users_history_up_to_its_target(tiny, cases):
     assert not (cases.warm_B & cases.cold_B).any() and cases.warm_B.any() and cases.cold_B.any()
 
 
-def test_a_shard_without_cases_has_none(tiny, cases, systems):
-    _, run, _ = tiny
+def test_a_shard_without_cases_has_none(tiny_bundle, cases, systems):
+    _, run, _ = tiny_bundle
     table, sequences = read_table(run.at("evaluation_cases"), [0]), Sequences.read(run.at("sequences"), [0])
     for nobody in (Cases.select(table.slice(0, 0), sequences, "test", "random"), cases.take(np.arange(0))):
         assert len(nobody) == len(nobody.swapped(0)) == 0 and not list(nobody.blocks(10))
@@ -149,8 +149,8 @@ def test_no_candidate_may_score_minus_infinity(systems, cases):
         assert np.isfinite(evaluate_scores(scores, holes)).all()
 
 
-def test_a_shard_without_cases_counts_for_nothing(tiny):
-    config, run, version = tiny
+def test_a_shard_without_cases_counts_for_nothing(tiny_bundle):
+    config, run, version = tiny_bundle
     evaluate = EvaluateShards(run, version, config.llm, ["teacher"], seed=0, recall_at=7)
     evaluate.cases = run.at("nobody")
     write = {"part-00000.parquet": write_shard(evaluate.cases, SCHEMA, "part-00000.parquet", SCHEMA.empty_table())}
@@ -219,8 +219,8 @@ def test_random_gets_chance():
     assert abs(hits - 0.05) < 4 * np.sqrt(0.05 * 0.95 / 20_000)
 
 
-def test_shards_are_scored_alone_and_all_cases_are_counted(tiny):
-    config, run, version = tiny
+def test_shards_are_scored_alone_and_all_cases_are_counted(tiny_bundle):
+    config, run, version = tiny_bundle
     evaluate = EvaluateShards(run, version, config.llm, ["random", "teacher", "a-llmrec"], seed=0, recall_at=7)
     together, total = gather(read_reports(evaluate({"id": np.arange(3)})))
     for shard in (2, 0, 1):

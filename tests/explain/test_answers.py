@@ -8,19 +8,17 @@ from allmrec.core.artifacts import read_table
 from allmrec.data.sequences import Sequences
 from allmrec.explain.answers import ExplainConfig, FavouriteGenre, names_one
 from allmrec.explain.categories import Categories
-from tests.evaluation.conftest import scorer, tiny  # noqa: F401 - fixtures
 from tests.evaluation.tiny import GENRES
-from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
 
 
 @pytest.fixture(scope="module")
-def users(tiny):  # noqa: F811
-    return Sequences.read(tiny[1].at("sequences"), [0]).take(np.arange(4))
+def users(tiny_bundle):
+    return Sequences.read(tiny_bundle[1].at("sequences"), [0]).take(np.arange(4))
 
 
 @pytest.fixture(scope="module")
-def task(tiny, scorer):  # noqa: F811
-    categories = Categories.from_table(read_table(tiny[1].at("items")), limit=10)
+def task(tiny_bundle, scorer):
+    categories = Categories.from_table(read_table(tiny_bundle[1].at("items")), limit=10)
     return FavouriteGenre(scorer, categories, ExplainConfig(max_new_tokens=5))
 
 
@@ -42,12 +40,12 @@ def test_an_answer_depends_on_its_user_alone(task, users):
         assert row == same | {"probability": pytest.approx(same["probability"], abs=1e-5)}
 
 
-def test_the_question_shows_history_and_slots_and_no_answers(task, users, tokenizer):  # noqa: F811
+def test_the_question_shows_history_and_slots_and_no_answers(task, users, tiny_tokenizer):
     prompts = task.questions["a-llmrec"].build(users)
     one = prompts.tokens[: prompts.offsets[1]]
     mine = users.items[: users.offsets[1]]
     assert prompts.slot_items[prompts.slot_rows() == 0].tolist() == [0, *mine]
-    words = tokenizer.decode(one, skip_special_tokens=True)
+    words = tiny_tokenizer.decode(one, skip_special_tokens=True)
     assert words.startswith(" is a user representation. This user has bought")
     assert words.endswith(" in the past. Specify the genres this user would enjoy buying.")
     plain = task.questions["llm-only"].build(users)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from allmrec.explain.categories import Categories
-from tests.llm.conftest import histories
+from tests.llm.tiny import histories
 
 GENRES = [["Movies", " War "], ["Movies", "War", "War"], None, ["Comedy", None, " "], ["Movies", "Comedy", "Art"], []]
 

@@ -28,7 +28,6 @@ from jobs.runtime.console import Console
 from jobs.runtime.step import execute
 from tests.evaluation.tiny import NUM_ITEMS, TITLES, tiny_config, write_tiny_run
 from tests.jobs.test_nightly import with_nightly
-from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
 from tests.s3_fixtures import new_bucket
 
 pytestmark = [pytest.mark.e2e, pytest.mark.faults, pytest.mark.timeout(7200)]
@@ -76,14 +75,14 @@ def published(config: Config) -> Storage:
     return open_storage(str(config.nightly.output), config.storage)
 
 
-def test_nights_in_a_row_end_as_one_on_the_whole_log(tmp_path: Path, s3: S3Config, llm, tokenizer, capsys):  # noqa: F811
+def test_nights_in_a_row_end_as_one_on_the_whole_log(tmp_path: Path, s3: S3Config, tiny_llm, tiny_tokenizer, capsys):
     (tmp_path / "log").mkdir()
     pq.write_table(
         pa.table({"item_id": [f"item-{n:02d}" for n in range(NUM_ITEMS)], "title": pa.array(TITLES)}),
         tmp_path / "items.parquet",
     )
     config = tiny_config(tmp_path)
-    run = write_tiny_run(config, llm, tokenizer)
+    run = write_tiny_run(config, tiny_llm, tiny_tokenizer)
     config = with_log(config, tmp_path / "log", s3)
     storage, seconds = published(config), []
     for number in range(NIGHTS):

@@ -13,12 +13,11 @@ from jobs.cli import app
 from jobs.runtime.console import Console
 from jobs.runtime.step import execute, resolved
 from tests.evaluation.tiny import tiny_config, write_tiny_run
-from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
 
 
-def test_build_promote_show_verify_and_list(tmp_path, llm, tokenizer):  # noqa: F811
+def test_build_promote_show_verify_and_list(tmp_path, tiny_llm, tiny_tokenizer):
     config = tiny_config(tmp_path)
-    run = write_tiny_run(config, llm, tokenizer)
+    run = write_tiny_run(config, tiny_llm, tiny_tokenizer)
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
 

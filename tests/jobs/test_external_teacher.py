@@ -21,7 +21,6 @@ from jobs.demo.sample_data import sample_data
 from jobs.pipeline import run
 from jobs.runtime.console import Console
 from jobs.runtime.step import execute
-from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
 
 pytestmark = pytest.mark.e2e
 
@@ -31,13 +30,13 @@ CONSOLE = Console(log_json=True)
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory, llm, tokenizer) -> tuple[Config, Storage, Path]:  # noqa: F811
+def prepared(tmp_path_factory, tiny_llm, tiny_tokenizer) -> tuple[Config, Storage, Path]:
     """A prepared run with its models, and the folder of the team's two tables."""
     root = tmp_path_factory.mktemp("runs")
     vectors = root / "vectors"
     sample_data(str(root / "input"), users=USERS, items=ITEMS, interactions_per_user=15)
-    llm.save_pretrained(root / "llm")
-    tokenizer.save_pretrained(root / "llm")
+    tiny_llm.save_pretrained(root / "llm")
+    tiny_tokenizer.save_pretrained(root / "llm")
     config = Config(
         name="own",
         root=str(root),

@@ -30,9 +30,7 @@ from jobs.runtime.console import Console
 from jobs.runtime.step import execute, resolved
 from tests.evaluation.tiny import tiny_config, write_tiny_run
 from tests.jobs import training_run
-from tests.llm.conftest import llm, tokenizer
 
-__all__ = ["llm", "tokenizer"]
 pytestmark = pytest.mark.e2e
 
 undisturbed = train_projection.loop
@@ -95,10 +93,10 @@ def observed(settings: dict) -> dict:
 
 
 @pytest.fixture(scope="module")
-def models(llm, tokenizer, tmp_path_factory) -> Path:
+def models(tiny_llm, tiny_tokenizer, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "llm"
-    llm.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    tiny_llm.save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
     return folder
 
 
@@ -259,7 +257,7 @@ class Caught(Exception):
 
 
 @pytest.mark.parametrize("item_input", ["joint", "teacher", "random"])
-def test_training_sees_every_item_as_a_bundle_shows_it(item_input, llm, tokenizer, tmp_path, monkeypatch):
+def test_training_sees_every_item_as_a_bundle_shows_it(item_input, tiny_llm, tiny_tokenizer, tmp_path, monkeypatch):
     """Items with few interactions, and one that an external teacher would not know."""
     config = tiny_config(
         tmp_path,
@@ -267,7 +265,7 @@ def test_training_sees_every_item_as_a_bundle_shows_it(item_input, llm, tokenize
         projection={"item_input": item_input, "validation_users": 0},
         prompt={"max_title_tokens": None},
     )
-    run = write_tiny_run(config, llm, tokenizer)
+    run = write_tiny_run(config, tiny_llm, tiny_tokenizer)
     manifest, weights = read_manifest(run.at("teacher")), read_tensors(run.at("teacher"), TEACHER)
     weights["items.weight"][7] = 0
     with writing(run.at("teacher"), "teacher", "test", manifest.config) as out:

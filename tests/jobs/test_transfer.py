@@ -21,7 +21,6 @@ from jobs.runtime.step import execute
 from jobs.train_alignment import read_texts
 from schemas import item_text_embeddings
 from tests.evaluation.tiny import JOINT, NUM_ITEMS, tiny_config, write_tiny_run
-from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
 from tests.text.tiny import DIM, build_tiny_sbert
 
 QUIET = Console(log_json=True)
@@ -44,13 +43,13 @@ def write_texts(run: Storage, encoder: str, seed: int) -> np.ndarray:
 
 
 @pytest.fixture
-def runs(tmp_path, llm, tokenizer) -> tuple[Storage, Storage, Config]:  # noqa: F811
+def runs(tmp_path, tiny_llm, tiny_tokenizer) -> tuple[Storage, Storage, Config]:
     """The trained run, the other one, and its config."""
     trained = tiny_config(tmp_path / "movies")
-    movies = write_tiny_run(trained, llm, tokenizer)
+    movies = write_tiny_run(trained, tiny_llm, tiny_tokenizer)
     split = {"kind": "cross-domain", "trained_in": trained.run_uri}
     config = tiny_config(tmp_path / "games", evaluation={"split": split, "systems": ["teacher", "a-llmrec-sbert"]})
-    games = write_tiny_run(config, llm, tokenizer)
+    games = write_tiny_run(config, tiny_llm, tiny_tokenizer)
     write_texts(movies, "sbert", 0)
     write_texts(games, "sbert", 1)
     for name in transfer.MODELS:

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from allmrec.llm.batches import SoftTokens
 from allmrec.llm.prompt import PromptBuilder, PromptConfig, Titles
 from allmrec.llm.ranking import Ranker
-from tests.llm.conftest import brute_force, histories, make_tokenizer, titles_array
+from tests.llm.tiny import brute_force, histories, make_tokenizer, titles_array
 
 _LOUD = 4
 _WINDOW = {"sliding_window": 16}

@@ -16,7 +16,7 @@ from allmrec.llm.batches import SoftTokens, fill_slots
 from allmrec.llm.generation import Generator, first_lines, left_padded, named_by_text, normalised
 from allmrec.llm.prompt import PromptBuilder, PromptConfig, Titles
 from benchmarks.title_likelihood import TitleLikelihood
-from tests.llm.conftest import histories, titles_array
+from tests.llm.tiny import histories, titles_array
 
 CATALOGUE = ["Moon", "Moon fall", "Moon fall II", "Garden", "The Last Garden", "Garden", "x", "Edition II x"]
 HISTORY = histories([[1, 2, 3], [], [8], [4, 5, 6, 7, 8, 1, 2], [3, 3]])
@@ -27,11 +27,11 @@ MAX_NEW = 9
 
 
 @pytest.fixture(scope="module", params=["opt", "qwen2", "granite", "gemma3"])
-def causal_lm(request, llm, tokenizer):
+def causal_lm(request, tiny_llm, tiny_tokenizer):
     if request.param == "opt":
-        return llm
+        return tiny_llm
     size = {
-        "vocab_size": len(tokenizer),
+        "vocab_size": len(tiny_tokenizer),
         "hidden_size": 32,
         "intermediate_size": 64,
         "num_hidden_layers": 2,
@@ -49,9 +49,9 @@ def causal_lm(request, llm, tokenizer):
 
 
 @pytest.fixture(scope="module")
-def builder(tokenizer):
-    titles = Titles.tokenise(titles_array(CATALOGUE), tokenizer, 24)
-    return PromptBuilder(PromptConfig(), tokenizer, titles, soft=True, max_tokens=400)
+def builder(tiny_tokenizer):
+    titles = Titles.tokenise(titles_array(CATALOGUE), tiny_tokenizer, 24)
+    return PromptBuilder(PromptConfig(), tiny_tokenizer, titles, soft=True, max_tokens=400)
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +98,10 @@ def test_free_text_equals_decoding_without_batch_and_cache(causal_lm, builder, s
     assert generator.padding > 0 and generator.passes >= 2
 
 
-def test_free_text_equals_the_one_that_transformers_generates(llm, builder, soft):
+def test_free_text_equals_the_one_that_transformers_generates(tiny_llm, builder, soft):
     prompts = builder.build(HISTORY, CANDIDATES)
-    embeds, mask = left_padded(llm, prompts, soft, builder.end)
-    theirs = llm.generate(
+    embeds, mask = left_padded(tiny_llm, prompts, soft, builder.end)
+    theirs = tiny_llm.generate(
         inputs_embeds=embeds,
         attention_mask=mask,
         max_new_tokens=MAX_NEW,
@@ -109,16 +109,16 @@ def test_free_text_equals_the_one_that_transformers_generates(llm, builder, soft
         eos_token_id=builder.end,
         pad_token_id=builder.end,
     )
-    ours = Generator(llm, builder.end, 10_000).free(prompts, soft, MAX_NEW)
+    ours = Generator(tiny_llm, builder.end, 10_000).free(prompts, soft, MAX_NEW)
     assert ours == [[*text, builder.end][: [*text, builder.end].index(builder.end)] for text in theirs.tolist()]
 
 
-def test_finished_prompts_leave_the_batch(llm, builder, soft):
+def test_finished_prompts_leave_the_batch(tiny_llm, builder, soft):
     """A token that some texts write, and early, is made the end token."""
     prompts = builder.build(HISTORY, CANDIDATES)
-    whole = Generator(llm, builder.end, 10_000).free(prompts, soft, MAX_NEW)
+    whole = Generator(tiny_llm, builder.end, 10_000).free(prompts, soft, MAX_NEW)
     end = whole[0][3]
-    generator = Generator(llm, end, 10_000)
+    generator = Generator(tiny_llm, end, 10_000)
     texts = generator.free(prompts, soft, MAX_NEW)
     assert texts == [text[: text.index(end)] if end in text else text for text in whole]
     assert len({len(text) for text in texts}) > 1
@@ -149,21 +149,21 @@ def test_likelihoods_equal_a_pass_for_each_token(causal_lm, builder, soft):
     assert (np.isneginf(scores) == (CANDIDATES == 0)).all()
 
 
-def test_titles_together_may_take_more_places_than_the_llm_has_positions(llm, tokenizer):
+def test_titles_together_may_take_more_places_than_the_llm_has_positions(tiny_llm, tiny_tokenizer):
     long = [f"{'Moon fall ' * 5}{number}" for number in range(30)]
-    titles = Titles.tokenise(titles_array(long), tokenizer, 24)
+    titles = Titles.tokenise(titles_array(long), tiny_tokenizer, 24)
     room = 512 - 25
-    builder = PromptBuilder(PromptConfig(), tokenizer, titles, soft=False, max_tokens=room)
+    builder = PromptBuilder(PromptConfig(), tiny_tokenizer, titles, soft=False, max_tokens=room)
     shown = np.arange(1, 21, dtype=np.int32)[None]
     assert builder.build(HISTORY.take(np.array([1])), shown).lengths[0] + titles.lengths[1:21].sum() > 512
-    scores = TitleLikelihood(llm, builder, 10_000).log_likelihoods(histories([[], [1]]), shown.repeat(2, 0), None)
+    scores = TitleLikelihood(tiny_llm, builder, 10_000).log_likelihoods(histories([[], [1]]), shown.repeat(2, 0), None)
     assert np.isfinite(scores).all()
 
 
-def test_a_text_names_the_candidates_of_that_title(tokenizer, builder):
+def test_a_text_names_the_candidates_of_that_title(tiny_tokenizer, builder):
     texts = [" moon  FALL ii", ' "Garden".\nand more', " Garden gate", "", " x"]
-    tokens = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    named = named_by_text(tokens, tokenizer, builder.titles, CANDIDATES)
+    tokens = tiny_tokenizer(texts, add_special_tokens=False)["input_ids"]
+    named = named_by_text(tokens, tiny_tokenizer, builder.titles, CANDIDATES)
     assert [np.flatnonzero(row).tolist() for row in named] == [[1], [0, 1], [], [], []]
 
 
@@ -172,8 +172,8 @@ def test_normalised():
     assert normalised(texts).to_pylist() == ["the ix gardens", "the ix gardens", ""]
 
 
-def test_nan_is_refused(llm, builder, soft):
+def test_nan_is_refused(tiny_llm, builder, soft):
     prompts = builder.build(HISTORY, CANDIDATES)
     broken = SoftTokens(soft.user_BH * torch.nan, soft.item_NH)
     with pytest.raises(ValueError, match="NaN"):
-        Generator(llm, builder.end, 1000).free(prompts, broken, MAX_NEW)
+        Generator(tiny_llm, builder.end, 1000).free(prompts, broken, MAX_NEW)

@@ -16,9 +16,9 @@ from tests.text.tiny import change
 
 
 @pytest.fixture
-def folder(llm, tokenizer, tmp_path) -> Path:
-    llm.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
+def folder(tiny_llm, tiny_tokenizer, tmp_path) -> Path:
+    tiny_llm.save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
     return tmp_path
 
 
@@ -43,30 +43,30 @@ def test_a_checkpoint_that_is_not_the_models_is_refused(folder, damage):
         load_llm(LLMConfig(name=str(folder)))
 
 
-def test_tied_weights_and_buffers_are_no_loss(tokenizer, tmp_path):
-    llm = ARCHITECTURES["Llama, tied"].build(len(tokenizer))
+def test_tied_weights_and_buffers_are_no_loss(tiny_tokenizer, tmp_path):
+    llm = ARCHITECTURES["Llama, tied"].build(len(tiny_tokenizer))
     llm.save_pretrained(tmp_path)
     assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
     change(tmp_path, **{"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(6)})  # as old Llamas have it
     loaded = load_llm(LLMConfig(name=str(tmp_path), dtype="float32"))
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
-    builder, soft = prompts_for(llm, tokenizer)
+    builder, soft = prompts_for(llm, tiny_tokenizer)
     found = np.exp(Ranker(loaded, builder, 4096).log_probabilities(HISTORIES, CANDIDATES, soft))
     np.testing.assert_allclose(found, plain(llm, builder, soft), atol=1e-5)
 
 
-def test_a_pad_token_behind_the_embeddings_is_never_read(folder, llm, tokenizer):
+def test_a_pad_token_behind_the_embeddings_is_never_read(folder, tiny_llm, tiny_tokenizer):
     padded = PreTrainedTokenizerFast.from_pretrained(folder)
     padded.add_special_tokens({"pad_token": "[PAD]"})
-    assert padded.pad_token_id >= llm.config.vocab_size
+    assert padded.pad_token_id >= tiny_llm.config.vocab_size
     padded.save_pretrained(folder)
     loaded = load_tokenizer(LLMConfig(name=str(folder)))
     assert loaded.pad_token_id == loaded.eos_token_id
-    builder, soft = prompts_for(llm, loaded)
-    other, _ = prompts_for(llm, tokenizer)
+    builder, soft = prompts_for(tiny_llm, loaded)
+    other, _ = prompts_for(tiny_llm, tiny_tokenizer)
     np.testing.assert_array_equal(
-        Ranker(llm, builder, 4096).log_probabilities(HISTORIES, CANDIDATES, soft),
-        Ranker(llm, other, 4096).log_probabilities(HISTORIES, CANDIDATES, soft),
+        Ranker(tiny_llm, builder, 4096).log_probabilities(HISTORIES, CANDIDATES, soft),
+        Ranker(tiny_llm, other, 4096).log_probabilities(HISTORIES, CANDIDATES, soft),
     )
 
 
@@ -79,19 +79,19 @@ def test_without_an_end_token_there_is_no_end_of_a_title(folder):
         load_tokenizer(LLMConfig(name=str(folder)))
 
 
-def test_without_a_bos_token_prompts_begin_with_their_words(folder, llm, tokenizer):
+def test_without_a_bos_token_prompts_begin_with_their_words(folder, tiny_llm, tiny_tokenizer):
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text())
     del settings["bos_token"]
     path.write_text(json.dumps(settings))
     loaded = load_tokenizer(LLMConfig(name=str(folder)))
     assert loaded.bos_token_id is None
-    builder, soft = prompts_for(llm, loaded)
-    with_bos, _ = prompts_for(llm, tokenizer)
+    builder, soft = prompts_for(tiny_llm, loaded)
+    with_bos, _ = prompts_for(tiny_llm, tiny_tokenizer)
     lengths = builder.build(HISTORIES, CANDIDATES).lengths
     assert (with_bos.build(HISTORIES, CANDIDATES).lengths - lengths == 1).all()
-    found = np.exp(Ranker(llm, builder, 4096).log_probabilities(HISTORIES, CANDIDATES, soft))
-    np.testing.assert_allclose(found, plain(llm, builder, soft), atol=1e-5)
+    found = np.exp(Ranker(tiny_llm, builder, 4096).log_probabilities(HISTORIES, CANDIDATES, soft))
+    np.testing.assert_allclose(found, plain(tiny_llm, builder, soft), atol=1e-5)
 
 
 def test_words_behind_the_embeddings_are_named(folder):

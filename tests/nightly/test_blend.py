@@ -5,9 +5,7 @@ import pytest
 
 from allmrec.core.shard_tasks import Report, read_reports
 from allmrec.nightly.blend import METRIC, WEIGHTS, FitShards, best_weight, blended
-from tests.evaluation.conftest import scorer, tiny  # noqa: F401 - fixtures
 from tests.evaluation.tiny import NUM_SHARDS
-from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
 
 
 def test_a_blend_is_a_distribution_between_the_two() -> None:
@@ -24,8 +22,8 @@ def test_a_blend_is_a_distribution_between_the_two() -> None:
     assert blended(llm_BC, teacher_BC, 0.1)[1, 0] > blended(llm_BC, teacher_BC, 0.1)[1, 1], "the teacher decides a tie"
 
 
-def test_the_fitted_weight_is_never_worse_than_either(tiny) -> None:  # noqa: F811
-    config, run, version = tiny
+def test_the_fitted_weight_is_never_worse_than_either(tiny_bundle) -> None:
+    config, run, version = tiny_bundle
     fit = FitShards(run, version, config.llm, config.seed)
     reports = list(read_reports(fit({"id": np.arange(NUM_SHARDS)})))
     found = best_weight(reports)

@@ -21,16 +21,15 @@ from jobs.runtime.console import Console
 from jobs.runtime.step import execute
 from schemas import candidates, sequences, user_ids
 from tests.evaluation.tiny import NUM_SHARDS, NUM_USERS, tiny_config, write_tiny_run
-from tests.llm.conftest import llm, tokenizer  # noqa: F401 - fixtures
 from tests.nightly.nights import FIRST, SECOND, Made, make, with_nightly
 
 STRANGERS = ["nobody-1", "nobody-2"]
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory, llm, tokenizer) -> tuple[Config, Storage]:  # noqa: F811
+def tiny(tmp_path_factory, tiny_llm, tiny_tokenizer) -> tuple[Config, Storage]:
     config = tiny_config(tmp_path_factory.mktemp("nights"))
-    run = write_tiny_run(config, llm, tokenizer)
+    run = write_tiny_run(config, tiny_llm, tiny_tokenizer)
     execute(bundle.STEP, config, Console(log_json=True))
     return config, run
 
@@ -145,9 +144,9 @@ def test_suppressed_users_and_categories(tiny, tmp_path: Path) -> None:
         make(with_nightly(config, tmp_path / "none", allowed_categories=["Toys"]), run)
 
 
-def test_a_date_in_the_past_knows_the_past_alone(tiny, llm, tokenizer, tmp_path: Path) -> None:  # noqa: F811
+def test_a_date_in_the_past_knows_the_past_alone(tiny, tiny_llm, tiny_tokenizer, tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
-    run = write_tiny_run(config, llm, tokenizer)
+    run = write_tiny_run(config, tiny_llm, tiny_tokenizer)
     execute(bundle.STEP, config, Console(log_json=True))
     manifest, files = read_manifest(run.at("sequences")), {}
     later = datetime(2026, 11, 21, tzinfo=UTC)  # the first moment after FIRST
@@ -185,9 +184,9 @@ def test_alarms_stop_a_run_before_it_is_published(tiny, tmp_path: Path) -> None:
     assert make(off, tiny[1]).night.run.run_id == report["run_id"], "alarms are no part of what a run is"
 
 
-def test_a_bundle_of_new_counts_keeps_the_rows(tmp_path: Path, llm, tokenizer) -> None:  # noqa: F811
+def test_a_bundle_of_new_counts_keeps_the_rows(tmp_path: Path, tiny_llm, tiny_tokenizer) -> None:
     config = tiny_config(tmp_path)
-    run = write_tiny_run(config, llm, tokenizer)
+    run = write_tiny_run(config, tiny_llm, tiny_tokenizer)
     execute(bundle.STEP, config, Console(log_json=True))
     config = with_nightly(config, tmp_path / "out")
     first = make(config, run)

@@ -12,18 +12,16 @@ from torch import distributed as dist
 from allmrec.cf.teacher import Teacher, TeacherConfig, build_teacher
 from allmrec.data.sequences import Sequences, offsets_of
 from allmrec.llm.prompt import PromptBuilder, PromptConfig, Titles
-from tests.llm.conftest import llm, titles_array, tokenizer
-
-__all__ = ["llm", "tokenizer"]
+from tests.llm.tiny import titles_array
 
 NUM_ITEMS, NUM_USERS = 12, 30
 TITLES = ["Moonfall", "Moonfall Chronicles", "The Last Garden", "Garden", "Deluxe Edition of the Last Garden", "II"]
 
 
 @pytest.fixture(scope="session")
-def builder(tokenizer) -> PromptBuilder:
-    titles = Titles.tokenise(titles_array([*TITLES, *(title + " II" for title in TITLES)]), tokenizer, 24)
-    return PromptBuilder(PromptConfig(max_history=4), tokenizer, titles, soft=True, max_tokens=480)
+def builder(tiny_tokenizer) -> PromptBuilder:
+    titles = Titles.tokenise(titles_array([*TITLES, *(title + " II" for title in TITLES)]), tiny_tokenizer, 24)
+    return PromptBuilder(PromptConfig(max_history=4), tiny_tokenizer, titles, soft=True, max_tokens=480)
 
 
 @pytest.fixture(scope="session")
@@ -49,9 +47,9 @@ def joint() -> torch.Tensor:
 
 
 @pytest.fixture(scope="session")
-def llm_folder(llm, tmp_path_factory) -> Path:
+def llm_folder(tiny_llm, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("llm")
-    llm.save_pretrained(folder)
+    tiny_llm.save_pretrained(folder)
     return folder
 
 

@@ -26,13 +26,13 @@ def test_the_target_is_the_last_item_and_the_history_what_came_before(examples, 
         assert examples.histories(np.array([user])).items.tolist() == items[:-1].tolist()
 
 
-def test_labels_are_exactly_the_answers_tokens_and_stand_behind_their_prompts(examples, builder, tokenizer):
+def test_labels_are_exactly_the_answers_tokens_and_stand_behind_their_prompts(examples, builder, tiny_tokenizer):
     users = np.arange(len(examples))
     prompts = examples.prompts(users, epoch=0)
     batch = examples.batch(users, prompts)
     for row, user in enumerate(users):
         start, end = builder.titles.offsets[examples.targets[user] :][:2]
-        answer = [*builder.titles.tokens[start:end].tolist(), tokenizer.eos_token_id]
+        answer = [*builder.titles.tokens[start:end].tolist(), tiny_tokenizer.eos_token_id]
         mine = batch.target_rows == row
         assert batch.labels[mine].tolist() == answer
         prompt = prompts.tokens[prompts.offsets[row] : prompts.offsets[row + 1]].tolist()
@@ -157,9 +157,9 @@ def test_a_prompt_depends_on_the_user_and_not_on_the_company(examples):
     assert together.tokens[together.offsets[1] : together.offsets[2]].tolist() == alone.tokens.tolist()
 
 
-def test_what_over_long_prompts_lose_is_counted(sequences, examples, builder, tokenizer):
+def test_what_over_long_prompts_lose_is_counted(sequences, examples, builder, tiny_tokenizer):
     assert set(examples.shortened().values()) == {0}
-    tight = PromptBuilder(builder.config, tokenizer, builder.titles, soft=True, max_tokens=100)
+    tight = PromptBuilder(builder.config, tiny_tokenizer, builder.titles, soft=True, max_tokens=100)
     lost = Examples(sequences, tight, num_candidates=5, seed=7).shortened(epoch=1)
     prompts = tight.build(examples.histories(np.arange(NUM_USERS)), examples.candidates(np.arange(NUM_USERS), 1))
     assert lost == {"history items dropped": prompts.dropped_history, "prompts with cut titles": prompts.cut_titles}

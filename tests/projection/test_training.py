@@ -54,22 +54,22 @@ def plain_loss(llm, projectors, teacher, e_NJ, examples, users, epoch):
     return total
 
 
-def test_the_loss_is_the_answers_likelihood_and_only_projectors_get_gradients(llm, teacher, joint, examples):
+def test_the_loss_is_the_answers_likelihood_and_only_projectors_get_gradients(tiny_llm, teacher, joint, examples):
     users = np.arange(9)
     projectors = fresh_projectors(8, 6, 32, seed=0)
     batch = examples.batch(users, examples.prompts(users, 0))
     x_BD = teacher.represent(examples.histories(users)).clone()
-    loss = Stage2Model(llm, projectors, examples.builder.end)(batch, x_BD, joint[torch.from_numpy(batch.items)])
-    expected = plain_loss(llm, projectors, teacher, joint, examples, users, 0)
+    loss = Stage2Model(tiny_llm, projectors, examples.builder.end)(batch, x_BD, joint[torch.from_numpy(batch.items)])
+    expected = plain_loss(tiny_llm, projectors, teacher, joint, examples, users, 0)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
     loss.backward()
-    assert all(parameter.grad is None for parameter in llm.parameters())
+    assert all(parameter.grad is None for parameter in tiny_llm.parameters())
     assert all(parameter.grad.abs().sum() > 0 for parameter in projectors.parameters())
 
 
-def test_padding_changes_nothing(llm, teacher, joint, examples):
+def test_padding_changes_nothing(tiny_llm, teacher, joint, examples):
     users = np.arange(6)
-    model = Stage2Model(llm, fresh_projectors(8, 6, 32, seed=0), examples.builder.end)
+    model = Stage2Model(tiny_llm, fresh_projectors(8, 6, 32, seed=0), examples.builder.end)
     prompts = examples.prompts(users, 0)
     assert len(set(prompts.lengths.tolist())) > 1
 
@@ -82,12 +82,12 @@ def test_padding_changes_nothing(llm, teacher, joint, examples):
     torch.testing.assert_close(loss(np.arange(6)), apart, rtol=1e-5, atol=0)
 
 
-def test_without_labels_nothing_is_learnt(llm, teacher, joint, examples):
+def test_without_labels_nothing_is_learnt(tiny_llm, teacher, joint, examples):
     users = np.arange(2)
     projectors = fresh_projectors(8, 6, 32, seed=0)
     batch = examples.batch(users, examples.prompts(users, 0)).unlabelled()
     x_BD = teacher.represent(examples.histories(users)).clone()
-    loss = Stage2Model(llm, projectors, examples.builder.end)(batch, x_BD, joint[torch.from_numpy(batch.items)])
+    loss = Stage2Model(tiny_llm, projectors, examples.builder.end)(batch, x_BD, joint[torch.from_numpy(batch.items)])
     loss.backward()
     assert loss.item() == 0 and all(parameter.grad.abs().sum() == 0 for parameter in projectors.parameters())
 
@@ -127,7 +127,7 @@ def test_a_linear_schedule_falls_to_the_last_step(alone, llm_folder, teacher, jo
 
 @pytest.mark.parametrize("placement", ["replicated", "sharded"])
 def test_steps_are_those_of_plain_torch_and_training_resumes(
-    alone, placement, llm, llm_folder, teacher, joint, examples
+    alone, placement, tiny_llm, llm_folder, teacher, joint, examples
 ):
     run = training(llm_folder, placement, teacher, joint, examples)
     model = run.engine.module
@@ -135,7 +135,7 @@ def test_steps_are_those_of_plain_torch_and_training_resumes(
     assert model.llm.lm_head.weight is model.llm.get_input_embeddings().weight, "tied"
     projectors = fresh_projectors(8, 6, 32, seed=0)
     projectors.load_state_dict(weights(run.projectors))
-    norm = llm.get_input_embeddings().weight.norm(dim=1).mean()
+    norm = tiny_llm.get_input_embeddings().weight.norm(dim=1).mean()
     tokens_BH = projectors.item(joint[1:])
     torch.testing.assert_close(tokens_BH.square().sum(1).mean().sqrt(), norm, rtol=1e-4, atol=0)
 
@@ -152,7 +152,7 @@ def test_steps_are_those_of_plain_torch_and_training_resumes(
     for step in range(10):
         epoch, place = divmod(step, 5)
         users, _ = examples.global_batch(epoch, place, 7)
-        loss = plain_loss(llm, projectors, teacher, joint, examples, users, epoch) / examples.target_tokens(users)
+        loss = plain_loss(tiny_llm, projectors, teacher, joint, examples, users, epoch) / examples.target_tokens(users)
         losses.append(loss.item())
         optimiser.zero_grad()
         loss.backward()
@@ -206,14 +206,14 @@ def test_nan_ends_the_training_and_names_the_steps(alone, llm_folder, teacher, j
     assert run.step == 0
 
 
-def test_the_checksum_sees_one_bit(llm):
-    before = checksum(llm)
-    weight = next(llm.parameters())
+def test_the_checksum_sees_one_bit(tiny_llm):
+    before = checksum(tiny_llm)
+    weight = next(tiny_llm.parameters())
     bits = weight.data.view(torch.int32)
     bits[0, 0] ^= 1
-    changed = checksum(llm)
+    changed = checksum(tiny_llm)
     bits[0, 0] ^= 1
-    assert changed != before == checksum(llm)
+    assert changed != before == checksum(tiny_llm)
 
 
 @pytest.mark.parametrize("activation_checkpointing", [False, True])
@@ -255,7 +255,7 @@ def test_the_best_epoch_is_kept_and_a_standstill_ends_the_training(
 
 
 @pytest.mark.parametrize("placement", ["replicated", "sharded"])
-def test_validation_is_the_rankers_hit(alone, placement, llm, llm_folder, teacher, joint, examples, cases):
+def test_validation_is_the_rankers_hit(alone, placement, tiny_llm, llm_folder, teacher, joint, examples, cases):
     run = training(llm_folder, placement, teacher, joint, examples, cases=cases, tokens_per_batch=400)
     assert len(run.validation) > 1
     before = next(run.rounds())["loss"]
@@ -271,7 +271,7 @@ def test_validation_is_the_rankers_hit(alone, placement, llm, llm_folder, teache
         }
         order = ShownOrder(np.stack([order_of[user] for user in cases.histories.user_ids.to_pylist()]))
         candidates = order.shown(cases.candidates)
-        log_p = Ranker(llm, examples.builder, 400).log_probabilities(cases.histories, candidates, soft)
+        log_p = Ranker(tiny_llm, examples.builder, 400).log_probabilities(cases.histories, candidates, soft)
     values = evaluate_scores(order.unshuffled(log_p), cases.candidates)
     metrics = run.validate()
     assert metrics["hit@1"] == pytest.approx(values[:, METRICS.index("hit@1")].mean())
@@ -288,11 +288,11 @@ def test_validation_is_the_rankers_hit(alone, placement, llm, llm_folder, teache
     ],
 )
 def test_any_causal_lm_trains_the_same_replicated_and_sharded(
-    alone, architecture, settings, tokenizer, teacher, joint, examples, tmp_path
+    alone, architecture, settings, tiny_tokenizer, teacher, joint, examples, tmp_path
 ):
     torch.manual_seed(0)
     outline = getattr(transformers, architecture)(
-        vocab_size=len(tokenizer),
+        vocab_size=len(tiny_tokenizer),
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
@@ -326,8 +326,8 @@ def test_cut_weights_are_complete_or_refused(alone, damage, llm_folder, tmp_path
         load_llm_with_placement(LLMConfig(name=str(tmp_path)), "sharded", 1)
 
 
-def test_cut_weights_may_be_tied_and_beside_them_buffers(alone, tokenizer, tmp_path):
-    llm = ARCHITECTURES["Llama, tied"].build(len(tokenizer))
+def test_cut_weights_may_be_tied_and_beside_them_buffers(alone, tiny_tokenizer, tmp_path):
+    llm = ARCHITECTURES["Llama, tied"].build(len(tiny_tokenizer))
     llm.save_pretrained(tmp_path)
     change(tmp_path, **{"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(6)})
     assert checksum(load_llm_with_placement(LLMConfig(name=str(tmp_path), dtype="float32"), "sharded", 1)) == checksum(
@@ -337,13 +337,13 @@ def test_cut_weights_may_be_tied_and_beside_them_buffers(alone, tokenizer, tmp_p
 
 @pytest.mark.parametrize("placement", ["replicated", "sharded"])
 def test_an_llm_that_tries_do_not_fit_is_refused_before_a_step(
-    alone, placement, tokenizer, teacher, joint, examples, tmp_path, monkeypatch
+    alone, placement, tiny_tokenizer, teacher, joint, examples, tmp_path, monkeypatch
 ):
-    ARCHITECTURES["Qwen2"].build(len(tokenizer)).save_pretrained(tmp_path)
+    ARCHITECTURES["Qwen2"].build(len(tiny_tokenizer)).save_pretrained(tmp_path)
     monkeypatch.setattr(module, "deviation", lambda llm: 0.3)
     with pytest.raises(ValueError, match=r"'qwen2' cannot be used: .* off by 0\.3"):
         training(tmp_path, placement, teacher, joint, examples)
-    ARCHITECTURES["GPT-Neo"].build(len(tokenizer)).save_pretrained(tmp_path)
+    ARCHITECTURES["GPT-Neo"].build(len(tiny_tokenizer)).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="'gpt_neo' cannot be used"):
         llm_outline(LLMConfig(name=str(tmp_path)))
 

@@ -1,5 +1,6 @@
 """`fit`: what failed goes on from the last checkpoint. The deaths of its workers are tested with each verb's loop."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from torch import distributed as dist
 from allmrec.core.storage import S3Config
 from jobs.config import Config
 from jobs.runtime.console import Console
-from jobs.runtime.ray_train import _prune_checkpoints, fit, report, resume
+from jobs.runtime.ray_train import _prune_checkpoints, _without_ray_log_lines, fit, report, resume
 from jobs.runtime.step import Context
 from tests.jobs.conftest import STORE_MB
 
@@ -36,6 +37,15 @@ def counting(config: dict) -> dict:
     if config.get("raises"):
         raise ValueError("the loop's own words")
     return {"sum": state["sum"].item(), "first": first}
+
+
+def test_lines_of_others_are_kept_while_ray_starts(capfd: pytest.CaptureFixture[str]):
+    """That a job's standard error is empty is tested with the nightly run."""
+    with pytest.raises(ValueError, match="no Ray"), _without_ray_log_lines():
+        os.write(2, b"[2026-11-29 14:14:27,406 I 5782 5782] logging.cc:303: Set ray log level\n")
+        os.write(2, b"[a warning] of another\n")
+        raise ValueError("no Ray")
+    assert capfd.readouterr().err == "[a warning] of another\n"
 
 
 def test_the_object_store_is_capped_by_config():
