@@ -107,9 +107,9 @@ class WideRows(Rows):
 
 @dataclass(frozen=True)
 class LongRows(Rows):
-    """A row a pair, gathered into lists by rank or by score; equal ones by the item's id."""
+    """A row a pair, gathered into lists by rank, lowest first, or by score, highest first; ties by the item's id."""
 
-    by: str  # "rank": the lowest comes first; or "score": the highest
+    by: tuple[str, ...]  # of "rank" and "score": what the table may have
 
     schema = pa.schema(
         [
@@ -122,8 +122,9 @@ class LongRows(Rows):
     def read(self, source: Source, piece: Piece) -> Iterator[pa.Table]:
         for table in source.read(piece):
             ids = [as_ids(table.column(name)) for name in ("user_id", "item_id")]
-            order = self._numbers(table.column(self.by), source.name)
-            rows = pa.table([*ids, pc.negate(order) if self.by == "score" else order], names=self.schema.names)
+            numbers = {name: _numbers(table.column(name), name, source.name) for name in self.by}
+            orders = [pc.negate(found) if name == "score" else found for name, found in numbers.items()]
+            rows = pa.table([*ids, pc.coalesce(*orders)], names=self.schema.names)
             yield rows.filter(pc.and_(ids[0].is_valid(), ids[1].is_valid())).cast(self.schema)
 
     def whole(self, rows: pa.Table) -> pa.Table:
@@ -133,28 +134,30 @@ class LongRows(Rows):
         lists = _lists(offsets_of(lengths), rows.column("item_id").combine_chunks())
         return pa.table([users.dictionary, lists], schema=candidates.SCHEMA)
 
-    def _numbers(self, column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
-        if pa.types.is_dictionary(column.type):
-            column = column.cast(column.type.value_type)
-        try:
-            numbers = (pc.utf8_trim_whitespace(column) if is_text(column.type) else column).cast(pa.float64())
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"{name}: column {self.by!r} is not all numbers: {str(error).splitlines()[0]}") from None
-        return pc.if_else(pc.is_nan(numbers), None, numbers)
-
 
 def rows_of(source: Source) -> Rows:
     """How candidates are written. Raises ValueError where they are neither a list a user nor a row a pair."""
     names = [field.name for field in source.fields if not pa.types.is_null(field.type)]
     if "item_ids" in names:
         return WideRows()
-    by = next((name for name in ("rank", "score") if name in names), None)
+    by = tuple(name for name in ("rank", "score") if name in names)
     if "item_id" in names and by:
         return LongRows(by)
     raise ValueError(
         f"{source.name}: neither a column item_ids (a list a user, best first) nor item_id with rank or score (a row a "
         f"pair) in {source.files[0].uri}; name yours in nightly.candidates.columns, such as item_ids: recommendations"
     )
+
+
+def _numbers(column: pa.ChunkedArray, name: str, table: str) -> pa.ChunkedArray:
+    """float64; NaN as null. Raises ValueError for text that is no number."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    try:
+        numbers = (pc.utf8_trim_whitespace(column) if is_text(column.type) else column).cast(pa.float64())
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{table}: column {name!r} is not all numbers: {str(error).splitlines()[0]}") from None
+    return pc.if_else(pc.is_nan(numbers), None, numbers)
 
 
 class PartitionRows(Task):

@@ -183,7 +183,7 @@ def test_cases_are_the_validation_split_with_random_negatives_in_any_order_of_us
     columns = {
         "user_id": ["user-2", "user-0", "user-0", "user-0"],
         "history_length": [1, 2, 2, 3],
-        "candidates": [[8, 1, 2], [3, 1, 0], [3, 5, 6], [4, 7, 8]],
+        "candidates": pa.array([[8, 1, 2], [3, 1, 0], [3, 5, 6], [4, 7, 8]], pa.list_(pa.int32())),
         "split": ["valid", "valid", "valid", "test"],
         "protocol": ["random", "random", "matched", "random"],
         "warm": [False] * 4,

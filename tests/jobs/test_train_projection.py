@@ -51,7 +51,7 @@ def observed(settings: dict) -> dict:
     folder = Path(settings["projectors"].uri)
     notes: dict = {"losses": []}
     load, rounds, train_step = (
-        train_projection.load_placed_llm,
+        train_projection.load_llm_with_placement,
         ProjectionTraining.rounds,
         ProjectionTraining.train_step,
     )
@@ -83,7 +83,7 @@ def observed(settings: dict) -> dict:
         }
         return total
 
-    train_projection.load_placed_llm = loading
+    train_projection.load_llm_with_placement = loading
     ProjectionTraining.rounds, ProjectionTraining.train_step = noting_rounds, noting_step
     stats = undisturbed(settings)
     notes["after"] = digest(notes.pop("llm"))

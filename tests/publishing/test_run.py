@@ -153,7 +153,7 @@ def test_a_damaged_attempt_is_named_and_can_be_made_anew(storage: Storage, shop:
     if damage == "is damaged":
         storage.write(attempt, data[:-1] + b"?")
     entry = "_runs/run_date=2026-03-01/shards/part-00001.json"
-    with pytest.raises(ValueError, match=f"{attempt} {damage}; to make shard 1 anew, delete .*{entry}"):
+    with pytest.raises(ValueError, match=f"{attempt} {damage}; to make shard 1 again, delete .*{entry}"):
         audit(run, shop)
     storage.delete(entry)
     assert_whole(storage, nightly(storage, shop), shop)
@@ -176,7 +176,7 @@ def test_a_part_that_arrived_cut_off_is_never_published(moto_endpoint: str, shop
     with proxied(s3, CutsOff) as cutting:
         storage = open_storage(new_bucket(s3), cutting)
         with pytest.raises(
-            ValueError, match=r"attempts/part-00001-\w+\.parquet is damaged; to make shard 1 anew, delete"
+            ValueError, match=r"attempts/part-00001-\w+\.parquet is damaged; to make shard 1 again, delete"
         ):
             nightly(storage, shop)
         assert visible(storage) == {}

@@ -270,6 +270,6 @@ def test_a_library_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: A
         return whole(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    monkeypatch.delitem(sys.modules, f"allmrec.data.{extra}", raising=False)
+    monkeypatch.delitem(sys.modules, f"allmrec.data.sources.{extra}", raising=False)
     with pytest.raises(ValueError, match=rf"not installed: pip install 'allmrec\[{extra}\]'"):
         opened(tmp_path)
