@@ -113,7 +113,7 @@ def test_keys_have_their_types_and_lists_of_text_their_text(tmp_path: Path) -> N
         "name: 2024\nseed: 7\n"
         "data:\n  interactions: {format: csv, nulls: [NULL, \\N, 0], quoted_newlines: yes, quote: null}\n"
         "  events: [1, on]\n  start: 2024-01-01\n  min_rating: 3e0\n"
-        "llm: {deepspeed: {train: {lr: 1e-4, auto: auto, on: true, buckets: [5e8, 3]}}}\n"
+        "llm: {deepspeed_overrides: {train: {lr: 1e-4, auto: auto, on: true, buckets: [5e8, 3]}}}\n"
     )
     config = load_config(path)
     assert (config.name, config.seed) == ("2024", 7)
