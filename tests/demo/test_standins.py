@@ -1,5 +1,6 @@
 """The stand-ins that come with the package: small, loadable by name, and what their model cards say."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 import allmrec
 from allmrec.core.pretrained import model_folder, model_identity
-from allmrec.demo.llm import examine
+from allmrec.demo.llm import Standin, examine
 from allmrec.llm.loading import LLMConfig, load_llm, load_tokenizer
 from allmrec.text.encoder import TextConfig, load_encoder
 from jobs.demo import standin_shipped
@@ -25,17 +26,22 @@ def test_they_are_small() -> None:
     assert sum(weight.numel() for weight in load_llm(LLM).parameters()) < 12e6
 
 
+@pytest.fixture(scope="module")
+def before_another_shop() -> Standin:
+    return standin_shipped.held_out(load_llm(LLM), load_tokenizer(LLM))
+
+
 @pytest.mark.parametrize("alike", [0, 10])
-def test_the_llm_reads_its_slots_behind_another_shops_titles(alike: int) -> None:
+def test_the_llm_reads_its_slots_behind_another_shops_titles(before_another_shop: Standin, alike: int) -> None:
     """A reader of nothing is some 0.85 above the bound, and finds the best candidate in 5 % of the prompts."""
-    before = standin_shipped.held_out(load_llm(LLM), load_tokenizer(LLM))
-    found = examine(before, seed=7, prompts=192, num_candidates=20, alike=alike)
+    found = examine(before_another_shop, seed=7, prompts=128, num_candidates=20, alike=alike)
     assert 0 < found["cross_entropy"] - found["bound"] < (0.25 if alike else 0.15)
     assert found["agreement"] > (0.6 if alike else 0.78)
 
 
 def test_the_command_of_the_card_builds_what_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(standin_shipped, "EXAMINED", {})  # has a test of its own
+    monkeypatch.setattr("allmrec.demo.llm.examine", partial(examine, prompts=8))
     standin_shipped.ship(tmp_path, seed=0)
     assert (tmp_path / "llm/tokenizer.json").read_bytes() == (SHIPPED / "llm/tokenizer.json").read_bytes()
     again, shipped = (

@@ -5,12 +5,11 @@ from collections.abc import Iterator
 
 import pytest
 import ray
-import ray.data
 
 from allmrec.core.storage import S3Config
 from jobs.config import Config
 from jobs.runtime.ray_train import start_ray
-from tests.jobs.in_process import from_arrow, numbers
+from tests.jobs.in_process import jobs_in_process
 
 STORE_MB = 400
 RAY_LIVES_S = 120
@@ -40,13 +39,13 @@ def started_ray(young_ray: None) -> None:
 
 
 @pytest.fixture
-def in_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jobs on Ray Data run in this process: a worker takes seconds to start, and most tests are of what it does.
+def in_process(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Jobs run in this process: a worker takes seconds to start, and most tests are of what it does.
 
     Not those that are marked `on_ray`.
     """
     if request.node.get_closest_marker("on_ray"):
-        return
-    monkeypatch.setattr(ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(ray.data, "range", numbers)
-    monkeypatch.setattr(ray.data, "from_arrow", from_arrow)
+        yield
+    else:
+        with jobs_in_process():
+            yield

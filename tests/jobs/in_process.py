@@ -1,16 +1,40 @@
-"""The few calls of Ray Data that jobs make, run in this process: what a job does can be tested without workers.
+"""The few calls of Ray that jobs make, run in this process: what a job does can be tested without workers.
 
 Transforms are copied by pickling, as workers get them, and called with batches of the same types. How work is spread
 over workers, how errors come back and what a death does is tested with Ray itself.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pytest
+import ray
+import ray.data
+import torch
 from ray import cloudpickle
+from torch import distributed as dist
+
+from jobs import train_alignment, train_cf, train_projection
+from jobs.runtime.ray_train import Loop
+from jobs.runtime.step import Context, Stats
+
+TRAINERS = (train_alignment, train_cf, train_projection)
+
+
+@contextmanager
+def jobs_in_process() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray, "is_initialized", lambda: True)
+        patch.setattr(ray.data, "range", numbers)
+        patch.setattr(ray.data, "from_arrow", from_arrow)
+        for trainer in TRAINERS:
+            patch.setattr(trainer, "fit", fit)
+        yield
 
 
 class LocalDataset:
@@ -60,3 +84,19 @@ def from_arrow(blocks: Sequence[pa.Table]) -> LocalDataset:
 
 def numbers(count: int, override_num_blocks: int) -> LocalDataset:
     return from_arrow([pa.table({"id": [number]}) for number in range(count)])
+
+
+def fit(context: Context, verb: str, loop: Loop, loop_config: dict[str, Any], total: int) -> Stats:
+    """The loop on one worker, which is this process: nothing is resumed, and what it reports goes nowhere."""
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCAL_RANK", "0")
+        for trainer in TRAINERS:
+            patch.setattr(trainer, "device", lambda: torch.device("cpu"))
+            patch.setattr(trainer, "resume", lambda: None)
+            patch.setattr(trainer, "report", lambda *arguments, **numbers: None)
+        dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=0, world_size=1)
+        try:
+            return loop(loop_config)
+        finally:
+            dist.destroy_process_group()
+            torch.set_flush_denormal(False)

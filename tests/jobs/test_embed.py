@@ -1,4 +1,4 @@
-"""`embed` on Ray, with the stand-in encoder: what is known is not encoded again, and NaN is never published."""
+"""`embed` with the stand-in encoder: what is known is not encoded again, and NaN is never published."""
 
 import shutil
 from pathlib import Path
@@ -20,6 +20,7 @@ from jobs.demo import standin_encoder
 from jobs.runtime.console import Console
 from jobs.runtime.step import execute
 from schemas import items
+from tests.jobs.in_process import jobs_in_process
 
 TITLES = ["Moonfall Saga: The Last Dragon", "Moonfall Saga II", "Ironcrest Derby: The Final Coach", None]
 DESCRIPTIONS = ["An epic fantasy film.", "An enchanted fantasy film.", "A rousing sports film.", None]
@@ -75,7 +76,8 @@ def embedded(tmp_path_factory) -> Path:
     config = config_in(root, root / "run/models/encoder")
     write_items(config, TITLES)
     execute(standin_encoder.STEP, config, Console())
-    assert execute(embed.STEP, config, Console())
+    with jobs_in_process():
+        assert execute(embed.STEP, config, Console())
     return root
 
 

@@ -21,8 +21,9 @@ from jobs.demo.sample_data import sample_data
 from jobs.pipeline import run
 from jobs.runtime.console import Console
 from jobs.runtime.step import execute
+from tests.jobs.in_process import jobs_in_process
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("in_process")]
 
 USERS, ITEMS, DIM, DATE = 400, 300, 12, date(2026, 11, 20)
 SYSTEMS = ("random", "teacher", "a-llmrec")
@@ -60,7 +61,8 @@ def prepared(tmp_path_factory, tiny_llm, tiny_tokenizer) -> tuple[Config, Storag
         nightly={"num_candidates": 8, "top_k": 5},
         workers={"num_workers": 1},
     )
-    execute(prepare.STEP, config, CONSOLE)
+    with jobs_in_process():
+        execute(prepare.STEP, config, CONSOLE)
     execute(standin_encoder.STEP, config, CONSOLE)
     storage = open_storage(config.run_uri)
     factorise(storage, vectors)
@@ -120,7 +122,6 @@ def test_own_vectors_through_the_whole_run(prepared, capsys: pytest.CaptureFixtu
     assert {json.loads(line)["event"] for line in capsys.readouterr().out.splitlines()} == {"skip"}
 
 
-@pytest.mark.usefixtures("in_process")
 def test_changed_tables_are_read_again_and_bad_ones_leave_the_teacher_alone(prepared):
     config, storage, vectors = prepared
     execute(train_cf.STEP, config, CONSOLE)

@@ -83,9 +83,11 @@ def observed(settings: dict) -> dict:
         }
         return total
 
-    train_projection.load_llm_with_placement = loading
-    ProjectionTraining.rounds, ProjectionTraining.train_step = noting_rounds, noting_step
-    stats = undisturbed(settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_projection, "load_llm_with_placement", loading)
+        patch.setattr(ProjectionTraining, "rounds", noting_rounds)
+        patch.setattr(ProjectionTraining, "train_step", noting_step)
+        stats = undisturbed(settings)
     notes["after"] = digest(notes.pop("llm"))
     if torch.distributed.get_rank() == 0:
         (folder / "notes.json").write_text(json.dumps(notes))
@@ -196,6 +198,7 @@ def test_the_projectors_moved_and_can_be_read(calm):
     assert not list(storage.at("checkpoints/train-projection").root.iterdir())
 
 
+@pytest.mark.usefixtures("in_process")
 def test_two_workers_train_what_one_with_the_joined_batch_trains(calm, models, tmp_path):
     storage, notes = trained(tmp_path, models, num_workers=1)
     assert notes["losses"][0] == pytest.approx(calm[1]["losses"][0], abs=1e-5)
