@@ -24,7 +24,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, s3: S3Config) -> tuple[
     """(config file, folder of the run, where recommendations go), with a dirty sample store as the input."""
     from tests.s3_fixtures import new_bucket
 
-    root, output = tmp_path_factory.mktemp("runs"), new_bucket(s3)
+    root, output = tmp_path_factory.mktemp("runs"), new_bucket(s3, "prefix")
     arguments = ["--users", str(USERS), "--items", "80", "--dirty", "0.02"]
     assert call("sample-data", "--output", str(root / "input"), *arguments).exit_code == 0
     settings = {

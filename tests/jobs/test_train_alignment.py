@@ -33,7 +33,7 @@ CONSOLE = Console(log_json=True)
 
 def dying(settings: dict) -> dict:
     """The loop, but the last worker is killed once, in the third epoch."""
-    train_epoch, storage, epochs = AlignmentTraining.train_epoch, settings["alignment"].at("../marks"), []
+    train_epoch, storage, epochs = AlignmentTraining.train_epoch, settings["sequences"], []
 
     def train_or_die(self: AlignmentTraining):
         epochs.append(self.epoch)
@@ -117,8 +117,8 @@ def test_two_workers_with_a_death_tune_sbert_as_one_process_does(tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(train_alignment, "loop", dying)
         assert execute(train_alignment.STEP, config, CONSOLE)
-    assert storage.exists("marks/died")
-    assert any(storage.exists(f"marks/began-{epoch}") for epoch in (1, 2)), "it went on from a checkpoint"
+    assert storage.exists("sequences/died")
+    assert any(storage.exists(f"sequences/began-{epoch}") for epoch in (1, 2)), "it went on from a checkpoint"
     check(storage, alone(config, storage))
 
     stats, tuned = read_manifest(storage.at("alignment")).stats, TextConfig(model=storage.name("fine_tuned/encoder"))

@@ -20,7 +20,7 @@ undisturbed = train_cf.loop
 
 def dying(settings: dict) -> dict:
     """The loop, but the last worker is killed once in the fifth epoch: after two checkpoints, between two."""
-    train_epoch, storage = TeacherTraining.train_epoch, settings["teacher"].at("../marks")
+    train_epoch, storage = TeacherTraining.train_epoch, settings["sequences"]
 
     def train_or_die(self: TeacherTraining):
         if self.epoch == 5 and torch.distributed.get_rank() == 1 and not storage.exists("died"):
@@ -38,7 +38,7 @@ def test_two_workers_with_a_death_train_what_one_process_trains(tmp_path, monkey
     storage = training_run.prepare(config)
     monkeypatch.setattr(train_cf, "loop", dying)
     assert execute(train_cf.STEP, config, Console(log_json=True))
-    assert storage.exists("marks/died")
+    assert storage.exists("sequences/died")
 
     parts = training_parts(storage.at("sequences"), memory_mb=1)
     cases = ValidationCases.read(storage.at("evaluation_cases"), storage.at("sequences"), 5000, config.seed)

@@ -48,7 +48,7 @@ def digest(model: torch.nn.Module) -> str:
 
 def observed(settings: dict) -> dict:
     """The loop, writing down what becomes of the LLM and of each round; the last worker dies once if told to."""
-    folder = Path(settings["projectors"].uri)
+    folder = Path(settings["sequences"].uri)
     notes: dict = {"losses": []}
     load, rounds, train_step = (
         train_projection.load_llm_with_placement,
@@ -145,15 +145,14 @@ def slow(settings: dict) -> dict:
 
 def trained(root: Path, models: Path, num_workers: int, dies: bool = False) -> tuple[Storage, dict]:
     config, storage = prepared(root, models, num_workers)
-    folder = Path(storage.at("projectors").uri)
-    folder.mkdir(parents=True)
+    folder = Path(storage.at("sequences").uri)
     if dies:
         (folder / "dies").touch()
     return watched(config, storage)
 
 
 def watched(config: Config, storage: Storage) -> tuple[Storage, dict]:
-    folder = Path(storage.at("projectors").uri)
+    folder = Path(storage.at("sequences").uri)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_projection, "loop", observed)
         assert execute(train_projection.STEP, config, Console(log_json=True))
@@ -234,7 +233,6 @@ def test_a_killed_driver_is_started_again_with_one_worker(calm, models, tmp_path
     training_run.kill_after_two_checkpoints(victim, storage.at("checkpoints/train-projection").root)
 
     workers = config.workers.model_copy(update={"num_workers": 1})
-    Path(storage.at("projectors").uri).mkdir(parents=True, exist_ok=True)
     _, notes = watched(config.model_copy(update={"workers": workers}), storage)
     assert 0 < notes["first"] < STEPS, "it went on from a checkpoint"
     assert notes["losses"] == pytest.approx(calm[1]["losses"][notes["first"] :], abs=1e-4)
