@@ -41,6 +41,11 @@ def spark(tmp_path_factory):
         session = sql.SparkSession.builder.master("local[1]").config(map=settings).getOrCreate()
         yield session
         session.stop()
+    # Its JVM would keep this environment, and the next one's workers would not know their store.
+    sql.SparkSession._instantiatedSession = None
+    context = sys.modules["pyspark"].SparkContext
+    context._gateway.shutdown()
+    context._gateway = context._jvm = None
 
 
 @pytest.fixture(scope="module")
