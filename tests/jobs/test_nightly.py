@@ -209,7 +209,11 @@ class Started:
         )
 
     def end(self) -> tuple[int, str]:
-        out, err = self.process.communicate(timeout=300)
+        # Where a node or a worker was killed, Ray's node says so.
+        out, err = (
+            "".join(line for line in text.splitlines(keepends=True) if "(raylet)" not in line)
+            for text in self.process.communicate(timeout=300)
+        )
         assert all(json.loads(line)["event"] for line in out.splitlines()), "JSON alone on standard output"
         assert not err or (err.startswith("error: ") and err.count("\n") == 1), "not a word of Ray's"
         return self.process.returncode, out + err
