@@ -53,9 +53,9 @@ def llm_folder(tiny_llm, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """A process group of one."""
+    """A process group of one, which ends with the module: a process can have one at a time."""
     os.environ["LOCAL_RANK"] = "0"
     dist.init_process_group(
         "gloo", init_method=f"file://{tmp_path_factory.mktemp('group')}/group", rank=0, world_size=1
