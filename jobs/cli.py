@@ -258,3 +258,7 @@ def recommendations_suppress(
 ) -> None:
     """Remove users and items from published runs: those listed, or the config's excluded and suppressed ones."""
     _call("jobs.recommendations", "suppress", config, overrides, log_json, users, items, least, run_date=date)
+
+
+if __name__ == "__main__":
+    app(prog_name="allmrec")

@@ -52,6 +52,12 @@ def test_every_entry_says_so(tmp_path: Path) -> None:
         assert shown.count("\n") == 1
 
 
+def test_the_console_s_module_is_the_console(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("nmae: x\n")
+    code, shown = python("-m", "jobs.cli", "prepare", "--config", "c.yaml", at=tmp_path, path=[ROOT])
+    assert code == 2 and shown.startswith("error: ") and "nmae" in shown
+
+
 @pytest.mark.filterwarnings("ignore:'allmrec.__main__' found in sys.modules")
 @pytest.mark.parametrize(("verb", "module"), [("train-cf", "jobs.train_cf"), ("nightly", "jobs.nightly")])
 @pytest.mark.parametrize(
