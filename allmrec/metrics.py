@@ -1,7 +1,7 @@
 """Hit@k, NDCG@k, MRR and Recall@N of one held-out item (paper section 5.1), their errors and paired differences.
 
 A tie says nothing, so it is worth what a coin would make of it: a metric of a tied target is its mean over all
-orders of the tied candidates. A scorer that gives every candidate the same score gets exactly chance.
+orders of the tied candidates. A model that gives every candidate the same score gets exactly chance.
 
 Two systems are scored on the same users, so what counts is each user's difference: where both find the same targets,
 its interval is far narrower than either mean's error says. Everything is streamed as sums over cases.

@@ -39,17 +39,17 @@ class Chosen:
 class Ways:
     """Each by its name: a function from cases to what was chosen."""
 
-    def __init__(self, scorer: ALLMRec, seed: int, llm: Any = None, longest: int | None = None):
+    def __init__(self, model: ALLMRec, seed: int, llm: Any = None, longest: int | None = None):
         """
         Args:
-            llm: another one than the scorer's; its soft tokens are zeros.
+            llm: another one than the model's; its soft tokens are zeros.
             longest: text that is generated, in tokens; by default a title of the longest kind and the end token.
         """
-        self.scorer, self.systems = scorer, Systems(scorer, seed)
-        self.llm: Any = llm or scorer.llm
-        builder = scorer.ranker(soft=True).builder
+        self.model, self.systems = model, Systems(model, seed)
+        self.llm: Any = llm or model.llm
+        builder = model.ranker(soft=True).builder
         assert isinstance(builder, PromptBuilder)
-        self.builder, self.budget = builder, scorer.config.tokens_per_batch
+        self.builder, self.budget = builder, model.config.tokens_per_batch
         self.longest = longest or int(builder.titles.lengths.max()) + 1
         self.by_name: dict[str, Callable[[Cases], Chosen]] = {
             TRIE: self.trie,
@@ -80,7 +80,7 @@ class Ways:
         prompts = self.builder.build(cases.histories, shown_BC)
         generator = Generator(self.llm, self.builder.end, self.budget)
         texts = generator.free(prompts, soft, self.longest)
-        named_BC = named_by_text(texts, self.scorer.tokenizer, self.builder.titles, shown_BC)
+        named_BC = named_by_text(texts, self.model.tokenizer, self.builder.titles, shown_BC)
         return _named(cases, shown_BC, named_BC, generator.tokens, generator.padding)
 
     @torch.inference_mode()
@@ -109,16 +109,16 @@ class Ways:
             texts += [text[: [*text, end].index(end)] for text in written_BT[::beams].tolist()]
             tokens += int(mask_BT.sum()) + written_BT.numel()
             padding += int((mask_BT == 0).sum())
-        named_BC = named_by_text(texts, self.scorer.tokenizer, self.builder.titles, shown_BC)
+        named_BC = named_by_text(texts, self.model.tokenizer, self.builder.titles, shown_BC)
         return _named(cases, shown_BC, named_BC, tokens, padding)
 
     @torch.inference_mode()
     def _shown(self, cases: Cases) -> tuple[np.ndarray, SoftTokens]:
         """The candidates in the order that prompts show them, and what goes into the slots."""
         shown_BC = self.systems.shown_order(cases).shown(cases.candidates_BC)
-        user_BH = self.scorer.projectors.user(self.scorer.represent(cases.histories))
-        item_NH = self.scorer.item_tokens()
-        if self.llm is not self.scorer.llm:
+        user_BH = self.model.projectors.user(self.model.represent(cases.histories))
+        item_NH = self.model.item_tokens()
+        if self.llm is not self.model.llm:
             weight = self.llm.get_input_embeddings().weight
             user_BH, item_NH = (weight.new_zeros(len(rows), weight.shape[1]) for rows in (user_BH, item_NH))
         return shown_BC, SoftTokens(user_BH, item_NH)

@@ -12,7 +12,7 @@ from benchmarks.report import Benchmark
 
 
 def as_large_as(
-    benchmark: Benchmark, name: str, llm: Any, scorer: ALLMRec, cases: Cases, seed: int, trials: int
+    benchmark: Benchmark, name: str, llm: Any, model: ALLMRec, cases: Cases, seed: int, trials: int
 ) -> float:
     """Ranks and generates with another LLM, texts as long as the targets' titles.
 
@@ -22,8 +22,8 @@ def as_large_as(
     Returns:
         the share of the device's own matmul rate that trie ranking's matrix products reach (MFU).
     """
-    lengths = scorer.titles.lengths[cases.candidates_BC[:, 0]]
-    ways = Ways(scorer, seed, llm, longest=round(float(lengths.mean())) + 1)
+    lengths = model.titles.lengths[cases.candidates_BC[:, 0]]
+    ways = Ways(model, seed, llm, longest=round(float(lengths.mean())) + 1)
     weights = sum(module.weight.numel() for module in llm.base_model.modules() if isinstance(module, torch.nn.Linear))
     embedding = llm.get_input_embeddings().weight
     ceiling = matmul_rate(embedding.device, embedding.dtype)

@@ -57,9 +57,9 @@ QUICK: Row = {"users": 24, "trials": 1}
 DATE = datetime.date(2026, 1, 1)
 
 
-def compare(benchmark: Benchmark, scorer: ALLMRec, cases: Cases, seed: int, trials: int) -> None:
+def compare(benchmark: Benchmark, model: ALLMRec, cases: Cases, seed: int, trials: int) -> None:
     """Every way on the same cases, one after another in each trial."""
-    ways, watch = Ways(scorer, seed), Stopwatch(scorer.llm)
+    ways, watch = Ways(model, seed), Stopwatch(model.llm)
     for trial in range(trials):
         for name, way in ways.by_name.items():
             if trial == 0:
@@ -112,7 +112,7 @@ class Recorder(Console):
             yield self.last
 
 
-def end_to_end(benchmark: Benchmark, folder: Path, scorer: ALLMRec, seed: int, workers: int) -> None:
+def end_to_end(benchmark: Benchmark, folder: Path, model: ALLMRec, seed: int, workers: int) -> None:
     """The nightly job of the whole run, published to a store that speaks S3 over HTTP."""
     import boto3
     from moto.server import ThreadedMotoServer
@@ -128,7 +128,7 @@ def end_to_end(benchmark: Benchmark, folder: Path, scorer: ALLMRec, seed: int, w
         name=folder.name,
         root=str(folder.parent),
         seed=seed,
-        llm=scorer.config,
+        llm=model.config,
         nightly={"output": f"s3://{NAME}/recommendations"},
         workers={"num_workers": workers},
         storage={"endpoint_url": endpoint, "region": "us-east-1", "addressing_style": "path"},
@@ -206,13 +206,13 @@ def main(
         folder = run or small_run(root / NAME, console)
         storage = open_storage(str(folder))
         bundle = load_bundle(storage, latest_bundle(storage))
-        seed, scorer = int(bundle.config["seed"]), ALLMRec(bundle, bundle.llm)
+        seed, model = int(bundle.config["seed"]), ALLMRec(bundle, bundle.llm)
         cases = stored_cases(folder, plan["users"])
-        compare(benchmark, scorer, cases, seed, plan["trials"])
+        compare(benchmark, model, cases, seed, plan["trials"])
         if job:
-            end_to_end(benchmark, folder, scorer, seed, workers)
+            end_to_end(benchmark, folder, model, seed, workers)
         if torch.cuda.is_available():
-            share = as_large_as(benchmark, LARGE, opt_67b(), scorer, cases, seed, plan["trials"])
+            share = as_large_as(benchmark, LARGE, opt_67b(), model, cases, seed, plan["trials"])
             judge_speed(benchmark, *(f"{way}, {LARGE}" for way in (TRIE, FREE, STRAIGHT)))
             benchmark.at_least(f"MFU, {LARGE}: {TRIE} / the GPU's matmul", share, 0.6)
     benchmark.finish()

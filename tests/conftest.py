@@ -64,7 +64,7 @@ def tiny_bundle(tiny_original: Path) -> "tuple[Config, Storage, str]":
 
 
 @pytest.fixture(scope="session")
-def scorer(tiny_bundle: "tuple[Config, Storage, str]") -> "ALLMRec":
+def tiny_model(tiny_bundle: "tuple[Config, Storage, str]") -> "ALLMRec":
     from allmrec.bundle import load_bundle
     from allmrec.model import ALLMRec
 

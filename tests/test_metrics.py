@@ -1,4 +1,4 @@
-"""Metrics: golden numbers, chance for a scorer that knows nothing, paired intervals, and sums whatever the shards."""
+"""Metrics: golden numbers, chance for a model that knows nothing, paired intervals, and sums whatever the shards."""
 
 import itertools
 
@@ -22,7 +22,7 @@ def test_golden():
     np.testing.assert_allclose(evaluate_scores(*eleventh)[0], [0, 0, 0, 1 / 11])
 
 
-def test_a_constant_scorer_gets_exactly_chance():
+def test_a_constant_score_gets_exactly_chance():
     values = evaluate_scores(np.full((3, 20), 0.7), np.tile(np.arange(1, 21), (3, 1)))
     expected = [1 / 20, 5 / 20, (1 / np.log2(np.arange(2, 12))).sum() / 20, (1 / np.arange(1, 21)).sum() / 20]
     np.testing.assert_allclose(values, np.tile(expected, (3, 1)))

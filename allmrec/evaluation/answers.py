@@ -20,11 +20,11 @@ class Answers:
     """Lets LLM systems write.
 
     Attributes:
-        spent: tokens read and written so far, padding, and what over-long prompts lost; as of `Scorer.spent`.
+        spent: tokens read and written so far, padding, and what over-long prompts lost; as of `ALLMRec.spent`.
     """
 
     def __init__(self, systems: Systems):
-        self.systems, self.scorer = systems, systems.scorer
+        self.systems, self.model = systems, systems.model
         self.spent = {"tokens": 0, "padding": 0, "dropped_history": 0, "cut_titles": 0}
 
     def measure(self, system: str, cases: Cases) -> tuple[np.ndarray, np.ndarray]:
@@ -33,7 +33,7 @@ class Answers:
         An answer that is the title of several candidates is worth its share, as a tie is in ranking.
         """
         texts = self._written(system, cases)
-        titles, tokenizer = self.scorer.titles, self.scorer.tokenizer
+        titles, tokenizer = self.model.titles, self.model.tokenizer
         named_BC = named_by_text(texts, tokenizer, titles, cases.candidates_BC)
         target_B = cases.candidates_BC[:, 0]
         title_tokens = [titles.tokens[titles.offsets[item] : titles.offsets[item + 1]] for item in target_B.tolist()]
@@ -56,11 +56,11 @@ class Answers:
     def _written(self, system: str, cases: Cases) -> list[list[int]]:
         """Tokens of each answer: at most those of a longest title and the end token."""
         soft = self.systems.soft_tokens(system, cases)
-        builder = self.scorer.ranker(soft is not None).builder
+        builder = self.model.ranker(soft is not None).builder
         assert isinstance(builder, PromptBuilder)
         shown_BC = self.systems.shown_order(cases).shown(cases.candidates_BC)
         prompts = builder.build(cases.histories, shown_BC)
-        generator = Generator(self.scorer.llm, builder.end, self.scorer.config.tokens_per_batch)
+        generator = Generator(self.model.llm, builder.end, self.model.config.tokens_per_batch)
         texts = generator.free(prompts, soft, int(builder.titles.lengths.max()) + 1)
         spent = (generator.tokens, generator.padding, prompts.dropped_history, prompts.cut_titles)
         for name, count in zip(self.spent, spent, strict=True):

@@ -61,13 +61,13 @@ class EvaluateShards(ShardTask):
         """
         self.sequences, self.cases = run.at("sequences"), run.at("evaluation_cases")
         self.results = run.at("evaluation_results")
-        self.scorer = ALLMRec(load_bundle(run, version), llm)
-        self.systems = Systems(self.scorer, seed)
+        self.model = ALLMRec(load_bundle(run, version), llm)
+        self.systems = Systems(self.model, seed)
         self.answers = Answers(self.systems)
         self.names, self.seed, self.recall_at = names, seed, recall_at
         self.baseline, self.generation = baseline, generation
         if not NEED_LLM.isdisjoint(names):
-            self.scorer.ranker(soft=True)  # loads the LLM now, while no clock runs
+            self.model.ranker(soft=True)  # loads the LLM now, while no clock runs
 
     def process(self, shard: int) -> Report:
         sequences, table = Sequences.read(self.sequences, [shard]), read_table(self.cases, [shard])
@@ -110,7 +110,7 @@ class EvaluateShards(ShardTask):
         return found, {"system": name, "protocol": protocol, "cases": len(cases), "seconds": seconds, **spent}
 
     def _spent(self) -> dict[str, int]:
-        return {what: count + self.answers.spent[what] for what, count in self.scorer.spent().items()}
+        return {what: count + self.answers.spent[what] for what, count in self.model.spent().items()}
 
     def _among_candidates(self, name: str, cases: Cases) -> tuple[np.ndarray, np.ndarray]:
         better_B, tied_B = metrics.standing(self.systems.score(name, cases), cases.candidates_BC)
@@ -118,5 +118,5 @@ class EvaluateShards(ShardTask):
 
     def _in_catalogue(self, name: str, cases: Cases) -> tuple[np.ndarray, np.ndarray]:
         better_B, tied_B = self.systems.in_catalogue[name](cases)
-        worth_BM = metrics.expected_metrics(better_B, tied_B, self.scorer.bundle.catalogue.num_items)
+        worth_BM = metrics.expected_metrics(better_B, tied_B, self.model.bundle.catalogue.num_items)
         return np.column_stack([worth_BM, metrics.recall(better_B, tied_B, self.recall_at)]), tied_B

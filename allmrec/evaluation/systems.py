@@ -41,8 +41,8 @@ class Systems:
     many of the drawable items that the history has not are above the target, and how many are tied with it.
     """
 
-    def __init__(self, scorer: ALLMRec, seed: int):
-        self.scorer, self.seed = scorer, seed
+    def __init__(self, model: ALLMRec, seed: int):
+        self.model, self.seed = model, seed
         self.by_name: dict[str, Callable[[Cases], np.ndarray]] = {
             "random": self.random,
             "popularity": self.popularity,
@@ -75,17 +75,17 @@ class Systems:
     def random_in_catalogue(self, cases: Cases) -> tuple[np.ndarray, np.ndarray]:
         """In a random order, the target stands anywhere."""
         seen, _ = _seen_others(cases)
-        competing_B = len(self.scorer.bundle.catalogue.drawable) - np.bincount(seen, minlength=len(cases))
+        competing_B = len(self.model.bundle.catalogue.drawable) - np.bincount(seen, minlength=len(cases))
         drawn_B = draws(cases.hashes, key64(self.seed, Draw.EVALUATION_PLACES), 1)[:, 0]
         return (drawn_B % competing_B.astype(np.uint64)).astype(np.int64), np.zeros(len(cases), np.int64)
 
     def popularity(self, cases: Cases) -> np.ndarray:
-        return self.scorer.bundle.catalogue.popularity[cases.candidates_BC]
+        return self.model.bundle.catalogue.popularity[cases.candidates_BC]
 
     def popularity_in_catalogue(self, cases: Cases) -> tuple[np.ndarray, np.ndarray]:
-        popularity = self.scorer.bundle.catalogue.popularity
+        popularity = self.model.bundle.catalogue.popularity
         ordered, own_B = (
-            np.sort(popularity[self.scorer.bundle.catalogue.drawable]),
+            np.sort(popularity[self.model.bundle.catalogue.drawable]),
             popularity[cases.candidates_BC[:, 0]],
         )
         up_to_B = np.searchsorted(ordered, own_B, side="right")
@@ -96,29 +96,29 @@ class Systems:
         return better_B, tied_B
 
     def teacher(self, cases: Cases) -> np.ndarray:
-        return self.scorer.teacher_scores(self.scorer.represent(cases.histories), cases.candidates_BC)
+        return self.model.teacher_scores(self.model.represent(cases.histories), cases.candidates_BC)
 
     def teacher_in_catalogue(self, cases: Cases) -> tuple[np.ndarray, np.ndarray]:
         """Raises ValueError for NaN and inf, which would be below every target."""
-        teacher, x_BD = self.scorer.teacher, self.scorer.represent(cases.histories)
-        refuse_nonfinite(teacher.item_embeddings, self.scorer.bundle.catalogue.item_ids, "embeds items")
+        teacher, x_BD = self.model.teacher, self.model.represent(cases.histories)
+        refuse_nonfinite(teacher.item_embeddings, self.model.bundle.catalogue.item_ids, "embeds items")
         refuse_nonfinite(x_BD, cases.user_ids, "represents users")
-        drawable = self.scorer.bundle.catalogue.drawable
+        drawable = self.model.bundle.catalogue.drawable
         return catalogue_places(teacher, x_BD, cases.histories, cases.candidates_BC[:, 0], drawable)
 
     def by_llm(self, system: str, cases: Cases) -> np.ndarray:
         """log P of every candidate; those of identical titles stay tied."""
         order, soft = self.shown_order(cases), self.soft_tokens(system, cases)
-        return self.scorer.log_probabilities(cases.histories, cases.candidates_BC, order, soft)
+        return self.model.log_probabilities(cases.histories, cases.candidates_BC, order, soft)
 
     def soft_tokens(self, system: str, cases: Cases) -> SoftTokens | None:
         """What goes into the slots of an LLM system's prompts; None for prompts without (LLM-Only, paper Figure 6)."""
         how = SOFT[system]
-        return None if how is None else self.scorer.soft_tokens(self.scorer.represent(cases.histories), **how)
+        return None if how is None else self.model.soft_tokens(self.model.represent(cases.histories), **how)
 
     def uses_text_embedding(self, system: str) -> np.ndarray | None:
         """bool (n + 1,): the items whose soft token is made of q_i; None where items have no soft tokens."""
-        how, bundle = SOFT.get(system), self.scorer.bundle
+        how, bundle = SOFT.get(system), self.model.bundle
         if how is None or not bundle.prompt.item_slots:
             return None
         if how.get("text"):

@@ -41,22 +41,22 @@ class ExplainConfig(Section):
 class FavouriteGenre:
     """Asks for users' favourites."""
 
-    def __init__(self, scorer: ALLMRec, categories: Categories, config: ExplainConfig):
-        self.scorer, self.categories, self.config = scorer, categories, config
-        prompt = scorer.bundle.prompt
-        names = Titles.tokenise(categories.names, scorer.tokenizer, prompt.max_title_tokens)
-        room = max_positions(scorer.llm) - max(config.max_new_tokens, int(names.lengths.max()) + 1)
+    def __init__(self, model: ALLMRec, categories: Categories, config: ExplainConfig):
+        self.model, self.categories, self.config = model, categories, config
+        prompt = model.bundle.prompt
+        names = Titles.tokenise(categories.names, model.tokenizer, prompt.max_title_tokens)
+        room = max_positions(model.llm) - max(config.max_new_tokens, int(names.lengths.max()) + 1)
         words = favourite(prompt, config.kind, config.gerund or f"{prompt.verb}ing")
         self.questions = {
-            system: Question(PromptBuilder(prompt, scorer.tokenizer, scorer.titles, soft, room, words), names)
+            system: Question(PromptBuilder(prompt, model.tokenizer, model.titles, soft, room, words), names)
             for system, soft in SYSTEMS.items()
         }
 
     @torch.inference_mode()
     def ask(self, users: Sequences) -> pa.Table:
         """Rows of `explanations`: every system's answers on every user, in the users' order."""
-        x_UD = self.scorer.represent(users)
-        soft = SoftTokens(self.scorer.projectors.user(x_UD), self.scorer.item_tokens())
+        x_UD = self.model.represent(users)
+        soft = SoftTokens(self.model.projectors.user(x_UD), self.model.item_tokens())
         favourites_UG = self.categories.favourites(users)
         answers = [
             self._answered(system, users, soft if question.soft else None, favourites_UG)
@@ -66,21 +66,21 @@ class FavouriteGenre:
         return pa.concat_tables(answers).take(pa.array(order))
 
     def _answered(self, system: str, users: Sequences, soft: SoftTokens | None, favourites_UG: np.ndarray) -> pa.Table:
-        scorer, question, count = self.scorer, self.questions[system], self.categories.count
-        budget = scorer.config.tokens_per_batch
-        generator = Generator(scorer.llm, question.end, budget)
+        model, question, count = self.model, self.questions[system], self.categories.count
+        budget = model.config.tokens_per_batch
+        generator = Generator(model.llm, question.end, budget)
         tokens = generator.free(question.build(users), soft, self.config.max_new_tokens)
-        texts = scorer.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        texts = model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         every_UG = np.tile(np.arange(1, count + 1, dtype=np.int32), (len(users), 1))
-        log_p_UG = Ranker(scorer.llm, question, budget).log_probabilities(users, every_UG, soft)
+        log_p_UG = Ranker(model.llm, question, budget).log_probabilities(users, every_UG, soft)
         chosen_U = log_p_UG.argmax(axis=1)
-        shown = users.last(scorer.bundle.prompt.max_history)
+        shown = users.last(model.bundle.prompt.max_history)
         liked = self.categories.names.take(pa.array(np.nonzero(favourites_UG)[1] + 1))
         favourites = _lists(liked, favourites_UG.sum(axis=1))
         columns: dict[str, Any] = {
             "user_id": users.user_ids,
             "system": [system] * len(users),
-            "history": _lists(scorer.bundle.catalogue.titles.take(pa.array(shown.items)), shown.lengths),
+            "history": _lists(model.bundle.catalogue.titles.take(pa.array(shown.items)), shown.lengths),
             "favourites": favourites,
             "text": [text.strip() for text in texts],
             "names_favourite": names_one(texts, favourites),

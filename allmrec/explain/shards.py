@@ -27,13 +27,13 @@ class ExplainShards(Task):
 
     def __init__(self, run: Storage, version: str, llm: LLMConfig, config: ExplainConfig, user_ids: list[str]):
         self.run, self.config, self.user_ids = run, config, pa.array(user_ids, pa.string())
-        self.scorer = ALLMRec(load_bundle(run, version), llm)
+        self.model = ALLMRec(load_bundle(run, version), llm)
 
     @cached_property
     def task(self) -> FavouriteGenre:
         """Made by the first call and not with the worker: Ray hands on an error of a call as it was raised."""
         categories = Categories.from_table(read_table(self.run.at("items")), self.config.max_categories)
-        return FavouriteGenre(self.scorer, categories, self.config)
+        return FavouriteGenre(self.model, categories, self.config)
 
     def tables(self, shard: int) -> Iterator[pa.Table]:
         users = Sequences.read(self.run.at("sequences"), [shard])

@@ -81,10 +81,10 @@ class ScoreShards(ShardTask):
     def __init__(self, night: NightlyJob):
         self._finished = time.perf_counter()
         self.night = night
-        self.scorer = ALLMRec(load_bundle(night.storage, night.run.identity["bundle"]), night.llm)
-        self.catalogue = self.scorer.bundle.catalogue
-        self.shown_I = item_digests(self.scorer.bundle)
-        self.ranking = night.ranking(read_description(night.storage, self.scorer.bundle.version))
+        self.model = ALLMRec(load_bundle(night.storage, night.run.identity["bundle"]), night.llm)
+        self.catalogue = self.model.bundle.catalogue
+        self.shown_I = item_digests(self.model.bundle)
+        self.ranking = night.ranking(read_description(night.storage, self.model.bundle.version))
         self._preparing, self._ranking = Lock(), Lock()
 
     def process(self, shard: int) -> Report:
@@ -98,9 +98,9 @@ class ScoreShards(ShardTask):
         rows = np.flatnonzero(~pc.is_in(users.user_ids, kept.column("user_id")).to_numpy(zero_copy_only=False))
         clock.now("wait for the LLM")
         with self._ranking, clock.phase("rank"):
-            before = self.scorer.spent()
+            before = self.model.spent()
             scores_RN = self.scores(users.take(rows), candidates.items[rows])
-            spent = {name: count - before.get(name, 0) for name, count in self.scorer.spent().items()}
+            spent = {name: count - before.get(name, 0) for name, count in self.model.spent().items()}
         with clock.phase("write"):
             table = self.recommendations(users.take(rows), candidates.items[rows], scores_RN)
             table = pa.concat_tables([table, *([self._stamped(kept)] if len(kept) else [])])
@@ -130,7 +130,7 @@ class ScoreShards(ShardTask):
     def retriever(self) -> Retriever:
         """Made by the first call and not with the worker: Ray hands on an error of a call as it was raised."""
         night = self.night
-        return Retriever(self.scorer.teacher, self.catalogue, night.filter.allowed_I, night.config, night.seed)
+        return Retriever(self.model.teacher, self.catalogue, night.filter.allowed_I, night.config, night.seed)
 
     def candidates(self, shard: int, users: Sequences) -> Candidates:
         """(U, N) items that each user may be recommended; popular ones where there is no history."""
@@ -160,14 +160,14 @@ class ScoreShards(ShardTask):
         return np.where(candidates_UN > 0, scores_UN, -np.inf)
 
     def _personal(self, users: Sequences, candidates_UN: np.ndarray) -> np.ndarray:
-        x_UD, weight = self.scorer.represent(users), self.night.weight
+        x_UD, weight = self.model.represent(users), self.night.weight
         if weight == 0:
-            return self.scorer.teacher_scores(x_UD, candidates_UN)
+            return self.model.teacher_scores(x_UD, candidates_UN)
         key = key64(self.night.seed, Draw.NIGHTLY_SHOWN)
         order = ShownOrder.draw(users.hashes(), key, candidates_UN.shape[1])
-        log_p_UN = self.scorer.log_probabilities(users, candidates_UN, order, self.scorer.soft_tokens(x_UD))
+        log_p_UN = self.model.log_probabilities(users, candidates_UN, order, self.model.soft_tokens(x_UD))
         if weight < 1:
-            log_p_UN = blended(log_p_UN, self.scorer.teacher_scores(x_UD, candidates_UN), weight)
+            log_p_UN = blended(log_p_UN, self.model.teacher_scores(x_UD, candidates_UN), weight)
         return np.exp(log_p_UN)
 
     def recommendations(self, users: Sequences, candidates_UN: np.ndarray, scores_UN: np.ndarray) -> pa.Table:
@@ -176,7 +176,7 @@ class ScoreShards(ShardTask):
         Equal scores (identical titles) keep the candidates' order, which is the teacher's.
         """
         proposed_1N = -np.arange(scores_UN.shape[1])[None, :]
-        order_UK = np.argsort(-self.scorer.rank(scores_UN, proposed_1N), axis=1)[:, : self.night.config.top_k]
+        order_UK = np.argsort(-self.model.rank(scores_UN, proposed_1N), axis=1)[:, : self.night.config.top_k]
         items_UK = np.take_along_axis(candidates_UN, order_UK, axis=1)
         kept_UK = items_UK > 0
         flat = [

@@ -22,16 +22,16 @@ def cases(tiny_bundle):
     return stored_cases(tiny_bundle[1].root, 12)
 
 
-def test_trie_ranking_hits_what_the_evaluation_says(scorer, cases):
-    ways = Ways(scorer, seed=0)
+def test_trie_ranking_hits_what_the_evaluation_says(tiny_model, cases):
+    ways = Ways(tiny_model, seed=0)
     chosen = ways.trie(cases)
     score_BC = ways.systems.score("a-llmrec", cases)
     np.testing.assert_array_equal(chosen.hit_B > 0, score_BC.argmax(axis=1) == 0)
     assert chosen.tokens > 0 and not chosen.unnamed
 
 
-def test_constrained_decoding_always_names_somebody(scorer, cases):
-    ways = Ways(scorer, seed=0)
+def test_constrained_decoding_always_names_somebody(tiny_model, cases):
+    ways = Ways(tiny_model, seed=0)
     chosen = ways.constrained(cases)
     assert not chosen.unnamed and ((chosen.hit_B >= 0) & (chosen.hit_B <= 1)).all()
     free, straight, listed = ways.free(cases), ways.straight(cases), ways.straight(cases, beams=3)
@@ -39,11 +39,11 @@ def test_constrained_decoding_always_names_somebody(scorer, cases):
     assert listed.tokens > straight.tokens
 
 
-def test_another_llm_on_the_same_prompts(scorer, cases, tmp_path):
+def test_another_llm_on_the_same_prompts(tiny_model, cases, tmp_path):
     shape = {"hidden_size": 48, "word_embed_proj_dim": 48, "ffn_dim": 64, "num_hidden_layers": 1}
     larger = OPTForCausalLM(OPTConfig(num_attention_heads=4, max_position_embeddings=1024, **shape)).eval()
     benchmark = Benchmark("nightly", Console(log_json=True), {}, tmp_path, repeat="trial")
-    share = as_large_as(benchmark, "larger", larger, scorer, cases, seed=0, trials=1)
+    share = as_large_as(benchmark, "larger", larger, tiny_model, cases, seed=0, trials=1)
     assert [labels["way"] for labels, _ in benchmark.measurements] == [
         f"{way}, larger" for way in (TRIE, FREE, STRAIGHT)
     ]

@@ -34,28 +34,28 @@ def cases(tiny_bundle):
         ("", (0, 0, 0)),
     ],
 )
-def test_an_answer_by_hand(scorer, cases, monkeypatch, answer, expected):
+def test_an_answer_by_hand(tiny_model, cases, monkeypatch, answer, expected):
     one = replace(cases.take(np.array([0])), candidates_BC=np.array([[5, 12, 7, 0]], dtype=np.int32))
-    tokens = scorer.tokenizer(answer, add_special_tokens=False)["input_ids"]
+    tokens = tiny_model.tokenizer(answer, add_special_tokens=False)["input_ids"]
     monkeypatch.setattr(Generator, "free", lambda *_: [tokens])
-    values, tied = Answers(Systems(scorer, seed=0)).measure("llm-only", one)
+    values, tied = Answers(Systems(tiny_model, seed=0)).measure("llm-only", one)
     assert dict(zip(WRITTEN, values[0], strict=True)) == dict(zip(WRITTEN, expected, strict=True))
     assert tied.tolist() == [0]
 
 
-def test_a_title_that_two_candidates_share_is_worth_half(scorer, cases, monkeypatch):
+def test_a_title_that_two_candidates_share_is_worth_half(tiny_model, cases, monkeypatch):
     """Items 38 and 39 are both `The Last Garden`."""
     one = replace(cases.take(np.array([0])), candidates_BC=np.array([[38, 39, 7]], dtype=np.int32))
-    tokens = scorer.tokenizer(" The Last Garden", add_special_tokens=False)["input_ids"]
+    tokens = tiny_model.tokenizer(" The Last Garden", add_special_tokens=False)["input_ids"]
     monkeypatch.setattr(Generator, "free", lambda *_: [tokens])
-    values, tied = Answers(Systems(scorer, seed=0)).measure("llm-only", one)
+    values, tied = Answers(Systems(tiny_model, seed=0)).measure("llm-only", one)
     assert values.tolist() == [[1, 0.5, 1]] and tied.tolist() == [1]
 
 
 @pytest.mark.parametrize("name", sorted(NEED_LLM))
-def test_every_llm_system_writes_behind_its_own_prompts(scorer, cases, name, monkeypatch):
+def test_every_llm_system_writes_behind_its_own_prompts(tiny_model, cases, name, monkeypatch):
     """What is scored is what the generator writes behind the prompts that the ranker reads."""
-    systems, seen = Systems(scorer, seed=0), {}
+    systems, seen = Systems(tiny_model, seed=0), {}
     free = Generator.free
 
     def spy(generator, prompts, soft, longest):
@@ -68,8 +68,8 @@ def test_every_llm_system_writes_behind_its_own_prompts(scorer, cases, name, mon
     assert values.shape == (len(cases), 3) and set(values[:, 0]) <= {0.0, 1.0}
     assert (seen["soft"] is None) == (name == "llm-only") == (not len(seen["prompts"].slot_items))
     assert answers.spent["tokens"] >= len(seen["prompts"].tokens) and answers.spent["padding"] >= 0
-    titles = scorer.bundle.catalogue.titles.take(cases.candidates_BC[:, 0]).to_pylist()
-    written = [text.strip() for text in scorer.tokenizer.batch_decode(seen["texts"], skip_special_tokens=True)]
+    titles = tiny_model.bundle.catalogue.titles.take(cases.candidates_BC[:, 0]).to_pylist()
+    written = [text.strip() for text in tiny_model.tokenizer.batch_decode(seen["texts"], skip_special_tokens=True)]
     assert values[:, 2].tolist() == [title in text for title, text in zip(titles, written, strict=True)]
 
 

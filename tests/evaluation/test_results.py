@@ -97,15 +97,15 @@ def test_the_baseline_is_one_of_the_systems():
         EvaluationConfig(systems=("llm-only",))
 
 
-def test_the_share_of_candidates_shown_by_q_i(scorer, tiny_bundle, monkeypatch):
+def test_the_share_of_candidates_shown_by_q_i(tiny_model, tiny_bundle, monkeypatch):
     """Every item with fewer than 20 training interactions: those from 21 on."""
     _, run, _ = tiny_bundle
-    systems = Systems(scorer, seed=0)
+    systems = Systems(tiny_model, seed=0)
     table, sequences = read_table(run.at("evaluation_cases"), [0]), Sequences.read(run.at("sequences"), [0])
     cases = Cases.select(table, sequences, "test", "random")
     cases = replace(cases, candidates_BC=np.where(np.arange(20) < 17, cases.candidates_BC, 0).astype(np.int32))
-    config = {**scorer.bundle.config, "bundle": {"min_interactions_for_cf": 20}}
-    monkeypatch.setitem(vars(scorer), "bundle", replace(scorer.bundle, config=config))
+    config = {**tiny_model.bundle.config, "bundle": {"min_interactions_for_cf": 20}}
+    monkeypatch.setitem(vars(tiny_model), "bundle", replace(tiny_model.bundle, config=config))
 
     def found(name: str) -> dict:
         values, tied = np.zeros((len(cases), len(METRICS))), np.zeros(len(cases), dtype=int)
@@ -117,7 +117,7 @@ def test_the_share_of_candidates_shown_by_q_i(scorer, tiny_bundle, monkeypatch):
     assert found("a-llmrec-sbert")["by_text"] == 1.0
     assert found("llm-only")["by_text"] is None and found("teacher")["by_text"] is None
     by_teacher = config | {"projection": {**config["projection"], "item_input": "teacher"}}
-    monkeypatch.setitem(vars(scorer), "bundle", replace(scorer.bundle, config=by_teacher))
+    monkeypatch.setitem(vars(tiny_model), "bundle", replace(tiny_model.bundle, config=by_teacher))
     assert found("a-llmrec")["by_text"] == 0.0, "F_I projects no joint embeddings, so there is no q_i"
 
 

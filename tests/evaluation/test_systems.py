@@ -30,8 +30,8 @@ def cases(tiny_bundle):
 
 
 @pytest.fixture
-def systems(scorer):
-    return Systems(scorer, seed=0)
+def systems(tiny_model):
+    return Systems(tiny_model, seed=0)
 
 
 def column_order(cases: Cases, order: np.ndarray) -> Cases:
@@ -71,11 +71,11 @@ def test_a_score_belongs_to_its_candidate_wherever_it_stands(systems, cases, nam
     np.testing.assert_allclose(moved, systems.score(name, cases)[:, order], atol=1e-6)
 
 
-def test_popularity_and_teacher_are_what_they_say(systems, cases, scorer):
-    popularity = scorer.bundle.catalogue.popularity
+def test_popularity_and_teacher_are_what_they_say(systems, cases, tiny_model):
+    popularity = tiny_model.bundle.catalogue.popularity
     assert systems.score("popularity", cases)[2, 5] == popularity[cases.candidates_BC[2, 5]]
-    x = scorer.represent(cases.histories)[2]
-    expected = float(x @ scorer.teacher.item_embeddings[int(cases.candidates_BC[2, 5])])
+    x = tiny_model.represent(cases.histories)[2]
+    expected = float(x @ tiny_model.teacher.item_embeddings[int(cases.candidates_BC[2, 5])])
     assert systems.score("teacher", cases)[2, 5] == pytest.approx(expected, abs=1e-5)
 
 
@@ -108,7 +108,7 @@ def test_identical_titles_stay_tied_in_every_system_of_an_llm(systems, cases, na
     assert (standing(scores, one.candidates_BC)[1] >= 1).all()
 
 
-def test_systems_differ_in_what_they_put_into_the_slots(systems, cases, scorer):
+def test_systems_differ_in_what_they_put_into_the_slots(systems, cases, tiny_model):
     scores = {name: systems.score(name, cases) for name in NAMES}
     for name in NAMES:
         for other in NAMES:
@@ -160,10 +160,10 @@ def test_a_shard_without_cases_counts_for_nothing(tiny_bundle):
 
 
 @pytest.mark.parametrize("name", ["popularity", "teacher"])
-def test_places_in_the_catalogue_equal_brute_force(systems, cases, scorer, monkeypatch, name):
+def test_places_in_the_catalogue_equal_brute_force(systems, cases, tiny_model, monkeypatch, name):
     everything = np.tile(np.arange(1, 41, dtype=np.int32), (len(cases), 1))
     if name == "popularity":  # ties abound
-        catalogue = scorer.bundle.catalogue
+        catalogue = tiny_model.bundle.catalogue
         monkeypatch.setitem(vars(catalogue), "popularity", catalogue.popularity // 9)
     scores = systems.score(name, replace(cases, candidates_BC=everything))
     better, tied = systems.in_catalogue[name](cases)
@@ -176,11 +176,11 @@ def test_places_in_the_catalogue_equal_brute_force(systems, cases, scorer, monke
 
 
 @pytest.mark.parametrize("name", ["random", "popularity", "teacher"])
-def test_in_the_catalogue_compete_items_of_the_filtered_data_alone(systems, cases, scorer, monkeypatch, name):
+def test_in_the_catalogue_compete_items_of_the_filtered_data_alone(systems, cases, tiny_model, monkeypatch, name):
     before = sum(systems.in_catalogue[name](cases))
     gone = np.setdiff1d(np.arange(1, 41), np.append(cases.histories.items, cases.candidates_BC[:, 0]))[:4]
     left = np.setdiff1d(np.arange(1, 41), gone)
-    monkeypatch.setitem(vars(scorer.bundle.catalogue), "drawable", left.astype(np.int32))
+    monkeypatch.setitem(vars(tiny_model.bundle.catalogue), "drawable", left.astype(np.int32))
     better, tied = systems.in_catalogue[name](cases)
     assert len(gone) and (better + tied <= left.size - 1 - cases.histories.lengths).all()
     assert (better + tied).sum() < before.sum()
@@ -198,14 +198,14 @@ def test_a_random_place_is_any_of_those_that_are_left(systems, cases):
 
 
 @pytest.mark.parametrize("broken", ["an item", "users"])
-def test_nan_is_refused_in_the_catalogue_too(systems, cases, scorer, monkeypatch, broken):
+def test_nan_is_refused_in_the_catalogue_too(systems, cases, tiny_model, monkeypatch, broken):
     """It would be below every target."""
     if broken == "an item":
-        embeddings = scorer.teacher.item_embeddings.clone()
+        embeddings = tiny_model.teacher.item_embeddings.clone()
         embeddings[3] = torch.nan
-        monkeypatch.setattr(type(scorer.teacher), "item_embeddings", embeddings)
+        monkeypatch.setattr(type(tiny_model.teacher), "item_embeddings", embeddings)
     else:
-        monkeypatch.setattr(scorer, "represent", lambda histories: torch.full((len(histories), 8), torch.inf))
+        monkeypatch.setattr(tiny_model, "represent", lambda histories: torch.full((len(histories), 8), torch.inf))
     with pytest.raises(ValueError, match="items .'item-02'. … as NaN" if broken == "an item" else "users .*NaN or inf"):
         systems.teacher_in_catalogue(cases)
 

@@ -17,9 +17,9 @@ def users(tiny_bundle):
 
 
 @pytest.fixture(scope="module")
-def task(tiny_bundle, scorer):
+def task(tiny_bundle, tiny_model):
     categories = Categories.from_table(read_table(tiny_bundle[1].at("items")), limit=10)
-    return FavouriteGenre(scorer, categories, ExplainConfig(max_new_tokens=5))
+    return FavouriteGenre(tiny_model, categories, ExplainConfig(max_new_tokens=5))
 
 
 def test_a_row_a_user_and_system(task, users):

@@ -74,7 +74,7 @@ def test_an_unchanged_night_asks_the_llm_nothing(tiny, first) -> None:
     config, night = first
     second = make(config, tiny[1], SECOND)
     assert second.figures["reused"] == NUM_USERS and second.figures["scored_by_llm"] == 0
-    assert "llm" not in vars(second.worker.scorer), "it is not even loaded"
+    assert "llm" not in vars(second.worker.model), "it is not even loaded"
     assert night.figures["scored_by_llm"] == NUM_USERS and second.figures["overlap"] == 1
     assert but_for_the_run(second) == but_for_the_run(night) and {row["run_date"] for row in second.rows} == {SECOND}
     third = make(config, tiny[1], date(2026, 11, 22), full=True)
