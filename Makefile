@@ -25,7 +25,7 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/pytest -n 2 --dist loadfile tests
 
-# Jobs killed at random moments (ALLMREC_KILLS times), and nights in a row (ALLMREC_NIGHTS).
+# Jobs killed at random moments (ALLMREC_KILLS times), and consecutive nightly runs (ALLMREC_RUNS).
 test-faults: $(READY)
 	$(BIN)/pytest -n 2 --dist loadfile -m faults
 

@@ -1,10 +1,10 @@
-"""The nightly run with random models: the driver's memory by the number of users, and a night in which nothing changed.
+"""The nightly run with random models: the driver's memory by the number of users, and a run in which nothing changed.
 
     python -m benchmarks.nightly_scale
     python -m benchmarks.nightly_scale --users 10_000 --users 200_000 --llm-users 0
 
 Memory is the driver process's alone (`jobs.nightly`, the teacher ranks): nothing on it may grow with the users. Then
-a night that the LLM ranks is followed by one in which nothing has changed, in one process with Ray started before.
+a run that the LLM ranks is followed by one in which nothing has changed, in one process with Ray started before.
 """
 
 import datetime
@@ -26,7 +26,7 @@ from jobs.runtime.command import errors_in_one_line
 from jobs.runtime.console import Console
 from jobs.runtime.ray_train import start_ray
 
-NAME = "nights"
+NAME = "nightly_scale"
 ITEMS, USERS_PER_SHARD = 2000, 2500
 DATE = datetime.date(2026, 11, 20)
 
@@ -51,7 +51,7 @@ def generated(work: Path, users: int, shards: int, hidden: int = 32, layers: int
 
 
 def driver(config: Config) -> Row:
-    """A night by the teacher in a process of its own; the most that this one process held, in MB."""
+    """A run by the teacher in a process of its own; the most that this one process held, in MB."""
     path = Path(config.root) / "config.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     command = [sys.executable, "-m", "jobs.nightly", "--config", str(path), "--date", str(DATE), "--log-json"]
@@ -66,8 +66,8 @@ def driver(config: Config) -> Row:
     return {"seconds": time.monotonic() - started, "MB driver": most}
 
 
-def nights(config: Config) -> list[Row]:
-    """A first night, and one in which nothing has changed."""
+def two_runs(config: Config) -> list[Row]:
+    """A first run, and one in which nothing has changed."""
     start_ray(config)
     rows = []
     for day in range(2):
@@ -98,7 +98,7 @@ def main(
     root: Annotated[Path, typer.Option(help="folder that holds what benchmarks write")] = ROOT,
     log_json: Annotated[bool, typer.Option("--log-json", help="JSON lines instead of progress bars")] = False,
 ) -> None:
-    """Nights with random models: memory of the driver, and carried-over rows."""
+    """Runs with random models: memory of the driver, and reused rows."""
     sizes = sorted(users or ([200, 400] if quick else [10_000, 200_000]))
     llm_users, hidden, layers = (min(llm_users, 40), 32, 1) if quick else (llm_users, hidden, layers)
     settings = {"users": sizes, "llm_users": llm_users, "hidden": hidden, "layers": layers, "items": ITEMS}
@@ -110,10 +110,10 @@ def main(
             numbers = driver(generated(work, size, shards, ranker="teacher"))
             benchmark.measured({"what": "teacher", "users": size}, numbers)
         if llm_users:
-            rows = nights(generated(work, llm_users, 4, hidden, layers))
-            for night, numbers in zip(("first night", "second night"), rows, strict=True):
-                benchmark.measured({"what": night, "users": llm_users}, numbers)
-            benchmark.at_most("seconds: unchanged / first night", rows[1]["seconds"] / rows[0]["seconds"], 0.1)
+            rows = two_runs(generated(work, llm_users, 4, hidden, layers))
+            for which, numbers in zip(("first run", "second run"), rows, strict=True):
+                benchmark.measured({"what": which, "users": llm_users}, numbers)
+            benchmark.at_most("seconds: unchanged / first run", rows[1]["seconds"] / rows[0]["seconds"], 0.1)
     if len(sizes) > 1:
         memory = [benchmark.mean("MB driver", what="teacher", users=size) for size in sizes]
         benchmark.at_most(f"MB of the driver: {sizes[-1]:,} / {sizes[0]:,} users", memory[-1] / memory[0], 1.1)

@@ -4,7 +4,7 @@
     ray job submit -- python -m jobs.nightly --config jobs/configs/demo.yaml --date 2026-11-21
 
 A shard of users is the unit of work: a run that was killed resumes with the shards that are not committed. Users whose
-inputs have not changed since the last run keep its rows. What a run is made of and what comes of it is
+inputs have not changed since the previous run keep its rows. What a run is made of and what comes of it is
 `allmrec.nightly`; here are its steps, and Ray.
 """
 
@@ -24,7 +24,7 @@ from allmrec.nightly.progress import diagnosis
 from allmrec.nightly.report import refuse_failed_gates
 from allmrec.nightly.results import publish, report_of, write_report
 from allmrec.nightly.score import NightlyJob, ScoreShards
-from allmrec.nightly.statistics import InspectShards
+from allmrec.nightly.statistics import AuditShards
 from allmrec.publishing.lease import hold_lease
 from allmrec.publishing.log import manifest_key
 from allmrec.publishing.maintenance import TRIALS
@@ -102,7 +102,7 @@ def nightly_step(
 
 
 def run(context: Context, job: NightlyJob, output: Storage) -> Stats:
-    """Score, inspect the result, publish."""
+    """Score, audit the result, publish."""
     config, console, run_date = context.config, context.console, job.run.run_date
     for count in job.lists:
         console.event("list", **count.stats)
@@ -112,7 +112,7 @@ def run(context: Context, job: NightlyJob, output: Storage) -> Stats:
         until = None if config.nightly.timeout_s is None else time.monotonic() + config.nightly.timeout_s
         stats = score(config, console, job, metrics, until)
         lease.check()
-        digests, total = inspect(console, job, until)
+        digests, total = audit(console, job, until)
         report = report_of(job, total, config.workers.gpus_per_worker)
         metrics.reported(report["quality_gates"])
         where = write_report(output, report)
@@ -139,13 +139,13 @@ def score(config: Config, console: Console, job: NightlyJob, metrics: NightlyMet
     return shown_stats(total) | {"shards": len(shards), "shards_done_before": len(shards) - len(pending)}
 
 
-def inspect(console: Console, job: NightlyJob, until: float | None) -> tuple[dict[int, str], Report]:
+def audit(console: Console, job: NightlyJob, until: float | None) -> tuple[dict[int, str], Report]:
     """Every shard's sha256, once it has passed the audit; what all shards counted, with their statistics."""
     shards, digests, total = num_shards(job.users.sequences), dict[int, str](), Report()
     with console.progress("audit", shards) as bar:
-        inspected = iter_results(map_tasks(shards, InspectShards(job)))
+        audited = iter_results(map_tasks(shards, AuditShards(job)))
         stall_timeout_s = job.config.stall_timeout_s
-        in_time = with_timeout(inspected, until, stall_timeout_s, lambda: f"{shards - bar.done} await the audit")
+        in_time = with_timeout(audited, until, stall_timeout_s, lambda: f"{shards - bar.done} await the audit")
         for report in read_reports(in_time):
             digests[report.shard] = report.details["sha256"]
             total.add(report)

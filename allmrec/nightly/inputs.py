@@ -64,7 +64,7 @@ class NightlyInputs:
             filter,
             identity["weight"],
             external_candidates=self._partitioned(EXTERNAL_CANDIDATES),
-            last=PreviousRun.before(output, run_date, num_shards(self.workspace.sequences)),
+            previous=PreviousRun.before(output, run_date, num_shards(self.workspace.sequences)),
             reuse=not full,
             lists=tuple(lists),
         )

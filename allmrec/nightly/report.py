@@ -1,4 +1,4 @@
-"""The report of a nightly run: what it recommended, how that differs from last night, what it cost, its quality gates.
+"""The report of a nightly run: what it recommended, how that differs from the previous run, what it cost, its quality gates.
 
 `summarise` makes plain data (report.json) of sums over shards, `render` one self-contained HTML page of that. All text
 is escaped: titles are whatever a shop wrote. Knows no run that is not finished and no store.
@@ -41,11 +41,11 @@ def summarise(
     gpus_per_worker: float = 0,
     price_per_gpu_hour: float | None = None,
 ) -> dict[str, Any]:
-    """The figures of a run, JSON-able. What cannot be known (no last night, no LLM) is None.
+    """The figures of a run, JSON-able. What cannot be known (no previous run, no LLM) is None.
 
     Args:
-        total: of the shards' inspection: what they counted, and in `sums` STATISTICS over all of them.
-        last_users: rows of the last run.
+        total: of the shards' audits: what they counted, and in `sums` STATISTICS over all of them.
+        last_users: rows of the previous run.
     """
     sums, counts = total.sums, total.counts
     users = int(sums["sources"].sum())
@@ -167,14 +167,14 @@ def _plots(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
     used = [place for place in range(len(first)) if first[place] or last[place]] or [0]
     shown = slice(used[0], used[-1] + 1)
     names = [f"< {edges[0]}", *edges][shown]
-    scores = {"in this run": first[shown]} | ({"last night": last[shown]} if any(last) else {})
+    scores = {"in this run": first[shown]} | ({"in the previous run": last[shown]} if any(last) else {})
     plots = [("Score of the first item, by users (bins by their lower edge)", _bars(names, scores))]
     ranks = [str(rank) for rank in range(1, len(figures["mean_scores"]) + 1)]
     plots.append(("Mean score by rank", _bars(ranks, {"score": [score or 0 for score in figures["mean_scores"]]})))
     if figures["users_compared"]:
         edges = [f"{place / OVERLAP_BINS:g}" for place in range(OVERLAP_BINS)]
         plots.append(
-            ("Jaccard similarity with last night's list, by users", _bars(edges, {"users": figures["overlaps"]}))
+            ("Jaccard similarity with the previous list, by users", _bars(edges, {"users": figures["overlaps"]}))
         )
     return plots
 

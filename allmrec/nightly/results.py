@@ -1,4 +1,4 @@
-"""What becomes of a run whose shards are all inspected: its report, and its publication."""
+"""What becomes of a run whose shards are all audited: its report, and its publication."""
 
 import datetime
 import json
@@ -21,9 +21,9 @@ def report_of(job: NightlyJob, total: Report, gpus_per_worker: float = 0) -> dic
     """report.json: what the run was made of, its figures and its quality gates.
 
     Args:
-        total: the sum of what `InspectShards` reported.
+        total: the sum of what `AuditShards` reported.
     """
-    last = job.last.manifest if job.last else None
+    last = job.previous.manifest if job.previous else None
     figures = summarise(
         total,
         Catalogue.read(job.storage.at(Workspace.items)),

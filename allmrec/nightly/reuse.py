@@ -1,7 +1,7 @@
 """Rows of an earlier run that need not be made again: all that they depend on is as it was.
 
 Beside every shard lies a digest of each user's inputs: history, candidates, and what ranks them. Candidates are
-retrieved every night, so a new bundle, a filter or another history shows in the digest wherever it changes a row, and
+retrieved by every run, so a new bundle, a filter or another history shows in the digest wherever it changes a row, and
 nowhere else. Digests lie outside of `_runs/`, which may be expired, and tell nothing of whose they are:
 
     _inputs/run_date=D/<run id>/part-00003.parquet

@@ -56,8 +56,8 @@ class NightlyJob:
     filter: ItemFilter
     weight: float  # of the LLM against the teacher: 1 and 0 are either alone
     external_candidates: Storage | None = None  # another system's candidates, by shard
-    last: PreviousRun | None = None  # what in this run is compared with
-    reuse: bool = True  # the rows of `last` that have not changed
+    previous: PreviousRun | None = None  # what in this run is compared with
+    reuse: bool = True  # the rows of `previous` that have not changed
     lists: tuple[ListCount, ...] = ()  # that the config names, for the report
 
     def ranking(self, description: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,19 +78,19 @@ class ScoreShards(ShardTask):
     Loads the bundle once, and the LLM when the first user needs it.
     """
 
-    def __init__(self, night: NightlyJob):
+    def __init__(self, job: NightlyJob):
         self._finished = time.perf_counter()
-        self.night = night
-        self.model = ALLMRec(load_bundle(night.storage, night.run.identity["bundle"]), night.llm)
+        self.job = job
+        self.model = ALLMRec(load_bundle(job.storage, job.run.identity["bundle"]), job.llm)
         self.catalogue = self.model.bundle.catalogue
         self.shown_I = item_digests(self.model.bundle)
-        self.ranking = night.ranking(read_description(night.storage, self.model.bundle.version))
+        self.ranking = job.ranking(read_description(job.storage, self.model.bundle.version))
         self._preparing, self._ranking = Lock(), Lock()
 
     def process(self, shard: int) -> Report:
-        night, clock = self.night, Phases(lambda doing: note(self.night.run, shard, doing))
+        job, clock = self.job, Phases(lambda doing: note(self.job.run, shard, doing))
         with self._preparing, clock.phase("retrieve"):
-            read = night.users.read(shard)
+            read = job.users.read(shard)
             users = read.users
             candidates = self.candidates(shard, users)
             digests_U = input_digests(users, candidates.items, self.shown_I, self.ranking)
@@ -105,11 +105,11 @@ class ScoreShards(ShardTask):
             table = self.recommendations(users.take(rows), candidates.items[rows], scores_RN)
             table = pa.concat_tables([table, *([self._stamped(kept)] if len(kept) else [])])
             table = table.take(pc.index_in(users.user_ids, table.column("user_id").combine_chunks()))
-            write_digests(night.run, shard, digests_U)
+            write_digests(job.run, shard, digests_U)
         counts = {
             "users": len(users),
             "reused": len(kept),
-            "scored_by_llm": int((users.lengths[rows] > 0).sum()) if night.weight else 0,
+            "scored_by_llm": int((users.lengths[rows] > 0).sum()) if job.weight else 0,
             "filled_from_teacher": candidates.filled,
             **read.filtered_out,
             **candidates.index,
@@ -122,30 +122,30 @@ class ScoreShards(ShardTask):
             sources=+Counter(sources),
             seconds={**clock.seconds, "worker": self._worker_seconds()},
         )
-        night.run.commit_shard(shard, table, counters_of(report))
+        job.run.commit_shard(shard, table, counters_of(report))
         clock.now("done")
         return report
 
     @cached_property
     def retriever(self) -> Retriever:
         """Made by the first call and not with the worker: Ray hands on an error of a call as it was raised."""
-        night = self.night
-        return Retriever(self.model.teacher, self.catalogue, night.filter.allowed_I, night.config, night.seed)
+        job = self.job
+        return Retriever(self.model.teacher, self.catalogue, job.filter.allowed_I, job.config, job.seed)
 
     def candidates(self, shard: int, users: Sequences) -> Candidates:
         """(U, N) items that each user may be recommended; popular ones where there is no history."""
-        night = self.night
-        popular = most_popular(self.catalogue.popularity, night.filter.allowed_I, night.config.num_candidates)
+        job = self.job
+        popular = most_popular(self.catalogue.popularity, job.filter.allowed_I, job.config.num_candidates)
         known = np.flatnonzero(users.lengths)
         proposals = self.retriever(users.take(known)) if len(known) else Candidates(np.zeros((0, len(popular)), int))
         items_UN = np.tile(popular, (len(users), 1))
         items_UN[known] = proposals.items
         proposals = replace(proposals, items=items_UN)
-        if night.external_candidates is None:
+        if job.external_candidates is None:
             return proposals
-        seen = hidden(users, night.config)
+        seen = hidden(users, job.config)
         return external_candidates(
-            read_table(night.external_candidates, [shard]), proposals, self.catalogue, night.filter, seen
+            read_table(job.external_candidates, [shard]), proposals, self.catalogue, job.filter, seen
         )
 
     def scores(self, users: Sequences, candidates_UN: np.ndarray) -> np.ndarray:
@@ -160,10 +160,10 @@ class ScoreShards(ShardTask):
         return np.where(candidates_UN > 0, scores_UN, -np.inf)
 
     def _personal(self, users: Sequences, candidates_UN: np.ndarray) -> np.ndarray:
-        x_UD, weight = self.model.represent(users), self.night.weight
+        x_UD, weight = self.model.represent(users), self.job.weight
         if weight == 0:
             return self.model.teacher_scores(x_UD, candidates_UN)
-        key = key64(self.night.seed, Draw.NIGHTLY_SHOWN)
+        key = key64(self.job.seed, Draw.NIGHTLY_SHOWN)
         order = ShownOrder.draw(users.hashes(), key, candidates_UN.shape[1])
         log_p_UN = self.model.log_probabilities(users, candidates_UN, order, self.model.soft_tokens(x_UD))
         if weight < 1:
@@ -176,7 +176,7 @@ class ScoreShards(ShardTask):
         Equal scores (identical titles) keep the candidates' order, which is the teacher's.
         """
         proposed_1N = -np.arange(scores_UN.shape[1])[None, :]
-        order_UK = np.argsort(-self.model.rank(scores_UN, proposed_1N), axis=1)[:, : self.night.config.top_k]
+        order_UK = np.argsort(-self.model.rank(scores_UN, proposed_1N), axis=1)[:, : self.job.config.top_k]
         items_UK = np.take_along_axis(candidates_UN, order_UK, axis=1)
         kept_UK = items_UK > 0
         flat = [
@@ -187,17 +187,17 @@ class ScoreShards(ShardTask):
         lists = pa.ListArray.from_arrays(
             pa.array(offsets_of(kept_UK.sum(axis=1)), pa.int32()), pa.StructArray.from_arrays(flat, fields=list(ITEM))
         )
-        personal = LLM if self.night.weight else TEACHER
+        personal = LLM if self.job.weight else TEACHER
         source = pc.if_else(pa.array(users.lengths > 0), personal, POPULAR)
         return self._stamped(pa.table({"user_id": users.user_ids, "items": lists, "source": source}))
 
     def _reused(self, shard: int, users: Sequences, candidates_UN: np.ndarray, digests_U: np.ndarray) -> pa.Table:
-        night = self.night
-        if night.last is None or not night.reuse:
+        job = self.job
+        if job.previous is None or not job.reuse:
             return SCHEMA.empty_table()
-        # Popular items' scores are counts, which no digest holds: rows without a history are made every night.
-        lengths_U = np.where(users.lengths > 0, np.minimum((candidates_UN > 0).sum(axis=1), night.config.top_k), -1)
-        return night.last.unchanged(shard, users, digests_U, lengths_U)
+        # Popular items' scores are counts, which no digest holds: rows without a history are made by every run.
+        lengths_U = np.where(users.lengths > 0, np.minimum((candidates_UN > 0).sum(axis=1), job.config.top_k), -1)
+        return job.previous.unchanged(shard, users, digests_U, lengths_U)
 
     def _worker_seconds(self) -> float:
         """Since the last shard was finished, or the worker began: over its shards they add up to its life."""
@@ -207,7 +207,7 @@ class ScoreShards(ShardTask):
 
     def _stamped(self, rows: pa.Table) -> pa.Table:
         """Rows with user_id, items and source as rows of this run."""
-        run = self.night.run
+        run = self.job.run
         same = {"run_date": run.run_date, "bundle": run.identity["bundle"], "run_id": run.run_id}
         columns = {name: pa.repeat(pa.scalar(value), len(rows)) for name, value in same.items()}
         columns |= {name: rows.column(name) for name in ("user_id", "items", "source")}

@@ -30,29 +30,29 @@ STATISTICS = (
     "rank_scores",  # sum of the scores at each rank, (K,), of users who do not get popular items
     "rank_counts",  # and how many there are
     "first_scores",  # those at rank 1 by the bins between SCORE_EDGES, with one bin more on either side
-    "last_first_scores",  # the same of the last run
+    "last_first_scores",  # the same of the previous run
     "overlap",  # users of both runs by the Jaccard similarity of their lists, in OVERLAP_BINS
     "overlap_sum",  # sum of that, (1,)
 )
 
 
-class InspectShards(ShardTask):
+class AuditShards(ShardTask):
     """Audits a committed shard; reports its sha256 (in `details`), its own counters, and STATISTICS (in `sums`).
 
     Raises ValueError for a shard that does not pass the audit.
     """
 
-    def __init__(self, night: NightlyJob):
-        self.night = night
+    def __init__(self, job: NightlyJob):
+        self.job = job
 
     def process(self, shard: int) -> Report:
-        night = self.night
-        catalogue = Catalogue.read(night.storage.at(Workspace.items))
-        users = night.users.read(shard).users
-        seen, top_k = hidden(users, night.config), night.config.top_k
-        digest = audit_finished_shard(night.run, shard, users.user_ids, seen, catalogue, top_k, night.filter)
-        rows, last = night.run.read_shard(shard)[0], night.last and night.last.read(shard)
-        report = report_of_counters(night.run.shard_stats(shard))
+        job = self.job
+        catalogue = Catalogue.read(job.storage.at(Workspace.items))
+        users = job.users.read(shard).users
+        seen, top_k = hidden(users, job.config), job.config.top_k
+        digest = audit_finished_shard(job.run, shard, users.user_ids, seen, catalogue, top_k, job.filter)
+        rows, last = job.run.read_shard(shard)[0], job.previous and job.previous.read(shard)
+        report = report_of_counters(job.run.shard_stats(shard))
         report.sums = measure(rows, last, catalogue.item_ids, top_k)
         report.details = {"sha256": digest}
         return report
@@ -63,7 +63,7 @@ def measure(rows: pa.Table, last: pa.Table | None, item_ids: pa.Array, top_k: in
 
     Args:
         rows: of `recommendations`.
-        last: the same shard of the last run.
+        last: the same shard of the previous run.
         item_ids: of the catalogue, by item index.
     """
     lists = _lists(rows)

@@ -1,4 +1,4 @@
-"""The benchmark of nights: its run, and the whole command."""
+"""The benchmark of the nightly run by size: its run, and the whole command."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def test_quick(tmp_path: Path) -> None:
     app.command()(main)
     done = CliRunner().invoke(app, ["--quick", "--root", str(tmp_path)])
     assert done.exit_code == 0, done.output
-    content = json.loads((tmp_path / "nights.json").read_text())
-    assert [row["what"] for row in content["measurements"]] == ["teacher", "teacher", "first night", "second night"]
+    content = json.loads((tmp_path / "nightly_scale.json").read_text())
+    assert [row["what"] for row in content["measurements"]] == ["teacher", "teacher", "first run", "second run"]
     assert content["measurements"][-1]["reused"] == 40 and content["measurements"][-1]["scored_by_llm"] == 0
     assert [bar["holds"] for bar in content["bars"]] == [None] * 2

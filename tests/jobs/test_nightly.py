@@ -109,8 +109,8 @@ def test_candidates_of_another_system(tiny_workspace, tmp_path: Path, capsys: py
     assert {row["source"] for row in rows} == {"teacher"}
 
 
-def test_the_next_night_of_some_users(tiny_workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Asked for by a table, one of them suppressed, two unknown; the second night carries over all whom it knows."""
+def test_the_next_run_of_some_users(tiny_workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Asked for by a table, one of them suppressed, two unknown; the second run reuses the rows of all known users."""
     config, run = tiny_workspace
     users = [*read_table(run.at("sequences")).column("user_id").to_pylist()[:20], "new-1", "new-2"]
     pq.write_table(pa.table({"user_id": users}), tmp_path / "asked.parquet")

@@ -93,7 +93,7 @@ def test_alarms_name_value_bound_and_the_way_out(figures: dict[str, Any]) -> Non
     ):
         refuse_failed_gates(found, "r.html")
     refuse_failed_gates(
-        quality_gates({**figures, "overlap": None}, QualityGatesConfig(min_overlap=0.8)), "the first night has no other"
+        quality_gates({**figures, "overlap": None}, QualityGatesConfig(min_overlap=0.8)), "the first run has no other"
     )
 
 

@@ -80,7 +80,7 @@ def test_suppressed_users_and_items_are_nowhere_and_the_rest_is_as_it_was(
     before_that = keys(storage)
     assert suppress(storage, DAY) == suppress(storage, NEXT_DAY) == NOTHING
     assert keys(storage) == before_that
-    assert nightly(storage, shop, NEXT_DAY)["rows"] == shop.num_users, "the night's run was published once and is done"
+    assert nightly(storage, shop, NEXT_DAY)["rows"] == shop.num_users, "the run was published once and is done"
     assert roll_back(storage, DAY)["rows"] == shop.num_users - 2
 
 

@@ -14,7 +14,7 @@ from allmrec.nightly.inputs import NightlyInputs
 from allmrec.nightly.report import refuse_failed_gates
 from allmrec.nightly.results import report_of, write_report
 from allmrec.nightly.score import NightlyJob, ScoreShards
-from allmrec.nightly.statistics import InspectShards
+from allmrec.nightly.statistics import AuditShards
 from allmrec.publishing.reader import read_recommendations
 from jobs.config import Config
 from tests.evaluation.tiny import NUM_SHARDS
@@ -26,7 +26,7 @@ FIRST, SECOND = date(2026, 11, 20), date(2026, 11, 21)
 class Made:
     """A published run."""
 
-    night: NightlyJob
+    job: NightlyJob
     worker: ScoreShards
     report: dict[str, Any]
     rows: list[dict[str, Any]]
@@ -57,16 +57,16 @@ def make(
     limit: int | None = None,
     threads: int = 1,
 ) -> Made:
-    """Score, inspect, report and publish."""
+    """Score, audit, report and publish."""
     output = open_storage(str(config.nightly.output))
     inputs = NightlyInputs(config.workspace, config.nightly, config.llm, config.seed, config.storage)
-    night = inputs.prepare_job(output, run_date, full, limit)
-    worker, inspector = ScoreShards(night), InspectShards(night)
+    job = inputs.prepare_job(output, run_date, full, limit)
+    worker, audit = ScoreShards(job), AuditShards(job)
     shards = [np.array([shard]) for shard in range(NUM_SHARDS)]
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(lambda shard: list(worker({"id": shard})), shards))
-    inspected, total = gather(read_reports(table for shard in shards for table in inspector({"id": shard})))
-    report = report_of(night, total)
+    audited, total = gather(read_reports(table for shard in shards for table in audit({"id": shard})))
+    report = report_of(job, total)
     refuse_failed_gates(report["quality_gates"], write_report(output, report))
-    night.run.publish(NUM_SHARDS, {report.shard: report.details["sha256"] for report in inspected})
-    return Made(night, worker, report, read_recommendations(output.uri, run_date).to_pylist())
+    job.run.publish(NUM_SHARDS, {report.shard: report.details["sha256"] for report in audited})
+    return Made(job, worker, report, read_recommendations(output.uri, run_date).to_pylist())

@@ -1,4 +1,4 @@
-"""Night after night with tiny models: who gets what, what is carried over, what is reported and refused."""
+"""Runs of consecutive days with tiny models: who gets what, what is reused, what is reported and refused."""
 
 import json
 from datetime import UTC, date, datetime, timedelta
@@ -21,14 +21,14 @@ from jobs.runtime.console import Console
 from jobs.runtime.step import execute
 from schemas import candidates, sequences, user_ids
 from tests.evaluation.tiny import NUM_SHARDS, NUM_USERS, tiny_config, write_tiny_run
-from tests.nightly.nights import FIRST, SECOND, Made, make, with_nightly
+from tests.nightly.nightly_run import FIRST, SECOND, Made, make, with_nightly
 
 STRANGERS = ["nobody-1", "nobody-2"]
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory, tiny_llm, tiny_tokenizer) -> tuple[Config, Storage]:
-    config = tiny_config(tmp_path_factory.mktemp("nights"))
+    config = tiny_config(tmp_path_factory.mktemp("runs"))
     run = write_tiny_run(config, tiny_llm, tiny_tokenizer)
     execute(bundle.STEP, config, Console(log_json=True))
     return config, run
@@ -36,7 +36,7 @@ def tiny(tmp_path_factory, tiny_llm, tiny_tokenizer) -> tuple[Config, Storage]:
 
 @pytest.fixture(scope="module")
 def first(tiny, tmp_path_factory) -> tuple[Config, Made]:
-    """The first night's run, and where it was published."""
+    """The first run, and where it was published."""
     config = with_nightly(tiny[0], tmp_path_factory.mktemp("out"))
     return config, make(config, tiny[1])
 
@@ -70,13 +70,13 @@ def test_users_without_a_history_get_popular_items(tiny, tmp_path: Path) -> None
     assert made.figures["sources"] == {"llm": 10, "teacher": 0, "popular": 2}
 
 
-def test_an_unchanged_night_asks_the_llm_nothing(tiny, first) -> None:
-    config, night = first
+def test_an_unchanged_day_runs_no_llm(tiny, first) -> None:
+    config, earlier = first
     second = make(config, tiny[1], SECOND)
     assert second.figures["reused"] == NUM_USERS and second.figures["scored_by_llm"] == 0
     assert "llm" not in vars(second.worker.model), "it is not even loaded"
-    assert night.figures["scored_by_llm"] == NUM_USERS and second.figures["overlap"] == 1
-    assert but_for_the_run(second) == but_for_the_run(night) and {row["run_date"] for row in second.rows} == {SECOND}
+    assert earlier.figures["scored_by_llm"] == NUM_USERS and second.figures["overlap"] == 1
+    assert but_for_the_run(second) == but_for_the_run(earlier) and {row["run_date"] for row in second.rows} == {SECOND}
     third = make(config, tiny[1], date(2026, 11, 22), full=True)
     assert third.figures["scored_by_llm"] == NUM_USERS and but_for_the_run(third) == but_for_the_run(second)
 
@@ -98,8 +98,8 @@ def test_a_limit_is_a_sample_that_stays(tiny, tmp_path: Path) -> None:
 
 def test_only_what_changed_is_scored_again(tiny, first, tmp_path: Path) -> None:
     """An item is recalled: the rows of users who had it among their candidates are made anew, the rest stay."""
-    config, night = first
-    recalled = night.rows[0]["items"][0]["item_id"]
+    config, earlier = first
+    recalled = earlier.rows[0]["items"][0]["item_id"]
     changed = with_nightly(tiny[0], Path(str(config.nightly.output)), suppressed_items={"ids": [recalled]})
     third = make(changed, tiny[1], date(2026, 11, 23))
     assert 0 < third.figures["scored_by_llm"] < NUM_USERS
@@ -115,7 +115,7 @@ def test_only_what_changed_is_scored_again(tiny, first, tmp_path: Path) -> None:
 def test_a_row_that_was_cut_is_made_anew(tiny, tmp_path: Path) -> None:
     """Somebody removed an item from a published row: its inputs are the same, but it is not whole."""
     config, run = with_nightly(tiny[0], tmp_path), tiny[1]
-    night, store = make(config, run), open_storage(str(tmp_path))
+    earlier, store = make(config, run), open_storage(str(tmp_path))
     success = f"run_date={FIRST}/_SUCCESS"
     manifest = json.loads(store.read(success))
     file = manifest["files"][0]
@@ -126,10 +126,10 @@ def test_a_row_that_was_cut_is_made_anew(tiny, tmp_path: Path) -> None:
     file["sha256"] = sha256(store.read(file["key"]))
     store.write(success, json.dumps(manifest).encode())
     again = make(config, run, SECOND)
-    assert again.figures["scored_by_llm"] == 1 and again.lists() == night.lists()
+    assert again.figures["scored_by_llm"] == 1 and again.lists() == earlier.lists()
     store.delete(file["key"])
     third = make(config, run, date(2026, 11, 22))
-    assert third.figures["reused"] == NUM_USERS, "from the second night, which is whole"
+    assert third.figures["reused"] == NUM_USERS, "from the second run, which is whole"
 
 
 def test_suppressed_users_and_categories(tiny, tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_a_date_in_the_past_knows_the_past_alone(tiny, tiny_llm, tiny_tokenizer,
     assert {*made.by_user} == {user for user, items in cut.items() if items}
     assert len(make(with_nightly(config, tmp_path / "now", ranker="teacher"), run, SECOND).rows) == NUM_USERS
     for shard in range(NUM_SHARDS):
-        users = made.night.users.read(shard).users
+        users = made.job.users.read(shard).users
         for user, items in zip(users.user_ids.to_pylist(), np.split(users.items, users.offsets[1:-1]), strict=True):
             assert items.tolist() == cut[user]
 
@@ -181,7 +181,7 @@ def test_alarms_stop_a_run_before_it_is_published(tiny, tmp_path: Path) -> None:
     report = json.loads((tmp_path / f"_reports/run_date={FIRST}/report.json").read_text())
     assert [alarm["name"] for alarm in report["quality_gates"] if not alarm["holds"]] == ["min_coverage"]
     off = with_nightly(tiny[0], tmp_path, ranker="teacher", quality_gates={"min_coverage": None})
-    assert make(off, tiny[1]).night.run.run_id == report["run_id"], "alarms are no part of what a run is"
+    assert make(off, tiny[1]).job.run.run_id == report["run_id"], "quality gates are no part of a run's identity"
 
 
 def test_a_bundle_of_new_counts_keeps_the_rows(tmp_path: Path, tiny_llm, tiny_tokenizer) -> None:
@@ -247,7 +247,7 @@ def test_what_was_seen_may_be_recommended_again(tiny, first, tmp_path: Path) -> 
     assert again.figures["dropped"] == {}
     never = make(with_nightly(config, tmp_path / "never", **changes), run)
     assert all({*never.lists()[user]}.isdisjoint(items) for user, items in given.items())
-    assert again.night.run.identity != never.night.run.identity
+    assert again.job.run.identity != never.job.run.identity
     whole = make(with_nightly(config, tmp_path / "whole", recommend_seen=True, ranker="teacher"), run)
     assert any({*whole.lists()[user]} & {*items} for user, items in given.items()), "the teacher retrieves them, too"
 

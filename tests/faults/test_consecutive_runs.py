@@ -1,6 +1,6 @@
-"""Night after night with a log that grows: what comes out is what one night on the whole log would give.
+"""A nightly run a day over a log that grows: the last one publishes what a single run over the whole log would.
 
-ALLMREC_NIGHTS=20 ALLMREC_NIGHT_USERS=5000 pytest -m faults -s tests/faults/test_nights.py
+ALLMREC_RUNS=20 ALLMREC_RUN_USERS=5000 pytest -m faults -s tests/faults/test_consecutive_runs.py
 """
 
 import os
@@ -32,8 +32,8 @@ from tests.s3_fixtures import new_bucket
 
 pytestmark = [pytest.mark.e2e, pytest.mark.faults, pytest.mark.timeout(7200)]
 
-NIGHTS = int(os.environ.get("ALLMREC_NIGHTS", "2"))
-USERS = int(os.environ.get("ALLMREC_NIGHT_USERS", "60"))
+RUNS = int(os.environ.get("ALLMREC_RUNS", "2"))
+USERS = int(os.environ.get("ALLMREC_RUN_USERS", "60"))
 FIRST, QUIET = date(2026, 11, 1), Console(log_json=True)
 
 
@@ -65,7 +65,7 @@ def with_log(config: Config, folder: Path, s3: S3Config) -> Config:
     return settings.model_copy(update={"data": data})
 
 
-def night(config: Config, day: date) -> None:
+def run_day(config: Config, day: date) -> None:
     for step in (prepare.STEP, bundle.STEP):
         execute(step, config, QUIET)
     nightly(config, QUIET, day)
@@ -75,7 +75,7 @@ def published(config: Config) -> Storage:
     return open_storage(str(config.nightly.output), config.storage)
 
 
-def test_nights_in_a_row_end_as_one_on_the_whole_log(tmp_path: Path, s3: S3Config, tiny_llm, tiny_tokenizer, capsys):
+def test_consecutive_runs_end_as_one_over_the_whole_log(tmp_path: Path, s3: S3Config, tiny_llm, tiny_tokenizer, capsys):
     (tmp_path / "log").mkdir()
     pq.write_table(
         pa.table({"item_id": [f"item-{n:02d}" for n in range(NUM_ITEMS)], "title": pa.array(TITLES)}),
@@ -85,31 +85,31 @@ def test_nights_in_a_row_end_as_one_on_the_whole_log(tmp_path: Path, s3: S3Confi
     run = write_tiny_run(config, tiny_llm, tiny_tokenizer)
     config = with_log(config, tmp_path / "log", s3)
     storage, seconds = published(config), []
-    for number in range(NIGHTS):
+    for number in range(RUNS):
         write_day(tmp_path / "log", number)
         began = time.monotonic()
-        night(config, FIRST + timedelta(number))
+        run_day(config, FIRST + timedelta(number))
         expire(config, QUIET, keep=3, dry_run=False)
         seconds.append(time.monotonic() - began)
         entry = newest_entry(storage)
         assert entry is not None and entry["n"] == number + 1
         assert entry["rows"] == read_manifest(run.at("sequences")).rows > 0
-    days = [FIRST + timedelta(number) for number in range(NIGHTS)][-3:]
+    days = [FIRST + timedelta(number) for number in range(RUNS)][-3:]
     assert published_dates(storage) == days and all(verify_run(storage, day)["rows"] for day in days)
 
     whole = with_log(config.model_copy(update={"name": "whole"}), tmp_path / "log", s3)
     for entry in list(run.list()):
         if entry.key.split("/")[0] in ("teacher", "alignment", "projectors"):
             open_storage(whole.run_uri).write(entry.key, run.read(entry.key))
-    night(whole, days[-1])
+    run_day(whole, days[-1])
     left, right = (
         read_recommendations(one.uri, s3=s3).drop_columns(["bundle", "run_id"]) for one in (storage, published(whole))
     )
     listed = [table.column("items").combine_chunks().flatten() for table in (left, right)]
     assert left.drop_columns("items").equals(right.drop_columns("items"))
     assert listed[0].field("item_id").equals(listed[1].field("item_id"))
-    # Rows that were carried over were ranked in other batches.
+    # Reused rows were ranked in other batches.
     scores = [entries.field("score").to_numpy() for entries in listed]
     np.testing.assert_allclose(scores[0], scores[1], atol=1e-5)
     with capsys.disabled():
-        print(f"\n{NIGHTS} nights, {left.num_rows} users at last, seconds a night:", *(f"{one:.1f}" for one in seconds))
+        print(f"\n{RUNS} runs, {left.num_rows} users in the last, seconds per run:", *(f"{one:.1f}" for one in seconds))
