@@ -1,9 +1,9 @@
-"""How fast Stage-1 trains, with SBERT fine-tuned along and with it frozen, beside a straight implementation.
+"""How fast Stage-1 trains, with SBERT fine-tuned along and with it frozen, beside a reference implementation.
 
     python -m benchmarks.alignment --run runs/beauty --model sentence-transformers/all-MiniLM-L6-v2
 
 Both train as the paper's preset does: the same encoder, the same batches of 32 users with one negative each, a process
-for every contender. They take steps in turns, and their losses must be equal at every step. The straight one runs a
+for each. They take steps in turns, and their losses must be equal at every step. The reference runs a
 frozen SBERT in every step too; ours reads what `embed` computed once, whose time does not count. The teacher has fresh
 weights: speed does not depend on them. "samples/CPU s" is what is left of "samples/s" to compare where other work
 shares the machine.
@@ -47,7 +47,7 @@ TOLERANCE = 1e-3  # between two losses after a few steps, relative
 
 @dataclass(frozen=True)
 class Case:
-    """What every contender trains on: `steps` batches of a prepared run."""
+    """What both train on: `steps` batches of a prepared run."""
 
     run: str
     model: str
@@ -99,7 +99,7 @@ class Ours:
         return (self.trained.read, self.trained.padded) if self.trained else (0, 0)
 
 
-class Straight:
+class Reference:
     """`ReferenceTraining` on the same batches, from the same weights."""
 
     def __init__(self, case: Case, text_encoder: str):
@@ -127,24 +127,24 @@ class Straight:
         return self.training.read, self.training.padded
 
 
-CONTENDERS: dict[str, Any] = {"ours": Ours, "straight": Straight}
-_here: dict[str, Any] = {}  # the contender of this process
+IMPLEMENTATIONS: dict[str, Any] = {"ours": Ours, "reference": Reference}
+_here: dict[str, Any] = {}  # the implementation of this process
 
 
 def prepare(case: Case, implementation: str, text_encoder: str) -> None:
     torch.set_num_threads(case.threads)
-    _here["contender"] = CONTENDERS[implementation](case, text_encoder)
+    _here["side"] = IMPLEMENTATIONS[implementation](case, text_encoder)
     Path("/proc/self/clear_refs").write_text("5")  # the peak of memory from here on
 
 
 def step(number: int) -> tuple[dict[str, float], dict[str, float]]:
     """Train on a batch: the losses, and what it took."""
-    contender = _here["contender"]
-    rows, before = contender.batches[number], contender.tokens()
+    side = _here["side"]
+    rows, before = side.batches[number], side.tokens()
     started, worked = time.perf_counter(), time.process_time()
-    losses = contender.step(rows)
+    losses = side.step(rows)
     seconds, busy = time.perf_counter() - started, time.process_time() - worked
-    read, padded = np.subtract(contender.tokens(), before).tolist()
+    read, padded = np.subtract(side.tokens(), before).tolist()
     return losses, {"users": rows.num_users, "seconds": seconds, "busy": busy, "read": read, "padded": padded}
 
 
@@ -166,19 +166,19 @@ def with_texts(case: Case) -> Case:
     return replace(case, texts_NS=texts_NS)
 
 
-def refuse_difference(step: int, ours: dict[str, float], straight: dict[str, float]) -> None:
+def refuse_difference(step: int, ours: dict[str, float], reference: dict[str, float]) -> None:
     """Raises ValueError unless all losses of a step are the same."""
     for name in NAMES:
-        if abs(ours[name] - straight[name]) > TOLERANCE * max(abs(straight[name]), TOLERANCE):
-            raise ValueError(f"{name} of step {step} is {ours[name]:.6g}, and {straight[name]:.6g} straight")
+        if abs(ours[name] - reference[name]) > TOLERANCE * max(abs(reference[name]), TOLERANCE):
+            raise ValueError(f"{name} of step {step} is {ours[name]:.6g}, and {reference[name]:.6g} in the reference")
 
 
 def main(
     run: Annotated[Path | None, typer.Option(help="prepared run; default: a generated store")] = None,
     model: Annotated[str | None, typer.Option(help="hub name or folder; default: MiniLM; quick: the stand-in")] = None,
     steps: Annotated[int | None, typer.Option(help="of 32 users, in a trial; default: 8; quick: 4")] = None,
-    trials: Annotated[int, typer.Option(help="of every contender, in turns; the first only warms up")] = 3,
-    threads: Annotated[int, typer.Option(help="of a contender")] = 1,
+    trials: Annotated[int, typer.Option(help="of each, in turns; the first only warms up")] = 3,
+    threads: Annotated[int, typer.Option(help="of each")] = 1,
     quick: Annotated[bool, typer.Option("--quick", help="sizes for a minute; bars are not judged")] = False,
     root: Annotated[Path, typer.Option(help="folder that holds what benchmarks write")] = ROOT,
     log_json: Annotated[bool, typer.Option("--log-json", help="JSON lines instead of progress bars")] = False,
@@ -196,28 +196,28 @@ def main(
         case = with_texts(Case(store, model or "sentence-transformers/all-MiniLM-L6-v2", steps, threads))
         for text_encoder, bar in (("fine-tuned", 1.5), ("frozen", 20)):
             compare(benchmark, case, text_encoder, trials)
-            speeds = [benchmark.mean("samples/s", SBERT=text_encoder, implementation=name) for name in CONTENDERS]
-            benchmark.at_least(f"{text_encoder}, samples/s: ours / straight", speeds[0] / speeds[1], bar)
+            speeds = [benchmark.mean("samples/s", SBERT=text_encoder, implementation=name) for name in IMPLEMENTATIONS]
+            benchmark.at_least(f"{text_encoder}, samples/s: ours / reference", speeds[0] / speeds[1], bar)
     benchmark.finish()
 
 
 def compare(benchmark: Benchmark, case: Case, text_encoder: str, trials: int) -> None:
-    """All trials of both contenders, in turns."""
+    """All trials of both implementations, in turns."""
     with ExitStack() as stack:
         processes = {
             name: stack.enter_context(
                 ProcessPoolExecutor(1, get_context("spawn"), initializer=prepare, initargs=(case, name, text_encoder))
             )
-            for name in CONTENDERS
+            for name in IMPLEMENTATIONS
         }
         for number in range(trials):
-            spent: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
+            spent: dict[str, list[dict[str, float]]] = {name: [] for name in IMPLEMENTATIONS}
             for at in range(case.steps):
                 done = {name: process.submit(step, at).result() for name, process in processes.items()}
                 refuse_difference(at, *(losses for losses, _ in done.values()))
                 for name, (_, numbers) in done.items():
                     spent[name].append(numbers)
-            for name in CONTENDERS if number or trials == 1 else ():
+            for name in IMPLEMENTATIONS if number or trials == 1 else ():
                 total = {key: sum(numbers[key] for numbers in spent[name]) for key in spent[name][0]}
                 numbers = {
                     "samples/s": total["users"] / total["seconds"],

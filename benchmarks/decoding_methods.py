@@ -22,7 +22,7 @@ from allmrec.model import ALLMRec
 from benchmarks.title_likelihood import TitleLikelihood
 
 TRIE, LIKELIHOOD, CONSTRAINED, FREE = "trie ranking", "title likelihood", "constrained decoding", "free generation"
-STRAIGHT, STRAIGHT_BATCH = "generate()", 4
+GENERATE, GENERATE_BATCH = "generate()", 4
 LISTED, BEAMS = "generate(), ten by beam search", 10
 
 
@@ -56,8 +56,8 @@ class Ways:
             LIKELIHOOD: self.likelihood,
             CONSTRAINED: self.constrained,
             FREE: self.free,
-            STRAIGHT: self.straight,
-            LISTED: partial(self.straight, beams=BEAMS),
+            GENERATE: self.generate,
+            LISTED: partial(self.generate, beams=BEAMS),
         }
 
     def trie(self, cases: Cases) -> Chosen:
@@ -84,7 +84,7 @@ class Ways:
         return _named(cases, shown_BC, named_BC, generator.tokens, generator.padding)
 
     @torch.inference_mode()
-    def straight(self, cases: Cases, beams: int = 1) -> Chosen:
+    def generate(self, cases: Cases, beams: int = 1) -> Chosen:
         """Rows whose text has ended continue as padding, and count as tokens: they cost as much.
 
         Args:
@@ -93,8 +93,8 @@ class Ways:
         shown_BC, soft = self._shown(cases)
         prompts = self.builder.build(cases.histories, shown_BC)
         end, tokens, padding, texts = self.builder.end, 0, 0, list[list[int]]()
-        for first in range(0, len(cases), STRAIGHT_BATCH):
-            rows = np.arange(first, min(first + STRAIGHT_BATCH, len(cases)))
+        for first in range(0, len(cases), GENERATE_BATCH):
+            rows = np.arange(first, min(first + GENERATE_BATCH, len(cases)))
             embeds_BTH, mask_BT = left_padded(self.llm, take(prompts, rows), soft.of(rows), end)
             written_BT = self.llm.generate(
                 inputs_embeds=embeds_BTH,

@@ -8,7 +8,7 @@ One LLM, one bundle, one process and the same users, those of the run's stored t
     title likelihood     every whole title as a branch behind the prompt, one pass
     constrained decoding greedy, token by token along the candidate trie
     free generation      greedy, as the paper does it; a text that is no candidate's title names nobody
-    generate()           the same by transformers' own, straight: four prompts at once (paper section 5.1), as they come
+    generate()           the same by transformers' own method: four prompts at once (paper section 5.1), as they come
     ..., ten by beams    and for a list of ten titles as a run publishes, where one text names one title
 
 All but the last two are batched by length under the same token budget; all that decode keep a KV cache. Seconds hold
@@ -40,7 +40,7 @@ from allmrec.data.cases import Cases
 from allmrec.data.sequences import Sequences
 from allmrec.model import ALLMRec
 from benchmarks.clock import Stopwatch, now
-from benchmarks.decoding_methods import FREE, LIKELIHOOD, LISTED, STRAIGHT, TRIE, Ways
+from benchmarks.decoding_methods import FREE, LIKELIHOOD, LISTED, GENERATE, TRIE, Ways
 from benchmarks.large_llm import as_large_as, opt_67b
 from benchmarks.report import ROOT, Benchmark, Row
 from jobs.config import Config
@@ -81,7 +81,7 @@ def compare(benchmark: Benchmark, model: ALLMRec, cases: Cases, seed: int, trial
             }
             benchmark.measured({"way": name, "trial": trial}, numbers)
 
-    judge_speed(benchmark, TRIE, FREE, STRAIGHT, LISTED)
+    judge_speed(benchmark, TRIE, FREE, GENERATE, LISTED)
     likelihood, trie = (fastest(benchmark, name) for name in (LIKELIHOOD, TRIE))
     benchmark.at_least("users/s: trie ranking / title likelihood", trie / likelihood, 1)
     hits = {name: benchmark.mean("hit@1", way=name) for name in ways.by_name}
@@ -213,7 +213,7 @@ def main(
             end_to_end(benchmark, folder, model, seed, workers)
         if torch.cuda.is_available():
             share = as_large_as(benchmark, LARGE, opt_67b(), model, cases, seed, plan["trials"])
-            judge_speed(benchmark, *(f"{way}, {LARGE}" for way in (TRIE, FREE, STRAIGHT)))
+            judge_speed(benchmark, *(f"{way}, {LARGE}" for way in (TRIE, FREE, GENERATE)))
             benchmark.at_least(f"MFU, {LARGE}: {TRIE} / the GPU's matmul", share, 0.6)
     benchmark.finish()
 

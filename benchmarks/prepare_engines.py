@@ -4,7 +4,7 @@
 
 `ours` runs the verb as a user does. DuckDB and Polars make sequences, items with their popularity, and rejected rows
 with their reasons, from the same files, as Parquet compressed alike; what they have not to do: clean titles, hash
-files, deal users to shards, or work out in which order events of one time come, which they read from the log's
+files, partition users into shards, or work out in which order events of one time come, which they read from the log's
 column `tie`. Numbers land in `numbers.json` of the output folder.
 """
 
@@ -177,13 +177,13 @@ def polars(log: Path, output: Path, threads: int) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - started}
 
 
-CONTENDERS = {"ours": ours, "duckdb": duckdb, "polars": polars}
+ENGINES = {"ours": ours, "duckdb": duckdb, "polars": polars}
 
 
-def main(contender: str, log: Path, output: Path, threads: Annotated[int, typer.Option()] = 2) -> None:
+def main(engine: str, log: Path, output: Path, threads: Annotated[int, typer.Option()] = 2) -> None:
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
-    numbers = CONTENDERS[contender](log, output, threads)
+    numbers = ENGINES[engine](log, output, threads)
     (output / "numbers.json").write_text(json.dumps(numbers))
 
 

@@ -1,10 +1,10 @@
-"""How fast Stage-2 trains, beside a straight implementation of the paper with the same LLM and batches.
+"""How fast Stage-2 trains, beside a reference implementation of the paper with the same LLM and batches.
 
     python -m benchmarks.projection --run runs/beauty --llm runs/beauty/models/llm
     python -m benchmarks.projection --run runs/beauty --shape opt-125m --dtype bfloat16
 
 Both sides train on the same users and candidates, from the same projectors, one after the other step by step; their
-first losses are shown to be equal. The straight side takes the users as they come, ours as `global_batch` deals them.
+first losses are shown to be equal. The reference takes the users as they come, ours as `global_batch` divides them.
 A third side does nothing but the LLM's layers on our batches, forward and back, which is what neither can leave out.
 With `--shape` the LLM has the shape of a published OPT and random weights, which cost the same as trained ones; on a
 GPU the rate is also given as a share of what matrix products reach there (MFU).
@@ -33,7 +33,7 @@ from allmrec.projection.projectors import ProjectionConfig
 from allmrec.projection.training import ProjectionTraining
 from benchmarks.clock import now
 from benchmarks.large_llm import matmul_rate
-from benchmarks.projection_reference import StraightStage2
+from benchmarks.projection_reference import ReferenceStage2
 from benchmarks.report import ROOT, Benchmark, Row
 from benchmarks.teachers import sample_store
 from jobs.runtime.command import errors_in_one_line
@@ -97,7 +97,7 @@ class Sides:
         )
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         projectors = copy.deepcopy(self.ours.projectors)
-        self.straight = StraightStage2(
+        self.reference = ReferenceStage2(
             model,
             tokenizer,
             projectors,
@@ -110,18 +110,18 @@ class Sides:
         )
 
     def first_losses(self) -> tuple[float, float]:
-        """Of one batch, before any step: ours and the straight one's."""
+        """Of one batch, before any step: ours and the reference's."""
         examples, prompts = self.examples.global_batch(0, 0, self.batch_size)
-        return self.ours.loss(examples, prompts), self.straight.loss(examples, 0).item()
+        return self.ours.loss(examples, prompts), self.reference.loss(examples, 0).item()
 
     def step(self, side: str, number: int) -> None:
-        torch.set_flush_denormal(side != "straight")  # as our job does
+        torch.set_flush_denormal(side != "reference")  # as our job does
         if side == "ours":
             self.ours.train_step(*self.examples.global_batch(0, number, self.batch_size))
         elif side == "layers alone":
             self.layers(number)
         else:
-            self.straight.step(self.order[number * self.batch_size : (number + 1) * self.batch_size], 0)
+            self.reference.step(self.order[number * self.batch_size : (number + 1) * self.batch_size], 0)
 
     def layers(self, number: int) -> None:
         """The LLM's layers on the passes of our step, forward and backward to the inputs."""
@@ -139,20 +139,20 @@ class Sides:
             ).last_hidden_state
             hidden_BTH.backward(torch.randn_like(hidden_BTH))
 
-    def forget(self) -> None:
+    def reset_counts(self) -> None:
         """Count from here."""
-        for side in (self.ours, self.straight):
+        for side in (self.ours, self.reference):
             side.read = side.padded = 0
 
 
 def compare(benchmark: Benchmark, sides: Sides, steps: int, ceiling: float | None) -> None:
     """Steps of all sides in turn, and their rates."""
-    ours, straight = sides.first_losses()
-    benchmark.at_most("difference of the first losses", abs(ours - straight), _LOSSES_AGREE[sides.dtype])
-    seconds = {"ours": 0.0, "straight": 0.0, "layers alone": 0.0}
+    ours, reference = sides.first_losses()
+    benchmark.at_most("difference of the first losses", abs(ours - reference), _LOSSES_AGREE[sides.dtype])
+    seconds = {"ours": 0.0, "reference": 0.0, "layers alone": 0.0}
     for side in seconds:
         sides.step(side, steps)  # warm
-    sides.forget()
+    sides.reset_counts()
     with benchmark.console.progress(NAME, steps) as bar:
         for number in range(steps):
             for side in seconds:
@@ -161,7 +161,7 @@ def compare(benchmark: Benchmark, sides: Sides, steps: int, ceiling: float | Non
                 seconds[side] += now() - started
             bar.advance(1)
     torch.set_flush_denormal(False)
-    for side, counts in (("ours", sides.ours), ("straight", sides.straight)):
+    for side, counts in (("ours", sides.ours), ("reference", sides.reference)):
         numbers: Row = {
             "prompts/s": steps * sides.batch_size / seconds[side],
             "tokens/s": counts.read / seconds[side],
@@ -172,7 +172,7 @@ def compare(benchmark: Benchmark, sides: Sides, steps: int, ceiling: float | Non
         benchmark.measured({"side": side, "batch": sides.batch_size}, numbers)
     alone = {"prompts/s": steps * sides.batch_size / seconds["layers alone"]}
     benchmark.measured({"side": "layers alone", "batch": sides.batch_size}, alone)
-    benchmark.at_least("speed over the straight implementation", seconds["straight"] / seconds["ours"], 3.0)
+    benchmark.at_least("speed over the reference implementation", seconds["reference"] / seconds["ours"], 3.0)
     benchmark.at_most("padding of ours, %", 100 * (1 - sides.ours.read / sides.ours.padded), 5.0)
 
 
@@ -187,7 +187,7 @@ def main(
     root: Annotated[Path, typer.Option(help="where results and generated inputs go")] = ROOT,
     log_json: bool = False,
 ) -> None:
-    """Measure Stage-2 beside a straight implementation of the paper."""
+    """Measure Stage-2 beside a reference implementation of the paper."""
     console, settings = Console(log_json), dict(locals())
     if quick:
         shape, steps = "tiny", 5

@@ -1,4 +1,4 @@
-"""Stage-2 as the paper describes it, straight: what `allmrec.projection` is measured against.
+"""Stage-2 as the paper describes it, without optimisations: what `allmrec.projection` is measured against.
 
 Every prompt is written as text in every step and tokenised then; a batch is padded to its longest prompt as the users
 come; and the LLM computes logits at every position, for a loss that looks at the answers alone. The LLM is frozen and
@@ -22,7 +22,7 @@ from allmrec.projection.projectors import Projectors
 _IGNORED = -100  # labels that do not count, as in F.cross_entropy
 
 
-class StraightStage2:
+class ReferenceStage2:
     """Steps of Stage-2 on a batch of examples in the order given.
 
     Args:

@@ -2,10 +2,10 @@
 
     python -m benchmarks.retrieval --quick
 
-The straight way scores a block of users with all items, masks what was seen, and takes `topk`. Every measurement is a
+The reference scores a block of users with all items, masks what was seen, and takes `topk`. Every measurement is a
 process of its own, so that its peak memory is its own; "MB" is what that is above the vectors and pairs it is given
 (Linux tells). Vectors lie about centres, as trained ones do, but as far from them as those from each other's mean, so
-that an index does not find its lists ready made. Straight retrieval is timed on a tenth of the users.
+that an index does not find its lists ready made. The reference is timed on a tenth of the users.
 
 Dimensions: U users, B of a block, D of a vector, I = n + 1 items (0 is padding), N items wanted
 """
@@ -29,12 +29,12 @@ from benchmarks.report import ROOT, Benchmark, Row
 from jobs.runtime.console import Console
 
 NAME = "retrieval"
-SEEN, CENTRES, STRAIGHT_BLOCK, SAMPLE = 20, 1000, 512, 1000
+SEEN, CENTRES, REFERENCE_BLOCK, SAMPLE = 20, 1000, 512, 1000
 
 
 @dataclass(frozen=True)
 class Case:
-    way: str  # straight, exact or index
+    way: str  # reference, exact or index
     users: int
     items: int
     dim: int = 50
@@ -75,13 +75,13 @@ class Vectors(Teacher):
 
 
 @torch.inference_mode()
-def straight(teacher: Vectors, count: int) -> torch.Tensor:
+def reference(teacher: Vectors, count: int) -> torch.Tensor:
     """Int64 (U, N), ties in any order."""
     row_S, item_S = teacher.seen
     found = []
-    for first in range(0, len(teacher.users_UD), STRAIGHT_BLOCK):
-        score_BI = teacher.shared_scores(teacher.users_UD[first : first + STRAIGHT_BLOCK])
-        inside = (row_S >= first) & (row_S < first + STRAIGHT_BLOCK)
+    for first in range(0, len(teacher.users_UD), REFERENCE_BLOCK):
+        score_BI = teacher.shared_scores(teacher.users_UD[first : first + REFERENCE_BLOCK])
+        inside = (row_S >= first) & (row_S < first + REFERENCE_BLOCK)
         score_BI[row_S[inside] - first, item_S[inside]] = -torch.inf
         found.append(score_BI.masked_fill_(~teacher.available_I, -torch.inf).topk(count, dim=1).indices)
     return torch.cat(found)
@@ -96,8 +96,8 @@ def measure(case: Case) -> Row:
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again: making the vectors took more than they do
     before, built = _memory_mb("VmRSS"), 0.0
     started, cpu = time.perf_counter(), time.process_time()
-    if case.way == "straight":
-        straight(teacher, case.count)
+    if case.way == "reference":
+        reference(teacher, case.count)
     elif case.way == "exact":
         retrieve(teacher, teacher.users_UD, teacher.seen, teacher.available_I, case.count)
     else:
@@ -139,14 +139,14 @@ def main(
     root: Annotated[Path, typer.Option(help="folder that holds what benchmarks write")] = ROOT,
     log_json: Annotated[bool, typer.Option("--log-json", help="JSON lines instead of progress bars")] = False,
 ) -> None:
-    """Straight, exact and approximate retrieval, and exact retrieval of half the users and of half the items."""
+    """Reference, exact and approximate retrieval, and exact retrieval of half the users and of half the items."""
     users, items = users or (500 if quick else 10_000), items or (20_000 if quick else 1_000_000)
     console = Console(log_json)
     benchmark = Benchmark(NAME, console, {"users": users, "items": items, "threads": threads}, root, quick)
     exact = Case("exact", users, items, threads=threads)
     half_users, half_items = replace(exact, users=users // 2), replace(exact, items=items // 2)
     index = replace(exact, way="index")
-    plain = replace(exact, way="straight", users=max(users // 10, 1))
+    plain = replace(exact, way="reference", users=max(users // 10, 1))
     cases = [plain, exact, half_users, half_items, index]
     context = multiprocessing.get_context("spawn")
     with (
@@ -160,7 +160,7 @@ def main(
     def number(name: str, case: Case) -> float:
         return benchmark.mean(name, **case.labels())
 
-    benchmark.at_least("users/s: exact / straight", number("users/s", exact) / number("users/s", plain), 5)
+    benchmark.at_least("users/s: exact / reference", number("users/s", exact) / number("users/s", plain), 5)
     benchmark.at_most("MB of exact, most", max(number("MB", case) for case in (exact, half_users, half_items)), 512)
     benchmark.at_least("users/s: index / exact", number("users/s", index) / number("users/s", exact), 3)
     benchmark.at_least("recall of the index", number("recall", index), 0.95)

@@ -2,7 +2,7 @@
 
     python -m jobs.evaluate --config jobs/configs/demo.yaml
 
-Ray Data deals the shards to workers that hold the bundle and the LLM. They write what came of each case; sums come
+Ray Data assigns the shards to workers that hold the bundle and the LLM. They write what came of each case; sums come
 back, never cases.
 """
 

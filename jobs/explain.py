@@ -3,7 +3,7 @@
     allmrec explain --config jobs/configs/demo.yaml --task favourite-genre --users 20
     python -m jobs.explain --config jobs/configs/demo.yaml --task favourite-genre --user U000012
 
-Ray Data deals the shards that hold the asked users to workers with the bundle and the LLM.
+Ray Data assigns the shards that hold the asked users to workers with the bundle and the LLM.
 """
 
 from functools import partial

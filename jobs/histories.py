@@ -1,6 +1,6 @@
 """Brings the artifact `histories` up to date: every user's clean events, before any filter, and the rejected rows.
 
-Two passes: over the pieces of the log that are new, through the exchange, and over shards. The manifest is replaced at
+Two passes: over the pieces of the log that are new, through the shuffle, and over shards. The manifest is replaced at
 the end, so a killed run leaves the previous histories valid. What is read and what stays is decided by `incremental`.
 """
 
@@ -27,15 +27,15 @@ def update_histories(context: Context, plan: HistoriesPlan, item_ids: pa.Array) 
     if plan.previous is not None and plan.previous.fingerprint == identity:
         return plan.previous
     previous = plan.previous if _can_be_extended(plan, item_ids) else None
-    exchange = context.workspace.exchange
-    clear(exchange)
+    shuffle = context.workspace.shuffle
+    clear(shuffle)
     with writing(plan.storage, "histories", identity, plan.config, keep_previous=True) as out:
         try:
-            pieces = _partition(context, plan, previous, exchange, item_ids)
-            update = plan.update(previous, exchange, len(pieces), item_ids)
+            pieces = _partition(context, plan, previous, shuffle, item_ids)
+            update = plan.update(previous, shuffle, len(pieces), item_ids)
             shards, total = over_shards(context, "order events", update)
         finally:
-            clear(exchange)
+            clear(shuffle)
         out.add(total.files)
         plan.describe(out, item_ids, pieces, shards)
     return read_manifest(plan.storage)
@@ -53,14 +53,14 @@ def clear(storage: Storage) -> None:
 
 
 def _partition(
-    context: Context, plan: HistoriesPlan, previous: Manifest | None, exchange: Storage, item_ids: pa.Array
+    context: Context, plan: HistoriesPlan, previous: Manifest | None, shuffle: Storage, item_ids: pa.Array
 ) -> list[Report]:
-    """Read the new files into the exchange. Returns the report of each piece."""
+    """Read the new files into the shuffle. Returns the report of each piece."""
     log, data = plan.unread(previous), context.config.data
     if not log.pieces:
         return []
     clean = CleanInteractions(log, data, item_ids)
-    partition = PartitionRows(clean, exchange, plan.exclusions(item_ids), data.num_shards)
+    partition = PartitionRows(clean, shuffle, plan.exclusions(item_ids), data.num_shards)
     return _run(context, "read the log", len(log.pieces), partition)[0]
 
 

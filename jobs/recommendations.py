@@ -19,7 +19,7 @@ from allmrec.data.config import LINES, ListConfig, by_suffix
 from allmrec.data.known import Known
 from allmrec.data.sources.lists import IdList, read_list
 from allmrec.nightly.lists import ListCount, check_lists
-from allmrec.publishing import maintenance as upkeep
+from allmrec.publishing import maintenance
 from allmrec.publishing.lease import Lease, hold_lease
 from allmrec.publishing.log import roll_back
 from allmrec.publishing.reader import published_runs, read_user, verify_run
@@ -61,13 +61,13 @@ def rollback(config: Config, console: Console, run_date: datetime.date) -> None:
 def expire(config: Config, console: Console, keep: int, dry_run: bool) -> None:
     """Delete the dates before the `keep` newest ones, never the current one or what is newer than it."""
     storage = published(config)
-    old = upkeep.expired(storage, keep)
+    old = maintenance.expired(storage, keep)
     if dry_run:
         console.plan("expire", {"dates": len(old), "which": ", ".join(map(str, old)) or "none"})
         return
     for run_date in old:
         with _date(config, console, storage, run_date) as lease:
-            upkeep.expire(storage, run_date, lease)
+            maintenance.expire(storage, run_date, lease)
         console.event("expired", run_date=run_date)
     console.event("expire", dates=len(old))
 
@@ -90,17 +90,17 @@ def suppress(
         ValueError: there is no list or no run; or, once all is taken out, that too little of a list is known.
     """
     user_lists, item_lists = _lists(config, users, items)
-    storages = published(config), published(config).at(upkeep.TRIALS)
-    runs = [(storage, one) for storage in storages for one in upkeep.dates(storage) if run_date in (None, one)]
+    storages = published(config), published(config).at(maintenance.TRIALS)
+    runs = [(storage, one) for storage in storages for one in maintenance.dates(storage) if run_date in (None, one)]
     if not runs:
         raise ValueError(
             f"{storages[0].uri}: there is no run{f' of {run_date}' if run_date else ''} to take anything from"
         )
     user_ids, item_ids = (_spellings(found) for found in (user_lists, item_lists))
-    taken_out = upkeep.Suppressed()
+    taken_out = maintenance.Suppressed()
     for storage, one in runs:
         with _date(config, console, storage, one) as lease:
-            found = upkeep.suppress(storage, one, user_ids, item_ids, lease)
+            found = maintenance.suppress(storage, one, user_ids, item_ids, lease)
         taken_out.add(found)
         console.event("suppressed", run_date=one, where=storage.uri, **found.counts)
     known = Known(config.workspace.storage)

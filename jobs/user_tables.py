@@ -51,7 +51,7 @@ class PartitionTable:
     @property
     def step(self) -> Step:
         return Step(
-            f"deal {self.table.key.replace('_', ' ')}",
+            f"partition {self.table.key.replace('_', ' ')}",
             sections=(),
             inputs=("sequences", "items"),  # they say what is known
             outputs=(self.table.artifact,),

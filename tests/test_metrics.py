@@ -53,7 +53,7 @@ def test_zeros_are_no_candidates():
     np.testing.assert_allclose(evaluate_scores(np.zeros((1, 3)), np.array([[7, 0, 0]]))[0], 1)
 
 
-def test_summary_is_mean_and_standard_error_however_cases_are_dealt():
+def test_summary_is_mean_and_standard_error_however_cases_are_partitioned():
     values = np.random.default_rng(0).random((50, len(METRICS)))
     subsets = {"all": np.ones(50, dtype=bool), "cold": np.arange(50) < 9, "warm": np.zeros(50, dtype=bool)}
 
@@ -61,9 +61,9 @@ def test_summary_is_mean_and_standard_error_however_cases_are_dealt():
         return sums("teacher", "random", values[rows], {name: chosen[rows] for name, chosen in subsets.items()})
 
     whole = summarise(table(slice(None)))
-    dealt = summarise([*table(slice(0, 7)), *table(slice(7, 7)), *table(slice(7, 50))])
+    partitioned = summarise([*table(slice(0, 7)), *table(slice(7, 7)), *table(slice(7, 50))])
     assert [row["subset"] for row in whole] == ["all"] * 4 + ["cold"] * 4, "an empty subset has no mean"
-    for one, other in zip(whole, dealt, strict=True):
+    for one, other in zip(whole, partitioned, strict=True):
         assert one == pytest.approx(other)
     first = whole[0]
     assert (first["system"], first["protocol"], first["metric"], first["count"]) == ("teacher", "random", "hit@1", 50)

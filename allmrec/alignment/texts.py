@@ -69,7 +69,7 @@ class TrainedTexts(nn.Module):
         """Positions of this worker's rows among those of the global batch: those of its share of the texts."""
         texts = np.unique(self.text_N[items_R])
         rank, world = rank_and_world_size()
-        # Longest first, dealt to and fro, so that workers get equally much to read.
+        # Longest first, assigned back and forth, so that workers read equally much.
         turn = np.arange(len(texts)) % (2 * world)
         mine = texts[np.argsort(-self.lengths[texts], kind="stable")[np.minimum(turn, 2 * world - 1 - turn) == rank]]
         return np.flatnonzero(np.isin(self.text_N[items_R], mine))
@@ -123,7 +123,7 @@ class TrainedTexts(nn.Module):
 
 
 def make_dense(weights: Iterable[torch.Tensor]) -> None:
-    """Turn the sparse gradients that the passes have left into what Adam and the exchange between workers take."""
+    """Turn the sparse gradients that the passes have left into what Adam and the all-reduce between workers take."""
     for weight in weights:
         if weight.grad is not None and weight.grad.is_sparse:
             weight.grad = weight.grad.to_dense()

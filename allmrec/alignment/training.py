@@ -1,7 +1,7 @@
 """Training of Stage-1: the alignment network, and SBERT along with it where the texts are trained.
 
 Plain torch, in one process or in a process group; knows nothing of Ray, artifacts or checkpoint files. A step's batch
-is global: its rows are dealt to the workers, and gradients are summed.
+is global: its rows are divided among the workers, and gradients are summed.
 
 Dimensions: R rows of a batch, N = n + 1 items, D, S, J as in `network`
 """
@@ -109,7 +109,7 @@ class AlignmentTraining:
 
     def train_step(self, rows: Rows) -> Losses:
         """One step on a global batch. Returns the losses of this worker's rows."""
-        matched = rows.weight_R > 0  # their texts are read, which is the work that is to be dealt evenly
+        matched = rows.weight_R > 0  # their texts are read, which is the work to divide evenly
         read, others = np.flatnonzero(matched), np.flatnonzero(~matched)
         losses = self.losses(rows.take(np.concatenate([read[self.texts.own(rows.item_R[read])], local_shard(others)])))
         self.optimiser.zero_grad()

@@ -1,7 +1,7 @@
 """Dropout whose masks do not depend on the number of workers.
 
 Masks are drawn for the whole global batch, from torch's global generator, and every worker takes its rows, as
-`allmrec.core.distributed.local_shard` deals them. A byte decides on an element, eight to a draw: torch's own dropout
+`allmrec.core.distributed.local_shard` divides them. A byte decides on an element, eight to a draw: torch's own dropout
 takes a draw an element, which on CPUs costs more than the model's arithmetic.
 
 Dimensions: B rows of this worker, G rows of the global batch

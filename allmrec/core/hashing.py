@@ -1,7 +1,7 @@
 """Hashes and random draws that are the same on every machine, version and number of workers.
 
 Everything is keyed by values (a user id, a seed, an epoch), never by a position in a block, so a result
-cannot depend on how rows were dealt to workers. Vectorised over rows; knows nothing of tables.
+cannot depend on how rows were divided among workers. Vectorised over rows; knows nothing of tables.
 """
 
 import hashlib

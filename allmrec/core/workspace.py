@@ -61,7 +61,7 @@ class Workspace:
     # Folders that hold more than one artifact, or none.
     bundles = Folder()
     checkpoints = Folder()
-    exchange = Folder("drafts/exchange")
+    shuffle = Folder("drafts/exchange")
     recommendations = Folder()
     text_cache = Folder()
 

@@ -61,14 +61,14 @@ class Known:
         return table.column("item_id").cast(pa.string()).combine_chunks()
 
     @cached_property
-    def _forgotten(self) -> frozenset[str]:
+    def _excluded(self) -> frozenset[str]:
         found = self.run.exists(f"histories/{MANIFEST}")
         return frozenset(read_manifest(self.run.at("histories")).stats.get(KNOWN, ()) if found else ())
 
     def _among(self, kind: int, ids: pa.Array, known: pa.Array) -> np.ndarray:
         found = pc.is_in(ids, known).to_numpy(zero_copy_only=False)
-        if self._forgotten:
+        if self._excluded:
             rest = np.flatnonzero(~found)
             found = found.copy()
-            found[rest] = [id_hash(kind, id) in self._forgotten for id in ids.take(pa.array(rest)).to_pylist()]
+            found[rest] = [id_hash(kind, id) in self._excluded for id in ids.take(pa.array(rest)).to_pylist()]
         return found

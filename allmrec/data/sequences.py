@@ -87,7 +87,7 @@ class Sequences:
 
 
 def num_shards(storage: Storage) -> int:
-    """Into how many shards a table is dealt."""
+    """How many shards a table has."""
     return len(read_manifest(storage).files)
 
 

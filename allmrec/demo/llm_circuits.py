@@ -2,7 +2,7 @@
 
 Steering by soft tokens needs three circuits that no minutes of training find from random weights: every slot gathers
 the title before it, the position that decides gathers the user's and the history's vectors, and it attends to the
-candidates' slots by how well they match and copies their titles' tokens. The residual stream is dealt into
+candidates' slots by how well they match and copies their titles' tokens. The residual stream is divided into
 subspaces for them. Knows OPT's weights; of tasks it knows nothing.
 """
 

@@ -60,10 +60,10 @@ class FitShards(ShardTask):
         sequences = Sequences.read(self.workspace.sequences, [shard])
         table = read_table(self.workspace.evaluation_cases, [shard])
         cases = [Cases.select(table, sequences, SPLIT, protocol) for protocol in PROTOCOLS]
-        sums_W = sum((self.gains(block) for some in cases for block in some.blocks(_BLOCK)), np.zeros(len(WEIGHTS)))
+        sums_W = sum((self.ndcg_by_weight(block) for some in cases for block in some.blocks(_BLOCK)), np.zeros(len(WEIGHTS)))
         return Report(counts=Counter(cases=sum(map(len, cases))), sums={METRIC: sums_W})
 
-    def gains(self, cases: Cases) -> np.ndarray:
+    def ndcg_by_weight(self, cases: Cases) -> np.ndarray:
         """The sum of NDCG@10 by weight, float64 (W,). The teacher breaks ties, as in the nightly run."""
         llm_BC, teacher_BC = (self.systems.score(name, cases) for name in ("a-llmrec", "teacher"))
         ranks = (ALLMRec.rank(blended(llm_BC, teacher_BC, weight), teacher_BC) for weight in WEIGHTS.tolist())

@@ -87,7 +87,7 @@ class PreviousRun:
 
     @classmethod
     def before(cls, storage: Storage, run_date: date, num_shards: int) -> "PreviousRun | None":
-        """The newest one of the month before the date, if it is dealt to as many shards."""
+        """The newest one of the month before the date, if it has as many shards."""
         for days in range(1, _LOOK_BACK + 1):
             if manifest := find_json(storage, manifest_key(run_date - timedelta(days))):
                 return cls(storage, manifest) if len(manifest["files"]) == num_shards else None

@@ -21,7 +21,7 @@ def deepspeed_config(
     """
     zero: dict[str, Any] = {
         "stage": 1 if placement == "replicated" else 3,
-        # DeepSpeed sets its buckets aside as a whole; a projector's largest matrix has H x H elements.
+        # DeepSpeed allocates its buckets at full size; a projector's largest matrix has H x H elements.
         "reduce_bucket_size": max(token_dim**2, 1),
         "allgather_bucket_size": max(token_dim**2, 1),
         "overlap_comm": torch.cuda.is_available(),

@@ -1,6 +1,6 @@
 """Ray Data for the jobs: one task a number, quiet, and with the user's errors as they were raised.
 
-Work is dealt by numbers (of pieces of the input, of shards) and never by Ray's blocks, so a result cannot depend
+Work is assigned by numbers (of pieces of the input, of shards) and never by Ray's blocks, so a result cannot depend
 on them. Transforms are plain callables of `allmrec`, which take `batch["id"]`, an array of one number.
 """
 

@@ -1,4 +1,4 @@
-"""Stage-1's benchmark: the straight implementation trains the same, and a difference would be noticed."""
+"""Stage-1's benchmark: the reference implementation trains the same, and a difference would be noticed."""
 
 import json
 
@@ -33,19 +33,19 @@ def test_both_implementations_train_the_same(tuned, tmp_path):
     texts = TrainedTexts(config, encoder, pa.array(names), 4000) if tuned else None
     ours = AlignmentTraining(config, teacher, cycles(100, NUM_ITEMS, 6), texts_NS, 0, trained_texts=texts)
     weights = {name: weight.clone() for name, weight in ours.network.state_dict().items()}
-    straight = ReferenceTraining(other, names, ours.items_ND, weights, 0.01, 0.5, 0.2, tuned)
+    reference = ReferenceTraining(other, names, ours.items_ND, weights, 0.01, 0.5, 0.2, tuned)
     losses: tuple[list, list] = ([], [])
     for rows in ours.examples.batches(0):
         own, mine = rows.positive_R, ours.train_step(rows)
         losses[0].append({name: getattr(mine, name).item() for name in NAMES})
         x_BD = ours.examples.x_PD[torch.from_numpy(rows.target_R[own])]
-        losses[1].append(straight.step(x_BD, rows.item_R[own].tolist(), rows.item_R[~own].tolist()))
+        losses[1].append(reference.step(x_BD, rows.item_R[own].tolist(), rows.item_R[~own].tolist()))
     assert len(losses[0]) == 4 and losses[0][-1]["item_recon"] < 0.9 * losses[0][0]["item_recon"], "weights moved"
     for step, pair in enumerate(zip(*losses, strict=True)):
         refuse_difference(step, *pair)
-    assert straight.padded > straight.read > 0 and (not tuned or texts.read < straight.read)
+    assert reference.padded > reference.read > 0 and (not tuned or texts.read < reference.read)
     wrong = losses[1][2] | {"rec": losses[1][2]["rec"] * 1.01}
-    with pytest.raises(ValueError, match=r"rec of step 3 is .*, and .* straight"):
+    with pytest.raises(ValueError, match=r"rec of step 3 is .*, and .* in the reference"):
         refuse_difference(3, losses[0][2], wrong)
 
 

@@ -8,7 +8,7 @@ import typer
 from transformers import OPTConfig, OPTForCausalLM
 from typer.testing import CliRunner
 
-from benchmarks.decoding_methods import CONSTRAINED, FREE, LIKELIHOOD, LISTED, STRAIGHT, TRIE, Ways
+from benchmarks.decoding_methods import CONSTRAINED, FREE, LIKELIHOOD, LISTED, GENERATE, TRIE, Ways
 from benchmarks.large_llm import as_large_as
 from benchmarks.nightly import main, stored_cases
 from benchmarks.report import Benchmark
@@ -34,9 +34,9 @@ def test_constrained_decoding_always_names_somebody(tiny_model, cases):
     ways = Ways(tiny_model, seed=0)
     chosen = ways.constrained(cases)
     assert not chosen.unnamed and ((chosen.hit_B >= 0) & (chosen.hit_B <= 1)).all()
-    free, straight, listed = ways.free(cases), ways.straight(cases), ways.straight(cases, beams=3)
-    assert free.unnamed == straight.unnamed == listed.unnamed == len(cases), "a random LLM writes no title"
-    assert listed.tokens > straight.tokens
+    free, generated, listed = ways.free(cases), ways.generate(cases), ways.generate(cases, beams=3)
+    assert free.unnamed == generated.unnamed == listed.unnamed == len(cases), "a random LLM writes no title"
+    assert listed.tokens > generated.tokens
 
 
 def test_another_llm_on_the_same_prompts(tiny_model, cases, tmp_path):
@@ -45,7 +45,7 @@ def test_another_llm_on_the_same_prompts(tiny_model, cases, tmp_path):
     benchmark = Benchmark("nightly", Console(log_json=True), {}, tmp_path, repeat="trial")
     share = as_large_as(benchmark, "larger", larger, tiny_model, cases, seed=0, trials=1)
     assert [labels["way"] for labels, _ in benchmark.measurements] == [
-        f"{way}, larger" for way in (TRIE, FREE, STRAIGHT)
+        f"{way}, larger" for way in (TRIE, FREE, GENERATE)
     ]
     assert benchmark.measurements[0][1]["MFU %"] == 100 * share > 0
 
@@ -59,6 +59,6 @@ def test_the_command(tiny_bundle, tmp_path):
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
     content = json.loads((tmp_path / "nightly.json").read_text())
-    ways = [TRIE, LIKELIHOOD, CONSTRAINED, FREE, STRAIGHT, LISTED]
+    ways = [TRIE, LIKELIHOOD, CONSTRAINED, FREE, GENERATE, LISTED]
     assert [row["way"] for row in content["measurements"]] == ways
     assert {bar["holds"] for bar in content["bars"]} == {None}

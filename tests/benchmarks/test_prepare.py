@@ -25,9 +25,9 @@ def log(tmp_path, monkeypatch) -> GeneratedLog:
     return log
 
 
-def made(contender: str, log: GeneratedLog, output):
+def made(engine: str, log: GeneratedLog, output):
     """In a process of its own: Polars' threads are set once."""
-    command = [sys.executable, "-m", "benchmarks.prepare_engines", contender, str(log.folder), str(output)]
+    command = [sys.executable, "-m", "benchmarks.prepare_engines", engine, str(log.folder), str(output)]
     subprocess.run(command, check=True)
     return output
 
@@ -77,9 +77,9 @@ def command(*arguments: str):
     return CliRunner().invoke(app, [*arguments])
 
 
-def test_an_unknown_contender_is_one_line(tmp_path):
-    result = command("--quick", "--contenders", "awk", "--root", str(tmp_path))
-    assert result.exit_code == 2 and "no contender awk" in result.stderr
+def test_an_unknown_engine_is_one_line(tmp_path):
+    result = command("--quick", "--engines", "awk", "--root", str(tmp_path))
+    assert result.exit_code == 2 and "no engine awk" in result.stderr
 
 
 @pytest.mark.benchmark
@@ -87,6 +87,6 @@ def test_quick(tmp_path):
     result = command("--quick", "--rows", "20_000", "--root", str(tmp_path))
     assert result.exit_code == 0, result.output
     content = json.loads((tmp_path / "prepare.json").read_text())
-    assert [row["contender"] for row in content["measurements"]] == ["ours", "duckdb", "polars"]
+    assert [row["engine"] for row in content["measurements"]] == ["ours", "duckdb", "polars"]
     assert all(row["rows/s"] > 0 and row["MB"] > 0 for row in content["measurements"])
     assert [bar["holds"] for bar in content["bars"]] == [None] * 2

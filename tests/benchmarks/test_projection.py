@@ -1,4 +1,4 @@
-"""Stage-2's benchmarks at a small size: the straight implementation and every placement have our losses."""
+"""Stage-2's benchmarks at a small size: the reference implementation and every placement have our losses."""
 
 import json
 
@@ -22,7 +22,7 @@ def run(main, root) -> dict[str, float]:
     return {bar["name"]: bar["value"] for bar in json.loads(path.read_text())["bars"]}
 
 
-def test_beside_the_straight_implementation(tmp_path):
+def test_beside_the_reference_implementation(tmp_path):
     bars = run(projection.main, tmp_path)
     assert bars["difference of the first losses"] < 1e-4
     assert bars["padding of ours, %"] < 5

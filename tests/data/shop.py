@@ -66,18 +66,18 @@ class Shop:
 
     def __init__(self, root):
         self.storage = open_storage(str(root))
-        self.histories, self.exchange = self.storage.at("histories"), self.storage.at("exchange")
+        self.histories, self.shuffle = self.storage.at("histories"), self.storage.at("shuffle")
         self.before: Manifest | None = None
         self.updates = 0
 
     def update(self, *logs, excluded=NOBODY) -> list[Report]:
         for number, log in enumerate(logs):
-            write_piece(self.exchange, number, log, 2)
+            write_piece(self.shuffle, number, log, 2)
         self.updates += 1
         new_exclusions = excluded is not NOBODY
         by = f"update {self.updates}"
         draft = UpdateHistories(
-            self.exchange, len(logs), self.histories, self.before, excluded, new_exclusions, ITEM_IDS, by
+            self.shuffle, len(logs), self.histories, self.before, excluded, new_exclusions, ITEM_IDS, by
         )
         reports = self.run(draft)
         files = {name: entry for report in reports for name, entry in report.files.items()}

@@ -152,12 +152,12 @@ def test_a_catalogue_that_grows_by_files_gives_the_numbers_of_one_preparation(tm
     assert ids == [item["asin"] for items in shop for item in sorted(items, key=lambda item: item["asin"])]
 
 
-def test_the_forgotten_appear_nowhere(tmp_path, shop_path):
+def test_excluded_users_appear_nowhere(tmp_path, shop_path):
     rows = log()
     write_parquet(tmp_path / "log" / "a.parquet", rows)
     config = config_of(tmp_path / "runs", tmp_path / "log", shop_path)
     storage, _ = prepared(config)
-    assert any(form in storage_text(storage) for form in FORMS)
+    assert any(form in storage_text(storage) for form in SPELLINGS)
 
     lists = {
         "excluded_users": {"paths": [str(write_parquet(tmp_path / "users.parquet", [{"user_id": "u7"}]))]},
@@ -165,7 +165,7 @@ def test_the_forgotten_appear_nowhere(tmp_path, shop_path):
     }
     config = config_of(tmp_path / "runs", tmp_path / "log", shop_path, **lists)
     storage, stats = prepared(config)
-    assert not any(form in storage_text(storage) for form in (*FORMS, "Item & 2'"))
+    assert not any(form in storage_text(storage) for form in (*SPELLINGS, "Item & 2'"))
     item = next(item for item in read_table(storage.at("items")).to_pylist() if item["item_id"] == "i2")
     assert (item["title"], item["available"], item["popularity"]) == (None, False, 0)
     scratch, stats = prepared(config_of(tmp_path / "scratch", tmp_path / "log", shop_path, **lists))
@@ -184,7 +184,7 @@ def test_the_forgotten_appear_nowhere(tmp_path, shop_path):
         prepared(config)
 
 
-FORMS = ("'u7'", '"u7"')  # of a user's id in a column, and in the JSON of a rejected row
+SPELLINGS = ("'u7'", '"u7"')  # of a user's id in a column, and in the JSON of a rejected row
 
 
 def storage_text(storage):

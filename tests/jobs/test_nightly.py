@@ -120,7 +120,7 @@ def test_the_next_run_of_some_users(tiny_workspace, tmp_path: Path, capsys: pyte
     tables = {key: str(tmp_path / name) for key, name in lists.items()}
     config = with_nightly(config, output=str(tmp_path / "out"), price_per_gpu_hour=2, ranker="blend", **tables)
     nightly(config, QUIET, DATE, dry_run=True)
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["tokens"] > 0, "before anything is dealt"
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["tokens"] > 0, "before anything is partitioned"
     for day in (DATE, DATE + timedelta(days=1)):
         nightly(config, QUIET, day)
     done = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -36,7 +36,7 @@ def test_every_step_is_behind_those_whose_outputs_it_reads(sections: dict[str, A
 def test_the_order_is_that_of_the_verbs() -> None:
     verbs = [step.verb for step in ordered(steps_of(Config(name="order", nightly=TABLES), DATE))]
     models = ["prepare", "embed", "train-cf", "train-alignment", "train-projection", "bundle"]
-    assert verbs == [*models, "deal candidates", "deal users", "fit blend", "nightly", "evaluate"]
+    assert verbs == [*models, "partition candidates", "partition users", "fit blend", "nightly", "evaluate"]
 
 
 def test_steps_that_wait_for_each_other_are_named() -> None:

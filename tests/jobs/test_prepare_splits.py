@@ -1,4 +1,4 @@
-"""`prepare` with splits other than the paper's: what is held out does not train, however users are dealt to shards."""
+"""`prepare` with splits other than the paper's: what is held out does not train, however users are assigned to shards."""
 
 import numpy as np
 import pytest

@@ -58,7 +58,7 @@ def prepare(config: Config, vectors: np.ndarray | None = None) -> Storage:
 
     shards = shard_of(pa.array(USER_IDS), 2)
     order = np.argsort(USER_IDS)
-    dealt = [order[shards[order] == shard] for shard in range(2)]
+    shares = [order[shards[order] == shard] for shard in range(2)]
     negatives = (HISTORIES[:, -2:-1] + np.arange(3, 12)) % NUM_ITEMS + 1
     candidates = np.concatenate([HISTORIES[:, -2:-1], negatives], axis=1)
     for name, schema, columns in (
@@ -82,7 +82,7 @@ def prepare(config: Config, vectors: np.ndarray | None = None) -> Storage:
         ),
     ):
         columns["user_id"] = np.array(USER_IDS)
-        tables = [_table(schema, len(rows), {key: column[rows] for key, column in columns.items()}) for rows in dealt]
+        tables = [_table(schema, len(rows), {key: column[rows] for key, column in columns.items()}) for rows in shares]
         _write(storage.at(name), schema, tables, interactions=HISTORIES.size, valid=NUM_USERS)
     return storage
 

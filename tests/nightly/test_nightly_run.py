@@ -41,7 +41,7 @@ def first(tiny, tmp_path_factory) -> tuple[Config, Made]:
     return config, make(config, tiny[1])
 
 
-def deal(run: Storage, artifact: str, users: list[str]) -> None:
+def partition(run: Storage, artifact: str, users: list[str]) -> None:
     """As `jobs.user_tables` does."""
     ids = pa.array(sorted(users))
     shard = shard_of(ids, NUM_SHARDS)
@@ -61,7 +61,7 @@ def popular_items(run: Storage, count: int) -> list[str]:
 def test_users_without_a_history_get_popular_items(tiny, tmp_path: Path) -> None:
     config, run = tiny
     everyone = read_table(run.at("sequences")).column("user_id").to_pylist()
-    deal(run, "nightly_users", [*everyone[:10], *STRANGERS])
+    partition(run, "nightly_users", [*everyone[:10], *STRANGERS])
     made = make(with_nightly(config, tmp_path, users="asked.parquet", blocked_items={"ids": ["item-01"]}), run)
     assert {row["user_id"] for row in made.rows} == {*everyone[:10], *STRANGERS}, "those who are asked for, no others"
     expected = [item for item in popular_items(run, 6) if item != "item-01"]
@@ -136,7 +136,7 @@ def test_suppressed_users_and_categories(tiny, tmp_path: Path) -> None:
     config, run = tiny
     everyone = read_table(run.at("sequences")).column("user_id").to_pylist()
     make(with_nightly(config, tmp_path), run)
-    deal(run, "suppressed_users", everyone[:3])
+    partition(run, "suppressed_users", everyone[:3])
     made = make(with_nightly(config, tmp_path, suppressed_users="gone.parquet"), run, SECOND)
     assert not {*everyone[:3]} & {*made.by_user} and len(made.rows) == NUM_USERS - 3
     assert made.figures["suppressed_users"] == 3 and made.figures["reused"] == NUM_USERS - 3
@@ -212,7 +212,7 @@ def test_lists_are_counted_and_must_be_known(tiny, tmp_path: Path) -> None:
     """However a recall list spells an item, it is recommended to nobody; what is listed and known is in the report."""
     config, run = tiny
     (tmp_path / "recall.txt").write_bytes(b'\xef\xbb\xbfitem-00 \r\n"item-01"\r\nITEM-02\r\n')
-    deal(run, "suppressed_users", ["user-00", "user-01", "gone"])
+    partition(run, "suppressed_users", ["user-00", "user-01", "gone"])
     lists = {"suppressed_items": str(tmp_path / "recall.txt"), "suppressed_users": "gone.parquet"}
     made = make(with_nightly(config, tmp_path / "out", **lists, ranker="teacher"), run)
     assert {"item-00", "item-01"}.isdisjoint(item for items in made.lists().values() for item in items)

@@ -1,4 +1,4 @@
-"""Dealing tables by user: rows land in the user's shard, however the table is written, and what is known is counted."""
+"""Partitioning tables by user: rows land in the user's shard, however the table is written, and what is known is counted."""
 
 from pathlib import Path
 from typing import Any
@@ -41,15 +41,15 @@ def run(tmp_path: Path) -> Storage:
     return run
 
 
-def dealt(source: Source, rows: Rows, schema: pa.Schema, run: Storage) -> tuple[pa.Table, dict[str, int]]:
+def partitioned(source: Source, rows: Rows, schema: pa.Schema, run: Storage) -> tuple[pa.Table, dict[str, int]]:
     """The whole table of all shards, and the sums of the counts."""
-    deal = PartitionRows(source, rows, SHARDS)
-    pieces = [table for n in range(len(source.pieces)) for table in deal({"id": pa.array([n]).to_numpy()})]
+    partition = PartitionRows(source, rows, SHARDS)
+    pieces = [table for n in range(len(source.pieces)) for table in partition({"id": pa.array([n]).to_numpy()})]
     shuffled = pa.concat_tables(pieces)
-    reports = WriteRows(run.at("dealt"), rows, schema, run)(shuffled.take(pa.array(range(len(shuffled) - 1, -1, -1))))
+    reports = WriteRows(run.at("partitioned"), rows, schema, run)(shuffled.take(pa.array(range(len(shuffled) - 1, -1, -1))))
     tables = []
     for report in reports.to_pylist():
-        tables.append(pq.read_table(Path(run.uri) / "dealt" / report["name"], schema=schema))
+        tables.append(pq.read_table(Path(run.uri) / "partitioned" / report["name"], schema=schema))
         assert {*shard_of(tables[-1].column("user_id"), SHARDS).tolist()} <= {int(report["name"][5:10])}
         assert report["rows"] == len(tables[-1])
     counts = {name: sum(report[name] or 0 for report in reports.to_pylist()) for name in reports.column_names[4:]}
@@ -58,7 +58,7 @@ def dealt(source: Source, rows: Rows, schema: pa.Schema, run: Storage) -> tuple[
 
 def given(path: Path, run: Storage, **config: Any) -> tuple[dict[str, list[str]], dict[str, int]]:
     source = open_source("candidates", ListConfig(**by_suffix([str(path)], {}), **config), S3Config(), CANDIDATES)
-    table, counts = dealt(source, rows_of(source), candidates.SCHEMA, run)
+    table, counts = partitioned(source, rows_of(source), candidates.SCHEMA, run)
     lists: dict[str, list[str]] = {}
     for row in table.to_pylist():
         lists.setdefault(row["user_id"], row["item_ids"])
@@ -67,7 +67,7 @@ def given(path: Path, run: Storage, **config: Any) -> tuple[dict[str, list[str]]
 
 def asked(path: Path, run: Storage) -> tuple[list[str], dict[str, int]]:
     source = open_list("users", ListConfig(**by_suffix([str(path)], {})), "user_id", S3Config())
-    table, counts = dealt(source, UserRows(), user_ids.SCHEMA, run)
+    table, counts = partitioned(source, UserRows(), user_ids.SCHEMA, run)
     return sorted(table.column("user_id").to_pylist()), counts
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from allmrec.core.commit_log import load_json, newest_entry
 from allmrec.core.storage import LocalStorage, S3Config, Storage
-from allmrec.publishing import maintenance as upkeep
+from allmrec.publishing import maintenance
 from allmrec.publishing.lease import hold_lease
 from allmrec.publishing.log import LATEST, published_dates, roll_back, symlinks_key
 from allmrec.publishing.reader import read_recommendations
@@ -24,13 +24,13 @@ NOTHING = {"users": 0, "items": 0, "files": 0}
 
 def suppress(storage: Storage, run_date: date, users: pa.Array = USERS, items: pa.Array = ITEMS) -> dict[str, int]:
     with hold_lease(storage, run_date, 0.2) as lease:
-        return upkeep.suppress(storage, run_date, users, items, lease).counts
+        return maintenance.suppress(storage, run_date, users, items, lease).counts
 
 
 def expire(storage: Storage, keep: int) -> None:
-    for run_date in upkeep.expired(storage, keep):
+    for run_date in maintenance.expired(storage, keep):
         with hold_lease(storage, run_date, 0.2) as lease:
-            upkeep.expire(storage, run_date, lease)
+            maintenance.expire(storage, run_date, lease)
 
 
 def without(rows: list[dict]) -> list[dict]:
@@ -134,7 +134,7 @@ def test_a_reader_who_is_overtaken_reads_again(tmp_path, shop: Shop, monkeypatch
 
 
 def test_expire_keeps_the_newest_and_what_is_current(storage: Storage, shop: Shop) -> None:
-    assert upkeep.expired(storage, 1) == []
+    assert maintenance.expired(storage, 1) == []
     days = [DAY + timedelta(n) for n in range(5)]
     for day in days:
         nightly(storage, shop, day)
@@ -142,15 +142,15 @@ def test_expire_keeps_the_newest_and_what_is_current(storage: Storage, shop: Sho
         storage.write(f"_reports/run_date={day}/report.json", b"")
     killed = Run.open(storage, DAY - timedelta(1), IDENTITY)  # an old run that never got through
     killed.commit_shard(0, shop.table(0, killed.run_id, killed.run_date))
-    assert upkeep.expired(storage, 5) == [killed.run_date]
+    assert maintenance.expired(storage, 5) == [killed.run_date]
     roll_back(storage, days[1])
     expire(storage, 2)
     assert published_dates(storage) == days[1:], "the current run and all newer ones stay"
     with hold_lease(storage, days[1], 1) as lease, pytest.raises(ValueError, match="is the current one"):
-        upkeep.expire(storage, days[1], lease)
+        maintenance.expire(storage, days[1], lease)
     roll_back(storage, days[4])
     expire(storage, 2)
-    assert published_dates(storage) == upkeep.dates(storage) == days[3:]
+    assert published_dates(storage) == maintenance.dates(storage) == days[3:]
     assert not [key for key in keys(storage) if any(f"run_date={day}" in key for day in days[:3])]
     assert_whole(storage, load_json(storage, LATEST), shop)
     with pytest.raises(ValueError, match="nothing was published for 2026-03-01"):
@@ -169,7 +169,7 @@ def test_expiring_that_is_killed_at_any_write_goes_on(tmp_path, shop: Shop) -> N
             for day in published_dates(storage):
                 assert_whole(storage, load_json(storage, f"run_date={day}/_SUCCESS"), shop)
         expire(storage, 1)
-        assert upkeep.dates(storage) == [NEXT_DAY]
+        assert maintenance.dates(storage) == [NEXT_DAY]
     assert die_at > 8, "every write was tried"
 
 

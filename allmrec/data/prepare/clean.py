@@ -68,7 +68,7 @@ def log_columns(data: DataConfig) -> dict[str, Column]:
     """What columns the log must have; those that nothing asks for are not read."""
     return {
         "user_id": Column(True, is_id, ID_TYPES),
-        "item_id": Column(True, is_id, ID_TYPES, repeats=True),
+        "item_id": Column(True, is_id, ID_TYPES, low_cardinality=True),
         "timestamp": Column(True, _is_time, "a timestamp, a date, a number or ISO 8601 text"),
         "rating": Column(data.min_rating is not None, _is_rating, "a number", read=data.min_rating is not None),
         "event": Column(data.events is not None, is_id, ID_TYPES, read=data.events is not None),

@@ -1,6 +1,6 @@
 """Cleaned rows of shards → users' histories, in a pass over shards that share nothing.
 
-`UpdateHistories` joins a shard's rows of the exchange with the histories of earlier logs: it finds duplicates,
+`UpdateHistories` joins a shard's rows of the shuffle with the histories of earlier logs: it finds duplicates,
 puts events in time order and keeps the rejected rows. What is written depends on a shard's rows alone: neither on their
 order nor on how many logs they came in. `sequences` makes `sequences` of histories.
 
@@ -38,8 +38,8 @@ class UpdateHistories(ShardTask):
     `items` that earlier rows name.
     """
 
-    exchange: Storage
-    pieces: int  # of the log, in the exchange
+    shuffle: Storage
+    pieces: int  # of the log, in the shuffle
     histories: Storage
     before: Manifest | None  # of the histories that are there
     excluded: Exclusions
@@ -48,7 +48,7 @@ class UpdateHistories(ShardTask):
     fingerprint: str
 
     def process(self, shard: int) -> Report:
-        new = read_partition(self.exchange, range(self.pieces), shard)
+        new = read_partition(self.shuffle, range(self.pieces), shard)
         events, bad, filtered_out = to_polars(new.events), _log_rejects(to_polars(new.rejections)), new.filtered_out
         users, items = list[str](), list[str]()
         if self.before is not None:

@@ -88,10 +88,10 @@ class HistoriesPlan:
     def exclusions(self, item_ids: pa.Array) -> Exclusions:
         return Exclusions.of(*self.excluded, item_ids)
 
-    def update(self, previous: Manifest | None, exchange: Storage, pieces: int, item_ids: pa.Array) -> UpdateHistories:
-        """The task that makes the files. Args: pieces: how many are in the exchange."""
+    def update(self, previous: Manifest | None, shuffle: Storage, pieces: int, item_ids: pa.Array) -> UpdateHistories:
+        """The task that makes the files. Args: pieces: how many are in the shuffle."""
         return UpdateHistories(
-            exchange=exchange,
+            shuffle=shuffle,
             pieces=pieces,
             histories=self.storage,
             before=previous,

@@ -21,7 +21,7 @@ from allmrec.data.prepare.exclusions import EXCLUDED, Exclusions
 
 _TABLES = {"events": EVENTS, "rejections": REJECTIONS}
 # `shard` is the number of the record batch.
-EXCHANGED = pa.schema(
+SHUFFLED = pa.schema(
     [
         *(pa.field(name, pa.list_(pa.struct(list(schema)[1:])), nullable=False) for name, schema in _TABLES.items()),
         pa.field("filtered_out", pa.map_(pa.string(), pa.int64()), nullable=False),  # of the whole piece, in shard 0
@@ -31,10 +31,10 @@ EXCHANGED = pa.schema(
 
 @dataclass(frozen=True)
 class PartitionRows(ShardTask):
-    """Numbers of pieces → their files in the exchange; details: the excluded `users` and `items` that they name."""
+    """Numbers of pieces → their files in the shuffle; details: the excluded `users` and `items` that they name."""
 
     clean: CleanInteractions
-    exchange: Storage
+    shuffle: Storage
     excluded: Exclusions
     num_shards: int
 
@@ -44,28 +44,28 @@ class PartitionRows(ShardTask):
         rejections, gone_rejections = self.excluded.split(to_polars(cleaned.rejections))
         excluded = Counter({EXCLUDED: gone.height + gone_rejections.height})
         kept = Cleaned(to_arrow(events, EVENTS), to_arrow(rejections, REJECTIONS), cleaned.filtered_out + excluded)
-        write_piece(self.exchange, piece, kept, self.num_shards)
+        write_piece(self.shuffle, piece, kept, self.num_shards)
         users, items = self.excluded.named(gone, gone_rejections)
         return Report(details={"users": users, "items": items})
 
 
-def write_piece(exchange: Storage, piece: int, cleaned: Cleaned, num_shards: int) -> None:
+def write_piece(shuffle: Storage, piece: int, cleaned: Cleaned, num_shards: int) -> None:
     """Leave the rows of a piece for the shards."""
     lists = [_by_shard(getattr(cleaned, name), schema, num_shards) for name, schema in _TABLES.items()]
     counts = cleaned.filtered_out
     offsets = pa.array([0, *[len(counts)] * num_shards], pa.int32())
     names, values = pa.array(list(counts), pa.string()), pa.array(list(counts.values()), pa.int64())
-    batch = pa.record_batch([*lists, pa.MapArray.from_arrays(offsets, names, values)], schema=EXCHANGED)
+    batch = pa.record_batch([*lists, pa.MapArray.from_arrays(offsets, names, values)], schema=SHUFFLED)
     buffer = io.BytesIO()
-    with pa.ipc.new_file(buffer, EXCHANGED, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
+    with pa.ipc.new_file(buffer, SHUFFLED, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
         for shard in range(num_shards):
             writer.write_batch(batch.slice(shard, 1))
-    exchange.write(_file(piece), buffer.getvalue())
+    shuffle.write(_file(piece), buffer.getvalue())
 
 
-def read_partition(exchange: Storage, pieces: Sequence[int], shard: int) -> Cleaned:
+def read_partition(shuffle: Storage, pieces: Sequence[int], shard: int) -> Cleaned:
     """A shard's part of all pieces; its tables have no column `shard`."""
-    filesystem, root = exchange.arrow()
+    filesystem, root = shuffle.arrow()
     tables: dict[str, list[pa.Table]] = {name: [schema.empty_table().drop("shard")] for name, schema in _TABLES.items()}
     filtered_out: Counter[str] = Counter()
     for piece in pieces:

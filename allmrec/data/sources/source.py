@@ -34,7 +34,7 @@ class Column:
     accepts: Callable[[pa.DataType], bool]
     types: str  # those, in words
     read: bool = True  # false: only its presence and type are checked
-    repeats: bool = False  # few values in many rows: text comes out dictionary-encoded, where the file has it so
+    low_cardinality: bool = False  # few values in many rows: text comes out dictionary-encoded, where the file has it so
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def open_source(
             _check_columns(columns, expected, names, f"{name}: column", file.uri, section or f"data.{name}")
         for ours, theirs in names.items():
             if theirs in columns and expected[ours].read and pa.types.is_null(fields.get(ours, pa.null())):
-                encode = expected[ours].repeats and config.format == "parquet"
+                encode = expected[ours].low_cardinality and config.format == "parquet"
                 kind = plain_type(columns[theirs])
                 fields[ours] = _encoded(kind) if encode else kind
     for ours in [ours for ours, kind in fields.items() if pa.types.is_null(kind)]:  # null in every file

@@ -32,7 +32,7 @@ def test_tables_without_some_of_the_columns():
     assert Exclusions.of([], ["c"], ITEM_IDS).without(ROWS.select("user_id", "item_index")).height == 6
 
 
-def test_nobody_is_forgotten():
+def test_no_user_is_excluded():
     assert Exclusions.of([], [], ITEM_IDS).without(ROWS).equals(ROWS)
 
 

@@ -27,11 +27,11 @@ def piece(seed):
 
 @pytest.mark.parametrize("name", ["events", "rejections"])
 def test_each_row_comes_to_its_shard_once(tmp_path, name):
-    exchange, pieces = open_storage(str(tmp_path)), [piece(1), piece(2), Cleaned()]
+    shuffle, pieces = open_storage(str(tmp_path)), [piece(1), piece(2), Cleaned()]
     for number, cleaned in enumerate(pieces):
-        write_piece(exchange, number, cleaned, SHARDS)
+        write_piece(shuffle, number, cleaned, SHARDS)
     for shard in range(SHARDS):
-        found = getattr(read_partition(exchange, range(3), shard), name)
+        found = getattr(read_partition(shuffle, range(3), shard), name)
         rows = [row for cleaned in pieces for row in getattr(cleaned, name).to_pylist() if row["shard"] == shard]
         assert sorted(map(str, found.to_pylist())) == sorted(
             str({key: value for key, value in row.items() if key != "shard"}) for row in rows
@@ -39,10 +39,10 @@ def test_each_row_comes_to_its_shard_once(tmp_path, name):
 
 
 def test_counts_come_to_one_shard(tmp_path):
-    exchange = open_storage(str(tmp_path))
+    shuffle = open_storage(str(tmp_path))
     for number in range(2):
-        write_piece(exchange, number, piece(number + 1), SHARDS)
-    counts = [read_partition(exchange, range(2), shard).filtered_out for shard in range(SHARDS)]
+        write_piece(shuffle, number, piece(number + 1), SHARDS)
+    counts = [read_partition(shuffle, range(2), shard).filtered_out for shard in range(SHARDS)]
     assert counts == [{"a": 3, "b": 2}, {}, {}, {}]
 
 
