@@ -2,7 +2,7 @@
 
     bundles/<version>/bundle.json                    what it is, and the sha256 of every other file
     bundles/<version>/teacher/                       copies of the artifacts with their manifests, so that each
-    bundles/<version>/alignment/                     loads here by the function that loads it from a run
+    bundles/<version>/alignment/                     loads here by the function that loads it from a workspace
     bundles/<version>/projectors/
     bundles/<version>/items/
     bundles/_log/00000003.json                       the version promoted from then on (`allmrec.core.commit_log`)
@@ -107,11 +107,11 @@ class Bundle:
         )
 
 
-def build_bundle(run: Storage, config: Mapping[str, Any]) -> str:
-    """Gather the run's artifacts into `bundles/<version>/`; building the same again changes nothing.
+def build_bundle(storage: Storage, config: Mapping[str, Any]) -> str:
+    """Gather the workspace's artifacts into `bundles/<version>/`; building the same again changes nothing.
 
     Args:
-        run: root of a run that has the artifacts PARTS and `sequences`.
+        storage: of a workspace that has the artifacts PARTS and `sequences`.
         config: resolved sections; text, llm, prompt and bundle among them.
 
     Returns:
@@ -121,8 +121,8 @@ def build_bundle(run: Storage, config: Mapping[str, Any]) -> str:
         ValueError: an artifact is missing or damaged, names it; or the projectors were trained on other forms of the
             items than `config` says.
     """
-    manifests = {part: read_manifest(run.at(part)) for part in PARTS}
-    _check_forms(manifests["projectors"], config)
+    manifests = {part: read_manifest(storage.at(part)) for part in PARTS}
+    _check_embeddings(manifests["projectors"], config)
     content = {
         "format": _FORMAT,
         "code": __version__,
@@ -131,19 +131,19 @@ def build_bundle(run: Storage, config: Mapping[str, Any]) -> str:
             "llm": _identity(config["llm"]["name"], config["llm"]["revision"]),
             "text": _identity(config["text"]["model"], config["text"]["revision"]),
         },
-        "data": {table: read_manifest(run.at(table)).digest for table in (Workspace.items, Workspace.sequences)},
+        "data": {table: read_manifest(storage.at(table)).digest for table in (Workspace.items, Workspace.sequences)},
         "parts": {part: manifest.digest for part, manifest in manifests.items()},
     }
     version = fingerprint(content)[:12]
-    root = Workspace(run).bundles.at(version)
+    root = Workspace(storage).bundles.at(version)
     files = {}
     for part, manifest in manifests.items():
         for name in manifest.files:
-            data = read_file(run.at(part), manifest, name)
+            data = read_file(storage.at(part), manifest, name)
             root.create(f"{part}/{name}", data)
             files[f"{part}/{name}"] = file_entry(data)
         # Manifests hold timings, so of two builders of one version the first one's stay.
-        root.create(f"{part}/{MANIFEST}", run.at(part).read(MANIFEST))
+        root.create(f"{part}/{MANIFEST}", storage.at(part).read(MANIFEST))
         files[f"{part}/{MANIFEST}"] = file_entry(root.read(f"{part}/{MANIFEST}"))
     description = {
         "version": version,
@@ -157,10 +157,10 @@ def build_bundle(run: Storage, config: Mapping[str, Any]) -> str:
     return version
 
 
-def load_bundle(run: Storage, version: str) -> Bundle:
+def load_bundle(storage: Storage, version: str) -> Bundle:
     """Load and verify. Raises ValueError naming what is missing or damaged."""
-    bundled = Workspace(Workspace(run).bundles.at(version))  # its parts have the workspace's names
-    description = verify_bundle(run, version)
+    bundled = Workspace(Workspace(storage).bundles.at(version))  # its parts have the workspace's names
+    description = verify_bundle(storage, version)
     e_NJ, q_NJ = load_joint(bundled.alignment)
     return Bundle(
         version=version,
@@ -174,10 +174,10 @@ def load_bundle(run: Storage, version: str) -> Bundle:
     )
 
 
-def verify_bundle(run: Storage, version: str) -> dict[str, Any]:
+def verify_bundle(storage: Storage, version: str) -> dict[str, Any]:
     """Compare every file with `bundle.json`, and return that. Raises ValueError naming what is missing or damaged."""
-    root = Workspace(run).bundles.at(version)
-    description = read_description(run, version)
+    root = Workspace(storage).bundles.at(version)
+    description = read_description(storage, version)
     for name, entry in description["files"].items():
         try:
             data = root.read(name)
@@ -190,9 +190,9 @@ def verify_bundle(run: Storage, version: str) -> dict[str, Any]:
     return description
 
 
-def read_description(run: Storage, version: str) -> dict[str, Any]:
+def read_description(storage: Storage, version: str) -> dict[str, Any]:
     """`bundle.json`, verified: what a bundle is, without loading it."""
-    root = Workspace(run).bundles.at(version)
+    root = Workspace(storage).bundles.at(version)
     try:
         description = json.loads(root.read(DESCRIPTION))
         digest = description.pop("digest")
@@ -229,36 +229,36 @@ def check_items(description: Mapping[str, Any], items: Storage) -> None:
         )
 
 
-def promote(run: Storage, version: str) -> Entry | None:
+def promote(storage: Storage, version: str) -> Entry | None:
     """Make a bundle the one that nightly runs and evaluations use; None when it is already.
 
     Raises:
         ValueError: there is no such bundle, or it is damaged.
     """
-    verify_bundle(run, version)
+    verify_bundle(storage, version)
     entry = {"version": version, "promoted_at": datetime.now(UTC).isoformat(timespec="seconds")}
-    log = Workspace(run).bundles
+    log = Workspace(storage).bundles
     return append_next(log, entry, lambda newest: newest is not None and newest["version"] == version)
 
 
-def latest_bundle(run: Storage) -> str:
+def latest_bundle(storage: Storage) -> str:
     """The version that was promoted last. Raises ValueError when none was."""
-    newest = newest_entry(Workspace(run).bundles)
+    newest = newest_entry(Workspace(storage).bundles)
     if newest is None:
         raise ValueError(
-            f"{run.uri}: no bundle is promoted; `allmrec bundle build` promotes what it builds, and "
+            f"{storage.uri}: no bundle is promoted; `allmrec bundle build` promotes what it builds, and "
             "`allmrec bundle promote VERSION` one that is there"
         )
     return newest["version"]
 
 
-def bundle_versions(run: Storage) -> list[str]:
+def bundle_versions(storage: Storage) -> list[str]:
     """The versions that are there."""
-    keys = (entry.key.split("/") for entry in Workspace(run).bundles.list())
+    keys = (entry.key.split("/") for entry in Workspace(storage).bundles.list())
     return [key[0] for key in keys if len(key) == 2 and key[1] == DESCRIPTION]
 
 
-def _check_forms(projectors: Manifest, config: Mapping[str, Any]) -> None:
+def _check_embeddings(projectors: Manifest, config: Mapping[str, Any]) -> None:
     """Raises ValueError when F_I was trained on other inputs than a bundle of this config would give it."""
     for section, key in (("projection", "item_input"), ("bundle", "min_interactions_for_cf")):
         made, wanted = projectors.config.get(section, {}).get(key), config[section][key]

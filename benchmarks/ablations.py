@@ -75,7 +75,7 @@ BESIDE = ("random", "popularity", "teacher", "llm-only")  # of the finished run
 
 def train(config: Config, base: Config, console: Console) -> Workspace:
     """Train and evaluate one row in a fresh workspace, as far as it differs from the finished one. Returns it."""
-    workspace, finished = base.workspace, Path(base.run_uri)
+    workspace, finished = base.workspace, Path(base.workspace_uri)
 
     def made_with(config: Config, artifact: str) -> bool:
         recorded = read_manifest(workspace.at(artifact)).config
@@ -84,7 +84,7 @@ def train(config: Config, base: Config, console: Console) -> Workspace:
     kept = made_with(config, Workspace.alignment)
     if kept and made_with(config, Workspace.projectors) and made_with(base, Workspace.evaluation):
         return workspace
-    folder = Path(config.run_uri)
+    folder = Path(config.workspace_uri)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for artifact in (*SHARED, Workspace.alignment) if kept else SHARED:
@@ -155,11 +155,11 @@ def main(
     with errors_in_one_line():
         if table not in TABLES:
             raise ValueError(f"--table {table!r}: there are {', '.join(TABLES)}")
-        asked = [name.strip() for name in rows.split(",")] if rows else list(TABLES[table])
-        if unknown := set(asked) - set(TABLES[table]):
+        requested = [name.strip() for name in rows.split(",")] if rows else list(TABLES[table])
+        if unknown := set(requested) - set(TABLES[table]):
             raise ValueError(f"--rows {sorted(unknown)}: table {table} has {', '.join(TABLES[table])}")
         base = load_config(config, overrides or [])
-        chosen = [name for number, name in enumerate(TABLES[table]) if number == 0 or name in asked]
+        chosen = [name for number, name in enumerate(TABLES[table]) if number == 0 or name in requested]
         finished = base.workspace
         for turn, seed in enumerate(seeds.split(",")):
             runs: list[Workspace] = []

@@ -9,7 +9,7 @@ as many random ones as a prompt has, and choose among validation candidates then
 
 e Hit@1      all validation targets, items by e. The row "teacher" is the teacher's own product.
 q Hit@1      targets that were withheld, items by q, through the same F_I: how q replaces e.
-q nearer     `alignment_quality` of withheld items: the share of items whose q is nearer to e_i than q_i (chance: 0.5).
+q closer     `alignment_quality` of withheld items: the share of items whose q is closer to e_i than q_i (chance: 0.5).
 e spread     share of the mean square of e that is variation between items.
 Q in e,      share of the variance of Q, and of E, in withheld items that the best linear map from e, and from q, gives
 E in q       back: what the joint embeddings have of the other side.
@@ -92,10 +92,10 @@ class Measure:
             "e spread": spread(e_NJ[known_N]),
         }
         if withheld_N.any():
-            asked_B = withheld_N[self.candidates_BC[:, 0]]
+            tested_B = withheld_N[self.candidates_BC[:, 0]]
             numbers |= {
-                "q Hit@1": hits(user(self.x_BD[asked_B]), item(q_NJ), self.candidates_BC[asked_B]),
-                "q nearer": alignment_quality(e_NJ, q_NJ, withheld_N.nonzero()[:, 0])["mean_rank_fraction"],
+                "q Hit@1": hits(user(self.x_BD[tested_B]), item(q_NJ), self.candidates_BC[tested_B]),
+                "q closer": alignment_quality(e_NJ, q_NJ, withheld_N.nonzero()[:, 0])["mean_rank_fraction"],
             }
             for name, of_N, from_NJ in (("Q in e", self.texts_NS, e_NJ), ("E in q", self.items_ND, q_NJ)):
                 found = linear_map(from_NJ[known_N], of_N[known_N])(from_NJ[withheld_N])

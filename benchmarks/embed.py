@@ -29,7 +29,7 @@ from allmrec.core.storage import Storage
 from allmrec.core.workspace import Workspace
 from allmrec.data.catalogue import item_texts
 from allmrec.demo.encoder import build_encoder
-from allmrec.demo.sample.shop import SampleConfig, draw_shelf
+from allmrec.demo.sample.shop import SampleConfig, draw_latent_items
 from allmrec.demo.sample.titles import items_table
 from allmrec.text.encoder import TextConfig, load_encoder
 from benchmarks.report import ROOT, Benchmark, Row
@@ -49,7 +49,7 @@ TOLERANCE = 1e-4  # between two embeddings of a text in batches of other lengths
 def catalogue(count: int, seed: int = 0) -> pa.Table:
     """item_id, title and description of `count` items."""
     config = SampleConfig(items=max(count, 30), seed=seed)
-    shop = items_table(config, "movies", draw_shelf(config, "movies")).slice(0, count)
+    shop = items_table(config, "movies", draw_latent_items(config, "movies")).slice(0, count)
     random = np.random.default_rng(seed)
     lengths = np.ceil(random.lognormal(np.log(SENTENCES), 0.8, count)).astype(np.int64).clip(1, 40)
     sentences = (
@@ -133,7 +133,7 @@ def main(
                 seconds, theirs_ND = process.submit(in_process, text, texts.to_pylist(), threads).result()
             numbers = {"items/s": items / seconds, "items/s, whole": items / seconds, "seconds": seconds}
             benchmark.measured({"way": "encode", "trial": trial}, numbers | {"embedded": items})
-            shutil.rmtree(config.run_uri, ignore_errors=True)
+            shutil.rmtree(config.workspace_uri, ignore_errors=True)
             write_items(workspace.items, shop)
             numbers, mine_ND = ours(config, console)
             ray.shutdown()

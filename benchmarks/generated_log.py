@@ -1,7 +1,7 @@
 """A log of any size for benchmarks: drawn file by file from a seed, in bounded memory, and kept for the next run.
 
 Items are as popular as Zipf's law says, users as active as a log-normal distribution; a part of the events bears only
-its day, so that times tie. One row in a hundred is bad: an id or a time is missing or absurd, an item unknown, an
+its day, so that times tie. One row in a hundred is bad: an id or a time is missing or impossible, an item unknown, an
 event there twice. Ids are text. The column `tie` is what breaks ties of time in `prepare`, which computes it itself; it
 is there for others, who could not.
 """
@@ -66,7 +66,7 @@ class GeneratedLog:
             time = OPENED + ((first + random.random(count) * count) / self.rows * SECONDS).astype(np.int64)
             time -= np.where(random.random(count) < DAYS_ONLY, time % 86_400, 0)
             events = pl.DataFrame({"user_id": _ids("A", user), "item_id": _ids("B", item), "timestamp": time})
-            events = with_ties(_spoilt(events, random))
+            events = with_ties(_corrupted(events, random))
             events.write_parquet(draft / f"log/{number:05d}.parquet", row_group_size=ROWS_PER_GROUP)
         draft.rename(self.folder)
 
@@ -83,7 +83,7 @@ def _ids(letter: str, numbers: np.ndarray) -> pl.Series:
     return mixed.to_frame().select(pl.format(f"{letter}{{}}", "id")).to_series()
 
 
-def _spoilt(events: pl.DataFrame, random: np.random.Generator) -> pl.DataFrame:
+def _corrupted(events: pl.DataFrame, random: np.random.Generator) -> pl.DataFrame:
     """With a few rows corrupted in each way."""
     way = (random.random(events.height) / BAD).astype(np.int64)  # mostly none of them
     corrupted = events.with_columns(way=way).with_columns(

@@ -40,7 +40,7 @@ from allmrec.data.cases import Cases
 from allmrec.data.sequences import Sequences
 from allmrec.model import ALLMRec
 from benchmarks.clock import Stopwatch, now
-from benchmarks.decoding_methods import FREE, LIKELIHOOD, LISTED, GENERATE, TRIE, Ways
+from benchmarks.decoding_methods import FREE, GENERATE, LIKELIHOOD, LISTED, TRIE, Ways
 from benchmarks.large_llm import as_large_as, opt_67b
 from benchmarks.report import ROOT, Benchmark, Row
 from jobs.config import Config

@@ -21,7 +21,7 @@ import torch
 import typer
 from pydantic import ValidationError
 
-from allmrec.cf.retrieval import catalogue_places
+from allmrec.cf.retrieval import held_out_ranks
 from allmrec.cf.teacher import Teacher, TeacherConfig, load_teacher
 from allmrec.cf.training import ValidationCases, validate
 from allmrec.core.artifacts import read_manifest, read_table
@@ -92,13 +92,13 @@ def sample_store(users: int, items: int, root: Path, console: Console) -> Path:
     config = Config(name=f"{source.name}-prepared", root=str(root), data=tables)
     execute(prepare.STEP, config, console)
     ray.shutdown()
-    return Path(config.run_uri)
+    return Path(config.workspace_uri)
 
 
 def train(store: Store, root: Path, seed: int, teacher: TeacherConfig, workers: int, console: Console) -> Row:
     """Train a teacher by the verb `train-cf`, in a fresh folder over the prepared tables, and measure it."""
     config = Config(name="run", root=str(root), seed=seed, teacher=teacher, workers={"num_workers": workers})
-    folder = Path(config.run_uri)
+    folder = Path(config.workspace_uri)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for table in INPUTS:
@@ -145,7 +145,7 @@ def measured(teacher: Teacher, cases: Cases, drawable: np.ndarray) -> Row:
     x_BD = teacher.represent(cases.histories)
     score_BC = teacher.scores(x_BD, torch.from_numpy(cases.candidates_BC).long())
     sampled_BM = evaluate_scores(score_BC.numpy(), cases.candidates_BC)
-    better_B, tied_B = catalogue_places(teacher, x_BD, cases.histories, cases.candidates_BC[:, 0], drawable)
+    better_B, tied_B = held_out_ranks(teacher, x_BD, cases.histories, cases.candidates_BC[:, 0], drawable)
     full_BM = expected_metrics(better_B, tied_B, len(teacher.item_embeddings))
     hit, ndcg = METRICS.index("hit@1"), METRICS.index("ndcg@10")
     return {

@@ -93,8 +93,8 @@ def nightly(
     from jobs.nightly import nightly as run_nightly
 
     with errors_in_one_line():
-        asked = [f"nightly.users={users}"] if users else []
-        settings = load_config(config, [*overrides, *asked])
+        requested = [f"nightly.users={users}"] if users else []
+        settings = load_config(config, [*overrides, *requested])
         day = run_date(date, settings.nightly.timezone)
         run_nightly(settings, Console(log_json), day, dry_run, full, limit)
 

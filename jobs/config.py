@@ -54,19 +54,19 @@ class Config(Section):
     storage: S3Config = S3Config()  # the object store
 
     @property
-    def run_uri(self) -> str:
+    def workspace_uri(self) -> str:
         return f"{self.root.rstrip('/')}/{self.name}"
 
     @property
     def output_uri(self) -> str:
         """Where nightly runs publish."""
-        return self.nightly.output or f"{self.run_uri}/{Workspace.recommendations}"
+        return self.nightly.output or f"{self.workspace_uri}/{Workspace.recommendations}"
 
     @property
     def workspace(self) -> Workspace:
         output = self.nightly.output
         elsewhere = {} if output is None else {Workspace.recommendations: open_storage(output, self.storage)}
-        return Workspace(open_storage(self.run_uri, self.storage), elsewhere)
+        return Workspace(open_storage(self.workspace_uri, self.storage), elsewhere)
 
 
 C = TypeVar("C", bound=Config)

@@ -61,7 +61,7 @@ def embed_into(context: Context, artifact: str) -> Stats:
     target = context.workspace.at(artifact)
     write = WriteItemEmbeddings(target, find_manifest(target), cache, index.files, encoder)
     with writing(target, artifact, context.fingerprint, context.resolved("text")) as out:
-        files, unchanged = lay_out(context, wanted, write, index)
+        files, unchanged = write_item_embeddings(context, wanted, write, index)
         out.add(files)
         out.stats |= {
             "items": len(wanted),
@@ -111,7 +111,7 @@ def embed(context: Context, texts: pa.Table, cache: TextCache, encoder: str) -> 
     return {"items_per_s": len(texts) / max(seconds, 1e-9), "items/s of a worker": len(texts) / max(busy, 1e-9)}
 
 
-def lay_out(
+def write_item_embeddings(
     context: Context, wanted: pa.Table, transform: WriteItemEmbeddings, index: Index
 ) -> tuple[dict[str, Any], int]:
     """Write each item's embedding, in the order of `wanted`; the files' entries, and how many stayed."""
@@ -122,10 +122,10 @@ def lay_out(
     places = pa.table({**{name: wanted[name] for name in ("item_id", "text_hash")}, "file": file, "row": row})
     places = places.append_column("shard", pa.array(shard))
     blocks = [places.slice(start, ITEMS_PER_SHARD) for start in range(0, len(places), ITEMS_PER_SHARD)]
-    laid = ray.data.from_arrow(blocks).map_batches(transform, batch_format="pyarrow", batch_size=None)
+    written = ray.data.from_arrow(blocks).map_batches(transform, batch_format="pyarrow", batch_size=None)
     files, unchanged = {}, 0
-    with context.console.progress("lay out", len(blocks)) as bar:
-        for table in iter_results(laid):
+    with context.console.progress("write embeddings", len(blocks)) as bar:
+        for table in iter_results(written):
             for row_ in table.to_pylist():
                 files[row_["name"]] = row_["entry"]
                 unchanged += row_["unchanged"]

@@ -78,7 +78,7 @@ def run(context: Context) -> Stats:
         seed=config.seed,
         chance=1 / (1 + config.evaluation.num_negatives),
         bundle=description,
-        data=data_facts(context),
+        data=data_stats(context),
         metrics=metrics,
         costs={_label(*key): cost for key, cost in costs.items()},
         caveats=caveats([total.counts], config.evaluation.num_negatives),
@@ -102,9 +102,9 @@ def score(context: Context, version: str) -> tuple[list[ShardReport], ShardRepor
     """The reports of `EvaluateShards` by shard, and their sum."""
     config, count = context.config, num_shards(context.workspace.evaluation_cases)
     start_ray(config)
-    asked = config.evaluation
-    writing = min(1.0, asked.generation_users / max(1, tested_users(context)))
-    compared = (asked.systems, config.seed, config.nightly.num_candidates, asked.baseline, writing)
+    evaluation = config.evaluation
+    writing = min(1.0, evaluation.generation_users / max(1, tested_users(context)))
+    compared = (evaluation.systems, config.seed, config.nightly.num_candidates, evaluation.baseline, writing)
     arguments = (context.storage, version, config.llm, *compared)
     dataset = map_actors(range(count), EvaluateShards, arguments, config.workers)
     with context.console.progress("evaluate", count) as bar:
@@ -144,7 +144,7 @@ def speed(costs: Costs) -> Stats:
     }
 
 
-def data_facts(context: Context) -> dict[str, int]:
+def data_stats(context: Context) -> dict[str, int]:
     """The numbers of paper Table 2, and what preparation left out or had to make up."""
     sizes = read_manifest(context.workspace.sequences).stats
     titles = Catalogue.read(context.workspace.items).titles

@@ -3,7 +3,7 @@
     allmrec explain --config jobs/configs/demo.yaml --task favourite-genre --users 20
     python -m jobs.explain --config jobs/configs/demo.yaml --task favourite-genre --user U000012
 
-Ray Data assigns the shards that hold the asked users to workers with the bundle and the LLM.
+Ray Data assigns the shards that hold the requested users to workers with the bundle and the LLM.
 """
 
 from functools import partial
@@ -64,12 +64,12 @@ def run(context: Context, users: int, user_ids: list[str]) -> Stats:
     check_llm(description, config.llm)
     check_items(description, context.workspace.items)
     count = num_shards(sequences)
-    asked = user_ids or sample_users(sequences, count, users, config.seed)
-    shards = shards_of(sequences, count, asked)
+    requested = user_ids or sample_users(sequences, count, users, config.seed)
+    shards = shards_of(sequences, count, requested)
 
     # Ask.
     start_ray(config)
-    arguments = (context.storage, version, config.llm, config.explain, asked)
+    arguments = (context.storage, version, config.llm, config.explain, requested)
     answers = []
     with context.console.progress("explain", len(shards)) as bar:
         for table in iter_results(map_actors(shards, ExplainShards, arguments, config.workers)):
@@ -81,9 +81,9 @@ def run(context: Context, users: int, user_ids: list[str]) -> Stats:
     target, systems = context.workspace.explanations, summary(rows)
     with writing(target, "explanations", context.fingerprint, context.resolved("explain", "llm")) as out:
         out.table(0, SCHEMA, rows)
-        out.stats |= {"users": len(asked), "bundle": version, "systems": systems.to_dicts()}
+        out.stats |= {"users": len(requested), "bundle": version, "systems": systems.to_dicts()}
     show(context.console, rows, systems)
-    return {"users": len(asked), "explanations": target.uri}
+    return {"users": len(requested), "explanations": target.uri}
 
 
 def summary(rows: pa.Table) -> pl.DataFrame:
@@ -114,8 +114,12 @@ def show(console: Console, rows: pa.Table, systems: pl.DataFrame) -> None:
 
 
 def plan(context: Context, users: int, user_ids: list[str]) -> Stats:
-    asked = len(user_ids) or min(users, read_manifest(context.workspace.sequences).rows)
-    return {"users": asked, "prompts": 2 * asked, "categories": f"at most {context.config.explain.max_categories}"}
+    requested = len(user_ids) or min(users, read_manifest(context.workspace.sequences).rows)
+    return {
+        "users": requested,
+        "prompts": 2 * requested,
+        "categories": f"at most {context.config.explain.max_categories}",
+    }
 
 
 if __name__ == "__main__":

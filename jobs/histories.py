@@ -37,7 +37,7 @@ def update_histories(context: Context, plan: HistoriesPlan, item_ids: pa.Array) 
         finally:
             clear(shuffle)
         out.add(total.files)
-        plan.describe(out, item_ids, pieces, shards)
+        plan.write_manifest(out, item_ids, pieces, shards)
     return read_manifest(plan.storage)
 
 

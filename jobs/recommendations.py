@@ -103,7 +103,7 @@ def suppress(
             found = maintenance.suppress(storage, one, user_ids, item_ids, lease)
         taken_out.add(found)
         console.event("suppressed", run_date=one, where=storage.uri, **found.counts)
-    known = Known(config.workspace.storage)
+    known = Known(config.workspace)
     counts = [_count(found, "users", taken_out.named_users, known.users, least) for found in user_lists]
     counts += [_count(found, "items", taken_out.named_items, known.items, least) for found in item_lists]
     for count in counts:

@@ -26,7 +26,7 @@ class PartitionTable:
         start_ray(config)
         with writing(target, self.table.artifact, context.fingerprint, context.resolved("nightly")) as out:
             partition = map_tasks(len(source.pieces), PartitionRows(source, rows, shards))
-            writer = WriteRows(target, rows, self.table.schema, context.storage)
+            writer = WriteRows(target, rows, self.table.schema, context.workspace)
             written = partition.repartition(shards, keys=["shard"]).map_batches(
                 writer, batch_size=None, batch_format="pyarrow"
             )

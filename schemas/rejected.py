@@ -6,7 +6,7 @@ import pyarrow as pa
 MALFORMED = "malformed"  # cannot be parsed, or is text of another encoding
 NULL_ID = "null_id"  # user_id or item_id is null or empty
 BAD_TIMESTAMP = "bad_timestamp"  # missing or unparsable
-ABSURD_TIMESTAMP = "timestamp_out_of_range"  # before data.earliest or after data.latest
+TIMESTAMP_OUT_OF_RANGE = "timestamp_out_of_range"  # before data.earliest or after data.latest
 UNKNOWN_ITEM = "unknown_item"  # not in the catalogue
 DUPLICATE_EVENT = "duplicate_event"  # same user, item and timestamp as a row that was kept
 BAD_AVAILABLE = "bad_available"  # a catalogue row whose `available` is neither yes nor no
@@ -15,7 +15,7 @@ REASONS = (
     MALFORMED,
     NULL_ID,
     BAD_TIMESTAMP,
-    ABSURD_TIMESTAMP,
+    TIMESTAMP_OUT_OF_RANGE,
     UNKNOWN_ITEM,
     DUPLICATE_EVENT,
     BAD_AVAILABLE,

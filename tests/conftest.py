@@ -43,24 +43,24 @@ def tiny_original(
     from jobs import bundle
     from jobs.runtime.console import Console
     from jobs.runtime.step import execute
-    from tests.evaluation.tiny import tiny_config, write_tiny_run
+    from tests.evaluation.tiny import tiny_config, write_tiny_workspace
 
     root = tmp_path_factory.mktemp("tiny")
-    write_tiny_run(tiny_config(root), tiny_llm, tiny_tokenizer)
+    write_tiny_workspace(tiny_config(root), tiny_llm, tiny_tokenizer)
     execute(bundle.STEP, tiny_config(root), Console(log_json=True))
     return root
 
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_original: Path) -> "tuple[Config, Storage, str]":
-    """For those who only read: config, run and version of the bundle that all share."""
+    """For those who only read: config, storage and version of the bundle that all share."""
     from allmrec.bundle import latest_bundle
     from allmrec.core.storage import open_storage
     from tests.evaluation.tiny import tiny_config
 
     config = tiny_config(tiny_original)
-    run = open_storage(config.run_uri)
-    return config, run, latest_bundle(run)
+    storage = open_storage(config.workspace_uri)
+    return config, storage, latest_bundle(storage)
 
 
 @pytest.fixture(scope="session")
@@ -68,8 +68,8 @@ def tiny_model(tiny_bundle: "tuple[Config, Storage, str]") -> "ALLMRec":
     from allmrec.bundle import load_bundle
     from allmrec.model import ALLMRec
 
-    config, run, version = tiny_bundle
-    return ALLMRec(load_bundle(run, version), config.llm)
+    config, storage, version = tiny_bundle
+    return ALLMRec(load_bundle(storage, version), config.llm)
 
 
 @pytest.fixture(scope="module")
@@ -83,4 +83,4 @@ def tiny_workspace(tiny_original: Path, tmp_path_factory: pytest.TempPathFactory
     # The models stay where they were, as their folders' names are in what the bundle was made of.
     original = tiny_config(tiny_original)
     config = tiny_config(root).model_copy(update={"llm": original.llm, "text": original.text})
-    return config, open_storage(config.run_uri)
+    return config, open_storage(config.workspace_uri)

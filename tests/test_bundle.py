@@ -11,7 +11,7 @@ from allmrec.cf.teacher import load_teacher
 from allmrec.core.artifacts import MANIFEST
 from allmrec.data.sequences import Sequences
 from jobs.runtime.step import resolved
-from tests.evaluation.tiny import tiny_config, write_tiny_run
+from tests.evaluation.tiny import tiny_config, write_tiny_workspace
 
 SECTIONS = ("data", "text", "teacher", "alignment", "llm", "prompt", "projection", "bundle")
 
@@ -23,39 +23,39 @@ def config(tmp_path):
 
 @pytest.fixture
 def run(config, tiny_llm, tiny_tokenizer):
-    return write_tiny_run(config, tiny_llm, tiny_tokenizer)
+    return write_tiny_workspace(config, tiny_llm, tiny_tokenizer)
 
 
 @pytest.fixture
-def version(config, run):
-    return build_bundle(run, resolved(config, SECTIONS))
+def version(config, storage):
+    return build_bundle(storage, resolved(config, SECTIONS))
 
 
-def contents(run) -> dict[str, bytes]:
-    return {entry.key: run.read(entry.key) for entry in run.list("bundles/")}
+def contents(storage) -> dict[str, bytes]:
+    return {entry.key: storage.read(entry.key) for entry in storage.list("bundles/")}
 
 
-def test_what_is_loaded_is_what_was_trained(config, run, version):
-    bundle = load_bundle(run, version)
-    users = Sequences.read(run.at("sequences"))
-    assert torch.equal(bundle.teacher.represent(users), load_teacher(run.at("teacher")).represent(users))
+def test_what_is_loaded_is_what_was_trained(config, storage, version):
+    bundle = load_bundle(storage, version)
+    users = Sequences.read(storage.at("sequences"))
+    assert torch.equal(bundle.teacher.represent(users), load_teacher(storage.at("teacher")).represent(users))
     assert bundle.prompt == config.prompt and bundle.llm == config.llm
     assert bundle.catalogue.num_items == 40 and bundle.stats["projectors"]["loss"] == 2.5
     assert not any(weight.requires_grad for weight in bundle.projectors.parameters())
 
 
-def trained_with(run, **changed) -> None:
+def trained_with(storage, **changed) -> None:
     """Say of the projectors that their training had other settings, `section={key: value}`."""
-    manifest = json.loads(run.read(f"projectors/{MANIFEST}"))
+    manifest = json.loads(storage.read(f"projectors/{MANIFEST}"))
     for section, keys in changed.items():
         manifest["config"][section] |= keys
-    run.write(f"projectors/{MANIFEST}", json.dumps(manifest).encode())
+    storage.write(f"projectors/{MANIFEST}", json.dumps(manifest).encode())
 
 
-def test_items_that_were_hardly_seen_take_the_text_form(config, run):
-    trained_with(run, bundle={"min_interactions_for_cf": 2})
+def test_items_that_were_hardly_seen_take_the_text_form(config, storage):
+    trained_with(storage, bundle={"min_interactions_for_cf": 2})
     settings = resolved(config, SECTIONS) | {"bundle": {"min_interactions_for_cf": 2}}
-    bundle = load_bundle(run, build_bundle(run, settings))
+    bundle = load_bundle(storage, build_bundle(storage, settings))
     rare = bundle.catalogue.popularity < 2  # padding, and the last two items
     assert rare.sum() == 3
     joint = bundle.item_inputs()
@@ -69,45 +69,45 @@ def test_items_that_were_hardly_seen_take_the_text_form(config, run):
 @pytest.mark.parametrize(
     ("section", "key", "value"), [("bundle", "min_interactions_for_cf", 3), ("projection", "item_input", "random")]
 )
-def test_projectors_that_were_trained_on_other_forms_are_refused(config, run, section, key, value):
+def test_projectors_that_were_trained_on_other_forms_are_refused(config, storage, section, key, value):
     settings = resolved(config, SECTIONS)
     settings[section] |= {key: value}
     with pytest.raises(ValueError, match=rf"trained with {section}\.{key} .*{value}.*run train-projection again"):
-        build_bundle(run, settings)
-    trained_with(run, **{section: {key: value}})
-    build_bundle(run, settings)
+        build_bundle(storage, settings)
+    trained_with(storage, **{section: {key: value}})
+    build_bundle(storage, settings)
 
 
-def test_a_bundle_of_another_format_says_what_to_do(run, version):
+def test_a_bundle_of_another_format_says_what_to_do(storage, version):
     key = f"bundles/{version}/{DESCRIPTION}"
-    run.write(key, json.dumps(json.loads(run.read(key)) | {"format": 1}).encode())
+    storage.write(key, json.dumps(json.loads(storage.read(key)) | {"format": 1}).encode())
     with pytest.raises(ValueError, match=r"bundle format 1 is not .*run train-projection and bundle again"):
-        read_description(run, version)
+        read_description(storage, version)
 
 
-def test_the_same_content_makes_the_same_version_and_leaves_it_as_it_is(config, run, version):
-    before = contents(run)
+def test_the_same_content_makes_the_same_version_and_leaves_it_as_it_is(config, storage, version):
+    before = contents(storage)
     # Trained again: the same weights, but the manifest tells of another duration.
-    manifest = json.loads(run.read(f"projectors/{MANIFEST}"))
-    run.write(f"projectors/{MANIFEST}", json.dumps(manifest | {"stats": {"seconds": 99}}).encode())
-    assert build_bundle(run, resolved(config, SECTIONS)) == version
-    assert contents(run) == before
-    assert build_bundle(run, resolved(config, SECTIONS) | {"seed": 1}) != version
-    assert {key: data for key, data in contents(run).items() if version in key} == before
+    manifest = json.loads(storage.read(f"projectors/{MANIFEST}"))
+    storage.write(f"projectors/{MANIFEST}", json.dumps(manifest | {"stats": {"seconds": 99}}).encode())
+    assert build_bundle(storage, resolved(config, SECTIONS)) == version
+    assert contents(storage) == before
+    assert build_bundle(storage, resolved(config, SECTIONS) | {"seed": 1}) != version
+    assert {key: data for key, data in contents(storage).items() if version in key} == before
 
 
-def test_a_build_that_was_killed_is_finished_by_the_next(config, run, version):
-    before = contents(run)
-    run.delete(f"bundles/{version}/{DESCRIPTION}")
-    run.delete(f"bundles/{version}/items/part-00000.parquet")
+def test_a_build_that_was_killed_is_finished_by_the_next(config, storage, version):
+    before = contents(storage)
+    storage.delete(f"bundles/{version}/{DESCRIPTION}")
+    storage.delete(f"bundles/{version}/items/part-00000.parquet")
     with pytest.raises(ValueError, match="no such bundle"):
-        load_bundle(run, version)
-    build_bundle(run, resolved(config, SECTIONS))
-    assert contents(run) == before
+        load_bundle(storage, version)
+    build_bundle(storage, resolved(config, SECTIONS))
+    assert contents(storage) == before
 
 
-def test_nothing_of_the_llm_and_nothing_pickled_is_inside(run, version):
-    names = {key.removeprefix(f"bundles/{version}/") for key in contents(run)}
+def test_nothing_of_the_llm_and_nothing_pickled_is_inside(storage, version):
+    names = {key.removeprefix(f"bundles/{version}/") for key in contents(storage)}
     assert names == {
         DESCRIPTION,
         *(f"{part}/{MANIFEST}" for part in ("teacher", "alignment", "projectors", "items")),
@@ -120,48 +120,48 @@ def test_nothing_of_the_llm_and_nothing_pickled_is_inside(run, version):
     }
 
 
-def test_damage_to_any_file_is_refused_by_name(run, version):
-    for key, data in contents(run).items():
+def test_damage_to_any_file_is_refused_by_name(storage, version):
+    for key, data in contents(storage).items():
         broken = bytearray(data)
         broken[len(data) // 2] ^= 1
-        run.write(key, bytes(broken))
+        storage.write(key, bytes(broken))
         with pytest.raises(ValueError, match=key.rpartition("/")[2]):
-            load_bundle(run, version)
-        run.delete(key)
+            load_bundle(storage, version)
+        storage.delete(key)
         with pytest.raises(ValueError, match=r"missing|no such bundle"):
-            load_bundle(run, version)
-        run.write(key, data)
-    load_bundle(run, version)
+            load_bundle(storage, version)
+        storage.write(key, data)
+    load_bundle(storage, version)
 
 
-def test_an_edited_description_is_refused(run, version):
+def test_an_edited_description_is_refused(storage, version):
     key = f"bundles/{version}/{DESCRIPTION}"
-    description = json.loads(run.read(key))
+    description = json.loads(storage.read(key))
     description["config"]["prompt"]["noun"] = "movie"
-    run.write(key, json.dumps(description).encode())
+    storage.write(key, json.dumps(description).encode())
     with pytest.raises(ValueError, match="does not match its digest"):
-        read_description(run, version)
+        read_description(storage, version)
 
 
-def test_another_llm_or_items_table_is_refused(config, run, version, tmp_path):
-    description = read_description(run, version)
+def test_another_llm_or_items_table_is_refused(config, storage, version, tmp_path):
+    description = read_description(storage, version)
     check_llm(description, config.llm)
-    check_items(description, run.at("items"))
+    check_items(description, storage.at("items"))
     (tmp_path / "llm" / "config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"llm\.name"):
         check_llm(description, config.llm)
-    manifest = json.loads(run.read(f"items/{MANIFEST}"))
+    manifest = json.loads(storage.read(f"items/{MANIFEST}"))
     manifest["files"]["part-00000.parquet"]["sha256"] = "0" * 64
-    run.write(f"items/{MANIFEST}", json.dumps(manifest).encode())
+    storage.write(f"items/{MANIFEST}", json.dumps(manifest).encode())
     with pytest.raises(ValueError, match="another items table"):
-        check_items(description, run.at("items"))
+        check_items(description, storage.at("items"))
 
 
-def test_an_unfinished_part_is_named(config, run):
-    run.delete(f"projectors/{MANIFEST}")
+def test_an_unfinished_part_is_named(config, storage):
+    storage.delete(f"projectors/{MANIFEST}")
     with pytest.raises(ValueError, match="projectors"):
-        build_bundle(run, resolved(config, SECTIONS))
+        build_bundle(storage, resolved(config, SECTIONS))
 
 
-def test_popularity_is_by_item_index(run, version):
-    np.testing.assert_array_equal(load_bundle(run, version).catalogue.popularity[1:3], [39, 38])
+def test_popularity_is_by_item_index(storage, version):
+    np.testing.assert_array_equal(load_bundle(storage, version).catalogue.popularity[1:3], [39, 38])

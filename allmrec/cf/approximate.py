@@ -76,7 +76,7 @@ class ApproximateIndex:
         seen_S = (seen[0].long() * base + seen[1]).sort().values
         for first in range(0, len(x_UD), _BLOCK):
             x_BD = x_UD[first : first + _BLOCK]
-            item_BM = self._nearest(x_BD, 2 * count + _ROOM).sort(dim=1).values  # equal scores stay in index order
+            item_BM = self._neighbours(x_BD, 2 * count + _ROOM).sort(dim=1).values  # equal scores stay in index order
             row_B1 = torch.arange(first, first + len(x_BD), device=x_UD.device)[:, None]
             hidden_BM = (item_BM == 0) | _among(row_B1 * base + item_BM, seen_S)
             score_BM = self.teacher.scores(x_BD, item_BM).masked_fill(hidden_BM, -torch.inf)
@@ -90,7 +90,7 @@ class ApproximateIndex:
         items[short_U], scores[short_U] = retrieve(self.teacher, x_UD[short_U], pairs, self.available_I, count)
         return items, scores
 
-    def _nearest(self, x_BD: torch.Tensor, count: int) -> torch.Tensor:
+    def _neighbours(self, x_BD: torch.Tensor, count: int) -> torch.Tensor:
         """Items near each user, int64 (B, M); 0 where lists ran out."""
         x_BE = torch.nn.functional.pad(x_BD.float(), (0, 1)).cpu().numpy()
         _, place_BM = self.index.search(x_BE, min(count, len(self.items)))

@@ -88,7 +88,7 @@ def catalogue_ranks(
     return better_U, tied_U
 
 
-def catalogue_places(
+def held_out_ranks(
     teacher: Teacher, x_BD: torch.Tensor, histories: Sequences, targets: np.ndarray, drawable: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """`catalogue_ranks` of held-out items among all that the users' own histories have not.

@@ -20,7 +20,7 @@ import pyarrow as pa
 import torch
 from torch.nn import functional as F
 
-from allmrec.cf.retrieval import catalogue_places
+from allmrec.cf.retrieval import held_out_ranks
 from allmrec.cf.teacher import SequenceTeacher, Teacher, TeacherConfig, build_teacher
 from allmrec.core.artifacts import read_manifest
 from allmrec.core.distributed import all_reduce_sum, local_shard, sum_gradients
@@ -110,8 +110,8 @@ def _against_negatives(teacher: Teacher, histories: Sequences, candidates_BC: np
 def _against_all(
     teacher: Teacher, histories: Sequences, candidates_BC: np.ndarray, drawable: np.ndarray | None
 ) -> np.ndarray:
-    places = catalogue_places(teacher, teacher.represent(histories), histories, candidates_BC[:, 0], drawable)
-    return expected_metrics(*places, len(teacher.item_embeddings))
+    ranks = held_out_ranks(teacher, teacher.represent(histories), histories, candidates_BC[:, 0], drawable)
+    return expected_metrics(*ranks, len(teacher.item_embeddings))
 
 
 class TeacherTraining:

@@ -79,13 +79,13 @@ def warm_and_cold(popularity_I: np.ndarray, fraction: float = 0.35) -> tuple[np.
     counts, of_I = np.unique(popularity_I[1:], return_inverse=True)
     items = np.bincount(of_I) * (counts > 0)
     wanted = fraction * items.sum()
-    fewest, most = _nearest(items.cumsum(), wanted), _nearest(items[::-1].cumsum(), wanted)
+    fewest, most = _closest(items.cumsum(), wanted), _closest(items[::-1].cumsum(), wanted)
     pad, known = np.zeros(1, dtype=bool), popularity_I[1:] > 0
     warm, cold = known & (of_I >= len(counts) - most), ~known | (of_I < fewest)
     return np.concatenate([pad, warm]), np.concatenate([pad, cold])
 
 
-def _nearest(sizes: np.ndarray, wanted: float) -> int:
+def _closest(sizes: np.ndarray, wanted: float) -> int:
     """How many classes of items to take for the sum of their sizes, ascending, to be nearest to `wanted`."""
     return int(len(sizes) - np.abs(np.append(0, sizes) - wanted)[::-1].argmin())
 

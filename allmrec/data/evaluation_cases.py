@@ -100,14 +100,14 @@ def draw_cases(
     for split, place in (("valid", parts.valid), ("test", parts.test)):
         wanted = drawn < fractions[split] if fractions else True
         places[split] = np.where(wanted, place, NONE)
-    asked = np.flatnonzero((places["valid"] != NONE) | (places["test"] != NONE))
+    tested = np.flatnonzero((places["valid"] != NONE) | (places["test"] != NONE))
     tables = [evaluation_cases.SCHEMA.empty_table()]
     items = np.flatnonzero(counts.interactions).astype(np.int32)
     rank, line = warm_and_cold(counts.popularity), None
     if counts.popularity.any():
         line = PopularityLine.of(counts, config.num_negatives, config.matched_strata)
-    for first in range(0, len(asked), _BLOCK):
-        block = asked[first : first + _BLOCK]
+    for first in range(0, len(tested), _BLOCK):
+        block = tested[first : first + _BLOCK]
         at = {split: place[block] for split, place in places.items()}
         tables.append(_cases_of(users.take(block), at, items, line, rank, config, seed))
     return pa.concat_tables(tables).combine_chunks()
@@ -129,8 +129,8 @@ def _cases_of(
         key = key64(seed, number, Draw.CASES_NEGATIVES)
         row = np.flatnonzero(places[split] != NONE)
         if protocol == "random":
-            asked = users.take(row)
-            negatives = draw_negatives(asked.hashes(), asked.rows(), asked.items, items, config.num_negatives, key)
+            chosen = users.take(row)
+            negatives = draw_negatives(chosen.hashes(), chosen.rows(), chosen.items, items, config.num_negatives, key)
         elif line is None:
             continue
         else:
@@ -161,8 +161,8 @@ def _matched(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Those of the users `row` whose target has matched negatives, and these."""
     row = row[line.keeps(users.take(row).hashes(), _targets(users, row, places), key)]
-    asked = users.take(row)
-    negatives = line.draw(asked.hashes(), _targets(users, row, places), asked.rows(), asked.items, count, key)
+    chosen = users.take(row)
+    negatives = line.draw(chosen.hashes(), _targets(users, row, places), chosen.rows(), chosen.items, count, key)
     has = negatives.any(axis=1)
     return row[has], negatives[has]
 

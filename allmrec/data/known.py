@@ -1,4 +1,4 @@
-"""Who is known to a run: users with events, whatever the filters left of them, items, and who was known and excluded.
+"""Who is known to a workspace: users with events, whether or not the filters kept them, items, and the known excluded.
 
 Of those who were excluded the histories remember hashes alone. A shard is read at a time.
 """
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from allmrec.core.artifacts import MANIFEST, read_manifest, read_part, read_table
 from allmrec.core.hashing import fingerprint, shard_of
-from allmrec.core.storage import Storage
+from allmrec.core.workspace import Workspace
 from allmrec.data.sequences import num_shards
 
 USER, ITEM = 0, 1  # kinds of id
@@ -26,13 +26,13 @@ def id_hash(kind: int, id: str) -> str:
 
 @dataclass(frozen=True)
 class Known:
-    run: Storage
+    workspace: Workspace
 
     def users(self, ids: pa.Array) -> np.ndarray:
         """Which of these ids are known: bool (N,)."""
         found = np.zeros(len(ids), dtype=bool)
-        if len(ids) and self.run.exists(f"sequences/{MANIFEST}"):
-            shards = num_shards(self.run.at("sequences"))
+        if len(ids) and self.workspace.sequences.exists(MANIFEST):
+            shards = num_shards(self.workspace.sequences)
             shard_N = shard_of(ids, shards)
             for shard in np.unique(shard_N).tolist():
                 mine = np.flatnonzero(shard_N == shard)
@@ -41,13 +41,12 @@ class Known:
 
     def users_of(self, shard: int, ids: pa.Array) -> np.ndarray:
         """As `users`, of ids that are all of one shard."""
-        name = f"histories/{MANIFEST}"
-        if self.run.exists(name):  # `sequences` lacks those of too few events
-            histories = self.run.at("histories")
+        histories = self.workspace.histories
+        if histories.exists(MANIFEST):  # `sequences` lacks those of too few events
             manifest = read_manifest(histories)
             table = read_part(histories, manifest, manifest.stats["shards"][shard]["events"])
         else:
-            table = read_table(self.run.at("sequences"), [shard])
+            table = read_table(self.workspace.sequences, [shard])
         return self._among(USER, ids, table.column("user_id").cast(pa.string()).combine_chunks())
 
     def items(self, ids: pa.Array) -> np.ndarray:
@@ -56,14 +55,14 @@ class Known:
 
     @cached_property
     def _items(self) -> pa.Array:
-        found = self.run.exists(f"items/{MANIFEST}")
-        table = read_table(self.run.at("items")) if found else pa.table({"item_id": pa.array([], pa.string())})
+        found = self.workspace.items.exists(MANIFEST)
+        table = read_table(self.workspace.items) if found else pa.table({"item_id": pa.array([], pa.string())})
         return table.column("item_id").cast(pa.string()).combine_chunks()
 
     @cached_property
     def _excluded(self) -> frozenset[str]:
-        found = self.run.exists(f"histories/{MANIFEST}")
-        return frozenset(read_manifest(self.run.at("histories")).stats.get(KNOWN, ()) if found else ())
+        found = self.workspace.histories.exists(MANIFEST)
+        return frozenset(read_manifest(self.workspace.histories).stats.get(KNOWN, ()) if found else ())
 
     def _among(self, kind: int, ids: pa.Array, known: pa.Array) -> np.ndarray:
         found = pc.is_in(ids, known).to_numpy(zero_copy_only=False)

@@ -125,8 +125,8 @@ class _Cut:
         """Where points of the rows' own lines are on the whole one."""
         sums_B = self.sums[self.edges[:-1]]
         begin_S = self.begin_S - (self.sums[:-1] - sums_B[self.row_S])
-        asked_BC = self._keys(np.arange(len(point_BC))[:, None], point_BC)
-        before_BC = np.searchsorted(self._keys(self.row_S, begin_S), asked_BC, side="right")
+        wanted_BC = self._keys(np.arange(len(point_BC))[:, None], point_BC)
+        before_BC = np.searchsorted(self._keys(self.row_S, begin_S), wanted_BC, side="right")
         return point_BC + self.sums[before_BC] - sums_B[:, None]
 
     def _keys(self, row: np.ndarray, point: np.ndarray) -> np.ndarray:

@@ -27,7 +27,7 @@ class Answers:
         self.systems, self.model = systems, systems.model
         self.spent = {"tokens": 0, "padding": 0, "dropped_history": 0, "cut_titles": 0}
 
-    def measure(self, system: str, cases: Cases) -> tuple[np.ndarray, np.ndarray]:
+    def evaluate(self, system: str, cases: Cases) -> tuple[np.ndarray, np.ndarray]:
         """Metrics `results.WRITTEN` of every case, float64 (B, M), and how many others have the target's title, (B,).
 
         An answer that is the title of several candidates is worth its share, as a tie is in ranking.

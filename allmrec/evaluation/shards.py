@@ -20,6 +20,7 @@ from allmrec.bundle import load_bundle
 from allmrec.core.artifacts import read_table, shard_name, write_shard
 from allmrec.core.shard_tasks import Report, ShardTask
 from allmrec.core.storage import Storage
+from allmrec.core.workspace import Workspace
 from allmrec.data.cases import Cases
 from allmrec.data.evaluation_cases import PROTOCOLS
 from allmrec.data.sequences import Sequences
@@ -44,7 +45,7 @@ class EvaluateShards(ShardTask):
 
     def __init__(
         self,
-        run: Storage,
+        storage: Storage,
         version: str,
         llm: LLMConfig,
         names: Sequence[str],
@@ -59,9 +60,10 @@ class EvaluateShards(ShardTask):
             baseline: the system that the others are compared with, user by user.
             generation: share of the users whom LLM systems write for.
         """
-        self.sequences, self.cases = run.at("sequences"), run.at("evaluation_cases")
-        self.results = run.at("evaluation_results")
-        self.model = ALLMRec(load_bundle(run, version), llm)
+        workspace = Workspace(storage)
+        self.sequences, self.cases = workspace.sequences, workspace.evaluation_cases
+        self.results = workspace.evaluation_results
+        self.model = ALLMRec(load_bundle(storage, version), llm)
         self.systems = Systems(self.model, seed)
         self.answers = Answers(self.systems)
         self.names, self.seed, self.recall_at = names, seed, recall_at
@@ -77,30 +79,30 @@ class EvaluateShards(ShardTask):
         by_protocol[GENERATION] = drawn.sample(self.generation, self.seed)
         results, costs = {}, []
         for protocol, cases in by_protocol.items():
-            for name in self._asked(protocol):
-                results[protocol, name], cost = self._measured(name, protocol, cases)
+            for name in self._requested(protocol):
+                results[protocol, name], cost = self._evaluated(name, protocol, cases)
                 costs.append(cost)
-        measured = pa.concat_tables([SCHEMA.empty_table(), *results.values()])
+        written = pa.concat_tables([SCHEMA.empty_table(), *results.values()])
         thin = thin_cases(drawn.candidates_BC)
         return Report(
             counts=Counter(users=len(sequences), interactions=len(sequences.items), **thin),
-            files={shard_name(shard): write_shard(self.results, SCHEMA, shard_name(shard), measured)},
+            files={shard_name(shard): write_shard(self.results, SCHEMA, shard_name(shard), written)},
             details={"sums": sums_of(results, self.baseline, self.recall_at), "costs": costs},
         )
 
-    def _asked(self, protocol: str) -> list[str]:
+    def _requested(self, protocol: str) -> list[str]:
         """The systems that a protocol is for."""
         if protocol == GENERATION:
             return [name for name in self.names if name in NEED_LLM] if self.generation else []
         return [name for name in self.names if protocol != FULL or name in IN_CATALOGUE]
 
-    def _measured(self, name: str, protocol: str, cases: Cases) -> tuple[pa.Table, dict[str, Any]]:
+    def _evaluated(self, name: str, protocol: str, cases: Cases) -> tuple[pa.Table, dict[str, Any]]:
         """Rows and costs of one system."""
-        measure = {FULL: self._in_catalogue, GENERATION: self.answers.measure}.get(protocol, self._among_candidates)
+        evaluate = {FULL: self._in_catalogue, GENERATION: self.answers.evaluate}.get(protocol, self._among_candidates)
         before, started = self._spent(), time.perf_counter()
         values, tied = [np.zeros((0, len(metrics_of(protocol))))], [np.zeros(0, dtype=np.int64)]
         for block in cases.blocks(_BLOCK):
-            values_BM, tied_B = measure(name, block)
+            values_BM, tied_B = evaluate(name, block)
             values.append(values_BM)
             tied.append(tied_B)
         by_text = self.systems.uses_text_embedding(name)
@@ -118,5 +120,5 @@ class EvaluateShards(ShardTask):
 
     def _in_catalogue(self, name: str, cases: Cases) -> tuple[np.ndarray, np.ndarray]:
         better_B, tied_B = self.systems.in_catalogue[name](cases)
-        worth_BM = metrics.expected_metrics(better_B, tied_B, self.model.bundle.catalogue.num_items)
-        return np.column_stack([worth_BM, metrics.recall(better_B, tied_B, self.recall_at)]), tied_B
+        metrics_BM = metrics.expected_metrics(better_B, tied_B, self.model.bundle.catalogue.num_items)
+        return np.column_stack([metrics_BM, metrics.recall(better_B, tied_B, self.recall_at)]), tied_B

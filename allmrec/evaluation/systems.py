@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from allmrec.cf.retrieval import catalogue_places, refuse_nonfinite
+from allmrec.cf.retrieval import held_out_ranks, refuse_nonfinite
 from allmrec.core.hashing import Draw, draws, key64, mix64
 from allmrec.data.cases import Cases
 from allmrec.llm.batches import SoftTokens
@@ -76,7 +76,7 @@ class Systems:
         """In a random order, the target stands anywhere."""
         seen, _ = _seen_others(cases)
         competing_B = len(self.model.bundle.catalogue.drawable) - np.bincount(seen, minlength=len(cases))
-        drawn_B = draws(cases.hashes, key64(self.seed, Draw.EVALUATION_PLACES), 1)[:, 0]
+        drawn_B = draws(cases.hashes, key64(self.seed, Draw.EVALUATION_RANKS), 1)[:, 0]
         return (drawn_B % competing_B.astype(np.uint64)).astype(np.int64), np.zeros(len(cases), np.int64)
 
     def popularity(self, cases: Cases) -> np.ndarray:
@@ -104,7 +104,7 @@ class Systems:
         refuse_nonfinite(teacher.item_embeddings, self.model.bundle.catalogue.item_ids, "embeds items")
         refuse_nonfinite(x_BD, cases.user_ids, "represents users")
         drawable = self.model.bundle.catalogue.drawable
-        return catalogue_places(teacher, x_BD, cases.histories, cases.candidates_BC[:, 0], drawable)
+        return held_out_ranks(teacher, x_BD, cases.histories, cases.candidates_BC[:, 0], drawable)
 
     def by_llm(self, system: str, cases: Cases) -> np.ndarray:
         """log P of every candidate; those of identical titles stay tied."""

@@ -12,6 +12,7 @@ from allmrec.core.artifacts import read_table
 from allmrec.core.hashing import Draw, draws, key64, shard_of
 from allmrec.core.shard_tasks import Task
 from allmrec.core.storage import Storage
+from allmrec.core.workspace import Workspace
 from allmrec.data.sequences import Sequences
 from allmrec.explain.answers import ExplainConfig, FavouriteGenre
 from allmrec.explain.categories import Categories
@@ -20,23 +21,23 @@ from allmrec.model import ALLMRec
 
 
 class ExplainShards(Task):
-    """Shard numbers → rows of `explanations` for those of the asked users who are in the shard.
+    """Shard numbers → rows of `explanations` for those of the requested users who are in the shard.
 
     Loads the bundle and the LLM once.
     """
 
-    def __init__(self, run: Storage, version: str, llm: LLMConfig, config: ExplainConfig, user_ids: list[str]):
-        self.run, self.config, self.user_ids = run, config, pa.array(user_ids, pa.string())
-        self.model = ALLMRec(load_bundle(run, version), llm)
+    def __init__(self, storage: Storage, version: str, llm: LLMConfig, config: ExplainConfig, user_ids: list[str]):
+        self.workspace, self.config, self.user_ids = Workspace(storage), config, pa.array(user_ids, pa.string())
+        self.model = ALLMRec(load_bundle(storage, version), llm)
 
     @cached_property
     def task(self) -> FavouriteGenre:
         """Made by the first call and not with the worker: Ray hands on an error of a call as it was raised."""
-        categories = Categories.from_table(read_table(self.run.at("items")), self.config.max_categories)
+        categories = Categories.from_table(read_table(self.workspace.items), self.config.max_categories)
         return FavouriteGenre(self.model, categories, self.config)
 
     def tables(self, shard: int) -> Iterator[pa.Table]:
-        users = Sequences.read(self.run.at("sequences"), [shard])
+        users = Sequences.read(self.workspace.sequences, [shard])
         rows = pc.index_in(self.user_ids, value_set=users.user_ids).drop_null()
         yield self.task.ask(users.take(rows.to_numpy()))
 

@@ -46,11 +46,11 @@ def tree_logits_at(
         ValueError: the LLM makes its masks otherwise.
     """
     ones_BL = torch.ones_like(positions_BL)  # or a row whose positions go back is taken for several texts
-    with _tree_masks(visible_BLL, positions_BL) as asked:
+    with _tree_masks(visible_BLL, positions_BL) as calls:
         logits_KV = logits_at(
             llm, places_K, inputs_embeds=embeds_BLH, attention_mask=ones_BL, position_ids=positions_BL, use_cache=False
         )
-    if not asked:
+    if not calls:
         raise refusal(llm, "it does not take its attention's masks from transformers")
     return logits_KV
 
@@ -71,12 +71,12 @@ def _tree_masks(visible_BLL: torch.Tensor, positions_BL: torch.Tensor) -> Iterat
     """
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as interfaces
 
-    asked: list[bool] = []
+    calls: list[bool] = []
     row_B11 = torch.arange(len(positions_BL), device=positions_BL.device)[:, None, None]
 
     def tree_mask(*, mask_function: Callable[..., torch.Tensor], dtype: torch.dtype, **_: Any) -> torch.Tensor:
         """Additive, (B, 1, L, L)."""
-        asked.append(True)
+        calls.append(True)
         seen = visible_BLL & mask_function(row_B11, 0, positions_BL[:, :, None], positions_BL[:, None, :])
         return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)[
             :, None
@@ -85,7 +85,7 @@ def _tree_masks(visible_BLL: torch.Tensor, positions_BL: torch.Tensor) -> Iterat
     for name in _IMPLEMENTATIONS:
         interfaces[name] = tree_mask
     try:
-        yield asked
+        yield calls
     finally:
         for name in _IMPLEMENTATIONS:
             del interfaces[name]

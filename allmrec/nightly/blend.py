@@ -52,15 +52,17 @@ def _normalised(scores_BC: np.ndarray) -> np.ndarray:
 class FitShards(ShardTask):
     """Counts a shard's validation cases, and sums NDCG@10 over them for each weight."""
 
-    def __init__(self, run: Storage, version: str, llm: LLMConfig, seed: int):
-        self.workspace = Workspace(run)
-        self.systems = Systems(ALLMRec(load_bundle(run, version), llm), seed)
+    def __init__(self, storage: Storage, version: str, llm: LLMConfig, seed: int):
+        self.workspace = Workspace(storage)
+        self.systems = Systems(ALLMRec(load_bundle(storage, version), llm), seed)
 
     def process(self, shard: int) -> Report:
         sequences = Sequences.read(self.workspace.sequences, [shard])
         table = read_table(self.workspace.evaluation_cases, [shard])
         cases = [Cases.select(table, sequences, SPLIT, protocol) for protocol in PROTOCOLS]
-        sums_W = sum((self.ndcg_by_weight(block) for some in cases for block in some.blocks(_BLOCK)), np.zeros(len(WEIGHTS)))
+        sums_W = sum(
+            (self.ndcg_by_weight(block) for some in cases for block in some.blocks(_BLOCK)), np.zeros(len(WEIGHTS))
+        )
         return Report(counts=Counter(cases=sum(map(len, cases))), sums={METRIC: sums_W})
 
     def ndcg_by_weight(self, cases: Cases) -> np.ndarray:

@@ -31,7 +31,7 @@ class Candidates:
     """int32 (U, N) item indices, best first by whoever proposed them; zeros where a user's items ran out."""
 
     items: np.ndarray
-    dropped: Mapping[str, int] = field(default_factory=dict)  # given candidates left out, by reason
+    dropped: Mapping[str, int] = field(default_factory=dict)  # external candidates refused, by reason
     filled: int = 0  # users topped up from the teacher
     index: Mapping[str, int] = field(default_factory=dict)  # of the exact candidates of a sample, how many it found
 
@@ -122,7 +122,7 @@ def external_candidates(
     at_row, at_column = np.nonzero(proposals.items)
     rows = np.concatenate([rows, at_row])
     items = np.concatenate([items, proposals.items[at_row, at_column]])
-    # The first mention of an item counts: given ones stand before the teacher's, each in its own order.
+    # The first mention of an item counts: external ones come before the teacher's, each in its own order.
     first = np.sort(np.unique(rows * base + items, return_index=True)[1])
     rows, items = rows[first], items[first]
     order = np.argsort(rows, kind="stable")

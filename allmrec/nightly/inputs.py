@@ -107,7 +107,7 @@ class NightlyInputs:
             self.config.allowed_categories,
             *(found.spellings.to_pylist() if found else [] for found in lists.values()),
         )
-        known = Known(self.workspace.storage)
+        known = Known(self.workspace)
         return filter, [
             ListCount(found.name, "items", len(found), found.known(known.items(found.spellings)), found.least)
             for found in lists.values()
@@ -115,8 +115,8 @@ class NightlyInputs:
         ]
 
     def eligible_users(self, run_date: datetime.date, limit: int | None = None) -> EligibleUsers:
-        asked, suppressed = self._partitioned(USERS), self._partitioned(SUPPRESSED_USERS)
-        return EligibleUsers(self.workspace.sequences, run_date, asked, suppressed, limit, self.config.timezone)
+        requested, suppressed = self._partitioned(USERS), self._partitioned(SUPPRESSED_USERS)
+        return EligibleUsers(self.workspace.sequences, run_date, requested, suppressed, limit, self.config.timezone)
 
     @property
     def tables(self) -> list[UserTable]:

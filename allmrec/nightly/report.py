@@ -1,4 +1,4 @@
-"""The report of a nightly run: what it recommended, how that differs from the previous run, what it cost, its quality gates.
+"""The report of a nightly run: recommendations, the difference from the previous run, cost, quality gates.
 
 `summarise` makes plain data (report.json) of sums over shards, `render` one self-contained HTML page of that. All text
 is escaped: titles are whatever a shop wrote. Knows no run that is not finished and no store.
@@ -23,8 +23,8 @@ from allmrec.nightly.statistics import OVERLAP_BINS, SCORE_EDGES, SOURCES
 FOLDER = "_reports"  # beside the dates' folders; engines ignore prefixes that begin with _
 _TOP = 10  # items named in the report
 _PHASES = ("retrieve", "rank", "write")
-# Alarm → the report's value that it bounds, and whether the bound is the least or the most.
-_ALARMS = {
+# Gate → the report's value that it bounds, and whether the bound is the least or the most.
+_GATES = {
     "min_overlap": ("overlap", "least"),
     "min_coverage": ("coverage", "least"),
     "max_fallback_share": ("popular", "most"),
@@ -106,28 +106,28 @@ def stability_index(now: np.ndarray, then: np.ndarray) -> float | None:
 
 
 def quality_gates(figures: Mapping[str, Any], config: QualityGatesConfig) -> list[dict[str, Any]]:
-    """Every alarm with its value and bound, and whether it holds. Without a value there is nothing to hold."""
+    """Every gate with its value and bound, and whether it holds. Without a value there is nothing to hold."""
     found = []
-    for name, (figure, kind) in _ALARMS.items():
+    for name, (figure, kind) in _GATES.items():
         value, bound = figures[figure], getattr(config, name)
-        holds = value is None or bound is None or (value >= bound if kind == "least" else value <= bound)
-        found.append({"name": name, "figure": figure, "value": value, "bound": bound, "holds": holds})
+        passes = value is None or bound is None or (value >= bound if kind == "least" else value <= bound)
+        found.append({"name": name, "figure": figure, "value": value, "bound": bound, "holds": passes})
     return found
 
 
 def refuse_failed_gates(found: Sequence[Mapping[str, Any]], report: str) -> None:
-    """Raises ValueError when an alarm does not hold.
+    """Raises ValueError when a gate does not hold.
 
     Args:
         report: where to look.
     """
-    raised = [alarm for alarm in found if not alarm["holds"]]
+    raised = [gate for gate in found if not gate["holds"]]
     if raised:
         told = ", ".join(
-            f"{alarm['figure']} is {alarm['value']:.3g} and nightly.quality_gates.{alarm['name']} is {alarm['bound']:g}"
-            for alarm in raised
+            f"{gate['figure']} is {gate['value']:.3g} and nightly.quality_gates.{gate['name']} is {gate['bound']:g}"
+            for gate in raised
         )
-        off = " ".join(f"--set nightly.quality_gates.{alarm['name']}=null" for alarm in raised)
+        off = " ".join(f"--set nightly.quality_gates.{gate['name']}=null" for gate in raised)
         raise ValueError(
             f"nothing is published: {told}. Look at {report}; if the run is right all the same, publish it with {off} "
             "(what is scored stays)"

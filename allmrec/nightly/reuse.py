@@ -58,10 +58,10 @@ def input_digests(
     place_S = np.arange(len(users.items)) - np.repeat(users.offsets[:-1], users.lengths)
     # Sums wrap around, and so do differences of the running sum: each user's own is exact.
     running = np.concatenate(
-        [np.zeros(1, np.uint64), np.cumsum(_entries(items_I[users.items], place_S, Draw.CARRIED_HISTORY))]
+        [np.zeros(1, np.uint64), np.cumsum(_entries(items_I[users.items], place_S, Draw.REUSE_HISTORY))]
     )
     history_U = np.diff(running[users.offsets])
-    entries_UN = _entries(items_I[candidates_UN], np.arange(candidates_UN.shape[1]), Draw.CARRIED_CANDIDATES)
+    entries_UN = _entries(items_I[candidates_UN], np.arange(candidates_UN.shape[1]), Draw.REUSE_CANDIDATES)
     key = np.uint64(int(fingerprint(ranking)[:16], 16))
     with np.errstate(over="ignore"):
         digest_U = mix64(users.hashes() ^ mix64(history_U + mix64(users.lengths.astype(np.uint64))))

@@ -53,12 +53,12 @@ class AuditShards(ShardTask):
         digest = audit_finished_shard(job.run, shard, users.user_ids, seen, catalogue, top_k, job.filter)
         rows, last = job.run.read_shard(shard)[0], job.previous and job.previous.read(shard)
         report = report_of_counters(job.run.shard_stats(shard))
-        report.sums = measure(rows, last, catalogue.item_ids, top_k)
+        report.sums = statistics(rows, last, catalogue.item_ids, top_k)
         report.details = {"sha256": digest}
         return report
 
 
-def measure(rows: pa.Table, last: pa.Table | None, item_ids: pa.Array, top_k: int) -> dict[str, np.ndarray]:
+def statistics(rows: pa.Table, last: pa.Table | None, item_ids: pa.Array, top_k: int) -> dict[str, np.ndarray]:
     """STATISTICS of one shard, float64.
 
     Args:

@@ -15,6 +15,7 @@ from allmrec.core.artifacts import shard_name, write_shard
 from allmrec.core.hashing import shard_of
 from allmrec.core.shard_tasks import Task
 from allmrec.core.storage import Storage
+from allmrec.core.workspace import Workspace
 from allmrec.data.known import Known
 from allmrec.data.sequences import offsets_of
 from allmrec.data.sources.cells import ID_TYPES, accepts, as_ids, is_id, is_list, is_number, is_text, plain_type
@@ -172,10 +173,10 @@ class PartitionRows(Task):
 
 
 class WriteRows:
-    """Whole shards, shuffled → their files, and how many of their users and items the run knows."""
+    """Whole shards, shuffled → their files, and how many of their users and items the workspace knows."""
 
-    def __init__(self, target: Storage, rows: Rows, schema: pa.Schema, run: Storage):
-        self.target, self.rows, self.schema, self.known = target, rows, schema, Known(run)
+    def __init__(self, target: Storage, rows: Rows, schema: pa.Schema, workspace: Workspace):
+        self.target, self.rows, self.schema, self.known = target, rows, schema, Known(workspace)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         reports = []

@@ -33,7 +33,7 @@ class EligibleUsers:
 
     sequences: Storage
     run_date: date
-    asked: Storage | None = None  # a partitioned table of user_id: these and no others
+    requested: Storage | None = None  # a partitioned table of user_id: these and no others
     suppressed: Storage | None = None  # a partitioned table of user_id: never these
     limit: int | None = None  # at most this number of users, drawn by their hashes
     timezone: str = "UTC"  # where the date ends
@@ -41,8 +41,8 @@ class EligibleUsers:
     def read(self, shard: int) -> UserShard:
         users = known_before(read_table(self.sequences, [shard]), self.run_date, self.timezone)
         filtered_out = {}
-        if self.asked is not None:
-            users = _exactly(users, _ids(self.asked, shard))
+        if self.requested is not None:
+            users = _exactly(users, _ids(self.requested, shard))
         if self.suppressed is not None:
             refused = pc.is_in(users.user_ids, _ids(self.suppressed, shard)).to_numpy(zero_copy_only=False)
             filtered_out["suppressed_users"] = int(refused.sum())
@@ -70,10 +70,10 @@ def known_before(table: pa.Table, run_date: date, timezone: str = "UTC") -> Sequ
     return users.shortened(lengths).take(np.flatnonzero(lengths))
 
 
-def _exactly(users: Sequences, asked: pa.Array) -> Sequences:
-    """The asked ones: those who are known, then those who are not, with empty histories."""
-    known = users.take(np.flatnonzero(pc.is_in(users.user_ids, asked).to_numpy(zero_copy_only=False)))
-    strangers = asked.filter(pc.invert(pc.is_in(asked, known.user_ids)))
+def _exactly(users: Sequences, requested: pa.Array) -> Sequences:
+    """The requested ones: those who are known, then those who are not, with empty histories."""
+    known = users.take(np.flatnonzero(pc.is_in(users.user_ids, requested).to_numpy(zero_copy_only=False)))
+    strangers = requested.filter(pc.invert(pc.is_in(requested, known.user_ids)))
     ids = pa.concat_arrays([known.user_ids, strangers])
     return Sequences(ids, offsets_of(np.concatenate([known.lengths, np.zeros(len(strangers), int)])), known.items)
 

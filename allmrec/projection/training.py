@@ -146,7 +146,7 @@ class ProjectionTraining:
         )
         refuse_deviating(llm, float(self.engine(None, e_NJ[:0], e_NJ[:0])))
         self.frozen_checksum = checksum(llm)
-        self.validation = [] if cases is None else self._choices(cases, llm_config.tokens_per_batch)
+        self.validation = [] if cases is None else self._validation_batches(cases, llm_config.tokens_per_batch)
         self.read = self.padded = 0  # tokens of this worker's passes, without and with padding
         self.step, self.losses = 0, [0.0]  # steps done; summed loss of each epoch, the running one last
         self.best: dict[str, Any] = {"epoch": 0, "hit@1": -1.0}
@@ -250,10 +250,10 @@ class ProjectionTraining:
         """
         total_M = torch.zeros(len(METRICS) + 1, dtype=torch.float64, device=self.device)
         for number in range(all_reduce_max(len(self.validation))):
-            choices = self.validation[min(number, len(self.validation) - 1)]
-            log_p = self.engine(choices, *self._inputs(choices.histories, choices.items))
-            if number < len(self.validation) and choices.counts:
-                values_BM = evaluate_scores(choices.order.unshuffled(log_p.numpy()), choices.candidates)
+            batch = self.validation[min(number, len(self.validation) - 1)]
+            log_p = self.engine(batch, *self._inputs(batch.histories, batch.items))
+            if number < len(self.validation) and batch.counts:
+                values_BM = evaluate_scores(batch.order.unshuffled(log_p.numpy()), batch.candidates)
                 total_M += torch.from_numpy(np.append(values_BM.sum(axis=0), len(values_BM))).to(self.device)
         *sums_M, count = all_reduce_sum(total_M).tolist()
         return {name: sums_M[METRICS.index(name)] / count for name in ("hit@1", "ndcg@10")} if count else {}
@@ -265,7 +265,7 @@ class ProjectionTraining:
             self.best = {"epoch": len(self.losses) - 1, **metrics, "projectors": weights(self.projectors)}
         return {f"valid_{name}": value for name, value in metrics.items()}
 
-    def _choices(self, cases: ValidationCases, tokens_per_batch: int) -> list[ValidationBatch]:
+    def _validation_batches(self, cases: ValidationCases, tokens_per_batch: int) -> list[ValidationBatch]:
         """This worker's validation cases in batches; where it has none, one that does not count."""
         builder = self.examples.builder
         if not len(cases):

@@ -41,10 +41,10 @@ def publish_entry(storage: Storage, manifest: Mapping[str, Any], number: int) ->
 def republish(storage: Storage, manifest: Mapping[str, Any]) -> Entry | None:
     """If the run of this date is the current one, one more entry, unless the newest names these very files."""
 
-    def holds(newest: Entry | None) -> bool:
+    def is_current(newest: Entry | None) -> bool:
         return newest is None or newest["run_id"] != manifest["run_id"] or newest["files"] == manifest["files"]
 
-    entry = append_next(storage, _entry(manifest), holds)
+    entry = append_next(storage, _entry(manifest), is_current)
     refresh_latest(storage)
     return entry
 

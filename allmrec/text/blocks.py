@@ -57,7 +57,7 @@ class WriteItemEmbeddings:
         (shard,) = pc.unique(block.column("shard")).to_pylist()
         name, items = shard_name(shard), block.select(["item_id", "text_hash"])
         made_of = fingerprint([self.encoder, items.to_pydict()])
-        entry = self._stays(name, made_of)
+        entry = self._unchanged(name, made_of)
         unchanged = entry is not None
         if entry is None:
             table = items.append_column("encoder", pa.array([self.encoder] * len(items)))
@@ -66,7 +66,7 @@ class WriteItemEmbeddings:
             entry = write_shard(self.target, schema, name, table) | {"made_of": made_of}
         return pa.table({"name": [name], "entry": [entry], "unchanged": [unchanged]})
 
-    def _stays(self, name: str, made_of: str) -> dict[str, Any] | None:
+    def _unchanged(self, name: str, made_of: str) -> dict[str, Any] | None:
         entry = self.before.files.get(name) if self.before else None
         same = entry is not None and entry.get("made_of") == made_of and is_intact(self.target, name, entry)
         return entry if same else None

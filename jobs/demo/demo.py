@@ -20,7 +20,7 @@ from jobs.runtime.console import Console
 
 def demo(config: Config, console: Console, date: datetime.date) -> None:
     """Build what is missing, run every verb, show users and figures."""
-    store = f"{config.run_uri}/input"
+    store = f"{config.workspace_uri}/input"
     if open_storage(store, config.storage).exists("movies/items.parquet"):
         console.skip("sample-data", "the sample store already exists")
     else:
@@ -30,7 +30,7 @@ def demo(config: Config, console: Console, date: datetime.date) -> None:
     show_users(config, console)
     show(console, json.loads(config.workspace.storage.read("metrics.json")))
     console.event("recommendations", parquet=f"{config.output_uri}/run_date={date}/part-*.parquet")
-    console.event("report", html=f"{config.run_uri}/report.html")
+    console.event("report", html=f"{config.workspace_uri}/report.html")
 
 
 def show_users(config: Config, console: Console, count: int = 5) -> None:

@@ -18,7 +18,7 @@ from allmrec.core.settings import one_line
 from allmrec.core.storage import S3Config, open_storage
 from allmrec.demo.sample.corruption import broken_lines, corrupt_interactions, corrupt_items
 from allmrec.demo.sample.log import interactions_table
-from allmrec.demo.sample.shop import DOMAINS, Domain, SampleConfig, Tastes, draw_shelf, draw_tastes, generator
+from allmrec.demo.sample.shop import DOMAINS, Domain, SampleConfig, Tastes, draw_latent_items, draw_tastes, generator
 from allmrec.demo.sample.titles import item_ids, items_table, user_ids
 
 Format = Literal["parquet", "jsonl"]
@@ -66,9 +66,9 @@ def write_sample(
 
 def draw_tables(config: SampleConfig, domain: Domain, tastes: Tastes) -> dict[str, pa.Table]:
     """A domain's input tables by name, corrupted as the config asks."""
-    shelf = draw_shelf(config, domain)
-    log = interactions_table(config, domain, tastes, shelf, user_ids(config), item_ids(config, domain))
-    catalogue = items_table(config, domain, shelf).sort_by("item_id")
+    latent = draw_latent_items(config, domain)
+    log = interactions_table(config, domain, tastes, latent, user_ids(config), item_ids(config, domain))
+    catalogue = items_table(config, domain, latent).sort_by("item_id")
     if config.dirty_fraction:
         random = generator(config, 7, DOMAINS.index(domain))
         log = corrupt_interactions(log, config.dirty_fraction, random)

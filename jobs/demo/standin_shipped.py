@@ -18,7 +18,7 @@ import allmrec.demo.llm
 from allmrec.data.catalogue import display_titles
 from allmrec.demo.encoder import build_encoder
 from allmrec.demo.llm import Standin, StandinLLMConfig, build, examine
-from allmrec.demo.sample.shop import SampleConfig, draw_shelf
+from allmrec.demo.sample.shop import SampleConfig, draw_latent_items
 from allmrec.demo.sample.texts import product_texts
 from allmrec.demo.sample.titles import items_table
 from allmrec.llm.prompt import PromptConfig
@@ -58,7 +58,7 @@ def ship(folder: Path, seed: int) -> None:
 def held_out(llm: Any, tokenizer: Any) -> Standin:
     """The stand-in before the sample store's own catalogue, of whose titles it has read one in a hundred."""
     config = SampleConfig()
-    table = items_table(config, "movies", draw_shelf(config, "movies"))
+    table = items_table(config, "movies", draw_latent_items(config, "movies"))
     titles = display_titles(table["title"]).combine_chunks()
     return Standin.before(pa.concat_arrays([pa.array([""]), titles]), WORDINGS[0], llm, tokenizer)
 

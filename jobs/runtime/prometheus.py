@@ -27,7 +27,7 @@ class NightlyMetrics:
         self.figures = Gauge(
             "allmrec_nightly_figure", "Figures of the report that have a quality gate", ("run_date", "figure")
         )
-        self.alarms = Gauge("allmrec_nightly_alarm", "1 for an alarm that is raised", ("run_date", "alarm"))
+        self.gates = Gauge("allmrec_nightly_gate_failed", "1 for a quality gate that failed", ("run_date", "gate"))
 
     def shard_done(self, report: Report, done: int, total: int) -> None:
         values: dict[str, float] = {name: report.counts[name] for name in _COUNTED}
@@ -39,7 +39,7 @@ class NightlyMetrics:
         self.shards.set(total - done, {**self.tags, "state": "pending"})
 
     def reported(self, quality_gates: list[dict[str, Any]]) -> None:
-        for alarm in quality_gates:
-            if alarm["value"] is not None:
-                self.figures.set(alarm["value"], {**self.tags, "figure": alarm["figure"]})
-            self.alarms.set(0 if alarm["holds"] else 1, {**self.tags, "alarm": alarm["name"]})
+        for gate in quality_gates:
+            if gate["value"] is not None:
+                self.figures.set(gate["value"], {**self.tags, "figure": gate["figure"]})
+            self.gates.set(0 if gate["holds"] else 1, {**self.tags, "gate": gate["name"]})

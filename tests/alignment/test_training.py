@@ -205,14 +205,16 @@ def test_sbert_learns_along(teacher, sbert):
     texts = sbert()
     before = texts(np.arange(NUM_ITEMS + 1)).detach()
     assert before.shape == (NUM_ITEMS + 1, DIM)
-    nearer = {}
+    rank_fraction = {}
     for name, encoder in (("frozen", None), ("fine-tuned", texts)):
         run = training(teacher, before, FAST.model_copy(update={"epochs": 12, "learning_rate": 0.01}), 200, encoder)
         numbers = list(run.rounds())[-1]
         texts_NS = texts(np.arange(NUM_ITEMS + 1)).detach() if encoder else before
         learnt = torch.from_numpy(np.flatnonzero(run.examples.usable))
-        nearer[name] = alignment_quality(*run.network.joint(run.items_ND, texts_NS), learnt)["mean_rank_fraction"]
-    assert nearer["fine-tuned"] < 0.7 * nearer["frozen"], "it tells items apart by their E_i"
+        rank_fraction[name] = alignment_quality(*run.network.joint(run.items_ND, texts_NS), learnt)[
+            "mean_rank_fraction"
+        ]
+    assert rank_fraction["fine-tuned"] < 0.7 * rank_fraction["frozen"], "it tells items apart by their E_i"
     assert numbers["tokens_per_s"] > 0 and not texts.encoder.training
     assert not torch.allclose(texts(np.arange(NUM_ITEMS + 1)), before, atol=1e-2)
 

@@ -35,7 +35,7 @@ def config_file(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(f"name: finished\nroot: {tmp_path}\nprojection: {{epochs: 1}}\n")
     config = load_config(path, [])
-    storage = open_storage(config.run_uri, config.storage)
+    storage = open_storage(config.workspace_uri, config.storage)
     for artifact, sections in MADE_WITH.items():
         with writing(storage.at(artifact), artifact, "", resolved(config, sections)):
             pass
@@ -61,7 +61,7 @@ def test_a_row_is_trained_from_where_it_differs_from_the_finished_run(
 
     def execute(step, config, console):
         ran.append(step.verb)
-        open_storage(config.run_uri, config.storage).write("metrics.json", b'"trained"')
+        open_storage(config.workspace_uri, config.storage).write("metrics.json", b'"trained"')
 
     monkeypatch.setattr(ablations, "execute", execute)
     base = load_config(config_file, overrides)

@@ -8,7 +8,7 @@ import typer
 from transformers import OPTConfig, OPTForCausalLM
 from typer.testing import CliRunner
 
-from benchmarks.decoding_methods import CONSTRAINED, FREE, LIKELIHOOD, LISTED, GENERATE, TRIE, Ways
+from benchmarks.decoding_methods import CONSTRAINED, FREE, GENERATE, LIKELIHOOD, LISTED, TRIE, Ways
 from benchmarks.large_llm import as_large_as
 from benchmarks.nightly import main, stored_cases
 from benchmarks.report import Benchmark
@@ -51,11 +51,11 @@ def test_another_llm_on_the_same_prompts(tiny_model, cases, tmp_path):
 
 
 def test_the_command(tiny_bundle, tmp_path):
-    config, run, _ = tiny_bundle
+    config, storage, _ = tiny_bundle
     execute(bundle.STEP, config, Console(log_json=True))
     app = typer.Typer()
     app.command()(main)
-    arguments = ["--run", str(run.root), "--quick", "--users", "8", "--no-job", "--root", str(tmp_path)]
+    arguments = ["--run", str(storage.root), "--quick", "--users", "8", "--no-job", "--root", str(tmp_path)]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
     content = json.loads((tmp_path / "nightly.json").read_text())

@@ -14,7 +14,7 @@ from benchmarks.nightly_scale import ITEMS, generated, main
 
 def test_a_generated_run_is_dealt_and_has_a_bundle(tmp_path: Path) -> None:
     config = generated(tmp_path, 50, 3, ranker="teacher")
-    run = open_storage(config.run_uri)
+    run = open_storage(config.workspace_uri)
     assert read_manifest(run.at("sequences")).rows == 50 and len(read_manifest(run.at("sequences")).files) == 3
     for items in read_table(run.at("sequences")).column("item_index").to_pylist():
         assert len({*items}) == len(items) >= 2 and 1 <= min(items) <= max(items) <= ITEMS

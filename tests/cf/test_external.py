@@ -95,15 +95,15 @@ def test_globs_mean_files_on_a_disk_and_on_s3(
 
 
 @settings(max_examples=30, deadline=None)
-@given(known=st.sets(st.integers(0, 60), min_size=1), asked=st.lists(st.integers(0, 60)))
-def test_users_are_found_by_id_whatever_their_history(known: set[int], asked: list[int]):
+@given(known=st.sets(st.integers(0, 60), min_size=1), requested=st.lists(st.integers(0, 60)))
+def test_users_are_found_by_id_whatever_their_history(known: set[int], requested: list[int]):
     hashes = hash_strings(pa.array([f"u{user}" for user in known])).view(np.int64)
     order = hashes.argsort()
     x_UD = torch.tensor(list(known)).float()[:, None] + 1
     teacher = ExternalTeacher(torch.zeros(2, 1), x_UD[order], torch.from_numpy(hashes[order]))
-    ids = pa.array([f"u{user}" for user in asked], pa.string())
+    ids = pa.array([f"u{user}" for user in requested], pa.string())
     histories = Sequences(ids, np.zeros(len(ids) + 1, np.int64), np.zeros(0, np.int32))
-    assert teacher.represent(histories).tolist() == [[user + 1.0 if user in known else 0.0] for user in asked]
+    assert teacher.represent(histories).tolist() == [[user + 1.0 if user in known else 0.0] for user in requested]
 
 
 def test_items_without_an_embedding_come_last(items: str, users: str):

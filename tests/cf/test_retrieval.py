@@ -120,11 +120,11 @@ def test_items_with_equal_embeddings_are_tied_wherever_they_stand(num_users):
 
 
 def test_memory_is_bounded_in_users_and_in_items():
-    asked = []
+    shapes = []
 
     class Counting(Lookup):
         def shared_scores(self, x_BD, items_K=None):
-            asked.append((len(x_BD), len(items_K)))
+            shapes.append((len(x_BD), len(items_K)))
             return super().shared_scores(x_BD, items_K)
 
     teacher = Counting(20_000, 0)
@@ -133,5 +133,5 @@ def test_memory_is_bounded_in_users_and_in_items():
     available[0] = False
     retrieve(teacher, x, (nothing, nothing), available, 5)
     catalogue_ranks(teacher, x, torch.ones(700, dtype=torch.int64), (nothing, nothing))
-    assert max(users * items for users, items in asked) <= 2**20
-    assert sum(users * items for users, items in asked) < 2 * 700 * 20_000 * 1.02, "nothing is scored twice"
+    assert max(users * items for users, items in shapes) <= 2**20
+    assert sum(users * items for users, items in shapes) < 2 * 700 * 20_000 * 1.02, "nothing is scored twice"

@@ -85,7 +85,7 @@ class Shop:
         self.before = commit(self.histories, "histories", by, files, stats=stats)
         return reports
 
-    def finish(self, before=None, **data) -> list[Report]:
+    def build_sequences(self, before=None, **data) -> list[Report]:
         split = Split(SplitConfig(), 0)
         at = self.storage.at("sequences")
         return self.run(BuildSequences(self.histories, at, before, DataConfig(**data), EVERYTHING, split))

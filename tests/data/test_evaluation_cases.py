@@ -43,8 +43,8 @@ def test_every_case_holds_what_the_schema_says():
     cases = table.to_pylist()
     evaluable = [user for user, items_ in histories.items() if len(items_) >= 3]
     kinds = [(split, protocol) for split in ("valid", "test") for protocol in ("random", "matched")]
-    asked = [(case["user_id"], case["split"], case["protocol"]) for case in cases]
-    assert asked == [(user, *kind) for user in evaluable for kind in kinds]
+    drawn = [(case["user_id"], case["split"], case["protocol"]) for case in cases]
+    assert drawn == [(user, *kind) for user in evaluable for kind in kinds]
     for case in cases:
         history = histories[case["user_id"]]
         assert case["history_length"] == len(history) - {"test": 1, "valid": 2}[case["split"]]
@@ -134,17 +134,17 @@ def test_only_what_is_held_out_is_asked():
     assert draw_cases(users, parts, shop(), CONFIG, 0).num_rows == 0
     long = np.flatnonzero(length >= 2)
     parts.valid[long[0]], parts.test[long[1]] = 1, 0
-    asked = draw_cases(users, parts, shop(), CONFIG, 0).to_pylist()
+    drawn = draw_cases(users, parts, shop(), CONFIG, 0).to_pylist()
     names = [f"u{user:04d}" for user in long]
-    assert [(case["user_id"], case["split"], case["protocol"], case["history_length"]) for case in asked] == [
+    assert [(case["user_id"], case["split"], case["protocol"], case["history_length"]) for case in drawn] == [
         (names[0], "valid", "random", 1),
         (names[0], "valid", "matched", 1),
         (names[1], "test", "random", 0),
         (names[1], "test", "matched", 0),
     ]
-    assert [case["target"] for case in asked] == [histories[names[0]][1]] * 2 + [histories[names[1]][0]] * 2
+    assert [case["target"] for case in drawn] == [histories[names[0]][1]] * 2 + [histories[names[1]][0]] * 2
     seen = {name: set(items_) for name, items_ in histories.items()}  # also what comes after the target
-    assert not any(seen[case["user_id"]] & set(case["candidates"][1:]) for case in asked)
+    assert not any(seen[case["user_id"]] & set(case["candidates"][1:]) for case in drawn)
 
 
 def test_each_split_has_its_own_fraction():

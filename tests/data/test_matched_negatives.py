@@ -24,7 +24,7 @@ CATALOGUES = {
 
 @dataclass(frozen=True)
 class Log:
-    """Users' histories and the items they came to next, drawn by fame among what they had not met."""
+    """Users' histories and the items they came to next, drawn by weights among what they had not met."""
 
     counts: ItemCounts
     histories: list[np.ndarray]
@@ -34,15 +34,15 @@ class Log:
     @classmethod
     def of(cls, shape: str, count: int, seed: int) -> "Log":
         """Histories are a small part of the catalogue: up to five items, and one for every twelve that there are."""
-        rng, most, fame = np.random.default_rng(seed), min(5, count // 12), CATALOGUES[shape](count)
-        keys = np.log(fame) + rng.gumbel(size=(USERS, count))  # sorted: draws by fame without repeats
+        rng, most, weights = np.random.default_rng(seed), min(5, count // 12), CATALOGUES[shape](count)
+        keys = np.log(weights) + rng.gumbel(size=(USERS, count))  # sorted: draws by weights without repeats
         drawn = (np.argsort(-keys, axis=1)[:, : most + 1] + 1).astype(np.int32)
         lengths = rng.integers(0, most + 1, USERS)
         histories = [row[:length] for row, length in zip(drawn, lengths, strict=True)]
         targets = drawn[np.arange(USERS), lengths]
-        popularity = np.bincount(np.concatenate(histories), minlength=count + 1) if most else np.append(0, fame)
+        popularity = np.bincount(np.concatenate(histories), minlength=count + 1) if most else np.append(0, weights)
         interactions = popularity + np.bincount(targets, minlength=count + 1)
-        counts = ItemCounts(popularity, interactions, USERS if most else 10**9)  # without histories: others' fame
+        counts = ItemCounts(popularity, interactions, USERS if most else 10**9)  # without histories: others' weights
         hashes = hash_strings(pa.array([f"u{number}" for number in range(USERS)]))
         return cls(counts, histories, targets, hashes)
 

@@ -8,7 +8,7 @@ import pytest
 
 from allmrec.data.catalogue import item_texts
 from allmrec.demo.encoder import build_encoder
-from allmrec.demo.sample.shop import LatentItems, SampleConfig, draw_shelf
+from allmrec.demo.sample.shop import LatentItems, SampleConfig, draw_latent_items
 from allmrec.demo.sample.titles import items_table
 from allmrec.text.encoder import TextConfig, load_encoder
 
@@ -16,13 +16,13 @@ CONFIG = SampleConfig(items=400)
 
 
 @pytest.fixture(scope="module")
-def shelf() -> LatentItems:
-    return draw_shelf(CONFIG, "movies")
+def latent() -> LatentItems:
+    return draw_latent_items(CONFIG, "movies")
 
 
 @pytest.fixture(scope="module")
-def texts(shelf) -> pa.Array:
-    table = items_table(CONFIG, "movies", shelf)
+def texts(latent) -> pa.Array:
+    table = items_table(CONFIG, "movies", latent)
     return item_texts(table["title"], table["description"]).combine_chunks()
 
 
@@ -38,18 +38,18 @@ def encoder(folder):
     return load_encoder(TextConfig(model=str(folder)))
 
 
-def test_related_items_are_nearer(encoder, texts, shelf):
+def test_related_items_are_nearer(encoder, texts, latent):
     embeddings_ND = encoder.encode(texts.to_pylist())
     assert embeddings_ND.shape == (400, 64)
     similarity_NN = embeddings_ND @ embeddings_ND.T
-    same_franchise = shelf.franchise[:, None] == shelf.franchise
-    same_genre = shelf.genre[:, None] == shelf.genre
+    same_franchise = latent.franchise[:, None] == latent.franchise
+    same_genre = latent.genre[:, None] == latent.genre
     of_franchise = similarity_NN[same_franchise & ~np.eye(400, dtype=bool)].mean()
     of_genre = similarity_NN[same_genre & ~same_franchise].mean()
     assert of_franchise > of_genre + 0.3
     assert of_genre > similarity_NN[~same_genre].mean() + 0.1
     np.fill_diagonal(similarity_NN, -2)
-    assert (shelf.genre[similarity_NN.argmax(axis=1)] == shelf.genre).mean() > 0.95
+    assert (latent.genre[similarity_NN.argmax(axis=1)] == latent.genre).mean() > 0.95
 
 
 def test_same_texts_same_files(texts, folder, tmp_path):

@@ -22,17 +22,17 @@ class Server(BaseHTTPRequestHandler):
     cuts: list[int]  # after how many bytes of each answer the connection ends; then it goes well
     statuses: list[int]  # instead of an answer, before all else
     has_ranges, etag, data = True, '"1"', DATA
-    asked: list[str | None]
+    requested: list[str | None]
 
     def do_GET(self) -> None:
-        asked = self.headers.get("Range")
-        self.asked.append(asked)
+        requested = self.headers.get("Range")
+        self.requested.append(requested)
         if self.statuses:
             self.send_response(self.statuses.pop(0))
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
-        first = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
+        first = int(requested.removeprefix("bytes=").rstrip("-")) if requested else 0
         if not self.has_ranges or self.headers.get("If-Range") != self.etag:
             first = 0
         body = self.data[first:]
@@ -53,7 +53,7 @@ class Server(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(**behaviour: object) -> Iterator[tuple[str, type[Server]]]:
-    handler = type("Handler", (Server,), {"cuts": [], "statuses": [], "asked": [], **behaviour})
+    handler = type("Handler", (Server,), {"cuts": [], "statuses": [], "requested": [], **behaviour})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -72,13 +72,13 @@ def test_a_cut_connection_is_resumed(tmp_path):
     seen = []
     with serving(cuts=[30_000, 20_000]) as (url, server):
         assert fetch(RemoteFile(url=url, md5=MD5), tmp_path, lambda *done: seen.append(done), pause_s=0)
-        first, second, third = server.asked
+        first, second, third = server.requested
         assert first is None and second == "bytes=30000-" and third == "bytes=50000-"
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"data.bin": DATA}
     assert seen[-1] == (100_000, 100_000)
     with serving(statuses=[500] * 9) as (url, server):  # it is there: nobody is asked
         assert not fetch(RemoteFile(url=url, md5=MD5), tmp_path)
-        assert not server.asked
+        assert not server.requested
 
 
 def test_another_run_goes_on_where_one_gave_up(tmp_path):
@@ -86,7 +86,7 @@ def test_another_run_goes_on_where_one_gave_up(tmp_path):
         with pytest.raises(ValueError, match="run again to resume after 30,000 bytes"):
             fetch(RemoteFile(url=url, md5=MD5), tmp_path, attempts=2, pause_s=0)
         assert fetch(RemoteFile(url=url, md5=MD5), tmp_path, attempts=2, pause_s=0)
-        assert server.asked[-1] == "bytes=30000-"
+        assert server.requested[-1] == "bytes=30000-"
     assert (tmp_path / "data.bin").read_bytes() == DATA
 
 
@@ -94,7 +94,7 @@ def test_another_run_goes_on_where_one_gave_up(tmp_path):
 def test_servers_that_cannot_resume_start_anew(tmp_path, behaviour):
     with serving(cuts=[30_000], **behaviour) as (url, server):
         assert fetch(RemoteFile(url=url, md5=MD5), tmp_path, pause_s=0)
-        assert len(server.asked) == 2
+        assert len(server.requested) == 2
     assert (tmp_path / "data.bin").read_bytes() == DATA
 
 
@@ -122,9 +122,9 @@ def test_refusals_end_at_once_and_busy_servers_are_asked_again(tmp_path):
     with serving(statuses=[404, 503, 429]) as (url, server):
         with pytest.raises(ValueError, match=r"/data\.bin: the server answers 404"):
             fetch(RemoteFile(url=url), tmp_path, pause_s=0)
-        assert len(server.asked) == 1
+        assert len(server.requested) == 1
         assert fetch(RemoteFile(url=url), tmp_path, pause_s=0)
-        assert len(server.asked) == 4
+        assert len(server.requested) == 4
 
 
 def test_nobody_answers(tmp_path):

@@ -16,8 +16,8 @@ from allmrec.llm.generation import Generator
 
 @pytest.fixture
 def cases(tiny_bundle):
-    _, run, _ = tiny_bundle
-    table, sequences = read_table(run.at("evaluation_cases"), [0]), Sequences.read(run.at("sequences"), [0])
+    _, storage, _ = tiny_bundle
+    table, sequences = read_table(storage.at("evaluation_cases"), [0]), Sequences.read(storage.at("sequences"), [0])
     return Cases.select(table, sequences, "test", "random")
 
 
@@ -38,7 +38,7 @@ def test_an_answer_by_hand(tiny_model, cases, monkeypatch, answer, expected):
     one = replace(cases.take(np.array([0])), candidates_BC=np.array([[5, 12, 7, 0]], dtype=np.int32))
     tokens = tiny_model.tokenizer(answer, add_special_tokens=False)["input_ids"]
     monkeypatch.setattr(Generator, "free", lambda *_: [tokens])
-    values, tied = Answers(Systems(tiny_model, seed=0)).measure("llm-only", one)
+    values, tied = Answers(Systems(tiny_model, seed=0)).evaluate("llm-only", one)
     assert dict(zip(WRITTEN, values[0], strict=True)) == dict(zip(WRITTEN, expected, strict=True))
     assert tied.tolist() == [0]
 
@@ -48,7 +48,7 @@ def test_a_title_that_two_candidates_share_is_worth_half(tiny_model, cases, monk
     one = replace(cases.take(np.array([0])), candidates_BC=np.array([[38, 39, 7]], dtype=np.int32))
     tokens = tiny_model.tokenizer(" The Last Garden", add_special_tokens=False)["input_ids"]
     monkeypatch.setattr(Generator, "free", lambda *_: [tokens])
-    values, tied = Answers(Systems(tiny_model, seed=0)).measure("llm-only", one)
+    values, tied = Answers(Systems(tiny_model, seed=0)).evaluate("llm-only", one)
     assert values.tolist() == [[1, 0.5, 1]] and tied.tolist() == [1]
 
 
@@ -64,7 +64,7 @@ def test_every_llm_system_writes_behind_its_own_prompts(tiny_model, cases, name,
 
     monkeypatch.setattr(Generator, "free", spy)
     answers = Answers(systems)
-    values, _ = answers.measure(name, cases)
+    values, _ = answers.evaluate(name, cases)
     assert values.shape == (len(cases), 3) and set(values[:, 0]) <= {0.0, 1.0}
     assert (seen["soft"] is None) == (name == "llm-only") == (not len(seen["prompts"].slot_items))
     assert answers.spent["tokens"] >= len(seen["prompts"].tokens) and answers.spent["padding"] >= 0

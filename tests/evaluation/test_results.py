@@ -20,14 +20,14 @@ from allmrec.metrics import METRICS, interval, summarise
 from schemas.evaluation_results import SCHEMA
 
 NAMES = ("random", "teacher", "llm-only", "a-llmrec")
-FACTS = {"cases": "the same", "recall_at": 7}
+STATS = {"cases": "the same", "recall_at": 7}
 
 
 @pytest.fixture(scope="module")
 def evaluated(tiny_bundle, tmp_path_factory):
     """(metrics, the table of all cases) of an evaluation with answers for everyone."""
-    config, run, version = tiny_bundle
-    evaluate = EvaluateShards(run, version, config.llm, NAMES, 0, 7, baseline="teacher", generation=1.0)
+    config, storage, version = tiny_bundle
+    evaluate = EvaluateShards(storage, version, config.llm, NAMES, 0, 7, baseline="teacher", generation=1.0)
     evaluate.results = open_storage(str(tmp_path_factory.mktemp("results")))
     shards, total = gather(read_reports(evaluate({"id": np.arange(3)})))
     files = total.files
@@ -80,8 +80,8 @@ def test_differences_are_paired_by_user(evaluated):
 
 
 def test_without_a_baseline_only_the_swap_has_differences(tiny_bundle, tmp_path):
-    config, run, version = tiny_bundle
-    evaluate = EvaluateShards(run, version, config.llm, ["teacher", "random"], 0, 7)
+    config, storage, version = tiny_bundle
+    evaluate = EvaluateShards(storage, version, config.llm, ["teacher", "random"], 0, 7)
     evaluate.results = open_storage(str(tmp_path))
     shards = list(map(evaluate.process, range(3)))
     metrics = summarise(row for shard in shards for row in shard.details["sums"])
@@ -99,9 +99,9 @@ def test_the_baseline_is_one_of_the_systems():
 
 def test_the_share_of_candidates_shown_by_q_i(tiny_model, tiny_bundle, monkeypatch):
     """Every item with fewer than 20 training interactions: those from 21 on."""
-    _, run, _ = tiny_bundle
+    _, storage, _ = tiny_bundle
     systems = Systems(tiny_model, seed=0)
-    table, sequences = read_table(run.at("evaluation_cases"), [0]), Sequences.read(run.at("sequences"), [0])
+    table, sequences = read_table(storage.at("evaluation_cases"), [0]), Sequences.read(storage.at("sequences"), [0])
     cases = Cases.select(table, sequences, "test", "random")
     cases = replace(cases, candidates_BC=np.where(np.arange(20) < 17, cases.candidates_BC, 0).astype(np.int32))
     config = {**tiny_model.bundle.config, "bundle": {"min_interactions_for_cf": 20}}
@@ -153,7 +153,7 @@ def stored(folder, system: str, hits: dict[str, float], **stats) -> object:
         values[:, 0] = [hits[user] for user in users]
         table = rows(system, "random", cases, values, np.zeros(len(users), dtype=int), None)
         files[shard_name(shard)] = write_shard(storage, SCHEMA, shard_name(shard), table)
-    commit(storage, "evaluation_results", "", files, stats=FACTS | stats)
+    commit(storage, "evaluation_results", "", files, stats=STATS | stats)
     return storage
 
 

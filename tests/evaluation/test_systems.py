@@ -24,8 +24,8 @@ NAMES = ("random", "popularity", "teacher", "llm-only", "a-llmrec", "a-llmrec-un
 
 @pytest.fixture
 def cases(tiny_bundle):
-    _, run, _ = tiny_bundle
-    table, sequences = read_table(run.at("evaluation_cases"), [0]), Sequences.read(run.at("sequences"), [0])
+    _, storage, _ = tiny_bundle
+    table, sequences = read_table(storage.at("evaluation_cases"), [0]), Sequences.read(storage.at("sequences"), [0])
     return Cases.select(table, sequences, "test", "random")
 
 
@@ -39,8 +39,8 @@ def column_order(cases: Cases, order: np.ndarray) -> Cases:
 
 
 def test_a_case_has_the_users_history_up_to_its_target(tiny_bundle, cases):
-    _, run, _ = tiny_bundle
-    rows = {row["user_id"]: row["item_index"] for row in read_table(run.at("sequences"), [0]).to_pylist()}
+    _, storage, _ = tiny_bundle
+    rows = {row["user_id"]: row["item_index"] for row in read_table(storage.at("sequences"), [0]).to_pylist()}
     assert len(cases) == sum(len(items) >= 3 for items in rows.values()) > 5
     for number, user_id in enumerate(cases.user_ids.to_pylist()):
         history = cases.histories.items[cases.histories.offsets[number] : cases.histories.offsets[number + 1]]
@@ -49,8 +49,8 @@ def test_a_case_has_the_users_history_up_to_its_target(tiny_bundle, cases):
 
 
 def test_a_shard_without_cases_has_none(tiny_bundle, cases, systems):
-    _, run, _ = tiny_bundle
-    table, sequences = read_table(run.at("evaluation_cases"), [0]), Sequences.read(run.at("sequences"), [0])
+    _, storage, _ = tiny_bundle
+    table, sequences = read_table(storage.at("evaluation_cases"), [0]), Sequences.read(storage.at("sequences"), [0])
     for nobody in (Cases.select(table.slice(0, 0), sequences, "test", "random"), cases.take(np.arange(0))):
         assert len(nobody) == len(nobody.swapped(0)) == 0 and not list(nobody.blocks(10))
 
@@ -150,9 +150,9 @@ def test_no_candidate_may_score_minus_infinity(systems, cases):
 
 
 def test_a_shard_without_cases_counts_for_nothing(tiny_bundle):
-    config, run, version = tiny_bundle
-    evaluate = EvaluateShards(run, version, config.llm, ["teacher"], seed=0, recall_at=7)
-    evaluate.cases = run.at("nobody")
+    config, storage, version = tiny_bundle
+    evaluate = EvaluateShards(storage, version, config.llm, ["teacher"], seed=0, recall_at=7)
+    evaluate.cases = storage.at("nobody")
     write = {"part-00000.parquet": write_shard(evaluate.cases, SCHEMA, "part-00000.parquet", SCHEMA.empty_table())}
     commit(evaluate.cases, "evaluation_cases", "test", write, {})
     details = evaluate.process(0).details
@@ -160,7 +160,7 @@ def test_a_shard_without_cases_counts_for_nothing(tiny_bundle):
 
 
 @pytest.mark.parametrize("name", ["popularity", "teacher"])
-def test_places_in_the_catalogue_equal_brute_force(systems, cases, tiny_model, monkeypatch, name):
+def test_ranks_in_the_catalogue_equal_brute_force(systems, cases, tiny_model, monkeypatch, name):
     everything = np.tile(np.arange(1, 41, dtype=np.int32), (len(cases), 1))
     if name == "popularity":  # ties abound
         catalogue = tiny_model.bundle.catalogue
@@ -220,14 +220,14 @@ def test_random_gets_chance():
 
 
 def test_shards_are_scored_alone_and_all_cases_are_counted(tiny_bundle):
-    config, run, version = tiny_bundle
-    evaluate = EvaluateShards(run, version, config.llm, ["random", "teacher", "a-llmrec"], seed=0, recall_at=7)
+    config, storage, version = tiny_bundle
+    evaluate = EvaluateShards(storage, version, config.llm, ["random", "teacher", "a-llmrec"], seed=0, recall_at=7)
     together, total = gather(read_reports(evaluate({"id": np.arange(3)})))
     for shard in (2, 0, 1):
         assert evaluate.process(shard).details["sums"] == together[shard].details["sums"]
     assert total.counts["users"] == 60
     metrics = summarise(row for report in together for row in report.details["sums"])
-    users = Sequences.read(run.at("sequences"))
+    users = Sequences.read(storage.at("sequences"))
     for row in metrics:
         if row["subset"] == "all":
             assert row["count"] == (users.lengths >= 3).sum()

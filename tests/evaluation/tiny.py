@@ -1,4 +1,4 @@
-"""A run up to Stage-2 with tiny untrained models: what bundles and evaluation need, made without Ray."""
+"""A workspace up to Stage-2 with tiny untrained models: what bundles and evaluation need, made without Ray."""
 
 from pathlib import Path
 from typing import Any
@@ -45,13 +45,13 @@ def tiny_config(root: Path, **sections: Any) -> Config:
     )
 
 
-def write_tiny_run(config: Config, llm: Any, tokenizer: Any, num_users: int = NUM_USERS) -> Storage:
-    """Items, sequences, evaluation cases, teacher, alignment and projectors of a run, and its LLM's folder."""
+def write_tiny_workspace(config: Config, llm: Any, tokenizer: Any, num_users: int = NUM_USERS) -> Storage:
+    """Items, sequences, evaluation cases, teacher, alignment and projectors of a workspace, and its LLM's folder."""
     llm.save_pretrained(config.llm.name)
     tokenizer.save_pretrained(config.llm.name)
     Path(config.text.model).mkdir()
     Path(config.text.model, "config.json").write_text("{}")
-    run = open_storage(config.run_uri)
+    storage = open_storage(config.workspace_uri)
     rng = np.random.default_rng(0)
     popularity = np.arange(NUM_ITEMS, dtype=np.int64)[::-1]
     item_table = pa.table(
@@ -67,8 +67,8 @@ def write_tiny_run(config: Config, llm: Any, tokenizer: Any, num_users: int = NU
             "text_hash": ["-"] * NUM_ITEMS,
         }
     )
-    _seal_table(run.at("items"), "items", items.SCHEMA, [item_table])
-    _seal_table(run.at("rejected"), "rejected", rejected.SCHEMA, [rejected.SCHEMA.empty_table()])
+    _commit_table(storage.at("items"), "items", items.SCHEMA, [item_table])
+    _commit_table(storage.at("rejected"), "rejected", rejected.SCHEMA, [rejected.SCHEMA.empty_table()])
 
     user_ids = pa.array(sorted(f"user-{n:02d}" for n in range(num_users)))
     lists = [rng.choice(NUM_ITEMS, rng.integers(2, 8), replace=False) + 1 for _ in range(num_users)]
@@ -83,35 +83,41 @@ def write_tiny_run(config: Config, llm: Any, tokenizer: Any, num_users: int = NU
     shard = shard_of(user_ids, config.data.num_shards)
     shards = [rows.filter(pa.array(shard == number)) for number in range(config.data.num_shards)]
     sizes = {"users": num_users, "items": NUM_ITEMS, "interactions": sum(map(len, lists))}
-    _seal_table(run.at("sequences"), "sequences", sequences.SCHEMA, shards, sizes)
-    catalogue = Catalogue.read(run.at("items"))
+    _commit_table(storage.at("sequences"), "sequences", sequences.SCHEMA, shards, sizes)
+    catalogue = Catalogue.read(storage.at("items"))
     users = [Sequences.from_table(part) for part in shards]
     split = Split(config.evaluation.split, config.seed)
     parts = [split.divide(some, np.zeros_like(some.items)) for some in users]
     counts = ItemCounts(catalogue.popularity, np.append(0, popularity + 1), num_users)
     cases = [draw_cases(*both, counts, config.evaluation, config.seed) for both in zip(users, parts, strict=True)]
-    asked = {name: int(sum((getattr(one, name) != NONE).sum() for one in parts)) for name in ("valid", "test")}
-    _seal_table(run.at("evaluation_cases"), "evaluation_cases", evaluation_cases.SCHEMA, cases, asked)
+    tested = {name: int(sum((getattr(one, name) != NONE).sum() for one in parts)) for name in ("valid", "test")}
+    _commit_table(storage.at("evaluation_cases"), "evaluation_cases", evaluation_cases.SCHEMA, cases, tested)
 
     torch.manual_seed(1)
     teacher = build_teacher(config.teacher, NUM_ITEMS).eval()
     torch.nn.init.normal_(teacher.get_parameter("items.weight"))
     teacher.get_parameter("items.weight").data[0] = 0
     settings = config.model_dump(mode="json")
-    files = save_teacher(run.at("teacher"), teacher)
-    commit(run.at("teacher"), "teacher", "test", files, settings, {"num_items": NUM_ITEMS, "ndcg@10": 0.25})
+    files = save_teacher(storage.at("teacher"), teacher)
+    commit(storage.at("teacher"), "teacher", "test", files, settings, {"num_items": NUM_ITEMS, "ndcg@10": 0.25})
     network = AlignmentNetwork(config.teacher.dim, 5, JOINT)
     e_NJ, q_NJ = network.joint(teacher.item_embeddings, torch.randn(NUM_ITEMS + 1, 5))
-    commit(run.at("alignment"), "alignment", "test", save_alignment(run.at("alignment"), network, e_NJ, q_NJ), settings)
+    commit(
+        storage.at("alignment"),
+        "alignment",
+        "test",
+        save_alignment(storage.at("alignment"), network, e_NJ, q_NJ),
+        settings,
+    )
     trained, untrained = (
         fresh_projectors(config.teacher.dim, JOINT, llm.config.hidden_size, seed).state_dict() for seed in (0, 1)
     )
-    files = save_projectors(run.at("projectors"), trained, untrained)
+    files = save_projectors(storage.at("projectors"), trained, untrained)
     identity = model_identity(config.llm.name, config.llm.revision)
-    commit(run.at("projectors"), "projectors", "test", files, settings, {"loss": 2.5, "llm": identity})
-    return run
+    commit(storage.at("projectors"), "projectors", "test", files, settings, {"loss": 2.5, "llm": identity})
+    return storage
 
 
-def _seal_table(storage: Storage, kind: str, schema: pa.Schema, shards: list[pa.Table], stats: dict | None = None):
+def _commit_table(storage: Storage, kind: str, schema: pa.Schema, shards: list[pa.Table], stats: dict | None = None):
     files = {shard_name(n): write_shard(storage, schema, shard_name(n), table) for n, table in enumerate(shards)}
     commit(storage, kind, "test", files, {}, stats)

@@ -26,7 +26,7 @@ from jobs.nightly import nightly
 from jobs.recommendations import expire
 from jobs.runtime.console import Console
 from jobs.runtime.step import execute
-from tests.evaluation.tiny import NUM_ITEMS, TITLES, tiny_config, write_tiny_run
+from tests.evaluation.tiny import NUM_ITEMS, TITLES, tiny_config, write_tiny_workspace
 from tests.jobs.test_nightly import with_nightly
 from tests.s3_fixtures import new_bucket
 
@@ -82,7 +82,7 @@ def test_consecutive_runs_end_as_one_over_the_whole_log(tmp_path: Path, s3: S3Co
         tmp_path / "items.parquet",
     )
     config = tiny_config(tmp_path)
-    run = write_tiny_run(config, tiny_llm, tiny_tokenizer)
+    workspace = write_tiny_workspace(config, tiny_llm, tiny_tokenizer)
     config = with_log(config, tmp_path / "log", s3)
     storage, seconds = published(config), []
     for number in range(RUNS):
@@ -93,14 +93,14 @@ def test_consecutive_runs_end_as_one_over_the_whole_log(tmp_path: Path, s3: S3Co
         seconds.append(time.monotonic() - began)
         entry = newest_entry(storage)
         assert entry is not None and entry["n"] == number + 1
-        assert entry["rows"] == read_manifest(run.at("sequences")).rows > 0
+        assert entry["rows"] == read_manifest(workspace.at("sequences")).rows > 0
     days = [FIRST + timedelta(number) for number in range(RUNS)][-3:]
     assert published_dates(storage) == days and all(verify_run(storage, day)["rows"] for day in days)
 
     whole = with_log(config.model_copy(update={"name": "whole"}), tmp_path / "log", s3)
-    for entry in list(run.list()):
+    for entry in list(workspace.list()):
         if entry.key.split("/")[0] in ("teacher", "alignment", "projectors"):
-            open_storage(whole.run_uri).write(entry.key, run.read(entry.key))
+            open_storage(whole.workspace_uri).write(entry.key, workspace.read(entry.key))
     run_day(whole, days[-1])
     left, right = (
         read_recommendations(one.uri, s3=s3).drop_columns(["bundle", "run_id"]) for one in (storage, published(whole))

@@ -33,7 +33,7 @@ from jobs.nightly import nightly
 from jobs.runtime.console import Console
 from jobs.runtime.step import execute, resolved
 from schemas.recommendations import SCHEMA
-from tests.evaluation.tiny import tiny_config, write_tiny_run
+from tests.evaluation.tiny import tiny_config, write_tiny_workspace
 from tests.faults.cluster import TwoNodes
 from tests.jobs.test_nightly import DATE, Started, with_nightly
 from tests.s3_fixtures import new_bucket
@@ -64,10 +64,10 @@ def cluster(s3: S3Config) -> Iterator[TwoNodes]:
 def tiny(tmp_path_factory, tiny_llm, tiny_tokenizer, s3) -> tuple[Config, Storage]:
     config = tiny_config(tmp_path_factory.mktemp("tiny"), prompt={"max_history": 2})
     config = config.model_copy(update={"data": config.data.model_copy(update={"num_shards": SHARDS})})
-    run = write_tiny_run(config, tiny_llm, tiny_tokenizer, USERS)
+    storage = write_tiny_workspace(config, tiny_llm, tiny_tokenizer, USERS)
     execute(bundle.STEP, config, QUIET)
     config = config.model_copy(update={"workers": config.workers.model_copy(update={"num_workers": 2})})
-    return with_nightly(config, storage=s3, lease_s=3, num_candidates=5, top_k=3), run
+    return with_nightly(config, storage=s3, lease_s=3, num_candidates=5, top_k=3), storage
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,7 @@ def test_a_killed_run_started_again_ends_as_an_undisturbed_one(tmp_path):
     whole = time.monotonic() - began
 
     config = config_of(tmp_path / "killed", tmp_path / "log", shop_path)
-    storage = open_storage(config.run_uri)
+    storage = open_storage(config.workspace_uri)
     kills = days = 0
     while kills < KILLS:
         process = start(config, tmp_path / "killed.yaml")
@@ -65,7 +65,7 @@ def test_a_killed_run_started_again_ends_as_an_undisturbed_one(tmp_path):
         print(f"a run was through after less than {after:.1f} s")
     assert start(config, tmp_path / "killed.yaml").wait() == 0
     assert start(calm, tmp_path / "calm.yaml").wait() == 0
-    assert digests(storage) == digests(open_storage(calm.run_uri))
+    assert digests(storage) == digests(open_storage(calm.workspace_uri))
 
 
 def top(storage) -> set[str]:

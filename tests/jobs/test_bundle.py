@@ -12,12 +12,12 @@ from jobs import bundle
 from jobs.cli import app
 from jobs.runtime.console import Console
 from jobs.runtime.step import execute, resolved
-from tests.evaluation.tiny import tiny_config, write_tiny_run
+from tests.evaluation.tiny import tiny_config, write_tiny_workspace
 
 
 def test_build_promote_show_verify_and_list(tmp_path, tiny_llm, tiny_tokenizer):
     config = tiny_config(tmp_path)
-    run = write_tiny_run(config, tiny_llm, tiny_tokenizer)
+    storage = write_tiny_workspace(config, tiny_llm, tiny_tokenizer)
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
 
@@ -26,24 +26,24 @@ def test_build_promote_show_verify_and_list(tmp_path, tiny_llm, tiny_tokenizer):
         return json.loads(result.stdout.splitlines()[-1]) if result.exit_code == 0 else result.stderr
 
     with pytest.raises(ValueError, match="no bundle is promoted"):
-        latest_bundle(run)
-    old = build_bundle(run, resolved(config, bundle.SECTIONS) | {"seed": 7})
+        latest_bundle(storage)
+    old = build_bundle(storage, resolved(config, bundle.SECTIONS) | {"seed": 7})
     built = call("build")["version"]
-    assert latest_bundle(run) == built != old and call("build")["event"] == "skip"
-    assert call("promote", old)["log_entry"] == 2 and latest_bundle(run) == old
+    assert latest_bundle(storage) == built != old and call("build")["event"] == "skip"
+    assert call("promote", old)["log_entry"] == 2 and latest_bundle(storage) == old
     assert call("promote", old)["event"] == "skip"
-    assert not execute(bundle.STEP, config, Console(log_json=True)) and latest_bundle(run) == old
+    assert not execute(bundle.STEP, config, Console(log_json=True)) and latest_bundle(storage) == old
     listed = call("list")["rows"]
     assert {row["version"]: row["in use"] for row in listed} == {old: True, built: False}
     assert call("show")["title"] == f"bundle {old}" and call("show", built)["title"] == f"bundle {built}"
     assert call("verify", built)["files"] == 10
-    run.write(f"bundles/{built}/projectors/projectors.safetensors", b"damage")
+    storage.write(f"bundles/{built}/projectors/projectors.safetensors", b"damage")
     for verb in ("verify", "promote"):
         assert "projectors.safetensors is damaged" in call(verb, built)
     assert "no such bundle" in call("promote", "nothing")
-    of_before = json.loads(run.read(f"bundles/{built}/{DESCRIPTION}")) | {"format": 1}
-    run.write(f"bundles/{built}/{DESCRIPTION}", json.dumps(of_before).encode())
+    of_before = json.loads(storage.read(f"bundles/{built}/{DESCRIPTION}")) | {"format": 1}
+    storage.write(f"bundles/{built}/{DESCRIPTION}", json.dumps(of_before).encode())
     assert "run train-projection" in call("verify", built)
     rows = {row["version"]: row for row in call("list")["rows"]}
     assert rows[old]["in use"] and "bundle format 1 is not" in rows[built]["llm"], "the others are listed all the same"
-    assert [entry["version"] for entry in entries_after(run.at("bundles"), 0)] == [built, old]
+    assert [entry["version"] for entry in entries_after(storage.at("bundles"), 0)] == [built, old]

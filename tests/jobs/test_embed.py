@@ -36,7 +36,7 @@ def config_in(root: Path, model: Path) -> Config:
 
 
 def embeddings_of(config: Config) -> Storage:
-    return open_storage(config.run_uri).at("item_text_embeddings")
+    return open_storage(config.workspace_uri).at("item_text_embeddings")
 
 
 def manifest_of(config: Config) -> Manifest:
@@ -61,7 +61,7 @@ def write_items(config: Config, titles: list[str | None], filtered_out: tuple[in
         }
     )
     table = table.take([row for row in range(5) if row not in filtered_out])
-    storage = open_storage(config.run_uri).at("items")
+    storage = open_storage(config.workspace_uri).at("items")
     with writing(storage, "items", "test") as out:
         out.table(0, items.SCHEMA, table)
 
@@ -126,7 +126,7 @@ def test_nan_names_the_item_and_leaves_the_old_embeddings(config, tmp_path):
     with pytest.raises(ValueError, match=r"NaN or infinity for item 'i\d' and 3 more"):
         execute(embed.STEP, corrupted, Console())
     assert manifest_of(config).digest == digest
-    assert len(TextCache.of(open_storage(config.run_uri), encoder_identity(corrupted.text)).index().hashes) == 0
+    assert len(TextCache.of(open_storage(config.workspace_uri), encoder_identity(corrupted.text)).index().hashes) == 0
 
 
 def test_what_is_damaged_is_made_again_or_named(config):
@@ -135,7 +135,7 @@ def test_what_is_damaged_is_made_again_or_named(config):
     assert execute(embed.STEP, config, Console(), force=True)
     assert manifest_of(config).stats["embedded"] == 0 and read_table(storage).equals(table)
 
-    cache = TextCache.of(open_storage(config.run_uri), encoder_identity(config.text))
+    cache = TextCache.of(open_storage(config.workspace_uri), encoder_identity(config.text))
     (entry,) = cache.storage.list()
     cache.storage.write(entry.key, cache.storage.read(entry.key)[:-1] + b"?")  # a foot that no Parquet has
     assert execute(embed.STEP, config, Console(), force=True)
@@ -190,7 +190,7 @@ def test_a_dry_run_counts_and_writes_nothing(config, capsys):
 
 
 def test_the_standin_is_the_same_each_time(config):
-    storage = open_storage(config.run_uri).at("models/encoder")
+    storage = open_storage(config.workspace_uri).at("models/encoder")
     digest = read_manifest(storage).digest
     assert execute(standin_encoder.STEP, config, Console(), force=True)
     assert read_manifest(storage).digest == digest

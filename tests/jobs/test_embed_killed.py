@@ -40,7 +40,7 @@ def write_items(config: Config) -> pa.ChunkedArray:
         "text_hash": [sha256(text.encode()) for text in texts.to_pylist()],
     }
     arrays = [columns.get(field.name, pa.nulls(NUM_ITEMS, field.type)) for field in items.SCHEMA]
-    storage = open_storage(config.run_uri).at("items")
+    storage = open_storage(config.workspace_uri).at("items")
     with writing(storage, "items", "test") as out:
         out.table(0, items.SCHEMA, pa.table(arrays, names=items.SCHEMA.names))
     return texts
@@ -76,7 +76,7 @@ def test_nothing_is_embedded_twice_and_nothing_is_lost(tmp_path):
     build_encoder(pa.array(["Title: Moonfall saga, Description: "]), tmp_path / "encoder")
     text = {"model": str(tmp_path / "encoder"), "batch_size": 1, "min_workers": 1}
     config = Config(name="run", root=str(tmp_path), text=text, workers={"num_workers": 2})  # type: ignore[arg-type]
-    storage, texts = open_storage(config.run_uri), write_items(config)
+    storage, texts = open_storage(config.workspace_uri), write_items(config)
     cache = TextCache.of(storage, encoder_identity(config.text))
 
     def kept() -> int:

@@ -22,15 +22,15 @@ def events(capsys, name: str) -> list[dict]:
 
 @pytest.mark.on_ray
 def test_evaluate(tiny_workspace, capsys):
-    config, run = tiny_workspace
+    config, storage = tiny_workspace
     console = Console(log_json=True)
     execute(evaluate.STEP, config, console, dry_run=True)
     (planned,) = events(capsys, "plan")
-    assert planned["up to date"] is False and not run.exists("metrics.json")
+    assert planned["up to date"] is False and not storage.exists("metrics.json")
 
     assert execute(evaluate.STEP, config, console)
     out = capsys.readouterr().out
-    metrics = json.loads(run.read("metrics.json"))
+    metrics = json.loads(storage.read("metrics.json"))
     systems = list(config.evaluation.systems)
     documented = ("system", "protocol", "subset", "metric", "value", "stderr", "count")
     paired = ("baseline", "difference", "low", "high", "pairs")
@@ -48,39 +48,39 @@ def test_evaluate(tiny_workspace, capsys):
     done = json.loads(out.splitlines()[-1])
     assert done["tokens/s of a worker"] > 0 and 0 <= done["padding %"] < 100
 
-    page = run.read("report.html").decode()
-    assert config.llm.name in page and f"<td>{NUM_USERS}</td>" in page and latest_bundle(run) in page
+    page = storage.read("report.html").decode()
+    assert config.llm.name in page and f"<td>{NUM_USERS}</td>" in page and latest_bundle(storage) in page
     for name in ("metrics.json", "report.html"):
-        assert run.read(name) == run.read(f"evaluation/{name}")
-    assert read_manifest(run.at("evaluation")).stats["bundle"] == latest_bundle(run)
-    results = read_table(run.at("evaluation_results"))
+        assert storage.read(name) == storage.read(f"evaluation/{name}")
+    assert read_manifest(storage.at("evaluation")).stats["bundle"] == latest_bundle(storage)
+    results = read_table(storage.at("evaluation_results"))
     assert results.num_rows == planned["cases"] and planned["answers"] == 0
 
     assert not execute(evaluate.STEP, config, console), "nothing has changed"
     more = config.model_copy(update={"workers": config.workers.model_copy(update={"num_workers": 2})})
     assert execute(evaluate.STEP, more, console, force=True)
-    assert json.loads(run.read("metrics.json")) == metrics, "two workers, the same numbers"
-    assert read_table(run.at("evaluation_results")).equals(results)
+    assert json.loads(storage.read("metrics.json")) == metrics, "two workers, the same numbers"
+    assert read_table(storage.at("evaluation_results")).equals(results)
 
 
 def test_only_the_systems_asked_for(tiny_workspace):
-    _, run = tiny_workspace
-    some = tiny_config(run.root.parent, evaluation={"systems": ["teacher", "random"]})
+    _, storage = tiny_workspace
+    some = tiny_config(storage.root.parent, evaluation={"systems": ["teacher", "random"]})
     execute(evaluate.STEP, some, Console(log_json=True))
-    assert {row["system"] for row in json.loads(run.read("metrics.json"))} == {"teacher", "random"}
+    assert {row["system"] for row in json.loads(storage.read("metrics.json"))} == {"teacher", "random"}
 
 
 def test_llm_systems_write_for_some_users(tiny_workspace, capsys):
-    _, run = tiny_workspace
-    asked = {"systems": ["teacher", "llm-only"], "baseline": "llm-only", "generation_users": 20}
-    some = tiny_config(run.root.parent, evaluation=asked)
+    _, storage = tiny_workspace
+    requested = {"systems": ["teacher", "llm-only"], "baseline": "llm-only", "generation_users": 20}
+    some = tiny_config(storage.root.parent, evaluation=requested)
     execute(evaluate.STEP, some, Console(log_json=True))
-    written = [row for row in json.loads(run.read("metrics.json")) if row["protocol"] == "generation"]
+    written = [row for row in json.loads(storage.read("metrics.json")) if row["protocol"] == "generation"]
     assert [row["metric"] for row in written if row["subset"] == "all"] == ["named", "hit@1", "hit@1 substring"]
     assert {row["system"] for row in written} == {"llm-only"} and 10 < written[0]["count"] < 30
     table = events(capsys, "table")[-1]
     assert table["title"] == "held-out item in what the LLM writes" and table["rows"][0]["named"].startswith("0.")
-    assert "llm-only, writing" in run.read("report.html").decode()
+    assert "llm-only, writing" in storage.read("report.html").decode()
 
 
 def test_another_llm_is_refused(tiny_workspace, tmp_path):
@@ -91,12 +91,12 @@ def test_another_llm_is_refused(tiny_workspace, tmp_path):
 
 
 def test_bundle_points_to_its_version_and_is_skipped_when_nothing_changed(tiny_workspace, capsys):
-    config, run = tiny_workspace
-    assert run.exists(f"bundles/{latest_bundle(run)}/bundle.json")
+    config, storage = tiny_workspace
+    assert storage.exists(f"bundles/{latest_bundle(storage)}/bundle.json")
     assert not execute(bundle.STEP, config, Console(log_json=True))
     execute(bundle.STEP, config, Console(log_json=True), dry_run=True)
     assert events(capsys, "plan")[0]["up to date"] is True
-    assert read_manifest(run.at("bundle")).stats["version"] == latest_bundle(run)
+    assert read_manifest(storage.at("bundle")).stats["version"] == latest_bundle(storage)
 
 
 def test_evaluate_waits_for_the_bundle(tmp_path, capsys):

@@ -14,30 +14,30 @@ TASK = "favourite-genre"
 
 @pytest.fixture(scope="module")
 def tiny(tiny_workspace):
-    _, run = tiny_workspace
-    return tiny_config(run.root.parent, explain={"max_new_tokens": 4}), run
+    _, storage = tiny_workspace
+    return tiny_config(storage.root.parent, explain={"max_new_tokens": 4}), storage
 
 
 def test_explain(tiny, capsys):
-    config, run = tiny
+    config, storage = tiny
     console = Console(log_json=True)
     explain(config, console, TASK, 7, [], dry_run=True)
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["prompts"] == 14
-    assert not run.exists("explanations/manifest.json")
+    assert not storage.exists("explanations/manifest.json")
 
     explain(config, console, TASK, 7, [])
-    rows = read_table(run.at("explanations"))
+    rows = read_table(storage.at("explanations"))
     assert rows.num_rows == 14 and len(set(rows.column("user_id").to_pylist())) == 7
-    systems = {row["system"]: row for row in read_manifest(run.at("explanations")).stats["systems"]}
+    systems = {row["system"]: row for row in read_manifest(storage.at("explanations")).stats["systems"]}
     chose = [row["chose_favourite"] for row in rows.to_pylist() if row["system"] == "a-llmrec"]
     assert systems["a-llmrec"]["chooses a favourite"] == pytest.approx(sum(chose) / 7)
     assert '"skip"' not in capsys.readouterr().out
     explain(config, console, TASK, 7, [])
     assert '"skip"' in capsys.readouterr().out, "nothing has changed"
 
-    asked = ["user-40", "user-03", "user-40"]
-    explain(config, console, TASK, 7, asked)
-    some = read_table(run.at("explanations"))
+    requested = ["user-40", "user-03", "user-40"]
+    explain(config, console, TASK, 7, requested)
+    some = read_table(storage.at("explanations"))
     assert some.column("user_id").to_pylist() == ["user-03"] * 2 + ["user-40"] * 2
 
 

@@ -64,7 +64,7 @@ def prepared(tmp_path_factory, tiny_llm, tiny_tokenizer) -> tuple[Config, Storag
     with jobs_in_process():
         execute(prepare.STEP, config, CONSOLE)
     execute(standin_encoder.STEP, config, CONSOLE)
-    storage = open_storage(config.run_uri)
+    storage = open_storage(config.workspace_uri)
     factorise(storage, vectors)
     return config, storage, vectors
 
@@ -114,7 +114,7 @@ def test_own_vectors_through_the_whole_run(prepared, capsys: pytest.CaptureFixtu
     assert metrics["teacher", "random"] > metrics["random", "random"] + 0.1
     assert metrics["teacher", "swap"] < metrics["teacher", "random"] - 0.05, "it is personal"
     assert stats["valid_ndcg@10"] == pytest.approx(metrics["teacher", "random"], abs=0.1)
-    recommendations = read_recommendations(f"{config.run_uri}/recommendations").to_pylist()
+    recommendations = read_recommendations(f"{config.workspace_uri}/recommendations").to_pylist()
     assert len(recommendations) == USERS and {len(row["items"]) for row in recommendations} == {5}
 
     capsys.readouterr()

@@ -99,8 +99,8 @@ def read(name):
     events = [
         (row["user_id"], ids[row["item_index"]], row["timestamp"] // 1_000_000) for row in cleaned.events.to_pylist()
     ]
-    shelf = {row["item_id"]: (row["title"], row["description"], row["categories"]) for row in items.to_pylist()}
-    return shelf, events, bad_items.column("reason").to_pylist(), cleaned.rejections.column("reason").to_pylist()
+    catalogue = {row["item_id"]: (row["title"], row["description"], row["categories"]) for row in items.to_pylist()}
+    return catalogue, events, bad_items.column("reason").to_pylist(), cleaned.rejections.column("reason").to_pylist()
 
 
 @pytest.fixture(autouse=True)
@@ -109,8 +109,8 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 def test_amazon_2014():
-    shelf, events, bad_items, bad = read("amazon-2014")
-    assert shelf == {
+    catalogue, events, bad_items, bad = read("amazon-2014")
+    assert catalogue == {
         "0205616461": (
             "Bio-Active & Serum",
             "As we age, our once 'youthful' skin",
@@ -125,8 +125,8 @@ def test_amazon_2014():
 
 @pytest.mark.parametrize("name", ["amazon-2018", "gift-cards"])
 def test_amazon_2018(name):
-    shelf, events, bad_items, bad = read(name)
-    assert shelf == {
+    catalogue, events, bad_items, bad = read(name)
+    assert catalogue == {
         "0700026657": ('Anno 2070 "Deep Ocean"', "A game . Play & win.", ["Video Games", "PC"]),
         "0700026658": (None, None, []),
         "0700026659": (None, "one text", ["Video Games"]),
@@ -136,8 +136,8 @@ def test_amazon_2018(name):
 
 
 def test_amazon_2023():
-    shelf, events, bad_items, bad = read("amazon-2023")
-    assert shelf == {
+    catalogue, events, bad_items, bad = read("amazon-2023")
+    assert catalogue == {
         "B00IX1I3G6": ("Gift Card – Print", "First. Second.", ["Gift Cards", "Gift Card Categories"]),
         "B005ISQ7JC": (None, None, []),
     }
@@ -146,8 +146,8 @@ def test_amazon_2023():
 
 
 def test_movielens_1m():
-    shelf, events, bad_items, bad = read("movielens-1m")
-    assert shelf == {
+    catalogue, events, bad_items, bad = read("movielens-1m")
+    assert catalogue == {
         "661": ("James & the \"Giant' Peach (1996)", None, ["Animation", "Children's"]),
         "1193": ("Misérables: I (1995)", None, ["Drama"]),
     }
@@ -157,8 +157,8 @@ def test_movielens_1m():
 
 @pytest.mark.parametrize("name", ["movielens-20m", "movielens-25m"])
 def test_movielens_20m_and_25m(name):
-    shelf, events, bad_items, bad = read(name)
-    assert shelf == {
+    catalogue, events, bad_items, bad = read(name)
+    assert catalogue == {
         "2": ("American President, The (1995)", None, ["Comedy", "Drama", "Romance"]),
         "29": ('City "of" Lost Children, Thé (1995)', None, ["(no genres listed)"]),
     }

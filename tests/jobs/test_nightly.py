@@ -54,12 +54,12 @@ def recommendations(config: Config) -> pa.Table:
 
 
 def test_every_user_once_and_nothing_seen(tiny_workspace, undisturbed: Config) -> None:
-    _, run = tiny_workspace
+    _, storage = tiny_workspace
     table = recommendations(undisturbed)
-    users = read_table(run.at("sequences"))
+    users = read_table(storage.at("sequences"))
     assert sorted(table.column("user_id").to_pylist()) == sorted(users.column("user_id").to_pylist())
     seen = dict(zip(users.column("user_id").to_pylist(), users.column("item_index").to_pylist(), strict=True))
-    item_ids = read_table(run.at("items")).column("item_id").to_pylist()
+    item_ids = read_table(storage.at("items")).column("item_id").to_pylist()
     for row in table.to_pylist():
         listed = row["items"]
         assert [item["rank"] for item in listed] == [1, 2, 3, 4, 5] and row["source"] == "llm"
@@ -92,8 +92,8 @@ def test_the_number_of_workers_changes_nothing(
 
 @pytest.mark.on_ray
 def test_candidates_of_another_system(tiny_workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config, run = tiny_workspace
-    users = read_table(run.at("sequences")).column("user_id").to_pylist()
+    config, storage = tiny_workspace
+    users = read_table(storage.at("sequences")).column("user_id").to_pylist()
     given = pa.table({"user_id": users[:20], "item_ids": [["item-00", "item-01", "nowhere"]] * 20})
     pq.write_table(given, tmp_path / "candidates.parquet")
     config = with_nightly(
@@ -111,12 +111,12 @@ def test_candidates_of_another_system(tiny_workspace, tmp_path: Path, capsys: py
 
 def test_the_next_run_of_some_users(tiny_workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Asked for by a table, one of them suppressed, two unknown; the second run reuses the rows of all known users."""
-    config, run = tiny_workspace
-    users = [*read_table(run.at("sequences")).column("user_id").to_pylist()[:20], "new-1", "new-2"]
-    pq.write_table(pa.table({"user_id": users}), tmp_path / "asked.parquet")
+    config, storage = tiny_workspace
+    users = [*read_table(storage.at("sequences")).column("user_id").to_pylist()[:20], "new-1", "new-2"]
+    pq.write_table(pa.table({"user_id": users}), tmp_path / "requested.parquet")
     (tmp_path / "gone.csv").write_text(f"user_id\n{users[0]}\n")
     (tmp_path / "recalled.jsonl").write_text('{"item_id": "item-00"}\n')
-    lists = {"users": "asked.parquet", "suppressed_users": "gone.csv", "suppressed_items": "recalled.jsonl"}
+    lists = {"users": "requested.parquet", "suppressed_users": "gone.csv", "suppressed_items": "recalled.jsonl"}
     tables = {key: str(tmp_path / name) for key, name in lists.items()}
     config = with_nightly(config, output=str(tmp_path / "out"), price_per_gpu_hour=2, ranker="blend", **tables)
     nightly(config, QUIET, DATE, dry_run=True)
@@ -169,12 +169,12 @@ def test_an_index_of_a_large_catalogue(
     ],
 )
 def test_nan_is_never_published(tiny_workspace, tmp_path: Path, artifact: str, file: str, message: str) -> None:
-    config, run = tiny_workspace
+    config, storage = tiny_workspace
     broken = tiny_config(tmp_path)
     for name in ("items", "sequences", "teacher", "alignment", "projectors"):
-        for entry in run.at(name).list():
-            open_storage(broken.run_uri).at(name).write(entry.key, run.at(name).read(entry.key))
-    target = open_storage(broken.run_uri).at(artifact)
+        for entry in storage.at(name).list():
+            open_storage(broken.workspace_uri).at(name).write(entry.key, storage.at(name).read(entry.key))
+    target = open_storage(broken.workspace_uri).at(artifact)
     manifest, tensors = read_manifest(target), read_tensors(target, file)
     files = manifest.files | {file: write_tensors(target, file, {k: v * np.nan for k, v in tensors.items()})}
     commit(target, artifact, "test", files, manifest.config, manifest.stats)
@@ -183,7 +183,7 @@ def test_nan_is_never_published(tiny_workspace, tmp_path: Path, artifact: str, f
     with pytest.raises(ValueError, match=message):
         nightly(broken, QUIET, DATE)
     with pytest.raises(ValueError, match="nothing is published"):
-        read_recommendations(f"{broken.run_uri}/recommendations")
+        read_recommendations(f"{broken.workspace_uri}/recommendations")
 
 
 class Started:

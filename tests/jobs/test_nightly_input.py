@@ -27,8 +27,8 @@ pytestmark = pytest.mark.usefixtures("in_process")
     ],
 )
 def test_a_damaged_bundle_or_table_is_named(tiny_workspace, tmp_path: Path, damaged: str, message: str) -> None:
-    config, run = tiny_workspace
-    (path,) = LocalStorage(Path(run.uri)).root.glob(damaged)
+    config, storage = tiny_workspace
+    (path,) = LocalStorage(Path(storage.uri)).root.glob(damaged)
     content = path.read_bytes()
     path.write_bytes(content[:-9] + b"?" * 9)
     try:

@@ -12,7 +12,7 @@ from jobs.runtime.console import Console
 from jobs.runtime.step import Step
 
 DATE = date(2026, 11, 20)
-TABLES: dict[str, Any] = {"ranker": "blend", "users": "asked.parquet", "candidates": "given.parquet"}
+TABLES: dict[str, Any] = {"ranker": "blend", "users": "requested.parquet", "candidates": "given.parquet"}
 CROSS_DOMAIN = {"split": {"kind": "cross-domain", "trained_in": "runs/other"}}
 KINDS: list[dict[str, Any]] = [{}, {"nightly": TABLES}, {"evaluation": CROSS_DOMAIN}]
 

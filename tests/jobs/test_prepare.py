@@ -82,7 +82,7 @@ def prepared(config):
     stats: dict = {}
     console.event = lambda name, **numbers: stats.update({name: numbers})  # type: ignore[method-assign]
     execute(STEP, config, console)
-    return open_storage(config.run_uri, config.storage), stats
+    return open_storage(config.workspace_uri, config.storage), stats
 
 
 def digests(storage):
@@ -209,7 +209,7 @@ def test_too_many_rejects_stop_the_job_before_anything_else_is_written(tmp_path)
     fresh = config_of(tmp_path / "fresh", log_path, shop_path, max_rejected_fraction=0.01)
     with pytest.raises(ValueError, match="rejected"):
         prepared(fresh)
-    storage = open_storage(fresh.run_uri)
+    storage = open_storage(fresh.workspace_uri)
     assert {entry.key.split("/")[0] for entry in storage.list()} == {"rejected", "histories"}
     assert read_manifest(storage.at("rejected")).rows == rejected
 

@@ -1,4 +1,4 @@
-"""`prepare` with splits other than the paper's: what is held out does not train, however users are assigned to shards."""
+"""`prepare` with splits other than the paper's: what is held out does not train, whatever the shards."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def prepared(root, shards: int, kind: str) -> Storage:
     settings["data"]["min_item_interactions"] = 8  # some of the 30 items go, and are drawn nowhere
     config = Config(**settings)
     execute(STEP, config, Console(log_json=True))
-    return open_storage(config.run_uri)
+    return open_storage(config.workspace_uri)
 
 
 @pytest.mark.parametrize("kind", SPLITS)

@@ -100,7 +100,10 @@ def test_suppress_takes_a_file_or_the_configs_lists(config: Path) -> None:
     assert "has no user 'u3'" in refusal(call("show", config, "--user", "u3"))
     pq.write_table(pa.table({"user_id": ["u5"]}), config.parent / "suppressed.parquet")
     item = event(call("show", config, "--user", "u6"))["rows"][0]["item_id"]
-    suppressed = f"nightly.suppressed_users={config.parent}/suppressed.parquet", f"nightly.suppressed_items.ids=[{item}]"
+    suppressed = (
+        f"nightly.suppressed_users={config.parent}/suppressed.parquet",
+        f"nightly.suppressed_items.ids=[{item}]",
+    )
     days = by_date(call("suppress", config, "--set", suppressed[0], "--set", suppressed[1]))
     assert [day["users"] for day in days] == [1, 1, 1] and all(day["items"] for day in days)
 

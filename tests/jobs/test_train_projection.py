@@ -28,7 +28,7 @@ from jobs import train_projection
 from jobs.config import Config
 from jobs.runtime.console import Console
 from jobs.runtime.step import execute, resolved
-from tests.evaluation.tiny import tiny_config, write_tiny_run
+from tests.evaluation.tiny import tiny_config, write_tiny_workspace
 from tests.jobs import training_run
 
 pytestmark = pytest.mark.e2e
@@ -148,10 +148,10 @@ def trained(root: Path, models: Path, num_workers: int, dies: bool = False) -> t
     folder = Path(storage.at("sequences").uri)
     if dies:
         (folder / "dies").touch()
-    return watched(config, storage)
+    return train_observed(config, storage)
 
 
-def watched(config: Config, storage: Storage) -> tuple[Storage, dict]:
+def train_observed(config: Config, storage: Storage) -> tuple[Storage, dict]:
     folder = Path(storage.at("sequences").uri)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_projection, "loop", observed)
@@ -233,7 +233,7 @@ def test_a_killed_driver_is_started_again_with_one_worker(calm, models, tmp_path
     training_run.kill_after_two_checkpoints(victim, storage.at("checkpoints/train-projection").root)
 
     workers = config.workers.model_copy(update={"num_workers": 1})
-    _, notes = watched(config.model_copy(update={"workers": workers}), storage)
+    _, notes = train_observed(config.model_copy(update={"workers": workers}), storage)
     assert 0 < notes["first"] < STEPS, "it went on from a checkpoint"
     assert notes["losses"] == pytest.approx(calm[1]["losses"][notes["first"] :], abs=1e-4)
     found, expected = (read_manifest(place.at("projectors")).stats for place in (storage, calm[0]))
@@ -266,10 +266,10 @@ def test_training_sees_every_item_as_a_bundle_shows_it(item_input, tiny_llm, tin
         projection={"item_input": item_input, "validation_users": 0},
         prompt={"max_title_tokens": None},
     )
-    run = write_tiny_run(config, tiny_llm, tiny_tokenizer)
-    manifest, weights = read_manifest(run.at("teacher")), read_tensors(run.at("teacher"), TEACHER)
+    storage = write_tiny_workspace(config, tiny_llm, tiny_tokenizer)
+    manifest, weights = read_manifest(storage.at("teacher")), read_tensors(storage.at("teacher"), TEACHER)
     weights["items.weight"][7] = 0
-    with writing(run.at("teacher"), "teacher", "test", manifest.config) as out:
+    with writing(storage.at("teacher"), "teacher", "test", manifest.config) as out:
         out.tensors(TEACHER, weights)
         out.stats |= manifest.stats
 
@@ -283,11 +283,11 @@ def test_training_sees_every_item_as_a_bundle_shows_it(item_input, tiny_llm, tin
     sections = {name: getattr(config, name) for name in train_projection.SECTIONS}
     sections["llm"] = config.llm.model_copy(update={"placement": "replicated"})
     with pytest.raises(Caught) as caught:
-        undisturbed({**sections, "seed": config.seed, **{name: run.at(name) for name in inputs}})
+        undisturbed({**sections, "seed": config.seed, **{name: storage.at(name) for name in inputs}})
     torch.set_flush_denormal(False)
     assert "bundle" in train_projection.STEP.sections, "which trains again when the rule changes"
     inputs_NJ, uses_text_N = caught.value.args
-    bundle = load_bundle(run, build_bundle(run, resolved(config, bundle_job.SECTIONS)))
+    bundle = load_bundle(storage, build_bundle(storage, resolved(config, bundle_job.SECTIONS)))
     assert torch.equal(inputs_NJ, bundle.item_inputs()) and torch.equal(uses_text_N, bundle.uses_text_embedding())
     assert uses_text_N.sum() == 7, "padding, five with few interactions and the unknown one"
     if item_input == "joint":

@@ -20,7 +20,7 @@ from jobs.runtime.console import Console
 from jobs.runtime.step import execute
 from jobs.train_alignment import read_texts
 from schemas import item_text_embeddings
-from tests.evaluation.tiny import JOINT, NUM_ITEMS, tiny_config, write_tiny_run
+from tests.evaluation.tiny import JOINT, NUM_ITEMS, tiny_config, write_tiny_workspace
 from tests.text.tiny import DIM, build_tiny_sbert
 
 QUIET = Console(log_json=True)
@@ -28,15 +28,15 @@ QUIET = Console(log_json=True)
 pytestmark = pytest.mark.usefixtures("in_process")
 
 
-def write_texts(run: Storage, encoder: str, seed: int) -> np.ndarray:
+def write_texts(storage: Storage, encoder: str, seed: int) -> np.ndarray:
     vectors = np.random.default_rng(seed).normal(size=(NUM_ITEMS, 5)).astype(np.float32)
-    ids = read_table(run.at("items")).column("item_id")
+    ids = read_table(storage.at("items")).column("item_id")
     columns = [ids, ["-"] * NUM_ITEMS, [encoder] * NUM_ITEMS, vectors.tolist()]
-    schema, storage = item_text_embeddings.schema(5), run.at("item_text_embeddings")
+    schema, target = item_text_embeddings.schema(5), storage.at("item_text_embeddings")
     table = pa.table(
         [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema=schema
     )
-    with writing(storage, "item_text_embeddings", "test") as out:
+    with writing(target, "item_text_embeddings", "test") as out:
         out.table(0, schema, table)
         out.stats["encoder"] = encoder
     return vectors
@@ -46,10 +46,10 @@ def write_texts(run: Storage, encoder: str, seed: int) -> np.ndarray:
 def runs(tmp_path, tiny_llm, tiny_tokenizer) -> tuple[Storage, Storage, Config]:
     """The trained run, the other one, and its config."""
     trained = tiny_config(tmp_path / "movies")
-    movies = write_tiny_run(trained, tiny_llm, tiny_tokenizer)
-    split = {"kind": "cross-domain", "trained_in": trained.run_uri}
+    movies = write_tiny_workspace(trained, tiny_llm, tiny_tokenizer)
+    split = {"kind": "cross-domain", "trained_in": trained.workspace_uri}
     config = tiny_config(tmp_path / "games", evaluation={"split": split, "systems": ["teacher", "a-llmrec-sbert"]})
-    games = write_tiny_run(config, tiny_llm, tiny_tokenizer)
+    games = write_tiny_workspace(config, tiny_llm, tiny_tokenizer)
     write_texts(movies, "sbert", 0)
     write_texts(games, "sbert", 1)
     for name in transfer.MODELS:

@@ -44,7 +44,7 @@ def prepare(config: Config, vectors: np.ndarray | None = None) -> Storage:
     Args:
         vectors: the text embeddings; by default random ones in 6 dimensions.
     """
-    storage = open_storage(config.run_uri, config.storage)
+    storage = open_storage(config.workspace_uri, config.storage)
     numbers = np.arange(1, NUM_ITEMS + 1)
     names = [f"item-{number}" for number in numbers]
     counts = {"popularity": numbers, "interactions": numbers + 1}

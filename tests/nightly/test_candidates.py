@@ -36,7 +36,7 @@ def only_available(catalogue: Catalogue) -> ItemFilter:
     return build_filter(catalogue, pa.chunked_array([pa.nulls(catalogue.num_items, pa.list_(pa.string()))]))
 
 
-def test_given_candidates_are_checked_and_topped_up(catalogue: Catalogue, users: Sequences) -> None:
+def test_external_candidates_are_checked_and_topped_up(catalogue: Catalogue, users: Sequences) -> None:
     proposals = Candidates(np.array([[2, 3, 5], [1, 3, 5], [1, 2, 0]], dtype=np.int32))
     table = candidates_table(
         {
@@ -118,7 +118,7 @@ def test_an_index_that_misses_items_is_told_so() -> None:
     assert found.index["index_found"] < 0.9 * found.index["index_compared"]
 
 
-def test_given_candidates_keep_what_is_known_of_the_index() -> None:
+def test_external_candidates_keep_what_is_known_of_the_index() -> None:
     shop = Shop()
     proposals = shop.retriever(approximate_above=1)(shop.users)
     table = candidates_table({"u3": ["item 1", "item 2"]})

@@ -20,7 +20,7 @@ from jobs.config import Config
 from jobs.runtime.console import Console
 from jobs.runtime.step import execute
 from schemas import candidates, sequences, user_ids
-from tests.evaluation.tiny import NUM_SHARDS, NUM_USERS, tiny_config, write_tiny_run
+from tests.evaluation.tiny import NUM_SHARDS, NUM_USERS, tiny_config, write_tiny_workspace
 from tests.nightly.nightly_run import FIRST, SECOND, Made, make, with_nightly
 
 STRANGERS = ["nobody-1", "nobody-2"]
@@ -29,9 +29,9 @@ STRANGERS = ["nobody-1", "nobody-2"]
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory, tiny_llm, tiny_tokenizer) -> tuple[Config, Storage]:
     config = tiny_config(tmp_path_factory.mktemp("runs"))
-    run = write_tiny_run(config, tiny_llm, tiny_tokenizer)
+    storage = write_tiny_workspace(config, tiny_llm, tiny_tokenizer)
     execute(bundle.STEP, config, Console(log_json=True))
-    return config, run
+    return config, storage
 
 
 @pytest.fixture(scope="module")
@@ -41,30 +41,31 @@ def first(tiny, tmp_path_factory) -> tuple[Config, Made]:
     return config, make(config, tiny[1])
 
 
-def partition(run: Storage, artifact: str, users: list[str]) -> None:
+def partition(storage: Storage, artifact: str, users: list[str]) -> None:
     """As `jobs.user_tables` does."""
     ids = pa.array(sorted(users))
     shard = shard_of(ids, NUM_SHARDS)
     tables = [pa.table({"user_id": ids.filter(pa.array(shard == n))}) for n in range(NUM_SHARDS)]
     files = {
-        shard_name(n): write_shard(run.at(artifact), user_ids.SCHEMA, shard_name(n), t) for n, t in enumerate(tables)
+        shard_name(n): write_shard(storage.at(artifact), user_ids.SCHEMA, shard_name(n), t)
+        for n, t in enumerate(tables)
     }
-    known = len({*users} & {*read_table(run.at("sequences")).column("user_id").to_pylist()})
-    commit(run.at(artifact), artifact, "test", files, stats={"listed": len(users), "known": known})
+    known = len({*users} & {*read_table(storage.at("sequences")).column("user_id").to_pylist()})
+    commit(storage.at(artifact), artifact, "test", files, stats={"listed": len(users), "known": known})
 
 
-def popular_items(run: Storage, count: int) -> list[str]:
-    items = read_table(run.at("items")).sort_by([("popularity", "descending"), ("item_index", "ascending")])
+def popular_items(storage: Storage, count: int) -> list[str]:
+    items = read_table(storage.at("items")).sort_by([("popularity", "descending"), ("item_index", "ascending")])
     return items.column("item_id").to_pylist()[:count]
 
 
 def test_users_without_a_history_get_popular_items(tiny, tmp_path: Path) -> None:
-    config, run = tiny
-    everyone = read_table(run.at("sequences")).column("user_id").to_pylist()
-    partition(run, "nightly_users", [*everyone[:10], *STRANGERS])
-    made = make(with_nightly(config, tmp_path, users="asked.parquet", blocked_items={"ids": ["item-01"]}), run)
+    config, storage = tiny
+    everyone = read_table(storage.at("sequences")).column("user_id").to_pylist()
+    partition(storage, "nightly_users", [*everyone[:10], *STRANGERS])
+    made = make(with_nightly(config, tmp_path, users="requested.parquet", blocked_items={"ids": ["item-01"]}), storage)
     assert {row["user_id"] for row in made.rows} == {*everyone[:10], *STRANGERS}, "those who are asked for, no others"
-    expected = [item for item in popular_items(run, 6) if item != "item-01"]
+    expected = [item for item in popular_items(storage, 6) if item != "item-01"]
     for user in STRANGERS:
         assert made.by_user[user]["source"] == "popular" and made.lists()[user] == expected
     assert made.figures["sources"] == {"llm": 10, "teacher": 0, "popular": 2}
@@ -114,8 +115,8 @@ def test_only_what_changed_is_scored_again(tiny, first, tmp_path: Path) -> None:
 
 def test_a_row_that_was_cut_is_made_anew(tiny, tmp_path: Path) -> None:
     """Somebody removed an item from a published row: its inputs are the same, but it is not whole."""
-    config, run = with_nightly(tiny[0], tmp_path), tiny[1]
-    earlier, store = make(config, run), open_storage(str(tmp_path))
+    config, storage = with_nightly(tiny[0], tmp_path), tiny[1]
+    earlier, store = make(config, storage), open_storage(str(tmp_path))
     success = f"run_date={FIRST}/_SUCCESS"
     manifest = json.loads(store.read(success))
     file = manifest["files"][0]
@@ -125,72 +126,72 @@ def test_a_row_that_was_cut_is_made_anew(tiny, tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows, table.schema), tmp_path / file["key"])
     file["sha256"] = sha256(store.read(file["key"]))
     store.write(success, json.dumps(manifest).encode())
-    again = make(config, run, SECOND)
+    again = make(config, storage, SECOND)
     assert again.figures["scored_by_llm"] == 1 and again.lists() == earlier.lists()
     store.delete(file["key"])
-    third = make(config, run, date(2026, 11, 22))
+    third = make(config, storage, date(2026, 11, 22))
     assert third.figures["reused"] == NUM_USERS, "from the second run, which is whole"
 
 
 def test_suppressed_users_and_categories(tiny, tmp_path: Path) -> None:
-    config, run = tiny
-    everyone = read_table(run.at("sequences")).column("user_id").to_pylist()
-    make(with_nightly(config, tmp_path), run)
-    partition(run, "suppressed_users", everyone[:3])
-    made = make(with_nightly(config, tmp_path, suppressed_users="gone.parquet"), run, SECOND)
+    config, storage = tiny
+    everyone = read_table(storage.at("sequences")).column("user_id").to_pylist()
+    make(with_nightly(config, tmp_path), storage)
+    partition(storage, "suppressed_users", everyone[:3])
+    made = make(with_nightly(config, tmp_path, suppressed_users="gone.parquet"), storage, SECOND)
     assert not {*everyone[:3]} & {*made.by_user} and len(made.rows) == NUM_USERS - 3
     assert made.figures["suppressed_users"] == 3 and made.figures["reused"] == NUM_USERS - 3
     with pytest.raises(ValueError, match=r"no item is left to recommend \(category 40\)"):
-        make(with_nightly(config, tmp_path / "none", allowed_categories=["Toys"]), run)
+        make(with_nightly(config, tmp_path / "none", allowed_categories=["Toys"]), storage)
 
 
 def test_a_date_in_the_past_knows_the_past_alone(tiny, tiny_llm, tiny_tokenizer, tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
-    run = write_tiny_run(config, tiny_llm, tiny_tokenizer)
+    storage = write_tiny_workspace(config, tiny_llm, tiny_tokenizer)
     execute(bundle.STEP, config, Console(log_json=True))
-    manifest, files = read_manifest(run.at("sequences")), {}
+    manifest, files = read_manifest(storage.at("sequences")), {}
     later = datetime(2026, 11, 21, tzinfo=UTC)  # the first moment after FIRST
     before = later - timedelta(microseconds=1)
     cut: dict[str, list[int]] = {}
     for shard in range(NUM_SHARDS):
-        rows = read_table(run.at("sequences"), [shard]).to_pylist()
+        rows = read_table(storage.at("sequences"), [shard]).to_pylist()
         for number, row in enumerate(rows):
             then = len(row["item_index"]) if number % 4 == 0 else number % 4 - 1
             row["timestamp"] = [later if place >= then else before for place in range(len(row["item_index"]))]
             cut[row["user_id"]] = row["item_index"][:then]
         name = shard_name(shard)
         files[name] = write_shard(
-            run.at("sequences"), sequences.SCHEMA, name, pa.Table.from_pylist(rows, sequences.SCHEMA)
+            storage.at("sequences"), sequences.SCHEMA, name, pa.Table.from_pylist(rows, sequences.SCHEMA)
         )
-    commit(run.at("sequences"), "sequences", "test", files, stats=manifest.stats)
-    made = make(with_nightly(config, tmp_path / "out", ranker="teacher"), run, FIRST)
+    commit(storage.at("sequences"), "sequences", "test", files, stats=manifest.stats)
+    made = make(with_nightly(config, tmp_path / "out", ranker="teacher"), storage, FIRST)
     assert {*made.by_user} == {user for user, items in cut.items() if items}
-    assert len(make(with_nightly(config, tmp_path / "now", ranker="teacher"), run, SECOND).rows) == NUM_USERS
+    assert len(make(with_nightly(config, tmp_path / "now", ranker="teacher"), storage, SECOND).rows) == NUM_USERS
     for shard in range(NUM_SHARDS):
         users = made.job.users.read(shard).users
         for user, items in zip(users.user_ids.to_pylist(), np.split(users.items, users.offsets[1:-1]), strict=True):
             assert items.tolist() == cut[user]
 
 
-def test_alarms_stop_a_run_before_it_is_published(tiny, tmp_path: Path) -> None:
+def test_gates_stop_a_run_before_it_is_published(tiny, tmp_path: Path) -> None:
     bounds: dict[str, Any] = {"min_coverage": 1.0, "max_fallback_share": 0.0}
     config = with_nightly(tiny[0], tmp_path, ranker="teacher", quality_gates=bounds)
     with pytest.raises(ValueError, match=r"coverage is 0\.\d+ and nightly.quality_gates.min_coverage is 1\. .*=null"):
         make(config, tiny[1])
     assert not (tmp_path / "latest.json").exists()
     report = json.loads((tmp_path / f"_reports/run_date={FIRST}/report.json").read_text())
-    assert [alarm["name"] for alarm in report["quality_gates"] if not alarm["holds"]] == ["min_coverage"]
+    assert [gate["name"] for gate in report["quality_gates"] if not gate["holds"]] == ["min_coverage"]
     off = with_nightly(tiny[0], tmp_path, ranker="teacher", quality_gates={"min_coverage": None})
     assert make(off, tiny[1]).job.run.run_id == report["run_id"], "quality gates are no part of a run's identity"
 
 
 def test_a_bundle_of_new_counts_keeps_the_rows(tmp_path: Path, tiny_llm, tiny_tokenizer) -> None:
     config = tiny_config(tmp_path)
-    run = write_tiny_run(config, tiny_llm, tiny_tokenizer)
+    storage = write_tiny_workspace(config, tiny_llm, tiny_tokenizer)
     execute(bundle.STEP, config, Console(log_json=True))
     config = with_nightly(config, tmp_path / "out")
-    first = make(config, run)
-    items = run.at("items")
+    first = make(config, storage)
+    items = storage.at("items")
     (name,), table = read_manifest(items).files, read_table(items)
     column = table.schema.get_field_index("popularity")
     counted = pc.if_else(pc.greater(table["popularity"], 0), pc.add(table["popularity"], 1), 0).cast(pa.int64())
@@ -201,20 +202,20 @@ def test_a_bundle_of_new_counts_keeps_the_rows(tmp_path: Path, tiny_llm, tiny_to
         {name: write_shard(items, table.schema, name, table.set_column(column, "popularity", counted))},
     )
     with pytest.raises(ValueError, match="allmrec bundle build"):
-        make(config, run, SECOND)
+        make(config, storage, SECOND)
     execute(bundle.STEP, config, Console(log_json=True))
-    second = make(config, run, SECOND)
+    second = make(config, storage, SECOND)
     assert second.figures["reused"] == NUM_USERS and second.lists() == first.lists()
     assert {row["bundle"] for row in second.rows}.isdisjoint(row["bundle"] for row in first.rows)
 
 
 def test_lists_are_counted_and_must_be_known(tiny, tmp_path: Path) -> None:
     """However a recall list spells an item, it is recommended to nobody; what is listed and known is in the report."""
-    config, run = tiny
+    config, storage = tiny
     (tmp_path / "recall.txt").write_bytes(b'\xef\xbb\xbfitem-00 \r\n"item-01"\r\nITEM-02\r\n')
-    partition(run, "suppressed_users", ["user-00", "user-01", "gone"])
+    partition(storage, "suppressed_users", ["user-00", "user-01", "gone"])
     lists = {"suppressed_items": str(tmp_path / "recall.txt"), "suppressed_users": "gone.parquet"}
-    made = make(with_nightly(config, tmp_path / "out", **lists, ranker="teacher"), run)
+    made = make(with_nightly(config, tmp_path / "out", **lists, ranker="teacher"), storage)
     assert {"item-00", "item-01"}.isdisjoint(item for items in made.lists().values() for item in items)
     assert made.report["lists"] == [
         {"list": "nightly.suppressed_items", "of": "items", "listed": 3, "known": 2, "applied": 2},
@@ -224,31 +225,31 @@ def test_lists_are_counted_and_must_be_known(tiny, tmp_path: Path) -> None:
     assert "nightly.suppressed_items" in page
     for unknown in ({"ids": ["ITEM-00"]}, {"ids": ["item-00", "a", "b"]}):
         with pytest.raises(ValueError, match=r"nightly\.blocked_items: of [13] items listed, [01] are known"):
-            make(with_nightly(config, tmp_path / "no", blocked_items=unknown), run)
+            make(with_nightly(config, tmp_path / "no", blocked_items=unknown), storage)
     assert not (tmp_path / "no").exists(), "before the date has a run"
 
 
 def test_what_was_seen_may_be_recommended_again(tiny, first, tmp_path: Path) -> None:
-    config, run = tiny
-    seen = {row["user_id"]: row["item_index"] for row in read_table(run.at("sequences")).to_pylist()}
-    ids = read_table(run.at("items")).sort_by("item_index").column("item_id").to_pylist()
+    config, storage = tiny
+    seen = {row["user_id"]: row["item_index"] for row in read_table(storage.at("sequences")).to_pylist()}
+    ids = read_table(storage.at("items")).sort_by("item_index").column("item_id").to_pylist()
     given = {user: [ids[item - 1] for item in items][:5] for user, items in seen.items()}
     shards = shard_of(pa.array([*given]), NUM_SHARDS)
     files = {}
     for shard in range(NUM_SHARDS):
         mine = {user: items for (user, items), at in zip(given.items(), shards, strict=True) if at == shard}
         table = pa.table({"user_id": [*mine], "item_ids": [*mine.values()]}, schema=candidates.SCHEMA)
-        files[shard_name(shard)] = write_shard(run.at("candidates"), candidates.SCHEMA, shard_name(shard), table)
+        files[shard_name(shard)] = write_shard(storage.at("candidates"), candidates.SCHEMA, shard_name(shard), table)
     counts = {"listed": 1, "known": 1, "items_listed": 1, "items_known": 1}
-    commit(run.at("candidates"), "candidates", "test", files, stats=counts)
+    commit(storage.at("candidates"), "candidates", "test", files, stats=counts)
     changes = {"candidates": "given.parquet", "num_candidates": 5, "ranker": "teacher"}
-    again = make(with_nightly(config, tmp_path / "again", recommend_seen=True, **changes), run)
+    again = make(with_nightly(config, tmp_path / "again", recommend_seen=True, **changes), storage)
     assert all({*again.lists()[user]} >= {*items} for user, items in given.items())
     assert again.figures["dropped"] == {}
-    never = make(with_nightly(config, tmp_path / "never", **changes), run)
+    never = make(with_nightly(config, tmp_path / "never", **changes), storage)
     assert all({*never.lists()[user]}.isdisjoint(items) for user, items in given.items())
     assert again.job.run.identity != never.job.run.identity
-    whole = make(with_nightly(config, tmp_path / "whole", recommend_seen=True, ranker="teacher"), run)
+    whole = make(with_nightly(config, tmp_path / "whole", recommend_seen=True, ranker="teacher"), storage)
     assert any({*whole.lists()[user]} & {*items} for user, items in given.items()), "the teacher retrieves them, too"
 
 

@@ -15,7 +15,7 @@ from allmrec.data.catalogue import Catalogue
 from allmrec.nightly.config import QualityGatesConfig
 from allmrec.nightly.filters import ItemFilter
 from allmrec.nightly.report import quality_gates, refuse_failed_gates, render, stability_index, summarise
-from allmrec.nightly.statistics import measure
+from allmrec.nightly.statistics import statistics
 from schemas.recommendations import SCHEMA
 
 HOSTILE = "</td><script>document.title = 'owned'</script>{{ 7 * 7 }} \"quoted\" <img src=x onerror=alert(1)>"
@@ -57,7 +57,7 @@ def figures(catalogue: Catalogue) -> dict[str, Any]:
         seconds={"rank": 3.0, "worker": 7200.0},
     )
     for part in (current.slice(0, 1), current.slice(1)):  # two shards
-        total.add(Report(sums=measure(part, last, catalogue.item_ids, 3)))
+        total.add(Report(sums=statistics(part, last, catalogue.item_ids, 3)))
     verdicts = ItemFilter(np.array([1, 0, 0, 0, 0, 3], dtype=np.int8))
     return summarise(total, catalogue, verdicts, 2, gpus_per_worker=0.5, price_per_gpu_hour=3.0)
 
@@ -74,7 +74,7 @@ def test_figures(figures: dict[str, Any]) -> None:
 
 
 def test_a_shard_of_nobody_adds_nothing(catalogue: Catalogue) -> None:
-    found = measure(SCHEMA.empty_table(), SCHEMA.empty_table(), catalogue.item_ids, 3)
+    found = statistics(SCHEMA.empty_table(), SCHEMA.empty_table(), catalogue.item_ids, 3)
     assert not any(sums.any() for sums in found.values())
 
 
@@ -85,9 +85,9 @@ def test_the_stability_index_grows_with_the_shift() -> None:
     assert stability_index(base, np.zeros(3)) is None
 
 
-def test_alarms_name_value_bound_and_the_way_out(figures: dict[str, Any]) -> None:
+def test_gates_name_value_bound_and_the_way_out(figures: dict[str, Any]) -> None:
     found = quality_gates(figures, QualityGatesConfig(min_overlap=0.8, max_users_change=0.5))
-    assert [alarm["name"] for alarm in found if not alarm["holds"]] == ["min_overlap"]
+    assert [gate["name"] for gate in found if not gate["holds"]] == ["min_overlap"]
     with pytest.raises(
         ValueError, match=r"overlap is 0\.75 and nightly.quality_gates.min_overlap is 0\.8.*r\.html.*=null"
     ):

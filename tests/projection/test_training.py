@@ -266,8 +266,8 @@ def test_validation_is_the_rankers_hit(alone, placement, tiny_llm, llm_folder, t
         # The order in a prompt is the validation's own: put the candidates there as it does.
         order_of = {
             user: order
-            for choices in run.validation
-            for user, order in zip(choices.histories.user_ids.to_pylist(), choices.order.order_BC, strict=True)
+            for batch in run.validation
+            for user, order in zip(batch.histories.user_ids.to_pylist(), batch.order.order_BC, strict=True)
         }
         order = ShownOrder(np.stack([order_of[user] for user in cases.histories.user_ids.to_pylist()]))
         candidates = order.shown(cases.candidates)

@@ -18,7 +18,7 @@ import allmrec
 from allmrec.core.storage import LocalStorage, S3Config, Storage, open_storage
 from allmrec.publishing.reader import read_recommendations
 from tests.nightly.conftest import DAY, Shop
-from tests.publishing.test_run import NEXT_DAY, Killed, Watched, nightly
+from tests.publishing.test_run import NEXT_DAY, Killed, ObservedStorage, nightly
 
 LINES = (Path(__file__).parents[2] / "docs" / "publishing.md").read_text()
 Reader = Callable[[str, str], pd.DataFrame]  # (root, name of the manifest) → rows
@@ -50,7 +50,7 @@ def unpublished(storage: Storage) -> None:
         return operation()
 
     with pytest.raises(Killed):
-        nightly(Watched(storage, around), Shop(), DAY, lease_s=0.2)
+        nightly(ObservedStorage(storage, around), Shop(), DAY, lease_s=0.2)
     assert len(list(storage.list(f"run_date={DAY}/part-"))) == Shop.num_shards
 
 

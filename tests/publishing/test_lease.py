@@ -51,16 +51,16 @@ def test_of_those_that_start_together_one_holds(storage: Storage) -> None:
 
 def test_a_dead_holder_is_replaced_by_one_and_learns_that_it_was(storage: Storage) -> None:
     silent = _silent_holder(storage)
-    watched: list[str] = []
+    notices: list[str] = []
 
     def take() -> int:
-        with hold_lease(storage, DAY, lease_s=1.5, waiting=watched.append) as lease:
+        with hold_lease(storage, DAY, lease_s=1.5, waiting=notices.append) as lease:
             time.sleep(1.5)
             return lease.number
 
     results = together([take] * 3)
     assert results.count(2) == 1 and sum(isinstance(result, RunHeld) for result in results) == 2
-    assert "watching 1.5 s whether it is alive" in watched[0]
+    assert "watching 1.5 s whether it is alive" in notices[0]
     with pytest.raises(RunHeld, match="taken over by process"):
         silent.check()
 

@@ -274,14 +274,14 @@ def test_without_leases_the_protocol_is_still_right(storage: Storage, shop: Shop
     assert_whole(storage, load_json(storage, LATEST), shop)
 
 
-class Watched(Storage):
+class ObservedStorage(Storage):
     """Hands every operation to `around(key, writes, operation)`, which may do something else."""
 
     def __init__(self, inner: Storage, around: Callable[[str, bool, Callable[[], Any]], Any]):
         self.inner, self.uri, self.around = inner, inner.uri, around
 
     def at(self, key: str) -> Storage:
-        return Watched(self.inner.at(key), self.around)
+        return ObservedStorage(self.inner.at(key), self.around)
 
     def write(self, key: str, data: bytes) -> None:
         self.around(key, True, lambda: self.inner.write(key, data))
@@ -326,7 +326,7 @@ def mortal(storage: Storage, die_at: int) -> Storage:
             raise Killed
         return operation()
 
-    return Watched(storage, around)
+    return ObservedStorage(storage, around)
 
 
 def test_a_run_killed_at_any_write_resumes_to_the_same_result(storage: Storage, shop: Shop) -> None:
@@ -358,7 +358,7 @@ def interrupted(storage: Storage, at: int, act: Callable[[], object]) -> tuple[S
             act()
         return operation()
 
-    return Watched(storage, around), acted
+    return ObservedStorage(storage, around), acted
 
 
 def test_a_run_that_another_process_publishes_meanwhile_is_published_once(tmp_path, shop: Shop) -> None:

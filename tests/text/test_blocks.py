@@ -30,7 +30,7 @@ def test_items_of_a_shard_get_their_texts_embeddings_and_stay_until_something_ch
     cache, model = made
     target, index = open_storage(str(tmp_path / "table")), cache.index()
 
-    def lay_out(*numbers: int, before=None) -> dict:
+    def write_item_embeddings(*numbers: int, before=None) -> dict:
         hashes = pa.chunked_array([[f"h{number}" for number in numbers]])
         file, row = index.find(hashes)
         ids = [f"i{place}" for place in range(len(numbers))]
@@ -39,7 +39,7 @@ def test_items_of_a_shard_get_their_texts_embeddings_and_stay_until_something_ch
         assert done["name"] == shard_name(4)
         return done
 
-    first = lay_out(2, 0, 2)
+    first = write_item_embeddings(2, 0, 2)
     assert not first["unchanged"]
     with writing(target, "item_text_embeddings", "test") as out:
         out.add({shard_name(4): first["entry"]})
@@ -48,8 +48,8 @@ def test_items_of_a_shard_get_their_texts_embeddings_and_stay_until_something_ch
     assert np.allclose(np.array(table["embedding"].to_pylist()), expected[[2, 0, 2]], atol=1e-6)
 
     before = read_manifest(target)
-    assert lay_out(2, 0, 2, before=before) == first | {"unchanged": True}
-    assert not lay_out(2, 1, 2, before=before)["unchanged"]
-    assert not lay_out(2, 0, 2, before=before)["unchanged"]  # the file is another one by now
+    assert write_item_embeddings(2, 0, 2, before=before) == first | {"unchanged": True}
+    assert not write_item_embeddings(2, 1, 2, before=before)["unchanged"]
+    assert not write_item_embeddings(2, 0, 2, before=before)["unchanged"]  # the file is another one by now
     target.delete(shard_name(4))
-    assert not lay_out(2, 0, 2, before=before)["unchanged"]
+    assert not write_item_embeddings(2, 0, 2, before=before)["unchanged"]

@@ -176,7 +176,7 @@ def _faults(data: DataConfig) -> dict[str, pl.Expr]:
         rejected.MALFORMED: pl.col(MALFORMED),
         rejected.NULL_ID: pl.col("no_id"),
         rejected.BAD_TIMESTAMP: timestamp.is_null(),
-        rejected.ABSURD_TIMESTAMP: ~timestamp.is_between(_midnight(data.earliest), _midnight(data.latest)),
+        rejected.TIMESTAMP_OUT_OF_RANGE: ~timestamp.is_between(_midnight(data.earliest), _midnight(data.latest)),
     }
     if data.events is not None:
         faults[OTHER_EVENT] = ~pl.col("event").is_in(data.events).fill_null(False)

@@ -101,7 +101,7 @@ class HistoriesPlan:
             fingerprint=self.identity(item_ids),
         )
 
-    def describe(
+    def write_manifest(
         self, out: ArtifactWriter, item_ids: pa.Array, pieces: Sequence[Report], shards: Sequence[Report]
     ) -> None:
         """Write the items' ids and the manifest's stats.

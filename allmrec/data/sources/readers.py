@@ -56,7 +56,7 @@ class Reader(ABC):
         {} is also what a text file without a line has. A column's type is null where its first rows do not tell it.
         """
 
-    def holds(self, filesystem: Any, path: str, key: str) -> bool:
+    def has_column(self, filesystem: Any, path: str, key: str) -> bool:
         """Whether some row of a file has a column that `open` did not find."""
         return False
 
@@ -110,7 +110,7 @@ class ObjectReader(Reader):
                 columns = jsonl.column_types(head, load)
         return columns, _ranges(file)
 
-    def holds(self, filesystem: Any, path: str, key: str) -> bool:
+    def has_column(self, filesystem: Any, path: str, key: str) -> bool:
         spellings = jsonl.spellings(key)
         lines = read_lines(filesystem, path, 0, filesystem.get_file_info(path).size)
         return any(spelling in part.text for part in lines for spelling in spellings)

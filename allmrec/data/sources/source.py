@@ -34,7 +34,9 @@ class Column:
     accepts: Callable[[pa.DataType], bool]
     types: str  # those, in words
     read: bool = True  # false: only its presence and type are checked
-    low_cardinality: bool = False  # few values in many rows: text comes out dictionary-encoded, where the file has it so
+    low_cardinality: bool = (
+        False  # few values in many rows: text comes out dictionary-encoded, where the file has it so
+    )
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ def open_source(
 
     def is_somewhere(key: str) -> bool:
         try:
-            return any(reader.holds(*locate(file.uri, s3), key) for file in files)
+            return any(reader.has_column(*locate(file.uri, s3), key) for file in files)
         except (OSError, pa.ArrowException) as error:
             raise ValueError(f"{name}: cannot look for {key!r} in all files: {_first_line(error)}") from None
 

@@ -34,22 +34,22 @@ class Events:
     """The log, ordered by user and then by time."""
 
     user: np.ndarray  # int (E,)
-    item: np.ndarray  # int (E,), positions on the shelf
+    item: np.ndarray  # int (E,), positions among the latent items
     day: np.ndarray  # int (E,), days since the shop opened; nobody meets an item twice
 
 
-def draw_events(config: SampleConfig, domain: Domain, tastes: Tastes, shelf: LatentItems) -> Events:
+def draw_events(config: SampleConfig, domain: Domain, tastes: Tastes, latent: LatentItems) -> Events:
     """Everybody's history in a domain."""
     random = generator(config, 3, DOMAINS.index(domain))
-    length = _lengths(config, random, len(shelf))
+    length = _lengths(config, random, len(latent))
     order = np.argsort(-length, kind="stable")  # long histories first: the users of step t are a prefix
     length = length[order]
     seen_UT = np.full((config.users, length[0]), -1)
-    taste = _Taste(shelf, tastes.early_UG[order], tastes.late_UG[order], tastes.cluster_UC[order])
+    taste = _Taste(latent, tastes.early_UG[order], tastes.late_UG[order], tastes.cluster_UC[order])
     for step in range(length[0]):
         rows = np.arange(np.searchsorted(-length, -step))
         last = seen_UT[rows, step - 1]
-        sequel = np.where(last >= 0, shelf.sequel[last], -1)
+        sequel = np.where(last >= 0, latent.sequel[last], -1)
         chosen = np.where(random.random(len(rows)) < FOLLOW, sequel, -1)
         again = rows
         for attempt in range(10 * PATIENCE):
@@ -59,7 +59,7 @@ def draw_events(config: SampleConfig, domain: Domain, tastes: Tastes, shelf: Lat
             if attempt < PATIENCE:
                 chosen[again] = taste.draw(random, again, step / length[again])
             else:
-                chosen[again] = random.integers(len(shelf), size=len(again))
+                chosen[again] = random.integers(len(latent), size=len(again))
         assert not len(again), "nobody meets more than half of the items"
         seen_UT[rows, step] = chosen
     day_UT = random.integers(900, size=(config.users, 1)) + _gaps(random, seen_UT.shape).cumsum(axis=1)
@@ -70,11 +70,11 @@ def draw_events(config: SampleConfig, domain: Domain, tastes: Tastes, shelf: Lat
 
 
 def interactions_table(
-    config: SampleConfig, domain: Domain, tastes: Tastes, shelf: LatentItems, user_ids: pa.Array, item_ids: pa.Array
+    config: SampleConfig, domain: Domain, tastes: Tastes, latent: LatentItems, user_ids: pa.Array, item_ids: pa.Array
 ) -> pa.Table:
     """The domain's log (schemas.interactions.SCHEMA) in order of time, to the day; ratings tell of the genre taste."""
-    events = draw_events(config, domain, tastes, shelf)
-    liked = tastes.early_UG[events.user, shelf.genre[events.item]] > 0.1
+    events = draw_events(config, domain, tastes, latent)
+    liked = tastes.early_UG[events.user, latent.genre[events.item]] > 0.1
     noise = generator(config, 4, DOMAINS.index(domain)).normal(size=len(liked))
     order = np.argsort(events.day, kind="stable")
     table = pa.table(
@@ -92,23 +92,23 @@ def interactions_table(
 class _Taste:
     """Draws items by taste: genre, cluster, item within both."""
 
-    def __init__(self, shelf: LatentItems, early_UG: np.ndarray, late_UG: np.ndarray, cluster_UC: np.ndarray):
-        cell = shelf.genre * NUM_CLUSTERS + shelf.cluster
+    def __init__(self, latent: LatentItems, early_UG: np.ndarray, late_UG: np.ndarray, cluster_UC: np.ndarray):
+        cell = latent.genre * NUM_CLUSTERS + latent.cluster
         self.items = np.argsort(cell, kind="stable")  # cell by cell
-        self.ends = np.cumsum(shelf.weight[self.items])
+        self.ends = np.cumsum(latent.weight[self.items])
         edges = np.searchsorted(cell[self.items], np.arange(NUM_GENRES * NUM_CLUSTERS + 1))
         self.cells = np.concatenate([[0.0], self.ends])[edges]  # the weight before each cell
         self.early_UG, self.late_UG, self.cluster_UC = (p.cumsum(axis=1) for p in (early_UG, late_UG, cluster_UC))
 
     def draw(self, random: np.random.Generator, rows: np.ndarray, progress: np.ndarray) -> np.ndarray:
         """An item for each row (a user), at a point 0 ... 1 of its history."""
-        drift, genre_u, cluster_u, item_u, fame_u = random.random((5, len(rows)))
+        drift, genre_u, cluster_u, item_u, popular_u = random.random((5, len(rows)))
         late = drift < progress
         genre = _choose(np.where(late[:, None], self.late_UG[rows], self.early_UG[rows]), genre_u)
         cell = genre * NUM_CLUSTERS + _choose(self.cluster_UC[rows], cluster_u)
         low, high = self.cells[cell], self.cells[cell + 1]
-        famous = (fame_u < MAINSTREAM) | (low == high)
-        at = np.where(famous, item_u * self.ends[-1], low + item_u * (high - low))
+        popular = (popular_u < MAINSTREAM) | (low == high)
+        at = np.where(popular, item_u * self.ends[-1], low + item_u * (high - low))
         return self.items[np.minimum(np.searchsorted(self.ends, at, side="right"), len(self.items) - 1)]
 
 

@@ -85,7 +85,7 @@ def draw_tastes(config: SampleConfig) -> Tastes:
     return Tastes(early_UG, 0.5 * early_UG + 0.5 * new_UG, cluster_UC)
 
 
-def draw_shelf(config: SampleConfig, domain: Domain) -> LatentItems:
+def draw_latent_items(config: SampleConfig, domain: Domain) -> LatentItems:
     """The items of a domain."""
     random = generator(config, 2, DOMAINS.index(domain))
     count = config.items

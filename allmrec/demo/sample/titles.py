@@ -1,4 +1,4 @@
-"""A shelf in words: titles, descriptions and categories.
+"""Latent items in words: titles, descriptions and categories.
 
 What the words tell is the franchise, the genre, the part and the edition; of an item's hidden cluster they tell
 nothing. Vectorised over items by Arrow.
@@ -18,8 +18,8 @@ def _words(text: str) -> list[str]:
 
 # Each genre's own words: how its franchises are called, what their subtitles are about, and how it feels.
 GENRES: dict[str, tuple[list[str], list[str], list[str]]] = {
-    name: (_words(forms), _words(nouns), _words(moods))
-    for name, forms, nouns, moods in [
+    name: (_words(kinds), _words(nouns), _words(moods))
+    for name, kinds, nouns, moods in [
         ("Fantasy", "Chronicles Saga Realms Legends", "Dragon Wizard Crown Prophecy Runestone", "epic enchanted"),
         ("Science Fiction", "Odyssey Frontier Horizon Colony", "Starship Android Nebula Signal Orbit", "cosmic sleek"),
         ("Horror", "Nightmares Haunting Asylum Whispers", "Ghost Cellar Ritual Scream Coffin", "chilling sinister"),
@@ -49,19 +49,19 @@ KIND: dict[Domain, str] = {"movies": "film", "games": "game"}
 assert len(GENRES) == NUM_GENRES
 
 
-def items_table(config: SampleConfig, domain: Domain, shelf: LatentItems) -> pa.Table:
-    """The domain's catalogue (schemas.items.INPUT), row i for position i on the shelf."""
+def items_table(config: SampleConfig, domain: Domain, latent: LatentItems) -> pa.Table:
+    """The domain's catalogue (schemas.items.INPUT), row i for position i among the latent items."""
     random = generator(config, 5, DOMAINS.index(domain))
-    count, genre = len(shelf), shelf.genre
-    forms, nouns, moods = (list(words) for words in zip(*GENRES.values(), strict=True))
+    count, genre = len(latent), latent.genre
+    kinds, nouns, moods = (list(words) for words in zip(*GENRES.values(), strict=True))
     noun, other_noun, mood = (_of_genre(random, words, genre) for words in (nouns, nouns, moods))
     touch = _take(TOUCHES, random.integers(len(TOUCHES), size=count))
-    brand = _take(BRANDS, random.integers(len(BRANDS), size=count)[shelf.franchise])
+    brand = _take(BRANDS, random.integers(len(BRANDS), size=count)[latent.franchise])
 
-    name = _join(" ", _franchise_names(random, shelf), _of_genre(random, forms, genre, shelf.franchise))
-    numeral = _only(shelf.part > 0, _take(NUMERALS, shelf.part))
+    name = _join(" ", _franchise_names(random, latent), _of_genre(random, kinds, genre, latent.franchise))
+    numeral = _only(latent.part > 0, _take(NUMERALS, latent.part))
     branded = random.random(count) < 0.12
-    subtitled = (shelf.part == 0) | (random.random(count) < 0.4)
+    subtitled = (latent.part == 0) | (random.random(count) < 0.4)
     special = ~branded & (random.random(count) < 0.15)
     edition = _take(EDITIONS[domain], random.integers(len(EDITIONS[domain]), size=count))
     head = _join(" ", _only(branded, brand), name, numeral)
@@ -101,10 +101,10 @@ def user_ids(config: SampleConfig) -> pa.Array:
     return pa.array(np.char.add("U", np.char.zfill(np.arange(config.users).astype(str), 7)))
 
 
-def _franchise_names(random: np.random.Generator, shelf: LatentItems) -> pa.Array:
+def _franchise_names(random: np.random.Generator, latent: LatentItems) -> pa.Array:
     """A name for each item's franchise, no two alike while the words last (some 1,900)."""
     plain = len(STEMS) * len(TAILS)
-    number = random.permutation(max(2 * plain, shelf.franchise[-1] + 1))[shelf.franchise]
+    number = random.permutation(max(2 * plain, latent.franchise[-1] + 1))[latent.franchise]
     opening, compound = np.divmod(number, plain)
     stem, tail = np.divmod(compound, len(TAILS))
     prefix = _only(opening > 0, _take(OPENINGS, (opening - 1 + compound) % len(OPENINGS)))

@@ -62,8 +62,8 @@ def test_every_reason_and_the_row_as_json():
         (rejected.NULL_ID, '{"user_id":null,"item_id":"a","timestamp":1500000000,"rating":1.0}'),
         (rejected.NULL_ID, '{"user_id":"u2","item_id":"","timestamp":1500000000,"rating":1.0}'),
         (rejected.BAD_TIMESTAMP, '{"user_id":"u2","item_id":"a","timestamp":null,"rating":1.0}'),
-        (rejected.ABSURD_TIMESTAMP, '{"user_id":"u2","item_id":"a","timestamp":5,"rating":1.0}'),
-        (rejected.ABSURD_TIMESTAMP, f'{{"user_id":"u2","item_id":"a","timestamp":{2**62},"rating":1.0}}'),
+        (rejected.TIMESTAMP_OUT_OF_RANGE, '{"user_id":"u2","item_id":"a","timestamp":5,"rating":1.0}'),
+        (rejected.TIMESTAMP_OUT_OF_RANGE, f'{{"user_id":"u2","item_id":"a","timestamp":{2**62},"rating":1.0}}'),
         (rejected.UNKNOWN_ITEM, '{"user_id":"u2","item_id":"z","timestamp":1500000000,"rating":null}'),
     ]
     assert [(row["file"], row["from_byte"], row["number"]) for row in bad] == [
@@ -107,7 +107,7 @@ def test_bounds_are_config():
     assert cleaned(ROWS[:1], earliest=day, latest=day + dt.timedelta(1))[0]
     for bounds in {"latest": day}, {"earliest": day + dt.timedelta(1)}:
         _, (bad,), _ = cleaned(ROWS[:1], **bounds)
-        assert bad["reason"] == rejected.ABSURD_TIMESTAMP
+        assert bad["reason"] == rejected.TIMESTAMP_OUT_OF_RANGE
 
 
 def test_integer_and_dictionary_ids_are_read_as_text():

@@ -39,7 +39,7 @@ def core_of(histories, least_item, least_user):
             histories[short[0]] = []
 
 
-def iterated(users: Sequences, data: DataConfig) -> np.ndarray:
+def k_core(users: Sequences, data: DataConfig) -> np.ndarray:
     """As the job does, with one shard."""
     frequent = EVERYTHING
     while True:
@@ -54,7 +54,7 @@ def iterated(users: Sequences, data: DataConfig) -> np.ndarray:
 def test_the_core_is_what_is_left_when_nothing_violates_it(histories, least_item, least_user):
     users = ragged(histories)
     data = DataConfig(min_item_interactions=least_item, min_user_interactions=least_user, k_core=True)
-    assert kept(users, data, iterated(users, data)) == core_of(histories, least_item, least_user)
+    assert kept(users, data, k_core(users, data)) == core_of(histories, least_item, least_user)
 
 
 @given(histories=HISTORIES)

@@ -37,33 +37,33 @@ def test_items_are_counted_in_histories_that_are_long_enough(shop, least, counts
 
 
 def test_shards_are_finished(shop):
-    finished = shop.finish()
-    assert finished[0].counts == {"users": 2, "interactions": 7, "valid": 2, "test": 2}
+    built = shop.build_sequences()
+    assert built[0].counts == {"users": 2, "interactions": 7, "valid": 2, "test": 2}
     assert {entry.key for entry in shop.storage.at("sequences").list()} == {shard_name(0), shard_name(1)}
-    counted = gather(finished)[1].item_counts
+    counted = gather(built)[1].item_counts
     assert counted["all"].tolist() == [0, 1, 1, 2, 1, 1, 0, 1, 0, 1]
     assert counted["train"].tolist() == [0, 0, 0, 1, 1, 1, 0, 0, 0, 1]  # without the last two of ann and bob
 
 
 def test_a_file_that_would_not_change_is_left_alone(shop):
-    entries = gather(shop.finish())[1].files
+    entries = gather(shop.build_sequences())[1].files
     paths = [shop.storage.root / "sequences" / shard_name(shard) for shard in (0, 1)]
     before = [path.stat().st_ino for path in paths]  # a write puts another file in its place
-    shop.finish(before=Manifest("sequences", "", entries), min_user_interactions=2)
+    shop.build_sequences(before=Manifest("sequences", "", entries), min_user_interactions=2)
     assert [path.stat().st_ino != inode for path, inode in zip(paths, before, strict=True)] == [False, True]
 
 
 @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"not what it was")])
 def test_a_damaged_file_is_written_again(shop, damage):
-    entries = gather(shop.finish())[1].files
+    entries = gather(shop.build_sequences())[1].files
     path = shop.storage.root / "sequences" / shard_name(0)
     whole = path.read_bytes()
     damage(path)
-    shop.finish(before=Manifest("sequences", "", entries))
+    shop.build_sequences(before=Manifest("sequences", "", entries))
     assert path.read_bytes() == whole
 
 
 def test_an_empty_shard(tmp_path):
     shop = Shop(tmp_path)
     shop.update(Cleaned(rows([("ann", 1, 1)], 2)))
-    assert [report.counts["users"] for report in shop.finish()] == [1, 0]
+    assert [report.counts["users"] for report in shop.build_sequences()] == [1, 0]

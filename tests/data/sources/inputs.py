@@ -123,7 +123,7 @@ class Input:
         if time is None:
             return rejected.BAD_TIMESTAMP
         if not 631_152_000_000_000 <= time <= 4_102_444_800_000_000:
-            return rejected.ABSURD_TIMESTAMP
+            return rejected.TIMESTAMP_OUT_OF_RANGE
         if self.data.events and row["event"] not in self.data.events:
             return "other_event"
         if self.data.min_rating and not (row["rating"] or 0) >= self.data.min_rating:

@@ -10,7 +10,7 @@ from allmrec.demo.sample.shop import (
     LatentItems,
     SampleConfig,
     Tastes,
-    draw_shelf,
+    draw_latent_items,
     draw_tastes,
 )
 
@@ -19,22 +19,22 @@ CONFIG = SampleConfig(users=2000, items=600)
 
 @pytest.fixture(scope="module")
 def shop() -> tuple[Tastes, LatentItems, Events]:
-    tastes, shelf = draw_tastes(CONFIG), draw_shelf(CONFIG, "movies")
-    return tastes, shelf, draw_events(CONFIG, "movies", tastes, shelf)
+    tastes, latent = draw_tastes(CONFIG), draw_latent_items(CONFIG, "movies")
+    return tastes, latent, draw_events(CONFIG, "movies", tastes, latent)
 
 
 def test_sizes_are_what_was_asked(shop):
-    _, shelf, events = shop
+    _, latent, events = shop
     lengths = np.bincount(events.user, minlength=CONFIG.users)
-    assert len(shelf) == 600
+    assert len(latent) == 600
     assert lengths.min() == 3
     assert lengths.mean() == pytest.approx(CONFIG.interactions_per_user, rel=0.05)
     assert (lengths == 3).sum() == 200  # cold users, exactly
 
 
 def test_nobody_meets_an_item_twice_and_time_goes_forward(shop):
-    _, shelf, events = shop
-    assert len(np.unique(events.user * len(shelf) + events.item)) == len(events.item)
+    _, latent, events = shop
+    assert len(np.unique(events.user * len(latent) + events.item)) == len(events.item)
     same_user = np.diff(events.user) == 0
     days = np.diff(events.day)[same_user]
     assert days.min() == 0
@@ -42,33 +42,33 @@ def test_nobody_meets_an_item_twice_and_time_goes_forward(shop):
 
 
 def test_fame_is_skew_and_some_items_are_cold(shop):
-    _, shelf, events = shop
-    counts = np.sort(np.bincount(events.item, minlength=len(shelf)))[::-1]
+    _, latent, events = shop
+    counts = np.sort(np.bincount(events.item, minlength=len(latent)))[::-1]
     assert 0.2 < counts[:60].sum() / counts.sum() < 0.5  # a tenth of the items
     assert (counts <= 5).mean() > 0.05
 
 
 def test_sequels_follow_each_other(shop):
-    _, shelf, events = shop
+    _, latent, events = shop
     pairs = np.diff(events.user) == 0
     before, after = events.item[:-1][pairs], events.item[1:][pairs]
-    has = shelf.sequel[before] >= 0
-    assert (shelf.sequel[before] == after)[has].mean() > 0.8 * FOLLOW
-    assert (shelf.franchise[shelf.sequel >= 0] == shelf.franchise[shelf.sequel[shelf.sequel >= 0]]).all()
+    has = latent.sequel[before] >= 0
+    assert (latent.sequel[before] == after)[has].mean() > 0.8 * FOLLOW
+    assert (latent.franchise[latent.sequel >= 0] == latent.franchise[latent.sequel[latent.sequel >= 0]]).all()
 
 
 def test_tastes_drift(shop):
-    tastes, shelf, events = shop
+    tastes, latent, events = shop
     first = np.flatnonzero(np.diff(events.user, prepend=-1))
     last = np.append(first[1:], len(events.user)) - 1
-    late = tastes.late_UG[np.arange(CONFIG.users), shelf.genre[events.item[last]]].mean()
-    early = tastes.early_UG[np.arange(CONFIG.users), shelf.genre[events.item[last]]].mean()
+    late = tastes.late_UG[np.arange(CONFIG.users), latent.genre[events.item[last]]].mean()
+    early = tastes.early_UG[np.arange(CONFIG.users), latent.genre[events.item[last]]].mean()
     assert late > early
 
 
 def test_domains_share_tastes_but_not_items(shop):
     tastes, movies, _ = shop
-    games = draw_shelf(CONFIG, "games")
+    games = draw_latent_items(CONFIG, "games")
     assert (games.genre != movies.genre).any()
     played = draw_events(CONFIG, "games", tastes, games)
     affinity = tastes.cluster_UC[played.user, games.cluster[played.item]]
@@ -76,10 +76,10 @@ def test_domains_share_tastes_but_not_items(shop):
 
 
 def test_an_oracle_finds_the_next_item_and_fame_does_not(shop):
-    tastes, shelf, events = shop
+    tastes, latent, events = shop
     target, before = _last_and_before(events)
-    scores = _probabilities(tastes, shelf, before)
-    counts = np.bincount(events.item, minlength=len(shelf))
+    scores = _probabilities(tastes, latent, before)
+    counts = np.bincount(events.item, minlength=len(latent))
     random, matched = _candidates(events, target, counts, None), _candidates(events, target, counts, 40)
     assert _hit(scores, random) > 0.6
     assert _hit(scores, matched) > 0.55
@@ -90,18 +90,18 @@ def test_an_oracle_finds_the_next_item_and_fame_does_not(shop):
 
 def test_another_seed_is_another_log(shop):
     _, _, events = shop
-    again = draw_events(CONFIG, "movies", draw_tastes(CONFIG), draw_shelf(CONFIG, "movies"))
+    again = draw_events(CONFIG, "movies", draw_tastes(CONFIG), draw_latent_items(CONFIG, "movies"))
     assert (again.item == events.item).all()
     assert (again.day == events.day).all()
     other = SampleConfig(users=2000, items=600, seed=1)
-    moved = draw_events(other, "movies", draw_tastes(other), draw_shelf(other, "movies"))
+    moved = draw_events(other, "movies", draw_tastes(other), draw_latent_items(other, "movies"))
     assert moved.item[:100].tolist() != events.item[:100].tolist()
 
 
 def test_the_smallest_catalogue_still_serves_everybody():
     config = SampleConfig(users=50, items=20, interactions_per_user=10)
-    shelf = draw_shelf(config, "games")
-    events = draw_events(config, "games", draw_tastes(config), shelf)
+    latent = draw_latent_items(config, "games")
+    events = draw_events(config, "games", draw_tastes(config), latent)
     assert np.bincount(events.user).min() == 3
     assert len(np.unique(events.user * 20 + events.item)) == len(events.item)
 
@@ -116,13 +116,13 @@ def _last_and_before(events: Events) -> tuple[np.ndarray, np.ndarray]:
     return events.item[last], events.item[last - 1]
 
 
-def _probabilities(tastes: Tastes, shelf: LatentItems, before: np.ndarray) -> np.ndarray:
+def _probabilities(tastes: Tastes, latent: LatentItems, before: np.ndarray) -> np.ndarray:
     """Of each item coming last, by the generator's own factors: (U, N)."""
-    cell = shelf.genre * NUM_CLUSTERS + shelf.cluster
-    total = np.bincount(cell, shelf.weight, minlength=NUM_GENRES * NUM_CLUSTERS)
-    taste = tastes.late_UG[:, shelf.genre] * tastes.cluster_UC[:, shelf.cluster] * (shelf.weight / total[cell])
-    taste = (1 - MAINSTREAM) * taste + MAINSTREAM * shelf.weight / shelf.weight.sum()
-    follows = np.arange(len(shelf)) == shelf.sequel[before][:, None]
+    cell = latent.genre * NUM_CLUSTERS + latent.cluster
+    total = np.bincount(cell, latent.weight, minlength=NUM_GENRES * NUM_CLUSTERS)
+    taste = tastes.late_UG[:, latent.genre] * tastes.cluster_UC[:, latent.cluster] * (latent.weight / total[cell])
+    taste = (1 - MAINSTREAM) * taste + MAINSTREAM * latent.weight / latent.weight.sum()
+    follows = np.arange(len(latent)) == latent.sequel[before][:, None]
     return (1 - FOLLOW) * taste + FOLLOW * follows
 
 

@@ -4,12 +4,12 @@ import dataclasses
 
 import numpy as np
 
-from allmrec.demo.sample.shop import SampleConfig, draw_shelf
+from allmrec.demo.sample.shop import SampleConfig, draw_latent_items
 from allmrec.demo.sample.titles import GENRES, item_ids, items_table, user_ids
 
 CONFIG = SampleConfig(users=10, items=900)
-SHELF = draw_shelf(CONFIG, "games")
-TABLE = items_table(CONFIG, "games", SHELF)
+LATENT = draw_latent_items(CONFIG, "games")
+TABLE = items_table(CONFIG, "games", LATENT)
 
 
 def test_titles_have_three_to_nine_words_and_are_mostly_unique():
@@ -22,7 +22,7 @@ def test_titles_have_three_to_nine_words_and_are_mostly_unique():
 
 def test_parts_of_a_franchise_share_its_name():
     titles = TABLE.column("title").to_pylist()
-    second = np.flatnonzero(SHELF.part == 1)
+    second = np.flatnonzero(LATENT.part == 1)
     for at in second:
         shared = set(titles[at].replace(":", "").split()) & set(titles[at - 1].replace(":", "").split())
         assert len(shared) >= 2
@@ -31,12 +31,12 @@ def test_parts_of_a_franchise_share_its_name():
 
 def test_every_description_tells_the_genre():
     names = [name.lower() for name in GENRES]
-    for genre, description in zip(SHELF.genre, TABLE.column("description").to_pylist(), strict=True):
+    for genre, description in zip(LATENT.genre, TABLE.column("description").to_pylist(), strict=True):
         assert description is None or names[genre] in description
 
 
 def test_the_hidden_cluster_changes_no_word():
-    other = dataclasses.replace(SHELF, cluster=SHELF.cluster[::-1].copy())
+    other = dataclasses.replace(LATENT, cluster=LATENT.cluster[::-1].copy())
     assert items_table(CONFIG, "games", other).equals(TABLE)
 
 

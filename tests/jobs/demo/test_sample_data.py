@@ -1,4 +1,4 @@
-"""`sample-data` writes the input tables, the same bytes for the same arguments, and dirt on request."""
+"""`sample-data` writes the input tables, the same bytes for the same arguments, and corrupt rows on request."""
 
 import io
 import json
@@ -35,7 +35,7 @@ def test_same_arguments_same_bytes(tmp_path):
         assert one != other
 
 
-def test_dirt_comes_beside_the_good_rows(tmp_path):
+def test_corrupt_rows_come_beside_the_good_rows(tmp_path):
     sample_data(str(tmp_path / "clean"), **SIZES)
     sample_data(str(tmp_path / "dirty"), **SIZES, dirty=0.2)
     clean, dirty = (pl.read_parquet(tmp_path / name / "movies/interactions.parquet") for name in ("clean", "dirty"))

@@ -17,11 +17,11 @@ from schemas import items
 SMALL = {"vocab_size": 400, "max_positions": 320}
 
 
-def test_writes_a_sealed_model_once(tmp_path: Path) -> None:
+def test_writes_a_committed_model_once(tmp_path: Path) -> None:
     config = DemoConfig(
         name="t", root=str(tmp_path), standin_llm=SMALL, prompt={"max_history": 2, "max_title_tokens": 6}
     )
-    run = open_storage(config.run_uri)
+    storage = open_storage(config.workspace_uri)
     rows = [
         {
             "item_id": f"i{i}",
@@ -34,11 +34,11 @@ def test_writes_a_sealed_model_once(tmp_path: Path) -> None:
         for i in range(1, 21)
     ]
     table = pa.Table.from_pylist(rows, items.SCHEMA)
-    with writing(run.at("items"), "items", "test") as out:
+    with writing(storage.at("items"), "items", "test") as out:
         out.table(0, items.SCHEMA, table)
 
     assert execute(STEP, config, Console(log_json=True))
-    model = run.at("models/llm")
+    model = storage.at("models/llm")
     manifest = read_manifest(model)
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(manifest.files)
     assert all(read_file(model, manifest, name) for name in manifest.files)
