@@ -65,8 +65,8 @@ def _sequences(config: Config, num_users: int, num_items: int, rng: np.random.Ge
         lengths = rng.integers(2, _LONGEST, len(mine))
         offsets = offsets_of(lengths).astype(np.int32)
         # Distinct within a history: steps around the catalogue from a drawn start.
-        places = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-        drawn = (np.repeat(rng.integers(0, num_items, len(mine)), lengths) + 7 * places) % num_items + 1
+        positions = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+        drawn = (np.repeat(rng.integers(0, num_items, len(mine)), lengths) + 7 * positions) % num_items + 1
         times = pa.array(np.zeros(offsets[-1], np.int64)).cast(pa.timestamp("us", "UTC"))
         columns = {
             "user_id": mine,

@@ -39,7 +39,7 @@ from jobs.runtime.console import Console
 
 NAME = "placement"
 _DIM = 50  # of the teacher and of joint embeddings
-PLACES: dict[str, Placement] = {
+PLACEMENTS: dict[str, Placement] = {
     "replicated": "replicated",
     "sharded": "sharded",
     "offloaded to CPU memory": "offloaded",
@@ -130,7 +130,7 @@ def main(
         run = str(sample_store(600, 150, root, console))
         name = shaped_llm(shape, Catalogue.read(open_workspace(run).items).titles, PromptConfig(), Path(folder))
         found: dict[str, list[Row]] = {}
-        for label, placement in PLACES.items():
+        for label, placement in PLACEMENTS.items():
             disk = label == "offloaded to a disk"
             if disk and offload_to is None:
                 continue

@@ -76,12 +76,12 @@ class TitleLikelihood:
         # A token sees the prompt and its own branch, up to itself.
         of_branch = (branch_BL[:, None] == 0) | (branch_BL[:, None] == branch_BL[:, :, None])
         seen_BLL = of_branch & torch.ones(width, width, dtype=torch.bool).tril()
-        places, place_P = np.unique(row_P * width + source_P, return_inverse=True)
+        sources, place_P = np.unique(row_P * width + source_P, return_inverse=True)
         embeds_BLH = embedding(tokens_BL.to(device))
         if soft is not None:
             embeds_BLH = fill_slots(embeds_BLH, prompts, soft)
         logits_KV = tree_logits_at(
-            llm, torch.from_numpy(places).to(device), embeds_BLH, seen_BLL.to(device), positions_BL.to(device)
+            llm, torch.from_numpy(sources).to(device), embeds_BLH, seen_BLL.to(device), positions_BL.to(device)
         )
         log_p_KV = logits_KV.log_softmax(dim=1)
         log_p_P = log_p_KV[torch.from_numpy(place_P).to(device), torch.from_numpy(answers.astype(np.int64)).to(device)]

@@ -119,9 +119,9 @@ def write_item_embeddings(
     file, row = index.find(wanted["text_hash"])
     assert (file >= 0).all(), "every text is in the cache by now"
     shard = np.arange(len(wanted), dtype=np.int32) // ITEMS_PER_SHARD
-    places = pa.table({**{name: wanted[name] for name in ("item_id", "text_hash")}, "file": file, "row": row})
-    places = places.append_column("shard", pa.array(shard))
-    blocks = [places.slice(start, ITEMS_PER_SHARD) for start in range(0, len(places), ITEMS_PER_SHARD)]
+    located = pa.table({**{name: wanted[name] for name in ("item_id", "text_hash")}, "file": file, "row": row})
+    located = located.append_column("shard", pa.array(shard))
+    blocks = [located.slice(start, ITEMS_PER_SHARD) for start in range(0, len(located), ITEMS_PER_SHARD)]
     written = ray.data.from_arrow(blocks).map_batches(transform, batch_format="pyarrow", batch_size=None)
     files, unchanged = {}, 0
     with context.console.progress("write embeddings", len(blocks)) as bar:

@@ -52,7 +52,7 @@ def trained_with(storage, **changed) -> None:
     storage.write(f"projectors/{MANIFEST}", json.dumps(manifest).encode())
 
 
-def test_items_that_were_hardly_seen_take_the_text_form(config, storage):
+def test_items_that_were_hardly_seen_take_the_text_embedding(config, storage):
     trained_with(storage, bundle={"min_interactions_for_cf": 2})
     settings = resolved(config, SECTIONS) | {"bundle": {"min_interactions_for_cf": 2}}
     bundle = load_bundle(storage, build_bundle(storage, settings))

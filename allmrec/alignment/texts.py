@@ -104,8 +104,8 @@ class TrainedTexts(nn.Module):
 
     def _features(self, texts: np.ndarray) -> dict[str, Any]:
         """What the encoder's first module reads: padded tokens, or tokens one text behind the other."""
-        places, lengths = ranges(self.offsets[texts], self.lengths[texts]), self.lengths[texts]
-        tokens = {name: column[places] for name, column in self.tokens.items()}
+        positions, lengths = ranges(self.offsets[texts], self.lengths[texts]), self.lengths[texts]
+        tokens = {name: column[positions] for name, column in self.tokens.items()}
         if not self.pads:
             features = {name: torch.from_numpy(column) for name, column in tokens.items()}
             return self.constants | features | {"offsets": torch.from_numpy(offsets_of(lengths)[:-1])}

@@ -121,7 +121,7 @@ class _Best:
     def __init__(self, scores_BN: torch.Tensor):
         self.num_users, self.count = scores_BN.shape
         self.scores_BN = scores_BN  # the best first; -inf where there is none yet
-        self.places_BN = torch.full_like(scores_BN, -1, dtype=torch.int64)
+        self.positions_BN = torch.full_like(scores_BN, -1, dtype=torch.int64)
         self.waiting: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []  # found, but not sorted in yet
 
     def add(self, first: int, score_BK: torch.Tensor) -> None:
@@ -140,11 +140,11 @@ class _Best:
     def result(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Places (-1 for none) and scores, (B, N) each."""
         self._sort_in()
-        return self.places_BN, self.scores_BN
+        return self.positions_BN, self.scores_BN
 
     def _sort_in(self) -> None:
-        there = (self.places_BN >= 0).nonzero(as_tuple=True)
-        found = [(there[0], self.places_BN[there], self.scores_BN[there]), *self.waiting]
+        there = (self.positions_BN >= 0).nonzero(as_tuple=True)
+        found = [(there[0], self.positions_BN[there], self.scores_BN[there]), *self.waiting]
         row, place, score = (torch.cat(parts) for parts in zip(*found, strict=True))
         order = score.argsort(descending=True, stable=True)
         order = order[row[order].argsort(stable=True)]
@@ -152,7 +152,7 @@ class _Best:
         rank = torch.arange(len(row), device=row.device) - torch.searchsorted(row, row)
         kept = rank < self.count
         at = row[kept], rank[kept]
-        self.places_BN[at], self.scores_BN[at] = place[order][kept], score[order][kept]
+        self.positions_BN[at], self.scores_BN[at] = place[order][kept], score[order][kept]
         self.waiting = []
 
 

@@ -27,5 +27,5 @@ def refuse_hidden_packages() -> None:
 def _found(name: str) -> Path | None:
     """The folder or file that an import of that name takes; None where there is none."""
     spec = importlib.util.find_spec(name)
-    places = [] if spec is None else [*(spec.submodule_search_locations or ()), spec.origin]
-    return next((Path(place).resolve() for place in places if place), None)
+    folders = [] if spec is None else [*(spec.submodule_search_locations or ()), spec.origin]
+    return next((Path(place).resolve() for place in folders if place), None)

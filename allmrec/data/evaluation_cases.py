@@ -96,11 +96,11 @@ def draw_cases(
         rows of `evaluation_cases`, in the users' order, then in that of SPLITS and PROTOCOLS.
     """
     drawn = uniforms(users.hashes(), key64(seed, Draw.CASES_USERS), 1)[:, 0]
-    places = {}
+    positions = {}
     for split, place in (("valid", parts.valid), ("test", parts.test)):
         wanted = drawn < fractions[split] if fractions else True
-        places[split] = np.where(wanted, place, NONE)
-    tested = np.flatnonzero((places["valid"] != NONE) | (places["test"] != NONE))
+        positions[split] = np.where(wanted, place, NONE)
+    tested = np.flatnonzero((positions["valid"] != NONE) | (positions["test"] != NONE))
     tables = [evaluation_cases.SCHEMA.empty_table()]
     items = np.flatnonzero(counts.interactions).astype(np.int32)
     rank, line = warm_and_cold(counts.popularity), None
@@ -108,36 +108,36 @@ def draw_cases(
         line = PopularityLine.of(counts, config.num_negatives, config.matched_strata)
     for first in range(0, len(tested), _BLOCK):
         block = tested[first : first + _BLOCK]
-        at = {split: place[block] for split, place in places.items()}
+        at = {split: place[block] for split, place in positions.items()}
         tables.append(_cases_of(users.take(block), at, items, line, rank, config, seed))
     return pa.concat_tables(tables).combine_chunks()
 
 
 def _cases_of(
     users: Sequences,
-    places: dict[str, np.ndarray],
+    positions: dict[str, np.ndarray],
     items: np.ndarray,
     line: PopularityLine | None,
     rank: tuple[np.ndarray, np.ndarray],
     config: EvaluationConfig,
     seed: int,
 ) -> pa.Table:
-    """`places[split]` says where a user's target stands in the history, or NONE."""
+    """`positions[split]` is the position of a user's target in the history, or NONE."""
     kinds = [(split, protocol) for split in SPLITS for protocol in PROTOCOLS]
     parts = []
     for number, (split, protocol) in enumerate(kinds):
         key = key64(seed, number, Draw.CASES_NEGATIVES)
-        row = np.flatnonzero(places[split] != NONE)
+        row = np.flatnonzero(positions[split] != NONE)
         if protocol == "random":
             chosen = users.take(row)
             negatives = draw_negatives(chosen.hashes(), chosen.rows(), chosen.items, items, config.num_negatives, key)
         elif line is None:
             continue
         else:
-            row, negatives = _matched(users, row, places[split], line, config.num_negatives, key)
-        target = _targets(users, row, places[split])
+            row, negatives = _matched(users, row, positions[split], line, config.num_negatives, key)
+        target = _targets(users, row, positions[split])
         candidates = np.concatenate([target[:, None], negatives], axis=1)
-        parts.append((row, np.full(len(row), number), places[split][row], candidates))
+        parts.append((row, np.full(len(row), number), positions[split][row], candidates))
     row, kind, length, candidates = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     order = np.lexsort((kind, row))
     row, kind, length, candidates = row[order], kind[order], length[order], candidates[order]
@@ -157,19 +157,19 @@ def _cases_of(
 
 
 def _matched(
-    users: Sequences, row: np.ndarray, places: np.ndarray, line: PopularityLine, count: int, key: np.uint64
+    users: Sequences, row: np.ndarray, positions: np.ndarray, line: PopularityLine, count: int, key: np.uint64
 ) -> tuple[np.ndarray, np.ndarray]:
     """Those of the users `row` whose target has matched negatives, and these."""
-    row = row[line.keeps(users.take(row).hashes(), _targets(users, row, places), key)]
+    row = row[line.keeps(users.take(row).hashes(), _targets(users, row, positions), key)]
     chosen = users.take(row)
-    negatives = line.draw(chosen.hashes(), _targets(users, row, places), chosen.rows(), chosen.items, count, key)
+    negatives = line.draw(chosen.hashes(), _targets(users, row, positions), chosen.rows(), chosen.items, count, key)
     has = negatives.any(axis=1)
     return row[has], negatives[has]
 
 
-def _targets(users: Sequences, row: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """The items of the users `row` at their places: int32."""
-    return users.items[users.offsets[row] + places[row]]
+def _targets(users: Sequences, row: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """The items of the users `row` at their positions: int32."""
+    return users.items[users.offsets[row] + positions[row]]
 
 
 def _users_of(table: pa.Table) -> Counter[str]:

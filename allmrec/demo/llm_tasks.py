@@ -81,14 +81,14 @@ class TaskMaker:
 
     def _candidates(self, count: int, num_candidates: int, alike: int) -> np.ndarray:
         n, pairs = len(self.alphabetic), alike // 2
-        places = self.random.integers(0, n, size=(count, num_candidates))
-        places[:, :pairs] = (places[:, pairs : 2 * pairs] + self.random.integers(1, 4, size=(count, pairs))) % n
-        order = np.argsort(places, axis=1, kind="stable")
-        ordered = np.take_along_axis(places, order, axis=1)
-        again = np.zeros(places.shape, dtype=bool)  # drawn twice: shown once
+        positions = self.random.integers(0, n, size=(count, num_candidates))
+        positions[:, :pairs] = (positions[:, pairs : 2 * pairs] + self.random.integers(1, 4, size=(count, pairs))) % n
+        order = np.argsort(positions, axis=1, kind="stable")
+        ordered = np.take_along_axis(positions, order, axis=1)
+        again = np.zeros(positions.shape, dtype=bool)  # drawn twice: shown once
         np.put_along_axis(again, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], axis=1)
-        candidates = np.where(again, 0, self.alphabetic[places])
-        return np.take_along_axis(candidates, np.argsort(self.random.random(places.shape), axis=1), axis=1)
+        candidates = np.where(again, 0, self.alphabetic[positions])
+        return np.take_along_axis(candidates, np.argsort(self.random.random(positions.shape), axis=1), axis=1)
 
     def _vectors(self, count: int, used: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Users' and items' vectors, (B, K) and (N, K), of this batch only; zeros for items that it does not use."""

@@ -17,24 +17,24 @@ import torch
 _IMPLEMENTATIONS = ("sdpa", "eager")  # of attention: those that take a mask of numbers
 
 
-def logits_at(llm: Any, places_K: torch.Tensor, **inputs: Any) -> torch.Tensor:
+def logits_at(llm: Any, positions_K: torch.Tensor, **inputs: Any) -> torch.Tensor:
     """The LLM's logits, float32 (K, V), at some places of a batch; elsewhere none are computed.
 
     Args:
-        places_K: int64, into the flattened (B, L).
+        positions_K: int64, into the flattened (B, L).
         inputs: what the LLM is called with.
     """
 
     def only_there(_: Any, arguments: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
         (hidden_BLH,) = arguments
-        return (hidden_BLH.flatten(0, 1)[places_K][None],)
+        return (hidden_BLH.flatten(0, 1)[positions_K][None],)
 
     with llm.get_output_embeddings().register_forward_pre_hook(only_there):
         return llm(**inputs).logits[0].float()
 
 
 def tree_logits_at(
-    llm: Any, places_K: torch.Tensor, embeds_BLH: torch.Tensor, visible_BLL: torch.Tensor, positions_BL: torch.Tensor
+    llm: Any, positions_K: torch.Tensor, embeds_BLH: torch.Tensor, visible_BLL: torch.Tensor, positions_BL: torch.Tensor
 ) -> torch.Tensor:
     """Likewise of rows that hold trees.
 
@@ -48,7 +48,12 @@ def tree_logits_at(
     ones_BL = torch.ones_like(positions_BL)  # or a row whose positions go back is taken for several texts
     with _tree_masks(visible_BLL, positions_BL) as calls:
         logits_KV = logits_at(
-            llm, places_K, inputs_embeds=embeds_BLH, attention_mask=ones_BL, position_ids=positions_BL, use_cache=False
+            llm,
+            positions_K,
+            inputs_embeds=embeds_BLH,
+            attention_mask=ones_BL,
+            position_ids=positions_BL,
+            use_cache=False,
         )
     if not calls:
         raise refusal(llm, "it does not take its attention's masks from transformers")

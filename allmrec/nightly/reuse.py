@@ -68,8 +68,8 @@ def input_digests(
         return mix64(mix64(digest_U ^ entries_UN.sum(axis=1, dtype=np.uint64)) ^ key)
 
 
-def _entries(items: np.ndarray, places: np.ndarray, purpose: int) -> np.ndarray:
-    return mix64(mix64(items ^ key64(purpose)) ^ places.astype(np.uint64))
+def _entries(items: np.ndarray, positions: np.ndarray, purpose: int) -> np.ndarray:
+    return mix64(mix64(items ^ key64(purpose)) ^ positions.astype(np.uint64))
 
 
 def write_digests(run: Run, shard: int, digests_U: np.ndarray) -> None:

@@ -73,12 +73,12 @@ class Examples:
         lengths = self.sequences.lengths
         hashes = self.sequences.hashes()
         if targets == "last":
-            self.rows, self.places, self.hashes = np.arange(len(lengths)), lengths - 1, hashes
+            self.rows, self.positions, self.hashes = np.arange(len(lengths)), lengths - 1, hashes
         else:
             self.rows = np.repeat(np.arange(len(lengths)), lengths - 1)
-            self.places = ranges(np.ones_like(lengths), lengths - 1)
-            self.hashes = mix64(hashes[self.rows] ^ key64(Draw.PROJECTION_EXAMPLES) ^ self.places.astype(np.uint64))
-        self.targets = self.sequences.items[self.sequences.offsets[self.rows] + self.places]
+            self.positions = ranges(np.ones_like(lengths), lengths - 1)
+            self.hashes = mix64(hashes[self.rows] ^ key64(Draw.PROJECTION_EXAMPLES) ^ self.positions.astype(np.uint64))
+        self.targets = self.sequences.items[self.sequences.offsets[self.rows] + self.positions]
         self._window = lru_cache(maxsize=1)(self._sorted_window)
 
     def __len__(self) -> int:
@@ -86,7 +86,7 @@ class Examples:
 
     def histories(self, examples: np.ndarray) -> Sequences:
         """What came before the targets."""
-        return self.sequences.take(self.rows[examples]).shortened(self.places[examples])
+        return self.sequences.take(self.rows[examples]).shortened(self.positions[examples])
 
     def order(self, epoch: int) -> np.ndarray:
         """The epoch's permutation of the examples, int64 (E,), before they are sorted into batches."""

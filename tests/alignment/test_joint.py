@@ -6,7 +6,7 @@ import torch
 from allmrec.alignment.joint import EmbeddingChoice
 
 
-def test_few_interactions_or_no_e_i_make_the_text_form():
+def test_few_interactions_or_no_e_i_make_the_text_embedding():
     popularity_N, items_ND = np.array([0, 3, 2, 5, 1]), torch.ones(5, 2)
     items_ND[[0, 3, 4]] = 0  # padding, and two that the teacher does not know
     choice = EmbeddingChoice.of(popularity_N, items_ND, min_interactions_for_cf=3)

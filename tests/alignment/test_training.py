@@ -38,7 +38,7 @@ def training(teacher, texts, config=FAST, users=1000, sbert=None) -> AlignmentTr
     return AlignmentTraining(config, teacher, cycles(users, NUM_ITEMS, 6), texts, 0, trained_texts=sbert)
 
 
-def test_text_forms_come_to_stand_in_for_items_never_trained_on(teacher, texts):
+def test_text_embeddings_replace_items_never_trained_on(teacher, texts):
     run = training(teacher, texts)
     held_out = torch.from_numpy(np.flatnonzero(held_out_items(FAST, NUM_ITEMS + 1, 0)))
     before = alignment_quality(*run.network.joint(run.items_ND, texts), held_out)

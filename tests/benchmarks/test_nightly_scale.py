@@ -12,7 +12,7 @@ from allmrec.core.storage import open_storage
 from benchmarks.nightly_scale import ITEMS, generated, main
 
 
-def test_a_generated_run_is_dealt_and_has_a_bundle(tmp_path: Path) -> None:
+def test_a_generated_run_is_sharded_and_has_a_bundle(tmp_path: Path) -> None:
     config = generated(tmp_path, 50, 3, ranker="teacher")
     run = open_storage(config.workspace_uri)
     assert read_manifest(run.at("sequences")).rows == 50 and len(read_manifest(run.at("sequences")).files) == 3

@@ -121,7 +121,7 @@ def test_figures():
     assert figure(rows, "teacher", "random", "cold", "hit@1") == "–"
 
 
-def test_differences_ties_and_text_forms_are_shown():
+def test_differences_ties_and_text_embeddings_are_shown():
     rows = report().metrics
     assert baseline_of(rows) == "teacher"
     assert difference(rows, "a-llmrec", "random", "all", "hit@1") == "+0.250 [-0.250, 0.750]"

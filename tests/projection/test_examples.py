@@ -43,7 +43,7 @@ def test_labels_are_exactly_the_answers_tokens_and_stand_behind_their_prompts(ex
     assert len(batch.labels) == examples.target_tokens(users)
 
 
-def test_slots_keep_their_items_and_places(examples):
+def test_slots_keep_their_items_and_positions(examples):
     users = np.arange(len(examples))
     prompts = examples.prompts(users, epoch=0)
     batch = examples.batch(users, prompts)
@@ -93,8 +93,8 @@ def test_the_target_is_at_any_place_alike(builder):
     items = np.tile(np.array([1, 2], dtype=np.int32), users)
     sequences = Sequences(pa.array([f"user-{row}" for row in range(users)]), offsets_of(np.full(users, 2)), items)
     examples = Examples(sequences, builder, num_candidates=5, seed=0)
-    places = np.nonzero(examples.candidates(np.arange(users), 0) == 2)[1]
-    shares = np.bincount(places, minlength=5) / users
+    positions = np.nonzero(examples.candidates(np.arange(users), 0) == 2)[1]
+    shares = np.bincount(positions, minlength=5) / users
     assert abs(shares - 0.2).max() < 0.03  # nearly five standard errors
 
 

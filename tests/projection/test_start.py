@@ -78,8 +78,10 @@ def test_the_sample_is_drawn_over_all_users_and_items(teacher, joint, examples, 
     items = [int((joint == row).all(1).nonzero()[0]) for row in seen["items"]]
     x_UD = teacher.represent(examples.histories(np.arange(NUM_USERS)))
     users = [int((x_UD == row).all(1).nonzero()[0]) for row in seen["users"]]
-    for places, first, end in ((items, 1, NUM_ITEMS), (users, 0, NUM_USERS - 1)):
-        assert len(set(places)) == 5 and sorted(places) != list(range(first, first + 5)) and max(places) > end / 2
+    for positions, first, end in ((items, 1, NUM_ITEMS), (users, 0, NUM_USERS - 1)):
+        assert (
+            len(set(positions)) == 5 and sorted(positions) != list(range(first, first + 5)) and max(positions) > end / 2
+        )
     assert not uses_text_N[items].any(), "what E_i is for an item that is known by its text is no matter"
 
 

@@ -39,11 +39,11 @@ def deduplicate_mask(users: Sequences, data: DataConfig) -> np.ndarray:
         return np.ones(len(users.items), dtype=bool)
     pairs = (users.rows() << 32) | users.items
     if data.deduplicate == "first":
-        places = np.unique(pairs, return_index=True)[1]
+        positions = np.unique(pairs, return_index=True)[1]
     else:
-        places = len(pairs) - 1 - np.unique(pairs[::-1], return_index=True)[1]
+        positions = len(pairs) - 1 - np.unique(pairs[::-1], return_index=True)[1]
     kept_S = np.zeros(len(pairs), dtype=bool)
-    kept_S[places] = True
+    kept_S[positions] = True
     return kept_S
 
 

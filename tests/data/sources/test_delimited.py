@@ -52,7 +52,7 @@ def test_headers():
     "line",
     [b"a,b", b"a,b,c,d", b'a,"b,c', b'a,b,"c', b"a,\xff,c", b"x", b" ", b'"', b"a\rb,c", b'"a,b,c""'],
 )
-def test_a_bad_line_comes_out_as_its_text_and_spoils_no_other(line):
+def test_a_bad_line_comes_out_as_its_text_and_damages_no_other(line):
     lines = [b"%d,x,y" % number for number in range(200)]
     rows = read(b"\n".join([*lines[:100], line, *lines[100:]]))
     expected = [(str(number), "x", "y") for number in range(200)]

@@ -35,7 +35,7 @@ def test_good_lines_keep_the_types_of_the_source():
         b'{"words": ' + b"[" * 5000,
     ],
 )
-def test_a_bad_line_comes_out_as_its_text_and_spoils_no_other(line):
+def test_a_bad_line_comes_out_as_its_text_and_damages_no_other(line):
     lines = [b'{"id": %d}' % number for number in range(200)]
     table = parse(b"\n".join([*lines[:100], line, *lines[100:]]))
     rows = table.to_pylist()

@@ -30,7 +30,7 @@ text = st.lists(st.binary(max_size=12).map(lambda line: line.translate(None, b"\
 
 @settings(deadline=None)
 @given(data=text, cuts=st.lists(st.integers(0, 120), max_size=5), chunk=st.integers(15, 99))
-def test_byte_ranges_deal_every_line_to_exactly_one_piece(tmp_path_factory, data, cuts, chunk):
+def test_byte_ranges_assign_every_line_to_exactly_one_piece(tmp_path_factory, data, cuts, chunk):
     path = tmp_path_factory.mktemp("lines") / "log.json"
     path.write_bytes(data)
     bounds = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
@@ -50,7 +50,7 @@ def test_slices_and_filters_keep_lines_and_numbers(data, start, length, seed):
     assert list(zip(part.each(), part.numbers.tolist(), strict=True)) == pairs[start : start + length]
     keep = np.random.default_rng(seed).random(len(lines)) < 0.5
     part = lines.filter(keep)
-    kept = [pair for pair, stays in zip(pairs, keep, strict=True) if stays]
+    kept = [pair for pair, wanted in zip(pairs, keep, strict=True) if wanted]
     assert list(zip(part.each(), part.numbers.tolist(), strict=True)) == kept
 
 

@@ -76,11 +76,11 @@ def test_a_list_is_whole_or_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("listed", "known", "least", "holds"),
+    ("listed", "known", "least", "is_accepted"),
     [(4, 2, 0.5, True), (4, 1, 0.5, False), (4, 0, 0.01, False), (4, 0, 0, True), (0, 0, 0, False), (3, 3, 1, True)],
 )
-def test_a_list_must_be_known(listed: int, known: int, least: float, holds: bool) -> None:
-    if holds:
+def test_a_list_must_be_known(listed: int, known: int, least: float, is_accepted: bool) -> None:
+    if is_accepted:
         refuse_unknown("data.excluded_users", listed, known, least)
     else:
         with pytest.raises(ValueError, match=r"data.excluded_users.*(lists nothing|of 4 ids listed, [01] are known)"):

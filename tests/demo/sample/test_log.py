@@ -41,7 +41,7 @@ def test_nobody_meets_an_item_twice_and_time_goes_forward(shop):
     assert 0.05 < (days == 0).mean() < 0.2  # ties
 
 
-def test_fame_is_skew_and_some_items_are_cold(shop):
+def test_popularity_is_skewed_and_some_items_are_cold(shop):
     _, latent, events = shop
     counts = np.sort(np.bincount(events.item, minlength=len(latent)))[::-1]
     assert 0.2 < counts[:60].sum() / counts.sum() < 0.5  # a tenth of the items
@@ -75,7 +75,7 @@ def test_domains_share_tastes_but_not_items(shop):
     assert affinity.mean() > 2 / NUM_CLUSTERS
 
 
-def test_an_oracle_finds_the_next_item_and_fame_does_not(shop):
+def test_an_oracle_finds_the_next_item_and_popularity_does_not(shop):
     tastes, latent, events = shop
     target, before = _last_and_before(events)
     scores = _probabilities(tastes, latent, before)
