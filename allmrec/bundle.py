@@ -8,7 +8,7 @@
     bundles/_log/00000003.json                       the version promoted from then on (`allmrec.core.commit_log`)
 
 The version is a hash of the content: equal parts, models and config make the same version anywhere. Weights are
-safetensors; nothing is unpickled. Knows where things lie; leaves what they compute to their owners.
+safetensors; nothing is unpickled. Knows where things are; leaves what they compute to their owners.
 
 Dimensions: N = n + 1 items (0 is padding), J joint embedding
 """
@@ -84,7 +84,7 @@ class Bundle:
         With `text`, q_i for all (A-LLMRec (SBERT), paper Table 4).
 
         Raises:
-            ValueError: `text`, and the projectors know no text forms.
+            ValueError: `text`, and the projectors know no text embeddings.
         """
         projection = ProjectionConfig(**self.config["projection"])
         if not text:
@@ -142,7 +142,7 @@ def build_bundle(storage: Storage, config: Mapping[str, Any]) -> str:
             data = read_file(storage.at(part), manifest, name)
             root.create(f"{part}/{name}", data)
             files[f"{part}/{name}"] = file_entry(data)
-        # Manifests hold timings, so of two builders of one version the first one's stay.
+        # Manifests hold timings, so the first builder's are kept where two build one version.
         root.create(f"{part}/{MANIFEST}", storage.at(part).read(MANIFEST))
         files[f"{part}/{MANIFEST}"] = file_entry(root.read(f"{part}/{MANIFEST}"))
     description = {
@@ -247,13 +247,13 @@ def latest_bundle(storage: Storage) -> str:
     if newest is None:
         raise ValueError(
             f"{storage.uri}: no bundle is promoted; `allmrec bundle build` promotes what it builds, and "
-            "`allmrec bundle promote VERSION` one that is there"
+            "`allmrec bundle promote VERSION` an existing one"
         )
     return newest["version"]
 
 
 def bundle_versions(storage: Storage) -> list[str]:
-    """The versions that are there."""
+    """The existing versions."""
     keys = (entry.key.split("/") for entry in Workspace(storage).bundles.list())
     return [key[0] for key in keys if len(key) == 2 and key[1] == DESCRIPTION]
 

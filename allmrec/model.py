@@ -74,7 +74,7 @@ class ALLMRec:
         """O_u = F_U(x^u) and O_i = F_I(e_i).
 
         Args:
-            text: the text form q_i of all items instead of e_i.
+            text: the text embedding q_i of all items instead of e_i.
             untrained: by F_U and F_I as Stage-2 started.
         """
         user = (self.untrained if untrained else self.projectors).user

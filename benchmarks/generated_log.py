@@ -25,7 +25,7 @@ ROWS_PER_USER, ROWS_PER_ITEM = 20, 200
 
 @dataclass(frozen=True)
 class GeneratedLog:
-    """`rows` events by rows / 20 users of rows / 200 items. Under `folder` lie `log/*.parquet` and `items.parquet`."""
+    """`rows` events by rows / 20 users of rows / 200 items. `folder` has `log/*.parquet` and `items.parquet`."""
 
     rows: int
     root: Path
@@ -47,7 +47,7 @@ class GeneratedLog:
         return sorted(self.log.glob("*.parquet"))
 
     def write(self) -> None:
-        """Unless it is there already."""
+        """Unless it exists."""
         if self.folder.exists():
             return
         draft = self.root / ".draft"

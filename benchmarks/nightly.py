@@ -7,7 +7,7 @@ One LLM, one bundle, one process and the same users, those of the run's stored t
     trie ranking         as the nightly run and the evaluation do it: one pass, logits at branching nodes
     title likelihood     every whole title as a branch behind the prompt, one pass
     constrained decoding greedy, token by token along the candidate trie
-    free generation      greedy, as the paper does it; a text that is no candidate's title names nobody
+    free generation      greedy, as the paper does it; a text that is no candidate's title names no candidate
     generate()           the same by transformers' own method: four prompts at once (paper section 5.1), as they come
     ..., ten by beams    and for a list of ten titles as a run publishes, where one text names one title
 
@@ -77,7 +77,7 @@ def compare(benchmark: Benchmark, model: ALLMRec, cases: Cases, seed: int, trial
                 "in the LLM %": 100 * watch.seconds / seconds,
                 "hit@1": float(chosen.hit_B.mean()),
                 "stderr": float(chosen.hit_B.std() / np.sqrt(len(cases))),
-                "named nobody %": 100 * chosen.unnamed / len(cases),
+                "named no candidate %": 100 * chosen.unnamed / len(cases),
             }
             benchmark.measured({"way": name, "trial": trial}, numbers)
 

@@ -4,7 +4,7 @@
 
 The reference scores a block of users with all items, masks what was seen, and takes `topk`. Every measurement is a
 process of its own, so that its peak memory is its own; "MB" is what that is above the vectors and pairs it is given
-(Linux tells). Vectors lie about centres, as trained ones do, but as far from them as those from each other's mean, so
+(Linux tells). Vectors are clustered around centres, as trained ones are, but as far from them as they from the mean, so
 that an index does not find its lists ready made. The reference is timed on a tenth of the users.
 
 Dimensions: U users, B of a block, D of a vector, I = n + 1 items (0 is padding), N items wanted

@@ -1,7 +1,7 @@
 """The classic SASRec recipe (Kang & McAuley 2018), plainly: what `benchmarks.teachers` measures our training against.
 
 Sampler processes draw users, pad their sequences to `max_length` and look for one unseen item a position in a Python
-loop; the trainer takes such batches from a queue. Sections and equations of that paper stand beside the lines. Fulfils
+loop; the trainer takes such batches from a queue. Sections and equations of that paper are beside the lines. Fulfils
 the teacher contract, so that it is measured as our teachers are; shares nothing else with them.
 
 Dimensions: B users of a batch, U users of any number, T = max_length positions, D = dim

@@ -4,7 +4,7 @@
 
 Every teacher trains as `allmrec train-cf` does, on workers of one CPU each, and is measured on the run's stored
 test cases: among their random negatives, and among all items of the catalogue that the history has not. The reference
-trains before Ray is there; it is validated and measured alike. Rates are of the training loops alone: neither the
+trains before Ray starts; it is validated and measured alike. Rates are of the training loops alone: neither the
 start of processes nor validation counts.
 """
 

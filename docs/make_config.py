@@ -81,7 +81,7 @@ def row(model: Model, key: str, field: FieldInfo) -> str:
 
 
 def type_name(annotation: Any) -> str:
-    """A type in the words of somebody who writes YAML."""
+    """A type in the words of a person who writes YAML."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return " | ".join(str(choice) for choice in arguments)

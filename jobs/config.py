@@ -78,7 +78,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def load_config_as(kind: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
-    """Read a YAML file and lay `--set` overrides over it.
+    """Read a YAML file and apply `--set` overrides.
 
     Raises:
         ValueError: no such file, or a key or value that is not valid; one line, naming it.
@@ -86,7 +86,7 @@ def load_config_as(kind: type[C], path: str | Path, overrides: Sequence[str] = (
     try:
         text = Path(path).read_bytes()
     except FileNotFoundError:
-        raise ValueError(f"no config at {path}; the shipped ones lie in jobs/configs/") from None
+        raise ValueError(f"no config at {path}; the shipped ones are in jobs/configs/") from None
     except OSError as error:
         raise ValueError(f"cannot read the config {path}: {error.strerror}") from None
     try:

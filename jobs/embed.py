@@ -140,7 +140,7 @@ def first_of_each_text(table: pa.Table) -> pa.Table:
 
 def by_length(texts: pa.Table, size: int) -> Iterator[pa.Table]:
     """Blocks of texts of similar length, so that batches hold little padding; the longest first, so that those that
-    are done last are short. Texts of other shards are not mixed in: a shard is to be found in few files."""
+    are done last are short. Texts of other shards are not mixed in: so a shard is in few files."""
     for start in range(0, len(texts), ITEMS_PER_SHARD):
         window = texts.slice(start, ITEMS_PER_SHARD)
         order = np.argsort(-pc.utf8_length(window["text"]).to_numpy(), kind="stable")

@@ -4,7 +4,7 @@
     ray job submit -- python -m jobs.nightly --config jobs/configs/demo.yaml --date 2026-11-21
 
 A shard of users is the unit of work: a run that was killed resumes with the shards that are not committed. Users whose
-inputs have not changed since the previous run keep its rows. What a run is made of and what comes of it is
+inputs have not changed since the previous run keep its rows. What a run is made of and what results is
 `allmrec.nightly`; here are its steps, and Ray.
 """
 

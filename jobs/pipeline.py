@@ -38,7 +38,7 @@ def steps_of(config: Config, date: datetime.date) -> list[Step]:
 def ordered(steps: Sequence[Step]) -> list[Step]:
     """The steps, each behind those whose outputs it reads; of several that could be next the first.
 
-    What no step writes is there before the run.
+    What no step writes exists before the run.
 
     Raises:
         ValueError: steps wait for each other.

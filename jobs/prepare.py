@@ -120,7 +120,7 @@ def plan(context: Context) -> Stats:
 
 
 def _about(source: Source) -> Stats:
-    """What stands behind a table's paths beside the files that are read."""
+    """What the paths of a table mean, beyond the files that are read."""
     versions = {f"{source.name} version": ", ".join(source.versions.values())} if source.versions else {}
     skipped = {f"{source.name} files skipped as {why}": count for why, count in sorted(source.skipped.items())}
     return versions | skipped

@@ -6,7 +6,7 @@ SCHEMA = pa.schema(
     [
         pa.field("user_id", pa.string(), nullable=False),
         pa.field("target", pa.int32(), nullable=False),  # item_index of the held-out item
-        pa.field("history_length", pa.int32(), nullable=False),  # the history is the sequence's first so many items
+        pa.field("history_length", pa.int32(), nullable=False),  # items at the sequence's start that are the history
         # The target first, then the negatives; 0 is no item: the items that the user has not seen ran out.
         pa.field("candidates", pa.list_(pa.int32()), nullable=False),
         pa.field("split", pa.string(), nullable=False),  # valid or test

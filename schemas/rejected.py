@@ -27,7 +27,7 @@ SCHEMA = pa.schema(
         pa.field("source", pa.string(), nullable=False),  # the input table: interactions or items
         pa.field("reason", pa.string(), nullable=False),  # one of REASONS
         pa.field("row", pa.string(), nullable=False),  # the row as JSON, or its text where it is malformed
-        pa.field("file", pa.string()),  # where it stands; null for duplicate events, found when files are long closed
+        pa.field("file", pa.string()),  # where it is; null for duplicate events, found when files are long closed
         pa.field("from_byte", pa.int64()),  # text: lines are counted from the first that begins at or after this byte
         pa.field("number", pa.int64()),  # of the line, or of the row of a Parquet file, from 1
     ]

@@ -7,7 +7,7 @@ SCHEMA = pa.schema(
         pa.field("user_id", pa.string(), nullable=False),
         pa.field("item_index", pa.list_(pa.int32()), nullable=False),  # in time order, oldest first
         pa.field("timestamp", pa.list_(pa.timestamp("us", tz="UTC")), nullable=False),  # of each item
-        pa.field("train_length", pa.int32(), nullable=False),  # the first so many items train; 0: a held-out user
+        pa.field("train_length", pa.int32(), nullable=False),  # items at the start that train; 0: a held-out user
     ]
 )
 HISTORY = SCHEMA.remove(SCHEMA.get_field_index("train_length"))  # before the log is split

@@ -1,7 +1,7 @@
 """A store to test against: a folder, and S3 over HTTP.
 
 S3 is a moto server of this process, or the endpoint that ALLMREC_TEST_S3_ENDPOINT names (credentials from the
-environment, as always). `Proxy` stands between client and store where a test wants the network to misbehave.
+environment, as always). `Proxy` is between client and store where a test wants the network to misbehave.
 """
 
 import http.client

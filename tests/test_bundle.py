@@ -87,7 +87,7 @@ def test_a_bundle_of_another_format_says_what_to_do(storage, version):
 
 def test_the_same_content_makes_the_same_version_and_leaves_it_as_it_is(config, storage, version):
     before = contents(storage)
-    # Trained again: the same weights, but the manifest tells of another duration.
+    # Trained again: the same weights, but the manifest has another duration.
     manifest = json.loads(storage.read(f"projectors/{MANIFEST}"))
     storage.write(f"projectors/{MANIFEST}", json.dumps(manifest | {"stats": {"seconds": 99}}).encode())
     assert build_bundle(storage, resolved(config, SECTIONS)) == version

@@ -67,7 +67,7 @@ class Examples:
     ):
         """
         Args:
-            teacher: frozen, on the device that `x_PD` is to lie on.
+            teacher: frozen, on the device for `x_PD`.
             sequences: the training part of everyone's history (`Sequences.read_train`).
             drawable: `Catalogue.drawable`, which unseen items come from; by default every item.
 

@@ -1,4 +1,4 @@
-"""Which form shows an item downstream of Stage-1: e_i, or q_i where the teacher has hardly seen it or never.
+"""Which embedding represents an item downstream of Stage-1: e_i, or q_i if the teacher has hardly seen it.
 
 Stage-2, its validation, bundles and all that load them take the one rule that is here, so that F_I projects in
 training what it projects afterwards.

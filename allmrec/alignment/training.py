@@ -146,7 +146,7 @@ def alignment_quality(
     """How well q replaces e on the given items.
 
     Returns:
-        the mean squared error, the mean cosine, and the rank of q_i among all items' text forms by distance to
+        the mean squared error, the mean cosine, and the rank of q_i among all items' text embeddings by distance to
         e_i: `recall_at_1`, how often it is the first, and `mean_rank_fraction`, the mean share of items before it
         (chance: 0.5).
     """

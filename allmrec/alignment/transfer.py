@@ -1,7 +1,7 @@
 """Models of one catalogue on another one, whose interactions nothing has seen (paper section 5.2.5).
 
 Nothing is trained. The paper says that q_i replaces e_i there (section 4.1.4), and not which E_i the teacher reads
-histories of. `decoded_items` takes the alignment's decoder: E_i = f_I^dec(q_i). `drawn_items` is what Table 7 tells of
+histories of. `decoded_items` takes the alignment's decoder: E_i = f_I^dec(q_i). `drawn_items` is what Table 7 describes
 the paper's own run: its SASRec is at chance (0.0506 among 20 for 64,073 users, whose standard error is 0.0009), so its
 E_i had nothing to do with the items; and A-LLMRec differs from A-LLMRec (SBERT), so its e_i was f_I^enc of those E_i.
 

@@ -15,7 +15,7 @@ import torch
 from allmrec.cf.retrieval import Pairs, retrieve
 from allmrec.cf.teacher import Teacher
 
-_PROBES, _SHARE = 16, 32  # lists looked into: at least so many, or one in so many of them
+_PROBES, _SHARE = 16, 32  # lists that a search visits: at least 16, or 1 in 32
 _LEAST = 39  # items of a list; with fewer, k-means warns
 _ROOM = 64  # looked at beyond 2 N, for items that the user has seen
 _BLOCK = 4096  # users at once

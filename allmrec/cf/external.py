@@ -84,7 +84,7 @@ class ExternalTeacher(Teacher):
 class ImportTeacher:
     """The two tables → the artifact `teacher`, by one task, which holds both in memory.
 
-    Called as a transform of batches of numbers, though there is but one; yields one row, what came of it as JSON.
+    Called as a transform of batches of numbers, though there is only one; yields one row, its result as JSON.
     """
 
     item_embeddings: Source

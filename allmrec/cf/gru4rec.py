@@ -1,6 +1,6 @@
 """GRU4Rec (Hidasi et al. 2016): a gated recurrent network over a user's items.
 
-Knows the forward pass alone; losses, negatives and the loop are in `training`. Sections of that paper stand beside
+Knows the forward pass alone; losses, negatives and the loop are in `training`. Sections of that paper are beside
 the lines. Its output layer scores items with weights of their own; here those are E_i, so that a score is a dot
 product.
 

@@ -2,7 +2,7 @@
 
 Not sequential. Their user is an embedding by id, which a user must have been trained for. Here, as in FISM (Kabbur et
 al. 2013), it is the mean of a second embedding of the history's items: a user that training never saw is represented
-as well as any other, and a new interaction needs no training. Equations of He et al. stand beside the lines.
+as well as any other, and a new interaction needs no training. Equations of He et al. are beside the lines.
 
 Dimensions: B users, T positions, C candidates, K items shared by all rows, N = n + 1 items (0 is padding), D = dim,
 G = M = D / 2 for GMF and MLP, H of the MLP's hidden layers

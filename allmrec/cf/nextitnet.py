@@ -1,6 +1,6 @@
 """NextItNet (Yuan et al. 2019): causal dilated convolutions over a user's items.
 
-Knows the forward pass alone; losses, negatives and the loop are in `training`. Sections of that paper stand beside
+Knows the forward pass alone; losses, negatives and the loop are in `training`. Sections of that paper are beside
 the lines. Its last layer scores every item with weights of its own; here those are E_i, so that an item's score is a
 dot product.
 

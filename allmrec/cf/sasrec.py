@@ -1,6 +1,6 @@
 """SASRec (Kang & McAuley 2018): causal self-attention over a user's items.
 
-Knows the forward pass alone; losses, negatives and the loop are in `training`. Sections of that paper stand
+Knows the forward pass alone; losses, negatives and the loop are in `training`. Sections of that paper are
 beside the lines. Positions are counted from the newest item, so that a batch may be cut to its longest history.
 
 Dimensions: B users, T positions, N = n + 1 items (0 is padding), D = dim, H heads, K = D / H

@@ -39,7 +39,7 @@ TEACHERS = {
 
 # What the paper trains its CF-RecSys with (section 5.1, Table 3); where it is silent, the models' own papers.
 _PAPER = {"loss": "bce", "learning_rate": 0.001, "epochs": 200, "validation": "random"}
-# What suits a model better than the common defaults: NCF scores pairs one by one, so many negatives cost much.
+# What suits a model better than the common defaults: NCF scores pairs one by one, so every negative is expensive.
 _MODELS: dict[str, dict[str, Any]] = {"gru4rec": {"blocks": 1}, "ncf": {"blocks": 3, "loss": "bce"}}
 
 

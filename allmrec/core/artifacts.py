@@ -65,7 +65,7 @@ def commit(
     config: dict[str, Any] | None = None,
     stats: dict[str, Any] | None = None,
 ) -> Manifest:
-    """Write the manifest over files that are already there, and so make the artifact visible."""
+    """Write the manifest of files that already exist, and so make the artifact visible."""
     manifest = Manifest(kind, fingerprint, dict(sorted(files.items())), config or {}, stats or {})
     storage.write(MANIFEST, json.dumps(vars(manifest), indent=1, default=str).encode())
     return manifest
@@ -115,7 +115,7 @@ def writing(
 
     Args:
         config: the resolved config that it is made by.
-        keep_previous: the artifact that is there stays valid until the commit; the block writes under new names.
+        keep_previous: the existing artifact stays valid until the commit; the block writes under new names.
     """
     if not keep_previous:
         invalidate(storage)
@@ -157,7 +157,7 @@ def read_file(storage: Storage, manifest: Manifest, name: str) -> bytes:
 
 
 def is_intact(storage: Storage, name: str, entry: dict[str, Any]) -> bool:
-    """Whether a file is there with the content that its entry says."""
+    """Whether a file exists with the content that its entry says."""
     try:
         return sha256(storage.read(name)) == entry["sha256"]
     except FileNotFoundError:
@@ -181,7 +181,7 @@ def write_shard(
     """Write one Parquet file of a table; returns its entry for the manifest. Rewriting it is idempotent.
 
     Args:
-        before: the entry of the file that is there; one of the same content, undamaged, is left alone.
+        before: the entry of the existing file; one of the same content, undamaged, is kept.
         dictionary: whether values repeat so much that dictionaries of them are worth building.
     """
     data = to_parquet(check(table, schema), dictionary)

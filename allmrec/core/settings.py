@@ -44,7 +44,7 @@ class Section(BaseModel):
 
 
 def read_settings(text: str | bytes, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Parse a YAML mapping and lay `path.to.key=value` overrides over it.
+    """Parse a YAML mapping and apply `path.to.key=value` overrides.
 
     Raises:
         ValueError: the text is no YAML mapping or is not read (see `strict_yaml`), or an override has no `=`.

@@ -111,7 +111,7 @@ class Task(ABC):
 
     @abstractmethod
     def tables(self, number: int) -> Iterator[pa.Table]:
-        """What comes of one number."""
+        """The result for one number."""
 
     def __call__(self, batch: Mapping[str, Any]) -> Iterator[pa.Table]:
         """Args: batch: `id` is the numbers, int (B,)."""

@@ -87,7 +87,7 @@ def _check(node: yaml.Node, seen: set[int]) -> None:
                 raise ValueError(f"line {line}: a key must be text; put {_shown(key)} in quotes")
             if key.value in lines:
                 raise ValueError(
-                    f"line {line}: the key {key.value!r} stands there already, in line {lines[key.value]}; "
+                    f"line {line}: the key {key.value!r} already exists, in line {lines[key.value]}; "
                     "keep one of the two"
                 )
             lines[key.value] = line

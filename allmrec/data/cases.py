@@ -1,4 +1,4 @@
-"""Stored evaluation cases, read: each with its user's history of that time, whoever asks.
+"""Stored evaluation cases, read: each with its user's history of that time.
 
 Training validates on them, the blend fits its weight on them, the evaluation compares systems on them. Leaves how they
 are drawn to `allmrec.data.evaluation_cases`.

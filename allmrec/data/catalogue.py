@@ -62,7 +62,7 @@ class ItemCounts:
 def drawable_items(table: pa.Table) -> np.ndarray:
     """int32 (M,), ascending: the items that occur in `sequences`, in any part of them, of the prepared `items` table.
 
-    Wherever an item is drawn or competes it is one of these: one that filters took out, or that nobody has had,
+    Wherever an item is drawn or competes it is one of these: one that filters took out, or that no user has had,
     can be told from a target by that alone.
     """
     occurs = pc.greater(table.column("interactions"), 0)

@@ -69,7 +69,7 @@ _SUFFIXES: dict[str, dict[str, Any]] = {
 
 
 def by_suffix(paths: list[Any], otherwise: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a SourceConfig for paths whose first one's name says what it is, or else does not."""
+    """Settings of a SourceConfig for paths, by the suffix of the first one's name."""
     suffixes = [suffix.lower() for suffix in reversed(Path(str(paths[0])).suffixes)] if paths else []
     return {"paths": paths, **next((_SUFFIXES[suffix] for suffix in suffixes if suffix in _SUFFIXES), otherwise)}
 

@@ -16,7 +16,7 @@ from allmrec.core.workspace import Workspace
 from allmrec.data.sequences import num_shards
 
 USER, ITEM = 0, 1  # kinds of id
-KNOWN = "excluded_known"  # in the histories' manifest: hashes of the excluded whom a log or catalogue has named
+KNOWN = "excluded_known"  # in the histories' manifest: hashes of excluded ids that a log or catalogue has named
 
 
 def id_hash(kind: int, id: str) -> str:

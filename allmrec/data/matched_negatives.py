@@ -1,6 +1,6 @@
 """Negatives matched to the target: drawn as held-out items are, among items about as popular as the target.
 
-The items that are held out for anybody lie on a line, popular ones first and equally popular ones in no order, each as
+The items that are held out for any user form a line, popular ones first and equally popular ones in no order, each as
 long as it is often held out. A target is thus a uniform point on the line. The line is cut into strata of one length,
 and a target's negatives are the items at the points that divide its stratum, from the target's point on and around,
 into equal parts. Whichever of these points had been the target, the case would hold the same items; so each of them is
@@ -112,7 +112,7 @@ class _Cut:
         return cls(line, row_S, line.ends[place_S], np.append(0, np.diff(line.ends)[place_S].cumsum()), edges)
 
     def left(self) -> tuple[np.ndarray, np.ndarray]:
-        """How long each row's line is, and how many items lie on it beside the target: int64 (B,) twice."""
+        """How long each row's line is, and how many items it has beside the target: int64 (B,) twice."""
         seen_B = np.diff(self.edges)
         return self.line.ends[-1] - np.diff(self.sums[self.edges]), len(self.line.items_M) - seen_B - 1
 
@@ -142,7 +142,7 @@ def _stratum(point_B: np.ndarray, length_B: np.ndarray, strata_B: np.ndarray) ->
 
 
 def _longest(weight_M: np.ndarray, points: int) -> float:
-    """As long as items may be for none to cover two of so many points; 0 where these are too many for any length."""
+    """The greatest length at which no item covers two of the points; 0 where there are too many points for any."""
     ordered = np.sort(weight_M)[::-1]
     # With the first t shortened: points x longest = reserve x (t x longest + the others' sum).
     others_M, share_M = ordered[::-1].cumsum()[::-1], points - _RESERVE * np.arange(len(ordered))

@@ -1,6 +1,6 @@
 """Users' histories as flat arrays: what every model, sampler and job takes a batch of users from.
 
-How much of a history trains stands in the `sequences` table (`splits` decides it), and `read_train` keeps to it.
+How much of a history trains is in the `sequences` table (`splits` decides it), and `read_train` keeps to it.
 """
 
 from collections.abc import Sequence

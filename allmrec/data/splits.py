@@ -8,7 +8,7 @@ leave-one-out  the last item is the test target, the one before it the validatio
 temporal       everyone's events from `test_from` on are held out; the first of them is the test target
 cold-users     users with exactly three items are held out, their last item is the test target (section 5.2.3)
 few-shot       K users train, everyone is tested (section 5.2.4)
-cross-domain   nobody trains, everyone is tested: with the models of a run of another catalogue (section 5.2.5)
+cross-domain   no user trains, every user is tested: with the models of another catalogue's workspace (section 5.2.5)
 """
 
 from collections.abc import Sequence
@@ -57,7 +57,7 @@ class Parts:
     """Of U users' histories, int64 (U,) each."""
 
     train: np.ndarray  # how many items train
-    valid: np.ndarray  # where the validation target stands in the history; NONE: there is none
+    valid: np.ndarray  # position of the validation target in the history; NONE: there is none
     test: np.ndarray  # and the test target
 
 

@@ -202,7 +202,7 @@ class _Head:
         self.attention.k_proj.weight[rows] = key_RH
 
     def prefer(self, score: float, keys: dict[str, float], queries: dict[str, float] | None = None) -> None:
-        """Score keys by their flags, whoever asks, or in proportion to the asking position's flags."""
+        """Score keys by their flags, for every query, or in proportion to the asking position's flags."""
         rows = self._take(1)
         if queries is None:
             self.attention.q_proj.bias[rows] = math.sqrt(HEAD) * score

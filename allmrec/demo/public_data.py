@@ -1,4 +1,4 @@
-"""Download public files so that a cut connection costs little and a file that is there is whole.
+"""Download public files so that a cut connection costs little and an existing file is whole.
 
 Bytes go to `<file>.part`, from which the next attempt or the next run resumes; the file takes its name when its size
 and checksum are right. Knows HTTP and checksums. Which files make a data set is `jobs.demo.fetch_data`'s business.

@@ -1,6 +1,6 @@
 """Hit@1 by what an LLM writes, the paper's own way of recommending (section 4.2.2): protocol "generation".
 
-Ranking cannot but name a candidate; free text may name none, so an LLM that never learnt the task may stand below
+Ranking always names a candidate; free text may name none, so an LLM that never learnt the task may score below
 chance (LLM-Only in the paper's Table 1). The target is hit where the answer is its title and nothing else, and in
 the wider reading where its title appears anywhere in the answer.
 

@@ -1,7 +1,7 @@
 """The evaluation as one self-contained HTML page: models, data, metrics with errors and differences, plots, costs.
 
 Knows metrics rows and manifests' stats, as plain data; draws and words them. All text is escaped: names of models and
-runs are whatever somebody wrote.
+runs are free text.
 """
 
 import base64

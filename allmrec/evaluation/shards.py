@@ -58,7 +58,7 @@ class EvaluateShards(ShardTask):
         Args:
             recall_at: N of protocol full's Recall@N.
             baseline: the system that the others are compared with, user by user.
-            generation: share of the users whom LLM systems write for.
+            generation: share of the users that LLM systems generate text for.
         """
         workspace = Workspace(storage)
         self.sequences, self.cases = workspace.sequences, workspace.evaluation_cases

@@ -73,7 +73,7 @@ class Systems:
         return mix64(cases.hashes[:, None] ^ mix64(cases.candidates_BC.astype(np.uint64) ^ key))
 
     def random_in_catalogue(self, cases: Cases) -> tuple[np.ndarray, np.ndarray]:
-        """In a random order, the target stands anywhere."""
+        """In a random order the target is anywhere."""
         seen, _ = _seen_others(cases)
         competing_B = len(self.model.bundle.catalogue.drawable) - np.bincount(seen, minlength=len(cases))
         drawn_B = draws(cases.hashes, key64(self.seed, Draw.EVALUATION_RANKS), 1)[:, 0]

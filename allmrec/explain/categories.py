@@ -45,7 +45,7 @@ class Categories:
         kept = order[frequency[order] <= items.num_rows / 2][:limit]
         if not len(kept):
             raise ValueError(
-                "the items have no categories that tell them apart, so nobody has a favourite; "
+                "the items have no categories that tell them apart, so no user has a favourite; "
                 "map the catalogue's column in data.items.columns.categories"
             )
         number = np.full(len(frequency), -1)

@@ -43,7 +43,7 @@ class ExplainShards(Task):
 
 
 def sample_users(sequences: Storage, num_shards: int, count: int, seed: int) -> list[str]:
-    """About whom to ask: `count` user ids, drawn by hash. Reads no more shards than they fill."""
+    """The users to explain: `count` ids, drawn by hash. Reads no more shards than they fill."""
     chosen: list[str] = []
     for shard in range(num_shards):
         users = Sequences.read(sequences, [shard])

@@ -4,7 +4,7 @@ The paper lets the LLM write the next item's title (section 4.2.2); ranking read
 (`allmrec.llm.ranking`). Decoding stays for text that no trie foresees, and to compare. A batch keeps its keys and
 values from step to step, and prompts whose text has ended leave it. Works with any causal LM of transformers.
 
-Padding stands on the left: new tokens are then neighbours of the prompts that they follow, in sliding windows too.
+Padding is on the left: new tokens are then neighbours of the prompts that they follow, in sliding windows too.
 """
 
 from typing import Any, Protocol
@@ -21,7 +21,7 @@ from allmrec.llm.forward import logits_at
 from allmrec.llm.prompt import Prompts, Titles
 from allmrec.llm.trie import ROOT, Tries, build_tries
 
-# B prompts, R of them that go on, T tokens, C candidates, H token dimension, V vocabulary
+# B prompts, R of them that continue, T tokens, C candidates, H token dimension, V vocabulary
 
 
 class Generator:
@@ -58,7 +58,7 @@ class Generator:
     def constrained(
         self, prompts: Prompts, soft: SoftTokens | None, titles: Titles, candidates: np.ndarray
     ) -> np.ndarray:
-        """Which candidate each prompt's text names, when every token must go on towards one of them.
+        """Which candidate each prompt's text names, when every token must continue towards one of them.
 
         Args:
             candidates: int32 (B, C) into `titles`; zeros are no candidates.
@@ -115,7 +115,7 @@ class Generator:
 
 
 def left_padded(llm: Any, prompts: Prompts, soft: SoftTokens | None, padding: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings (B, T, H) of the prompts, which end in the last column, and a mask (B, T), 1 where a prompt stands."""
+    """Embeddings (B, T, H) of the prompts, which end in the last column, and a mask (B, T), 1 at a prompt's tokens."""
     embedding = llm.get_input_embeddings()
     device, width = embedding.weight.device, int(prompts.lengths.max())
     embeds_BTH = embedding(padded_tokens(prompts, width, padding).to(device))
@@ -159,7 +159,7 @@ class _Text(Protocol):
     """What decoding writes."""
 
     def extend(self, rows: np.ndarray, logits_RV: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """The next token of the given rows, int64 (R,), and whether they go on behind it, bool (R,)."""
+        """The next token of the given rows, int64 (R,), and whether they continue after it, bool (R,)."""
         ...
 
 

@@ -34,7 +34,7 @@ class LLMConfig(Section):
 
 
 def llm_folder(config: LLMConfig, weights: bool = True) -> Path:
-    """Where the LLM's files lie; see `model_folder`. Raises ValueError when there is no such model."""
+    """Where the LLM's files are; see `model_folder`. Raises ValueError when there is no such model."""
     return model_folder(config.name, config.revision, "llm.name", weights)
 
 
@@ -61,7 +61,7 @@ def load_tokenizer(config: LLMConfig) -> Any:
     unknown += [added[number] for number in (end, tokenizer.bos_token_id) if number is not None and number >= known]
     if unknown:
         raise ValueError(
-            f"the tokenizer of llm.name {config.name!r} has {unknown[:3]}, which lie behind the {known} embeddings of "
+            f"the tokenizer of llm.name {config.name!r} has {unknown[:3]}, which are beyond the {known} embeddings of "
             "the LLM; take the tokenizer that the LLM was trained with"
         )
     # A placeholder under slots and behind short prompts, never attended to; the LLM needs an embedding for it.

@@ -45,11 +45,11 @@ class PromptConfig(Section):
 
 @dataclass(frozen=True)
 class Template:
-    """A prompt's words: the history stands behind `opening`, the candidates, if any are listed, behind `question`."""
+    """A prompt's words: the history follows `opening`, the candidates, if any are listed, follow `question`."""
 
     opening: str
     question: str
-    answer: str  # what the LLM goes on from
+    answer: str  # what the LLM continues
 
 
 def recommendation(config: PromptConfig) -> Template:

@@ -30,7 +30,7 @@ def audit_finished_shard(
     top_k: int,
     filter: ItemFilter | None = None,
 ) -> str:
-    """Audit a finished shard as it lies in the store (`audit_shard` has the rules and raises ValueError).
+    """Audit a finished shard as it is in the store (`audit_shard` has the rules and raises ValueError).
 
     Returns:
         Its sha256, for `Run.publish`.
@@ -55,7 +55,7 @@ def audit_shard(
 ) -> None:
     """Refuse a shard that breaks a rule.
 
-    Every expected user stands in it once; ranks are dense from 1; scores are finite; items are in the catalogue, pass
+    Every expected user is in it once; ranks are dense from 1; scores are finite; items are in the catalogue, pass
     the filter, are not seen by the user and not twice in a list; and a list is as long as it can be: `top_k`, or all
     the items that the user may be recommended where those are fewer.
 
@@ -139,6 +139,6 @@ def _users_once(users: pa.ChunkedArray, expected: pa.ChunkedArray, name: str) ->
     if (counts != 1).any():
         first = int(np.flatnonzero(counts != 1)[0])
         raise ValueError(
-            f"{name}: {(counts == 0).sum()} users are missing and {(counts > 1).sum()} stand there more than once, "
+            f"{name}: {(counts == 0).sum()} users are missing and {(counts > 1).sum()} occur more than once, "
             f"the first is {expected[first].as_py()!r}"
         )

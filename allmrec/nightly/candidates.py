@@ -23,12 +23,12 @@ from allmrec.data.sequences import Sequences
 from allmrec.nightly.config import NightlyConfig
 from allmrec.nightly.filters import ItemFilter
 
-_SAMPLED = 64  # users of a shard on whom the index is compared
+_SAMPLED = 64  # users of a shard that the index is compared for
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """int32 (U, N) item indices, best first by whoever proposed them; zeros where a user's items ran out."""
+    """int32 (U, N) item indices, the proposer's best first; zeros where a user's items ran out."""
 
     items: np.ndarray
     dropped: Mapping[str, int] = field(default_factory=dict)  # external candidates refused, by reason

@@ -54,7 +54,7 @@ class NightlyConfig(Section):
     @field_validator("candidates", "users", "suppressed_users", "blocked_items", "suppressed_items", mode="before")
     @classmethod
     def _from_uris(cls, value: Any) -> Any:
-        """A URI, or a list of them, is short for `{paths: [...]}`, in the format that the first one's name says."""
+        """A URI, or a list of them, is short for `{paths: [...]}`, in the format of the first one's suffix."""
         paths = [value] if isinstance(value, str) else value
         if not isinstance(paths, list):
             return value

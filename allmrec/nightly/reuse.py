@@ -1,12 +1,12 @@
 """Rows of an earlier run that need not be made again: all that they depend on is as it was.
 
-Beside every shard lies a digest of each user's inputs: history, candidates, and what ranks them. Candidates are
+Beside every shard is a digest of each user's inputs: history, candidates, and what ranks them. Candidates are
 retrieved by every run, so a new bundle, a filter or another history shows in the digest wherever it changes a row, and
-nowhere else. Digests lie outside of `_runs/`, which may be expired, and tell nothing of whose they are:
+nowhere else. Digests are outside of `_runs/`, which may be expired, and do not tell whose they are:
 
     _inputs/run_date=D/<run id>/part-00003.parquet
 
-A row that is not found, or is not whole any more (an item was removed from it), is made anew.
+A row that is not found, or is incomplete (an item was removed from it), is made again.
 
 Dimensions: U users, N candidates, S interactions
 """
@@ -51,7 +51,7 @@ def input_digests(
     """A digest of all that each user's row depends on, uint64 (U,).
 
     Args:
-        candidates_UN: item indices in the order of whoever proposed them.
+        candidates_UN: item indices in the proposer's order.
         items_I: from `item_digests`.
         ranking: JSON-able; what ranks them: models, wording, ranker, seed, code version.
     """

@@ -61,7 +61,7 @@ class NightlyJob:
     lists: tuple[ListCount, ...] = ()  # that the config names, for the report
 
     def ranking(self, description: Mapping[str, Any]) -> dict[str, Any]:
-        """What ranks a user's candidates, whoever the user is and whatever the items.
+        """What ranks a user's candidates, the same for all users and items.
 
         Args:
             description: of the bundle.

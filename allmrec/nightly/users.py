@@ -66,7 +66,7 @@ def known_before(table: pa.Table, run_date: date, timezone: str = "UTC") -> Sequ
     end = datetime.combine(run_date + timedelta(days=1), time(), ZoneInfo(timezone))
     times = pc.list_flatten(table.column("timestamp")).cast(pa.int64()).to_numpy()
     before = np.concatenate([[0], np.cumsum(times < int(end.timestamp()) * 1_000_000)])
-    lengths = np.diff(before[users.offsets])  # histories are in time order, so what came before is their beginning
+    lengths = np.diff(before[users.offsets])  # histories are in time order, so earlier events are a prefix
     return users.shortened(lengths).take(np.flatnonzero(lengths))
 
 

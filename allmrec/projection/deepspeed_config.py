@@ -1,4 +1,4 @@
-"""The config that DeepSpeed gets, as a plain dictionary: where weights lie and how gradients are joined."""
+"""The config that DeepSpeed gets, as a plain dictionary: where weights are stored and how gradients are reduced."""
 
 from typing import Any
 

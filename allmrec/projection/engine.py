@@ -202,12 +202,12 @@ def _checkpointed(forward: Callable[..., Any], hidden_BTH: torch.Tensor, **other
 
 
 def full_size(parameter: nn.Parameter) -> int:
-    """Elements of the whole weight, wherever its parts lie."""
+    """Elements of the whole weight, wherever its parts are."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def checksum(module: nn.Module) -> int:
-    """The sum of the bits of all weights, modulo 2^64: the same wherever they lie. A collective."""
+    """The sum of the bits of all weights, modulo 2^64: the same wherever they are. A collective."""
     total = 0
     for parameter in module.parameters():
         with gathered([parameter]):
@@ -222,7 +222,7 @@ def _local(parameter: nn.Parameter) -> torch.Tensor:
 
 
 def _deepspeed() -> Any:
-    """DeepSpeed, joined to the process group that is there."""
+    """DeepSpeed, joined to the existing process group."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed

@@ -1,4 +1,4 @@
-"""Where the LLM's weights lie while the projectors train, and what that takes: `llm.placement`.
+"""Where the LLM's weights are stored while the projectors train, and what that takes: `llm.placement`.
 
 Estimates from the model's config alone, for a plan before anything is loaded, and for `auto`.
 """

@@ -72,7 +72,7 @@ class ProjectionConfig(Section):
     def _no_knowledge_by_the_back_door(self) -> "ProjectionConfig":
         if self.start == "teacher" and self.item_input == "random":
             raise ValueError(
-                "start: teacher begins with the teacher's scores, and item_input: random is there to hold none of its "
+                "start: teacher begins with the teacher's scores, and item_input: random is meant to hold none of its "
                 "knowledge; set start: ordinary"
             )
         return self
@@ -97,7 +97,7 @@ def item_inputs(
 ) -> torch.Tensor:
     """What F_I projects, by item index, in training and ever after: `config.item_input`.
 
-    Only joint embeddings have a text form. Of "teacher" an item without E_i is zeros; of "random" every item has its
+    Only joint embeddings have q_i. Of "teacher" an item without E_i is zeros; of "random" every item has its
     own vector, whatever is known of it.
 
     Args:

@@ -1,7 +1,7 @@
 """Where F_U and F_I start from: `projection.start`.
 
 Ordinary weights are drawn, and all that training adds is seen beside them. The teacher's start gives the LLM the
-teacher's score before any training; what comes of it says little about training, and it is a choice by name.
+teacher's score before any training; its result says little about training, and it is a choice by name.
 
 Dimensions: B users, I items, N = n + 1 items (0 is padding), D = teacher's dim, J = joint dim, H = token dim of the
 LLM, K pairs of hidden units
@@ -61,7 +61,7 @@ def start(
 
 @torch.no_grad()
 def start_ordinary(projectors: Projectors, x_BD: torch.Tensor, e_IJ: torch.Tensor, norm: float) -> None:
-    """Keep the weights as they were drawn, but for one factor a network: soft tokens get RMS norm `norm`."""
+    """Keep the weights as they were drawn, except for one factor per network: soft tokens get RMS norm `norm`."""
     for network, inputs in ((projectors.user, x_BD), (projectors.item, e_IJ)):
         _, _, last = _layers(network)
         scale = norm / network(inputs).square().sum(1).mean().sqrt().clamp_min(1e-12)
@@ -76,7 +76,7 @@ def start_as_teacher(
     """Make both networks the teacher's vectors, repeated along the token, at mean zero and RMS norm `norm`.
 
     The teacher scores by s(x^u, E_i). With one map for both (for items behind the least squares fit of E_i by e_i) the
-    soft tokens' product is that score, but for the means, and they have the LLM's tokens' scale, not the teacher's.
+    soft tokens' product is that score, up to the means, and they have the LLM's tokens' scale, not the teacher's.
 
     Args:
         items_ID: E_i of the items of `e_IJ`.

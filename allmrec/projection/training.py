@@ -287,7 +287,7 @@ class ProjectionTraining:
         return x_BD, self.e_NJ[torch.from_numpy(items).to(self.device)]
 
     def _go_on(self, state: dict[str, Any]) -> None:
-        """Take up Adam's moments, the counts and the losses; the projectors' weights are there already."""
+        """Take up Adam's moments, the counts and the losses; the projectors' weights are loaded already."""
         examples, prompts = self.examples.global_batch(0, 0, 1)
         batch = self.examples.passes(examples, prompts, self.rank, self.world, self.config.tokens_per_pass)[0]
         loss = self._forward(batch)

@@ -25,7 +25,7 @@ class ValidationBatch:
     prompts: Prompts  # slot_items are positions in `items`
     items: np.ndarray  # int32 (I,): the distinct items in slots; items[0] is USER_SLOT
     tries: Tries  # of the candidates in the order shown
-    counts: bool  # or it is there only because every worker must run the same passes
+    counts: bool  # or it exists only because every worker must run the same passes
 
     @classmethod
     def of(

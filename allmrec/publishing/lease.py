@@ -1,7 +1,7 @@
 """One run of a date at a time: leases numbered by put-if-absent, kept alive by a beat.
 
 A newcomer watches the holder's beat for `lease_s` of its own clock: one that moves belongs to a live run, one that
-stands still to a dead one, whose successor takes the next number. No two machines' clocks are compared. A lease
+stops for a dead one, whose successor takes the next number. No two machines' clocks are compared. A lease
 only saves double work: what makes publishing safe is in `allmrec.publishing.run`.
 """
 

@@ -4,7 +4,7 @@
     latest.json                                          a copy of the newest entry, for readers who want a fixed name
     _symlink_format_manifest/run_date=D/manifest         the URIs of a date's files, for engines that read such lists
 
-A journal (`allmrec.core.commit_log`), so a rollback is one more entry. Knows nothing of how a run's files came about.
+A commit log (`allmrec.core.commit_log`), so a rollback is one more entry. Knows nothing of how a run's files are made.
 """
 
 from collections.abc import Mapping

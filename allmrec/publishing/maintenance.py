@@ -2,7 +2,7 @@
 
 Each date is changed under its lease, and in an order that never misleads a reader who follows the log, `latest.json`
 or `_SUCCESS`: what names files is changed before the files go. Both may be killed anywhere and started again; a second
-time there is nothing left to do. The newest log entry always names files that are there.
+time there is nothing left to do. The newest log entry always names files that exist.
 """
 
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ from allmrec.publishing.log import manifest_key, published_dates, republish, wri
 from allmrec.publishing.reader import read_published
 from schemas.recommendations import ITEM, SCHEMA
 
-TRIALS = "_trial"  # where trial runs lie below the others, in the same layout
+TRIALS = "_trial"  # the folder of trial runs, with the same layout
 _BESIDE = ("_symlink_format_manifest", "_inputs", "_reports")  # what else a run leaves, by date
 _PARALLEL = 8  # files at a time
 

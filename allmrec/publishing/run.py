@@ -10,7 +10,7 @@ and then a list of them for engines that read such lists, and an entry of the pu
 anything, so the result is right however often the run is at work at once, and a run killed between any two operations
 resumes. Readers that follow the log, `latest.json` or `_SUCCESS` see whole runs only. Nothing reads `_runs/` after
 publishing: a lifecycle rule of the store may expire it. Leaves who works on a run to `allmrec.publishing.lease`, a
-shard's rules to `allmrec.nightly.audit`, and what becomes of a published run later to `allmrec.publishing.maintenance`.
+shard's rules to `allmrec.nightly.audit`, and what happens to a published run later to `allmrec.publishing.maintenance`.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""What the workers of `embed` do with a block of rows, for `map_batches`: embed texts, lay embeddings out by item."""
+"""What the workers of `embed` do with a block of rows, for `map_batches`: embed texts, write embeddings by item."""
 
 import time
 from dataclasses import dataclass
@@ -41,14 +41,14 @@ class EmbedTexts:
 class WriteItemEmbeddings:
     """The items of a shard (item_id, text_hash, and file and row in the cache) → the shard; a row with its entry.
 
-    A shard that holds the same embeddings already, undamaged, stays.
+    A shard that holds the same embeddings already, undamaged, is kept.
 
     Raises:
         ValueError: a file of the cache is damaged.
     """
 
     target: Storage
-    before: Manifest | None  # of what is there
+    before: Manifest | None  # of what exists
     cache: TextCache
     files: tuple[str, ...]  # of the cache, by number
     encoder: str  # its identity

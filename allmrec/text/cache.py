@@ -67,7 +67,7 @@ class TextCache:
         return pq.read_table(io.BytesIO(data))
 
     def index(self, names: Sequence[str] | None = None) -> Index:
-        """Of the named files, or all; those that are no Parquet any more are left out. Reads no embedding."""
+        """Of the named files, or all; those that are not Parquet are left out. Reads no embedding."""
         if names is None:
             names = [entry.key for entry in self.storage.list()]
         with ThreadPoolExecutor(_READERS) as pool:

@@ -39,7 +39,7 @@ class TextConfig(Section):
 
 
 def encoder_folder(config: TextConfig) -> Path:
-    """Where the encoder's files lie. Raises ValueError when there is no such model."""
+    """Where the encoder's files are. Raises ValueError when there is no such model."""
     return model_folder(config.model, config.revision, "text.model")
 
 
@@ -94,7 +94,7 @@ def _refuse_incomplete(name: str, encoder: Any) -> None:
             model,
             # Token embeddings are pooled, which is what many checkpoints have no weights of their own for.
             missing_keys=[key for key in found["missing_keys"] if not key.startswith("pooler.")],
-            # Beside the model's parts lie heads of the task that it was trained on.
+            # Beside the model's parts are heads of the task that it was trained on.
             unexpected_keys=[key for key in found["unexpected_keys"] if key.split(".")[0] in parts],
             mismatched_keys=found["mismatched_keys"],
             error_msgs=found["error_msgs"],

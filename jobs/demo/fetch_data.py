@@ -19,7 +19,7 @@ from jobs.runtime.console import Console
 
 
 def fetch_data(name: str, folder: Path, console: Console) -> list[Path]:
-    """Download a data set's files into a folder; what is there already is checked and left.
+    """Download a data set's files into a folder; existing files are checked and kept.
 
     Raises:
         ValueError: no such data set, or as `fetch`.

@@ -2,7 +2,7 @@
 
     allmrec sample-data --output runs/demo/input --users 3000 --items 800 --seed 0
 
-Below `output` lie `movies/` and `games/`, each with `interactions.parquet` and `items.parquet`. The same arguments
+`output` has `movies/` and `games/`, each with `interactions.parquet` and `items.parquet`. The same arguments
 write the same bytes.
 """
 

@@ -1,6 +1,6 @@
 """What jobs print: progress and tables for people, JSON lines with `--log-json`.
 
-Nothing that is printed is cut: tables are divided by columns and folded, texts go on in the next line.
+Nothing that is printed is cut: tables are divided by columns and folded, texts continue on the next line.
 """
 
 import json

@@ -1,6 +1,6 @@
 """The nightly run's numbers for Prometheus, through Ray's own exporter: set as the shards come in.
 
-Ray prefixes the names with `ray_`. Where it runs without its metrics agent nobody collects them.
+Ray prefixes the names with `ray_`. Where Ray runs without its metrics agent they are not collected.
 """
 
 import datetime
@@ -15,7 +15,7 @@ _SECONDS = {"worker_seconds": "worker", "seconds_rank": "rank"}  # the series' n
 
 
 class NightlyMetrics:
-    """Counters of what was done, gauges of how the run stands. Every series carries the run's date."""
+    """Counters of what was done, gauges of the run's state. Every series carries the run's date."""
 
     def __init__(self, run_date: datetime.date):
         self.tags = {"run_date": str(run_date)}

@@ -88,7 +88,7 @@ def iter_reports(dataset: ray.data.Dataset, bar: Bar) -> Iterator[Report]:
 
 
 def _of_the_user(error: RayError) -> str | None:
-    """What a transform's ValueError said, when that is what Ray tells of."""
+    """The text of a transform's ValueError, if that is what Ray's error is about."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, ValueError):
         return str(cause).split("\n")[0]  # Ray adds lines on its retries
@@ -106,7 +106,7 @@ def with_timeout(
     Args:
         until: the moment (`time.monotonic`) of `nightly.timeout_s`.
         stall_timeout_s: from one to the next.
-        diagnose: what is unfinished; asked when there is no more waiting.
+        diagnose: what is unfinished; called at a timeout.
 
     Raises:
         JobTimeout: they took too long; with the diagnosis. What makes them is left as it is.
@@ -129,9 +129,9 @@ def with_timeout(
             kind, value = arrived.get(timeout=min(waits) if waits else None)
         except Empty:
             late = left_s is not None and (stall_timeout_s is None or left_s <= stall_timeout_s)
-            why = "nightly.timeout_s is over" if late else f"nothing came for {stall_timeout_s:g} s"
+            why = "nightly.timeout_s is over" if late else f"no result for {stall_timeout_s:g} s"
             raise JobTimeout(
-                f"gave up: {why} and {diagnose()}. Run again to go on with those, with more workers or, if this is how "
+                f"timed out: {why} and {diagnose()}. Run again to finish them, with more workers or, if this is how "
                 f"long it takes, a larger nightly.{'timeout_s' if late else 'stall_timeout_s'}"
             ) from None
         if kind == "error":

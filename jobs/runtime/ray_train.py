@@ -189,7 +189,7 @@ def device() -> torch.device:
 
 
 class _ToDriver(train.UserCallback):
-    """Ray calls it in its controller; the numbers go on to the driver, where the console is."""
+    """Ray calls it in its controller; the numbers are passed on to the driver, where the console is."""
 
     def __init__(self, queue: Queue):
         self.queue = queue
@@ -222,7 +222,7 @@ def _with_threads(loop: Loop, workers: WorkersConfig) -> Loop:
 
 
 def _prune_checkpoints(checkpoints: Storage, identity: str | None) -> None:
-    """Remove the checkpoints of other identities, and a snapshot that a dying driver wrote by half."""
+    """Remove the checkpoints of other identities, and a snapshot that a dying driver left half-written."""
     filesystem, root = checkpoints.arrow()
     for folder in filesystem.get_file_info(FileSelector(root, allow_not_found=True)):
         if folder.base_name != identity or not _readable(checkpoints, folder.base_name):

@@ -175,7 +175,7 @@ def test_wrong_tables_are_refused_in_one_line(tmp_path: Path, items: str, users:
         (
             "no user_id is in the log: .*'z'.*'user-0'.*columns.user_id",
             items,
-            table("nobody", ["z"], [whole], "user_id"),
+            table("unmatched", ["z"], [whole], "user_id"),
         ),
     ):
         with pytest.raises(ValueError, match=message) as error:

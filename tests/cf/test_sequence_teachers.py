@@ -123,8 +123,8 @@ def test_shared_scores_are_the_scores(teacher, items, seed):
 
 def training(model: str, sequences: Sequences, num_items: int, seed: int = 0, **settings) -> TeacherTraining:
     config = config_of(model, dim=16, max_history=8, batch_size=32, learning_rate=0.02, dropout=0.1, **settings)
-    nobody = ValidationCases(ragged([]), np.zeros((0, 2), np.int32))
-    return TeacherTraining(config, [lambda: sequences], num_items, nobody, seed)
+    none = ValidationCases(ragged([]), np.zeros((0, 2), np.int32))
+    return TeacherTraining(config, [lambda: sequences], num_items, none, seed)
 
 
 @pytest.mark.parametrize("loss", ["softmax", "bce"])

@@ -132,8 +132,8 @@ def test_the_softmax_is_cross_entropy_over_target_and_negatives(sequences):
 @pytest.mark.parametrize("loss", ["softmax", "bce"])
 def test_negatives_are_items_that_may_be_drawn(monkeypatch, loss):
     drawn, sequences, drawable = [], ragged([[1, 2, 3, 4]] * 40), np.array([1, 2, 3, 4, 9, 17, 20], np.int32)
-    config, nobody = FAST.model_copy(update={"loss": loss}), ValidationCases(ragged([]), np.zeros((0, 2), np.int32))
-    run = TeacherTraining(config, [lambda: sequences], NUM_ITEMS, nobody, 0, drawable=drawable)
+    config, none = FAST.model_copy(update={"loss": loss}), ValidationCases(ragged([]), np.zeros((0, 2), np.int32))
+    run = TeacherTraining(config, [lambda: sequences], NUM_ITEMS, none, 0, drawable=drawable)
     score = run.teacher.scores
     monkeypatch.setattr(run.teacher, "scores", lambda x, items: (drawn.append(items), score(x, items))[1])
     shared = run.teacher.shared_scores

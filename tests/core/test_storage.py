@@ -194,15 +194,15 @@ class CutsUploads(Moody):
 class FailsWhenDone(Moody):
     """The store has done it, and says that it has not."""
 
-    lies = False
+    misreports = False
 
     def misbehave(self) -> None:
-        self.lies = True
+        self.misreports = True
         Proxy.forward(self)
-        self.lies = False
+        self.misreports = False
 
     def answer(self, answer: http.client.HTTPResponse, body: bytes) -> None:
-        if not self.lies:
+        if not self.misreports:
             return super().answer(answer, body)
         self.send_response(500)
         self.send_header("Content-Length", "0")
@@ -216,7 +216,7 @@ def test_every_operation_survives_a_store_in_a_bad_mood(s3: S3Config, s3_uri: st
     with proxied(s3.model_copy(update={"read_timeout_s": 0.3 if mood is Hangs else 5}), mood) as moody:
         storage = open_storage(s3_uri, moody)
         storage.write("written", data)
-        assert storage.create("created", data), "whoever has put it knows so, whatever the store said"
+        assert storage.create("created", data), "the writer knows that it did, whatever the store said"
         assert not open_storage(s3_uri, moody).create("created", b"another's")
         storage.copy("written", "copied")
         assert storage.read("copied") == storage.read("created") == data
@@ -290,7 +290,7 @@ def test_the_endpoint_may_have_a_path(moto_endpoint: str) -> None:
     s3_uri = new_bucket(s3)
 
     class Gateway(Proxy):
-        """Serves the store below /s3/. What it hands on is no longer what was signed; moto checks no signature."""
+        """Serves the store below /s3/. What it forwards differs from what was signed; moto checks no signature."""
 
         def forward(self) -> None:
             assert self.path.startswith("/s3/"), "else the store is asked at another address"

@@ -122,7 +122,7 @@ def test_a_tiny_catalogue_runs_out_of_items():
         assert sorted(case["candidates"][1:]) == [0] * 7 + [4, 5]
 
 
-def test_nobody_to_evaluate():
+def test_no_user_to_evaluate():
     users, _ = crowd()
     assert leave_one_out(users.take(np.flatnonzero(users.lengths < 3)), shop(), CONFIG, 0).num_rows == 0
 

@@ -75,7 +75,7 @@ def test_few_shot_trains_on_exactly_k_and_tests_everyone():
     assert ((parts.train > 0) <= (more.train > 0)).all()
 
 
-def test_in_another_domain_nobody_trains():
+def test_in_another_domain_no_user_trains():
     assert columns(divided("cross-domain", [4, 2])) == [[0, 0], [-1, -1], [3, -1]]
 
 

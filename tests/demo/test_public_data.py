@@ -76,12 +76,12 @@ def test_a_cut_connection_is_resumed(tmp_path):
         assert first is None and second == "bytes=30000-" and third == "bytes=50000-"
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"data.bin": DATA}
     assert seen[-1] == (100_000, 100_000)
-    with serving(statuses=[500] * 9) as (url, server):  # it is there: nobody is asked
+    with serving(statuses=[500] * 9) as (url, server):  # it exists: no request is made
         assert not fetch(RemoteFile(url=url, md5=MD5), tmp_path)
         assert not server.requested
 
 
-def test_another_run_goes_on_where_one_gave_up(tmp_path):
+def test_another_run_resumes_where_one_ended(tmp_path):
     with serving(cuts=[30_000, 0, 0]) as (url, server):
         with pytest.raises(ValueError, match="run again to resume after 30,000 bytes"):
             fetch(RemoteFile(url=url, md5=MD5), tmp_path, attempts=2, pause_s=0)
@@ -127,7 +127,7 @@ def test_refusals_end_at_once_and_busy_servers_are_asked_again(tmp_path):
         assert len(server.requested) == 4
 
 
-def test_nobody_answers(tmp_path):
+def test_no_server_answers(tmp_path):
     with serving() as (url, _):
         pass
     with pytest.raises(ValueError, match="run again to resume"):

@@ -86,7 +86,7 @@ def test_without_a_baseline_only_the_swap_has_differences(tiny_bundle, tmp_path)
     shards = list(map(evaluate.process, range(3)))
     metrics = summarise(row for shard in shards for row in shard.details["sums"])
     assert {row["protocol"] for row in metrics if row["difference"] is not None} == {"swap"}
-    assert "generation" not in {row["protocol"] for row in metrics}, "nobody asked for it"
+    assert "generation" not in {row["protocol"] for row in metrics}, "it was not requested"
 
 
 def test_the_baseline_is_one_of_the_systems():
@@ -158,7 +158,7 @@ def stored(folder, system: str, hits: dict[str, float], **stats) -> object:
 
 
 def test_two_runs_are_compared_by_user(tmp_path):
-    """Users in another order, and one whom the other run has not."""
+    """Users in another order, and one that the other run does not have."""
     own = stored(tmp_path / "own", "a-llmrec", {"u1": 1, "u2": 1, "u3": 0, "u4": 1, "u5": 1, "u6": 0, "u7": 1})
     base = stored(tmp_path / "base", "llm-only", {"u6": 0, "u5": 0, "u4": 1, "u3": 1, "u2": 0, "u1": 0})
     row = compare(own, "a-llmrec", base, "llm-only")[0]

@@ -51,8 +51,8 @@ def test_a_case_has_the_users_history_up_to_its_target(tiny_bundle, cases):
 def test_a_shard_without_cases_has_none(tiny_bundle, cases, systems):
     _, storage, _ = tiny_bundle
     table, sequences = read_table(storage.at("evaluation_cases"), [0]), Sequences.read(storage.at("sequences"), [0])
-    for nobody in (Cases.select(table.slice(0, 0), sequences, "test", "random"), cases.take(np.arange(0))):
-        assert len(nobody) == len(nobody.swapped(0)) == 0 and not list(nobody.blocks(10))
+    for none in (Cases.select(table.slice(0, 0), sequences, "test", "random"), cases.take(np.arange(0))):
+        assert len(none) == len(none.swapped(0)) == 0 and not list(none.blocks(10))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -94,7 +94,7 @@ def test_all_llms_are_shown_one_shuffled_order(systems, cases, monkeypatch):
         np.testing.assert_array_equal(shown[0], shown[other])
     np.testing.assert_array_equal(np.sort(shown[0], axis=1), np.sort(cases.candidates_BC, axis=1))
     place = (shown[0] == cases.candidates_BC[:, :1]).argmax(axis=1)
-    assert len(set(place)) > 3, "the target stands anywhere"
+    assert len(set(place)) > 3, "the target is anywhere"
 
 
 @pytest.mark.parametrize("name", sorted(NEED_LLM))
@@ -152,7 +152,7 @@ def test_no_candidate_may_score_minus_infinity(systems, cases):
 def test_a_shard_without_cases_counts_for_nothing(tiny_bundle):
     config, storage, version = tiny_bundle
     evaluate = EvaluateShards(storage, version, config.llm, ["teacher"], seed=0, recall_at=7)
-    evaluate.cases = storage.at("nobody")
+    evaluate.cases = storage.at("missing")
     write = {"part-00000.parquet": write_shard(evaluate.cases, SCHEMA, "part-00000.parquet", SCHEMA.empty_table())}
     commit(evaluate.cases, "evaluation_cases", "test", write, {})
     details = evaluate.process(0).details

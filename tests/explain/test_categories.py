@@ -1,4 +1,4 @@
-"""Favourites against counting by hand, and which categories count at all."""
+"""Favourites against a plain count, and which categories count at all."""
 
 from collections import Counter
 

@@ -72,7 +72,7 @@ def tiny(tmp_path_factory, tiny_llm, tiny_tokenizer, s3) -> tuple[Config, Storag
 
 @pytest.fixture(scope="module")
 def undisturbed(tiny, cluster, s3, tmp_path_factory) -> tuple[str, float]:
-    """Where a run was published that nobody disturbed, and how many seconds it took."""
+    """Where an undisturbed run was published, and how many seconds it took."""
     output, began = new_bucket(s3), time.monotonic()
     run = start(tiny[0], output, tmp_path_factory.mktemp("undisturbed"))
     code, text = run.end(disturbed=True)
@@ -169,7 +169,7 @@ def disturbed(
 
 
 def waited(run: Started, storage: Storage, goal: float, dice: random.Random, whole_s: float) -> bool:
-    """Wait until so many shards are done, or now and then while it starts or ends; False if the run ends first."""
+    """Wait until a number of shards are done, or now and then while it starts or ends; False if the run ends first."""
     stage = dice.random()
     deadline = time.monotonic() + (dice.uniform(0, 0.5) * whole_s if stage < 0.2 else math.inf)
     goal, delay_s = (SHARDS, 0.3 * whole_s) if stage > 0.85 else (goal, 0.02 * whole_s)

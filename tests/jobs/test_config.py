@@ -59,8 +59,8 @@ def test_shipped_configs_are_valid(path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"name: x\nseed: 1\nseed: 2", r"config\.yaml: line 3: the key 'seed' stands there already, in line 2"),
-        (b"name: x\ndata: {columns: {a: 1, a: 2}}", "line 2: the key 'a' stands there already"),
+        (b"name: x\nseed: 1\nseed: 2", r"config\.yaml: line 3: the key 'seed' already exists, in line 2"),
+        (b"name: x\ndata: {columns: {a: 1, a: 2}}", "line 2: the key 'a' already exists"),
         (b"name: x\nnightly:\n\ttop_k: 1", "line 3: .*indent with spaces, not tabs"),
         ("name: x\nroot: é".encode("latin-1"), "line 2: byte 0xe9 is not UTF-8"),
         ("name: x".encode("utf-16"), "line 1: the file is UTF-16"),

@@ -45,5 +45,5 @@ def test_what_users_can_get_wrong(tiny):
     config, _ = tiny
     with pytest.raises(ValueError, match="favourite-genre"):
         explain(config, Console(log_json=True), "poem", 7, [])
-    with pytest.raises(ValueError, match="'nobody'"):
-        explain(config, Console(log_json=True), TASK, 7, ["user-03", "nobody"])
+    with pytest.raises(ValueError, match="'no-user'"):
+        explain(config, Console(log_json=True), TASK, 7, ["user-03", "no-user"])

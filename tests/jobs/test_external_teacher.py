@@ -78,7 +78,7 @@ def factorise(storage: Storage, vectors: Path) -> None:
     user_UU, value_V, item_VI = np.linalg.svd(has_UI, full_matrices=False)
     x_UD, E_ID = (user_UU * value_V)[:, :DIM], item_VI[:DIM].T
     vectors.mkdir(exist_ok=True)
-    # The items' table has one that the shop gave up, and lacks five besides those that nobody has. Three users are new.
+    # The items' table has one that the shop dropped, and lacks five besides the unused ones. Three users are new.
     there = np.flatnonzero(has_UI.any(axis=0))[5:]
     ids = [*(item_ids[item] for item in there), "gone"]
     E_RD = E_ID[[*there, 0]]

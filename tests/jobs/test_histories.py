@@ -1,4 +1,4 @@
-"""A log that grows: what comes of it is what one preparation of all would give, and only what changed is written."""
+"""A log that grows: the result is that of one preparation of all, and only what changed is written."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -179,7 +179,7 @@ def test_excluded_users_appear_nowhere(tmp_path, shop_path):
     write_parquet(tmp_path / "log" / "a.parquet", [row for row in rows if row["user_id"] != "u7"])
     storage, stats = prepared(config)
     assert stats["done"]["data.excluded_users known"] == 1
-    write_parquet(tmp_path / "users.parquet", [{"user_id": user} for user in ("u7", "nobody", "no one")])
+    write_parquet(tmp_path / "users.parquet", [{"user_id": user} for user in ("u7", "no-user", "no one")])
     with pytest.raises(ValueError, match=r"data\.excluded_users: of 3 ids listed, 1 are known, less than .* 0\.5"):
         prepared(config)
 

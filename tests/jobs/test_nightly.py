@@ -43,7 +43,7 @@ def with_nightly(config: Config, storage: S3Config | None = None, **changes: obj
 
 @pytest.fixture(scope="module")
 def undisturbed(tiny_workspace, tmp_path_factory) -> Config:
-    """Of a run that one worker made and nobody disturbed."""
+    """Of an undisturbed run of one worker."""
     config = with_nightly(tiny_workspace[0], output=str(tmp_path_factory.mktemp("undisturbed") / "out"))
     nightly(config, QUIET, DATE)
     return config
@@ -124,7 +124,7 @@ def test_the_next_run_of_some_users(tiny_workspace, tmp_path: Path, capsys: pyte
     for day in (DATE, DATE + timedelta(days=1)):
         nightly(config, QUIET, day)
     done = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert done["users"] == 21 and done["reused"] == 19, "popular items are listed anew for the unknown ones"
+    assert done["users"] == 21 and done["reused"] == 19, "popular items are listed again for the unknown ones"
     assert done["scored_by_llm"] == 0 and done["suppressed_users"] == 1
     rows = read_recommendations(str(tmp_path / "out")).to_pylist()
     assert {row["user_id"] for row in rows} == {*users[1:]}
@@ -224,7 +224,7 @@ class Started:
 def test_a_run_that_takes_too_long_ends_and_can_go_on(tiny_workspace, tmp_path: Path) -> None:
     config = with_nightly(tiny_workspace[0], output=str(tmp_path / "out"), timeout_s=0.1)
     code, text = Started(config, tmp_path, "late").end()
-    assert code == 2 and "gave up: nightly.timeout_s is over and 3 shards are unfinished (" in text, text
+    assert code == 2 and "timed out: nightly.timeout_s is over and 3 shards are unfinished (" in text, text
     nightly(with_nightly(config, timeout_s=None), QUIET, DATE)
     assert len(read_recommendations(str(tmp_path / "out"))) == NUM_USERS
 

@@ -1,4 +1,4 @@
-"""The verbs that look after published runs, as a user types them."""
+"""The verbs that manage published runs, as a user types them."""
 
 import json
 from pathlib import Path
@@ -110,7 +110,7 @@ def test_suppress_takes_a_file_or_the_configs_lists(config: Path) -> None:
 
 def test_a_list_may_spell_ids_as_a_spreadsheet_does(config: Path) -> None:
     """A mark before UTF-8, CRLF, a blank behind an id, quotes: all are taken out, and who is in no run is counted."""
-    (config.parent / "users.txt").write_bytes('\ufeffu3\r\nu4 \r\n"u5"\r\nnobody\r\n'.encode())
+    (config.parent / "users.txt").write_bytes('\ufeffu3\r\nu4 \r\n"u5"\r\nstranger\r\n'.encode())
     listed = event(call("suppress", config, "--users", str(config.parent / "users.txt")))
     assert (listed["listed"], listed["known"]) == (4, 3)
     left = read_recommendations(str(config.parent / "out")).column("user_id").to_pylist()

@@ -118,7 +118,7 @@ def test_two_workers_with_a_death_tune_sbert_as_one_process_does(tmp_path, monke
         patch.setattr(train_alignment, "loop", dying)
         assert execute(train_alignment.STEP, config, CONSOLE)
     assert storage.exists("sequences/died")
-    assert any(storage.exists(f"sequences/began-{epoch}") for epoch in (1, 2)), "it went on from a checkpoint"
+    assert any(storage.exists(f"sequences/began-{epoch}") for epoch in (1, 2)), "it resumed from a checkpoint"
     check(storage, alone(config, storage))
 
     stats, tuned = read_manifest(storage.at("alignment")).stats, TextConfig(model=storage.name("fine_tuned/encoder"))

@@ -47,7 +47,7 @@ def digest(model: torch.nn.Module) -> str:
 
 
 def observed(settings: dict) -> dict:
-    """The loop, writing down what becomes of the LLM and of each round; the last worker dies once if told to."""
+    """The loop, recording what happens to the LLM and of each round; the last worker dies once if told to."""
     folder = Path(settings["sequences"].uri)
     notes: dict = {"losses": []}
     load, rounds, train_step = (
@@ -209,7 +209,7 @@ def test_two_workers_train_what_one_with_the_joined_batch_trains(calm, models, t
 
 def test_a_killed_workers_training_resumes_and_ends_where_an_undisturbed_one_does(calm, models, tmp_path):
     storage, notes = trained(tmp_path, models, num_workers=2, dies=True)
-    assert 0 < notes["first"] < STEPS, "it went on from a checkpoint"
+    assert 0 < notes["first"] < STEPS, "it resumed from a checkpoint"
     assert notes["losses"] == pytest.approx(calm[1]["losses"][notes["first"] :], abs=1e-6)
     shaken, undisturbed_run = (load_projectors(place.at("projectors")).state_dict() for place in (storage, calm[0]))
     for name, weight in undisturbed_run.items():
@@ -234,7 +234,7 @@ def test_a_killed_driver_is_started_again_with_one_worker(calm, models, tmp_path
 
     workers = config.workers.model_copy(update={"num_workers": 1})
     _, notes = train_observed(config.model_copy(update={"workers": workers}), storage)
-    assert 0 < notes["first"] < STEPS, "it went on from a checkpoint"
+    assert 0 < notes["first"] < STEPS, "it resumed from a checkpoint"
     assert notes["losses"] == pytest.approx(calm[1]["losses"][notes["first"] :], abs=1e-4)
     found, expected = (read_manifest(place.at("projectors")).stats for place in (storage, calm[0]))
     assert found["best_hit@1"] == pytest.approx(expected["best_hit@1"], abs=1e-3)

@@ -98,7 +98,7 @@ def test_words_behind_the_embeddings_are_named(folder):
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     tokenizer.add_tokens(["Zaphod"])
     tokenizer.save_pretrained(folder)
-    with pytest.raises(ValueError, match=r"has \['Zaphod'\], which lie behind the \d+ embeddings"):
+    with pytest.raises(ValueError, match=r"has \['Zaphod'\], which are beyond the \d+ embeddings"):
         load_tokenizer(LLMConfig(name=str(folder)))
 
 

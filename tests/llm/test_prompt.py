@@ -79,14 +79,14 @@ def title_of(builder: PromptBuilder, item: int) -> list[int]:
 def around_titles(builder: PromptBuilder, prompt: tuple[list[int], list[int], list[int]]) -> list[object]:
     """A prompt with every item's title and slot as ("item", n): what must not depend on titles.
 
-    Read back from the slots: a title ends where its slot stands.
+    Read back from the slots: a title ends at its slot.
     """
     tokens, positions, slot_items = prompt
     out: list[object] = []
     start = 0
     for position, item in zip(positions, slot_items, strict=True):
         title = [] if item == USER_SLOT else title_of(builder, item)
-        assert tokens[position - len(title) : position] == title, "a slot stands right behind its item's title"
+        assert tokens[position - len(title) : position] == title, "a slot is right behind its item's title"
         out += [*tokens[start : position - len(title)], ("item", item)]
         start = position + 1
     return out + tokens[start:]

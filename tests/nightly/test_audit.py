@@ -41,8 +41,8 @@ def _history(shop: Shop, row: dict[str, Any]) -> list[int]:
 
 
 FAULTS: dict[str, Callable[[Shop, Rows], Any]] = {
-    "1 users are missing and 0 stand there more than once": lambda shop, rows: rows.pop(),
-    "0 users are missing and 1 stand there more than once": lambda shop, rows: rows.append(rows[0]),
+    "1 users are missing and 0 occur more than once": lambda shop, rows: rows.pop(),
+    "0 users are missing and 1 occur more than once": lambda shop, rows: rows.append(rows[0]),
     "1 users do not belong to it, the first is 'stranger'": lambda shop, rows: rows[0].update(user_id="stranger"),
     "ranks are not dense from 1: 1 of .* of user 'u": lambda shop, rows: rows[2]["items"][-1].update(rank=9),
     "ranks are not dense from 1: [0-9]+ of": lambda shop, rows: rows[1]["items"].reverse(),

@@ -1,4 +1,4 @@
-"""Candidates: what may be recommended at all, and who tops up whom."""
+"""Candidates: what may be recommended at all, and which source tops up which."""
 
 import numpy as np
 import pyarrow as pa
@@ -90,7 +90,7 @@ class Shop:
         )
 
 
-def test_nobody_is_proposed_what_is_seen_or_unavailable_and_the_best_come_first() -> None:
+def test_no_user_is_proposed_what_is_seen_or_unavailable_and_the_best_come_first() -> None:
     shop = Shop()
     found = shop.retriever()(shop.users)
     assert found.index == {}

@@ -59,7 +59,7 @@ def test_the_audit_refuses_what_the_filter_does(shop: Shop, reason: str) -> None
     st.lists(st.lists(st.integers(0, 5), min_size=3, max_size=3), min_size=5, max_size=5),
 )
 def test_digests_tell_inputs_apart_and_nothing_else(histories: list[list[int]], candidates: list[list[int]]) -> None:
-    """Equal inputs have equal digests, others differ; who stands beside a user does not matter."""
+    """Equal inputs have equal digests, others differ; the other users of a shard do not matter."""
     ids, lists = pa.array(["u"] * len(histories)), pa.array(histories, pa.list_(pa.int32()))
     users = Sequences.from_table(pa.table({"user_id": ids, "item_index": lists}))
     shown = np.array(candidates[: len(histories)], dtype=np.int32)

@@ -23,7 +23,7 @@ from schemas import candidates, sequences, user_ids
 from tests.evaluation.tiny import NUM_SHARDS, NUM_USERS, tiny_config, write_tiny_workspace
 from tests.nightly.nightly_run import FIRST, SECOND, Made, make, with_nightly
 
-STRANGERS = ["nobody-1", "nobody-2"]
+STRANGERS = ["stranger-1", "stranger-2"]
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_a_limit_is_a_sample_that_stays(tiny, tmp_path: Path) -> None:
 
 
 def test_only_what_changed_is_scored_again(tiny, first, tmp_path: Path) -> None:
-    """An item is recalled: the rows of users who had it among their candidates are made anew, the rest stay."""
+    """An item is recalled: the rows of users who had it among their candidates are made again, the rest are reused."""
     config, earlier = first
     recalled = earlier.rows[0]["items"][0]["item_id"]
     changed = with_nightly(tiny[0], Path(str(config.nightly.output)), suppressed_items={"ids": [recalled]})
@@ -114,7 +114,7 @@ def test_only_what_changed_is_scored_again(tiny, first, tmp_path: Path) -> None:
 
 
 def test_a_row_that_was_cut_is_made_anew(tiny, tmp_path: Path) -> None:
-    """Somebody removed an item from a published row: its inputs are the same, but it is not whole."""
+    """An item was removed from a published row: its inputs are the same, but it is incomplete."""
     config, storage = with_nightly(tiny[0], tmp_path), tiny[1]
     earlier, store = make(config, storage), open_storage(str(tmp_path))
     success = f"run_date={FIRST}/_SUCCESS"
@@ -210,7 +210,7 @@ def test_a_bundle_of_new_counts_keeps_the_rows(tmp_path: Path, tiny_llm, tiny_to
 
 
 def test_lists_are_counted_and_must_be_known(tiny, tmp_path: Path) -> None:
-    """However a recall list spells an item, it is recommended to nobody; what is listed and known is in the report."""
+    """However a recall list spells an item, it is recommended to no user; what is listed and known is in the report."""
     config, storage = tiny
     (tmp_path / "recall.txt").write_bytes(b'\xef\xbb\xbfitem-00 \r\n"item-01"\r\nITEM-02\r\n')
     partition(storage, "suppressed_users", ["user-00", "user-01", "gone"])

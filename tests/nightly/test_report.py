@@ -73,7 +73,7 @@ def test_figures(figures: dict[str, Any]) -> None:
     assert figures["top_tenth_recommended"] == 3 / 6, "item a has half of the recommendations"
 
 
-def test_a_shard_of_nobody_adds_nothing(catalogue: Catalogue) -> None:
+def test_a_shard_without_users_adds_nothing(catalogue: Catalogue) -> None:
     found = statistics(SCHEMA.empty_table(), SCHEMA.empty_table(), catalogue.item_ids, 3)
     assert not any(sums.any() for sums in found.values())
 

@@ -75,10 +75,10 @@ def requested(path: Path, workspace: Workspace) -> tuple[list[str], dict[str, in
 
 
 def test_of_several_lists_of_a_user_the_longest_comes_first(workspace: Workspace, tmp_path: Path) -> None:
-    table = pa.table({"user": ["7", None, "7", "nobody"], "item_ids": [["10"], ["10"], ["20", "x"], ["30"]]})
+    table = pa.table({"user": ["7", None, "7", "unknown"], "item_ids": [["10"], ["10"], ["20", "x"], ["30"]]})
     pq.write_table(table, tmp_path / "in.parquet")
     lists, counts = external_candidates(tmp_path / "in.parquet", workspace, columns={"user_id": "user"})
-    assert lists == {"7": ["20", "x"], "nobody": ["30"]}, "the row without a user is left out"
+    assert lists == {"7": ["20", "x"], "unknown": ["30"]}, "the row without a user is left out"
     assert counts == {"listed": 2, "known": 1, "items_listed": 4, "items_known": 3}
 
 

@@ -166,7 +166,7 @@ def test_what_over_long_prompts_lose_is_counted(sequences, examples, builder, ti
     assert lost["history items dropped"] > 0
 
 
-def test_nobody_to_learn_from_is_an_error(sequences, builder):
+def test_no_user_to_learn_from_is_an_error(sequences, builder):
     with pytest.raises(ValueError, match="two training interactions"):
         Examples(sequences.take(np.array([0, 1])), builder, 5, seed=0)
 

@@ -96,7 +96,7 @@ def test_what_cannot_start_as_a_teacher_is_refused(teacher, joint, examples):
         started("teacher", teacher, examples, joint, ~NOTHING_BY_TEXT)
 
 
-def test_nobodys_start_depends_on_the_company(teacher, joint, examples, builder):
+def test_no_start_depends_on_other_users(teacher, joint, examples, builder):
     """The sample is drawn by the users' own hashes: the order of the shards changes nothing."""
     sequences = examples.sequences
     back = sequences.take(np.arange(len(sequences))[::-1].copy())

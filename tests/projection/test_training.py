@@ -276,7 +276,7 @@ def test_validation_is_the_rankers_hit(alone, placement, tiny_llm, llm_folder, t
     metrics = run.validate()
     assert metrics["hit@1"] == pytest.approx(values[:, METRICS.index("hit@1")].mean())
     assert metrics["ndcg@10"] == pytest.approx(values[:, METRICS.index("ndcg@10")].mean())
-    assert next(run.rounds())["loss"] != before, "and training goes on behind it"
+    assert next(run.rounds())["loss"] != before, "and training continues after it"
 
 
 @pytest.mark.parametrize(

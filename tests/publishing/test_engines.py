@@ -1,4 +1,4 @@
-"""The lines of docs/publishing.md, as they stand there: before a run is published they see nothing of it, then all."""
+"""The lines of docs/publishing.md, verbatim: before a run is published they see nothing of it, then all."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Old dates expire, excluded users and items leave published runs; killed anywhere, both go on; readers stay right."""
+"""Old dates expire, excluded users and items leave published runs; killed anywhere, both resume; readers stay right."""
 
 import io
 import itertools
@@ -18,7 +18,7 @@ from allmrec.publishing.run import Run
 from tests.nightly.conftest import DAY, Shop
 from tests.publishing.test_run import IDENTITY, NEXT_DAY, Killed, assert_whole, mortal, nightly
 
-USERS, ITEMS = pa.array(["u3", "u11", "nobody"]), pa.array(["item 2"])
+USERS, ITEMS = pa.array(["u3", "u11", "unknown"]), pa.array(["item 2"])
 NOTHING = {"users": 0, "items": 0, "files": 0}
 
 
@@ -87,7 +87,7 @@ def test_suppressed_users_and_items_are_nowhere_and_the_rest_is_as_it_was(
 def test_the_work_of_a_run_that_is_not_published_begins_anew(storage: Storage, shop: Shop) -> None:
     run = Run.open(storage, DAY, IDENTITY)
     run.commit_shard(0, shop.table(0, run.run_id))
-    assert suppress(storage, DAY, pa.array(["nobody"]), pa.array([], pa.string())) == NOTHING
+    assert suppress(storage, DAY, pa.array(["unknown"]), pa.array([], pa.string())) == NOTHING
     assert run.finished_shards() == {0}
     (attempt,) = storage.list(f"_runs/run_date={DAY}/attempts/")
     storage.copy(attempt.key, f"run_date={DAY}/part-00000.parquet")  # it was about to publish

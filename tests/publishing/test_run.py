@@ -49,7 +49,7 @@ def audit(run: Run, shop: Shop) -> dict[int, str]:
 
 
 def visible(storage: Storage) -> dict[str, Any]:
-    """Everything that readers may look at, but for the times of publishing and the place."""
+    """Everything that readers may look at, except the times and place of publishing."""
     objects: dict[str, Any] = {}
     for entry in storage.list():
         data = storage.read(entry.key)
@@ -348,7 +348,7 @@ def test_a_run_killed_at_any_write_resumes_to_the_same_result(storage: Storage, 
 
 
 def interrupted(storage: Storage, at: int, act: Callable[[], object]) -> tuple[Storage, Event]:
-    """A storage before whose `at`-th operation somebody else acts; and whether it came to that."""
+    """A storage before whose `at`-th operation another process acts; and whether it came to that."""
     operations = itertools.count(1)
     acted = Event()
 

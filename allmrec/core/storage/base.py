@@ -61,11 +61,11 @@ class Storage(ABC):
 
     @abstractmethod
     def write(self, key: str, data: bytes) -> None:
-        """Put the object, replacing one that is there. Readers see the old bytes or the new, never a mixture."""
+        """Put the object, replacing an existing one. Readers see the old bytes or the new, never a mixture."""
 
     @abstractmethod
     def create(self, key: str, data: bytes) -> bool:
-        """Put the object if none is there. Of several writers exactly one gets True."""
+        """Put the object if it does not exist. Of several writers exactly one gets True."""
 
     @abstractmethod
     def copy(self, source: str, target: str) -> None:

@@ -18,7 +18,7 @@ _BLOCK = 8 << 20  # bytes asked for at once
 
 @lru_cache
 def any_keys(bucket: str, s3: S3Config) -> PyFileSystem:
-    """A file system of paths `bucket/key`, with keys as they stand."""
+    """A file system of paths `bucket/key`, with keys as they are."""
     return PyFileSystem(_Keys(S3Storage(bucket, "", Connection(s3))))
 
 

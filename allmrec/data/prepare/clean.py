@@ -1,6 +1,6 @@
 """Rows of the log as they come in → events, rejected rows with their reason, and counts of what is filtered out.
 
-Vectorised over a batch of any size: what becomes of a row depends on that row and the catalogue alone. Duplicates
+Vectorised over a batch of any size: the result for a row depends on that row and the catalogue alone. Duplicates
 are found where a user's rows meet, in `histories`. The catalogue's own cleaning is in `items`.
 """
 
@@ -50,7 +50,7 @@ EVENTS = pa.schema(
         pa.field("timestamp", pa.int64(), nullable=False),  # microseconds since 1970, UTC
     ]
 )
-# Rows of the `rejected` table, but for `source`; by the shard of their text.
+# Rows of the `rejected` table, except `source`; by the shard of their text.
 REJECTIONS = pa.schema([_SHARD, *(rejected.SCHEMA.field(name) for name in rejected.SCHEMA.names[1:])])
 
 _ISO = (

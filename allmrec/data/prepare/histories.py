@@ -5,7 +5,7 @@ puts events in time order and keeps the rejected rows. What is written depends o
 order nor on how many logs they came in. `sequences` makes `sequences` of histories.
 
 Events of one user at one time (logs that know only days are full of them) are ordered by a hash of user and item:
-neither the order of files nor that of item numbers may tell what came last.
+neither the order of files nor that of item numbers may decide what is last.
 """
 
 from collections import Counter
@@ -41,9 +41,9 @@ class UpdateHistories(ShardTask):
     shuffle: Storage
     pieces: int  # of the log, in the shuffle
     histories: Storage
-    before: Manifest | None  # of the histories that are there
+    before: Manifest | None  # of the existing histories
     excluded: Exclusions
-    new_exclusions: bool  # whether what is there may hold excluded ones
+    new_exclusions: bool  # whether the existing ones may hold excluded ones
     item_ids: pa.Array  # string (n,), by item_index - 1
     fingerprint: str
 

@@ -25,7 +25,7 @@ from schemas import items, rejected
 
 _REJECTED = rejected.SCHEMA.names[1:]
 
-# Those are null in good rows, but for the file.
+# Those are null in good rows, except the file.
 CLEANED = pa.schema([*items.INPUT, *(rejected.SCHEMA.field(name).with_nullable(True) for name in _REJECTED)])
 CLEANED = CLEANED.set(0, CLEANED.field(0).with_nullable(True))  # a rejected row may have no id
 
@@ -105,7 +105,7 @@ def index_items(
     """All CLEANED rows → the `items` table without interactions, and the rejected rows.
 
     Args:
-        known: ids that have their index, from 1 on; one that the catalogue has no more stays, not available.
+        known: ids that have their index, from 1 on; one that is not in the catalogue any longer stays, not available.
 
     New items come after the known ones, ordered by the first file that has them and by id; so a catalogue that grows
     by files gives the same numbers in one preparation as in many.

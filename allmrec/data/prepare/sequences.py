@@ -1,6 +1,6 @@
 """Users' histories → `sequences`, in passes over shards that share nothing; each reports one row a shard.
 
-`CountItems` and `DrawUsers` find out what must be known of all shards together: which items are frequent, and whom the
+`CountItems` and `DrawUsers` find out what must be known of all shards: which items are frequent, which users the
 split samples. `BuildSequences` then filters each shard's histories, divides them and writes them.
 """
 
@@ -58,7 +58,7 @@ class BuildSequences(ShardTask):
 
     histories: Storage
     sequences: Storage
-    before: Manifest | None  # of the sequences that are there
+    before: Manifest | None  # of the existing sequences
     data: DataConfig
     frequent_I: np.ndarray  # bool (n + 1,): the items that are not too rare
     split: Split

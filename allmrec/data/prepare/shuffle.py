@@ -2,7 +2,7 @@
 
 A file is an Arrow IPC file with one record batch of one row a shard: its events, its rejected rows and the counts of
 what was filtered out. It is written once and read by range: no process holds a shard's rows while others still read,
-nor more than a piece or a shard at once. What a row means is the business of `clean`; what becomes of a shard's rows
+nor more than a piece or a shard at once. What a row means is the business of `clean`; what is made of a shard's rows
 that of `histories`.
 """
 

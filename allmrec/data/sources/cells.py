@@ -25,7 +25,7 @@ FALSE = ("false", "f", "no", "n", "off", "unavailable", "outofstock", "soldout",
 def plain(column: pa.Array) -> pa.Array:
     """A column in one of few types, without a copy where it is of them already.
 
-    Views and fixed lengths go, bytes that are not said to be text are text (nobody checks the encoding here), a UUID
+    Views and fixed lengths go, bytes that are not said to be text are text (the encoding is not checked here), a UUID
     is its usual text, and of dictionaries only those of text stay. What has no meaning here, such as a struct, comes
     out as it is.
     """
@@ -102,7 +102,7 @@ is_id = accepts(is_text, is_number)
 def as_ids(column: pa.Array | pa.ChunkedArray) -> pa.ChunkedArray:
     """Ids of any type that `is_id` accepts as string (N,): one id is one text, whatever its type was.
 
-    Text stays as it is (007), but for whole numbers with zeros behind the point: 1, 1.0 and 1.00 are the id 1. A real
+    Text stays as it is (007), except whole numbers with zeros behind the point: 1, 1.0 and 1.00 are the id 1. A real
     number that is too large to be told from its neighbours (2^53 and more, in float32 2^24) is null, as NaN is.
     """
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
@@ -110,7 +110,7 @@ def as_ids(column: pa.Array | pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def as_encoded_ids(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """As `as_ids`, for ids that come many times: dictionary<int32, string> (N,), in which a text may stand twice."""
+    """As `as_ids`, for ids that come many times: dictionary<int32, string> (N,), in which a text may occur twice."""
     kind = pa.dictionary(pa.int32(), pa.string())
     chunks = [_ids(plain(chunk).dictionary_encode()) for chunk in column.chunks]
     return pa.chunked_array([chunk if chunk.type == kind else chunk.cast(kind) for chunk in chunks], kind)

@@ -185,7 +185,7 @@ def _prepared(lines: Lines, config: SourceConfig) -> tuple[bytes, bytes] | None:
 
 
 def _escaped(text: bytes, escape: bytes, escapable: set[int]) -> bytes:
-    """The text with every escape doubled that stands before something else, as in \\N and C:\\new: it is meant."""
+    """The text with every escape doubled that precedes something else, as in \\N and C:\\new: it is meant."""
     data = np.frombuffer(text, dtype=np.uint8)
     at = escapes_in(text, escape)
     behind = np.append(data, ord("\n"))[at + 1]

@@ -32,7 +32,7 @@ def open_snapshot(uri: str, version: int | None, s3: S3Config) -> Snapshot:
             if "deletionVectors" in (table.protocol().reader_features or ()) and _has_deletion_vectors(table):
                 raise ValueError(
                     f"{uri}: deletion vectors mark rows of version {newest} as deleted, and they are not read; write "
-                    "such files anew (REORG TABLE … APPLY (PURGE)) or export the table"
+                    "such files again (REORG TABLE … APPLY (PURGE)) or export the table"
                 )
             fields = json.loads(table.schema().to_json())["fields"]
             parts, live = table.metadata().partition_columns, pa.table(table.get_add_actions(flatten=True))
@@ -86,7 +86,7 @@ def _copy_log(log: Storage, target: Path, uri: str, version: int | None) -> int:
 def _has_deletion_vectors(table: DeltaTable) -> bool:
     try:
         return bool(pa.table(table.deletion_vectors()).num_rows)
-    except DeltaError:  # they lie beside the table, of which only the log is here
+    except DeltaError:  # they are beside the table, of which only the log is here
         return True
 
 

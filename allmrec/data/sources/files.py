@@ -66,9 +66,9 @@ def list_files(uris: Sequence[str], suffixes: tuple[str, ...], s3: S3Config) -> 
     """The files and tables that URIs mean, each once.
 
     A folder means the files below it, at any depth, that have one of the suffixes, or the table of a table format that
-    it is. In a glob, `*`, `?` and `[…]` stand for characters of one name and `**` for any folders; a file that matches
+    it is. In a glob, `*`, `?` and `[…]` match characters of one name and `**` any folders; a file that matches
     is taken whatever its suffix, and a folder that matches means what it means itself. Names that begin with `_` or `.`
-    are left out, unless the URI has them. Such characters in the name of a file or folder that is there stand for it.
+    are left out, unless the URI has them. Such characters in the name of an existing file or folder mean themselves.
 
     Raises:
         ValueError: what a URI means does not exist, cannot be listed, holds no such file, or is part of a table of a
@@ -197,7 +197,7 @@ class _Look:
 
 
 def _above(path: str) -> list[str]:
-    """The folders that a path lies in, from the innermost."""
+    """The folders above a path, from the innermost."""
     parts = path.split("/")
     return ["/".join(parts[:number]) for number in range(len(parts) - 1, 0, -1) if parts[number - 1]]
 

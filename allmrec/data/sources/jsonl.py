@@ -139,7 +139,7 @@ def parse_json(lines: Lines, wanted: pa.Schema) -> pa.Table:
 def _parse_whole(lines: Lines, wanted: pa.Schema) -> pa.Table | None:
     """None if any line is bad."""
     text = lines.text
-    # The parser does not care where lines end. No object goes on over a line's end between } and {.
+    # The parser does not care where lines end. No object continues past a line's end between } and {.
     if text.count(b"}\n{") < len(lines) - 1:
         return None
     try:
@@ -173,7 +173,7 @@ def _as_singly(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def spellings(key: str) -> set[bytes]:
-    """How a key stands in a line, in quotes."""
+    """How a key is written in a line, in quotes."""
     texts = {json.dumps(key), json.dumps(key, ensure_ascii=False), repr(key)}
     return {text.encode() for text in texts}
 
@@ -203,7 +203,7 @@ def _later(known: pa.DataType, told: pa.DataType) -> pa.DataType:
 
 
 def _lines_with(lines: Lines, key: str) -> np.ndarray:
-    """Some lines in which a key may stand, int64."""
+    """Some lines in which a key may occur, int64."""
     found: list[int] = []
     for spelling in spellings(key):
         at = lines.text.find(spelling)

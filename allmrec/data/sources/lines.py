@@ -81,7 +81,7 @@ def line_ends(text: bytes, quote: bytes | None = None, escape: bytes | None = No
 
 
 def quotes_in(text: bytes, quote: bytes, escape: bytes | None = None) -> np.ndarray:
-    """Where the quotes are, int64, but for those that are escaped."""
+    """Where the quotes are, int64, except those that are escaped."""
     quotes = np.flatnonzero(np.frombuffer(text, dtype=np.uint8) == ord(quote))
     return quotes if escape is None else np.setdiff1d(quotes, escapes_in(text, escape) + 1)
 

@@ -2,7 +2,7 @@
 
 They are read as the log is, so an id may be spelled in a list as it may be in the log. Beyond that a text file of one
 column may go without a header, and spaces around an id are not meant: it counts with and without them. A line that
-cannot be read is an error, for whoever it names must not be passed over; so is a list of which hardly any id is known.
+cannot be read is an error, since no one that it names may be passed over; so is a list of which hardly any id is known.
 """
 
 from collections.abc import Iterator
@@ -61,7 +61,7 @@ def read_list(name: str, config: ListConfig, column: str, s3: S3Config, section:
     """A whole list; it should fit into memory. Raises ValueError as `open_list`, for a bad line, and if it is empty.
 
     Args:
-        section: where `config` stands.
+        section: of `config`, for messages.
         more: ids that the config itself lists.
     """
     found = [pa.array(more, pa.string())]
@@ -110,4 +110,4 @@ def refuse_unknown(name: str, listed: int, known: int, least: float, what: str =
 
 
 def empty(name: str) -> str:
-    return f"{name} lists nothing; leave the key out if nobody is meant"
+    return f"{name} lists nothing; leave the key out if it should name no one"

@@ -163,7 +163,7 @@ READERS: dict[str, type[Reader]] = {
 
 
 def _well_encoded(table: pa.Table, numbers: np.ndarray) -> pa.Table:
-    """Rows of Parquet with MALFORMED and NUMBER; malformed are those with text that is no UTF-8, for nobody checked."""
+    """Rows of Parquet with MALFORMED and NUMBER; malformed are those with text that is not UTF-8."""
     try:
         table.validate(full=True)
     except pa.ArrowInvalid:

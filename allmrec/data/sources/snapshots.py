@@ -1,4 +1,4 @@
-"""Tables of Delta Lake and Iceberg at one version: what files they are made of, and where columns and rows lie in them.
+"""Tables of Delta Lake and Iceberg at one version: the files they consist of, and where columns and rows are in them.
 
 The formats' own libraries replay their logs (`delta`, `iceberg`); the files are Parquet, which `sources` reads piece by
 piece as any other. Knows nothing of what the columns mean.
@@ -21,7 +21,7 @@ _MODULES = {DELTA: "delta", ICEBERG: "iceberg"}  # and extras
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the columns of a table lie in a file, and which of its rows are the table's no more."""
+    """Where the columns of a table are in a file, and which of its rows are deleted."""
 
     columns: Mapping[str, str]  # the table's → the file's; others are null in all its rows
     values: Mapping[str, str | None] = field(default_factory=dict)  # of columns that have one value in all its rows

@@ -133,10 +133,10 @@ def open_source(
     """Check an input table's columns and cut it into pieces, without reading its rows.
 
     Args:
-        section: where `config` stands, for messages; `data.<name>` by default.
+        section: of `config`, for messages; `data.<name>` by default.
 
     Every Parquet footer and every header of CSV is read. The columns of JSON lines are told from the head of the first
-    file; one that must be there and is not there is looked for in all rows.
+    file; a required one that is missing is searched for in all rows.
 
     Raises:
         ValueError: as `find_files`; a required or a mapped column is missing or of a wrong type; a file is not of
@@ -224,7 +224,7 @@ def _typed(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
 
 
 def _late_type(column: Column) -> pa.DataType:
-    """What a column is taken for whose first rows say nothing: null, if only the rows can tell whether it is a list."""
+    """The type of a column whose first rows do not show it: null, if only the rows can show whether it is a list."""
     if column.accepts(pa.list_(pa.string())):
         return pa.null()
     return pa.bool_() if column.accepts(pa.bool_()) else pa.string()

@@ -37,10 +37,10 @@ def corrupt_interactions(table: pa.Table, fraction: float, random: np.random.Gen
     """Beside the good rows a fraction of others: null ids, unknown items, impossible or missing times, duplicates."""
     rows = table.take(pa.array(random.integers(len(table), size=round(fraction * len(table)))))
     kind = np.arange(len(rows)) % 6  # 5 stays as it is: a duplicate
-    nobody, nothing, unknown, timeless, wrong_era = (kind == fault for fault in range(5))
+    no_user, no_item, unknown, timeless, wrong_era = (kind == fault for fault in range(5))
     era = np.array(["1823-04-01", "2963-04-01"], dtype="datetime64[us]")[np.arange(len(rows)) // 6 % 2]
     user, item, time, *rest = (column.to_numpy(zero_copy_only=False) for column in rows.columns)
-    user, item = np.where(nobody, None, user), np.where(nothing, None, item)
+    user, item = np.where(no_user, None, user), np.where(no_item, None, item)
     item = np.where(unknown, np.char.add("X", np.arange(len(rows)).astype(str)), item)
     time = np.where(timeless, np.datetime64("NaT"), np.where(wrong_era, era, time))
     columns = [pa.array(c, f.type) for c, f in zip([user, item, time, *rest], interactions.SCHEMA, strict=True)]

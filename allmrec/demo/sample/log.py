@@ -35,7 +35,7 @@ class Events:
 
     user: np.ndarray  # int (E,)
     item: np.ndarray  # int (E,), positions among the latent items
-    day: np.ndarray  # int (E,), days since the shop opened; nobody meets an item twice
+    day: np.ndarray  # int (E,), days since the shop opened; no user meets an item twice
 
 
 def draw_events(config: SampleConfig, domain: Domain, tastes: Tastes, latent: LatentItems) -> Events:
@@ -60,7 +60,7 @@ def draw_events(config: SampleConfig, domain: Domain, tastes: Tastes, latent: La
                 chosen[again] = taste.draw(random, again, step / length[again])
             else:
                 chosen[again] = random.integers(len(latent), size=len(again))
-        assert not len(again), "nobody meets more than half of the items"
+        assert not len(again), "no user meets more than half of the items"
         seen_UT[rows, step] = chosen
     day_UT = random.integers(900, size=(config.users, 1)) + _gaps(random, seen_UT.shape).cumsum(axis=1)
     back = np.argsort(order)
@@ -72,7 +72,7 @@ def draw_events(config: SampleConfig, domain: Domain, tastes: Tastes, latent: La
 def interactions_table(
     config: SampleConfig, domain: Domain, tastes: Tastes, latent: LatentItems, user_ids: pa.Array, item_ids: pa.Array
 ) -> pa.Table:
-    """The domain's log (schemas.interactions.SCHEMA) in order of time, to the day; ratings tell of the genre taste."""
+    """The domain's log (schemas.interactions.SCHEMA) in order of time, to the day; ratings follow the genre taste."""
     events = draw_events(config, domain, tastes, latent)
     liked = tastes.early_UG[events.user, latent.genre[events.item]] > 0.1
     noise = generator(config, 4, DOMAINS.index(domain)).normal(size=len(liked))

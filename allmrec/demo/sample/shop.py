@@ -1,7 +1,7 @@
 """What is true of the sample shop: items' factors and users' tastes.
 
-A taste has two halves. Genres and franchises stand in the titles, so that text tells of them; each item's
-cluster stands nowhere, so that only co-consumption does. Both domains share the users, their tastes and
+A taste has two halves. Genres and franchises are in the titles, so that text shows them; each item's
+cluster is in no text, so that only co-consumption does. Both domains share the users, their tastes and
 the genres, and nothing else. Knows neither words nor events.
 """
 

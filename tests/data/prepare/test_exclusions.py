@@ -45,7 +45,7 @@ def test_a_rejected_row_may_spell_an_id_as_a_real_number():
 
 
 def test_whom_the_rows_that_went_name():
-    excluded = Exclusions.of(["ann", "dan", "nobody"], ["b", "z"], ITEM_IDS)
+    excluded = Exclusions.of(["ann", "dan", "unknown"], ["b", "z"], ITEM_IDS)
     gone = excluded.split(ROWS)[1]
     assert excluded.named(gone) == (["ann", "dan"], ["b", "z"])
     assert excluded.named(gone.select("user_id"), gone.select("row")) == (["ann", "dan"], ["b", "z"])

@@ -32,7 +32,7 @@ def test_events_are_put_in_time_order_and_ties_by_hash():
 
 
 def test_ties_do_not_hang_on_item_numbers():
-    """A catalogue that grows gives items other numbers; nobody's history may change by that."""
+    """A catalogue that grows gives items other numbers; no user's history may change by that."""
     longer = pa.array(["a new first item", *ITEM_IDS.to_pylist()])
     moved = [(user, item + 1, hour) for user, item, hour in EVENTS]
     before, _ = in_order(to_polars(rows(EVENTS)), ITEM_IDS)

@@ -32,7 +32,7 @@ def test_sizes_are_what_was_asked(shop):
     assert (lengths == 3).sum() == 200  # cold users, exactly
 
 
-def test_nobody_meets_an_item_twice_and_time_goes_forward(shop):
+def test_no_user_meets_an_item_twice_and_time_goes_forward(shop):
     _, latent, events = shop
     assert len(np.unique(events.user * len(latent) + events.item)) == len(events.item)
     same_user = np.diff(events.user) == 0

@@ -1,4 +1,4 @@
-"""Titles read like a shop's, tell of franchise and genre, and never of the hidden cluster."""
+"""Titles read like a shop's, show franchise and genre, and never the hidden cluster."""
 
 import dataclasses
 

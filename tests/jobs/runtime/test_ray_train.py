@@ -1,4 +1,4 @@
-"""`fit`: what failed goes on from the last checkpoint. The deaths of its workers are tested with each verb's loop."""
+"""`fit`: what failed resumes from the last checkpoint. The deaths of its workers are tested with each verb's loop."""
 
 import os
 from pathlib import Path
