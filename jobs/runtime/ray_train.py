@@ -26,6 +26,7 @@ import ray
 import torch
 from pyarrow.fs import FileSelector
 from ray import train
+from ray._private import worker as ray_worker
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 from ray.util.queue import Queue
@@ -38,6 +39,7 @@ from jobs.runtime.step import Context, Stats
 
 Loop = Callable[[dict[str, Any]], Stats]
 
+_print_notice = ray_worker.print_to_stdstream
 _RAY_LOG_LINE = re.compile(rb"\[[^\]]* [A-Z] \d+ \d+\] (\([^)]*\) )?[\w/]+\.cc:\d+: ")
 
 _ENVIRONMENT = {
@@ -63,6 +65,7 @@ def start_ray(config: Config) -> None:
     for name, value in (_ENVIRONMENT | store).items():
         os.environ.setdefault(name, value)
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    ray_worker.print_to_stdstream = _notice_on_stderr
     if os.environ.get("RAY_ADDRESS"):
         with _without_ray_log_lines():
             ray.init(runtime_env={"env_vars": store}, **options)
@@ -76,6 +79,11 @@ def start_ray(config: Config) -> None:
     # One of its own, even where another process has started Ray.
     with _without_ray_log_lines():
         ray.init("local", num_cpus=max(os.cpu_count() or 1, needed), include_dashboard=False, **options)
+
+
+def _notice_on_stderr(notice: dict[str, Any], ignore_prefix: bool) -> None:
+    """Show what a node reports, such as a killed worker. Ray prints it on standard output, which is for our events."""
+    _print_notice({**notice, "is_err": True}, ignore_prefix)
 
 
 @contextmanager

@@ -209,10 +209,10 @@ class Started:
         )
 
     def end(self, disturbed: bool = False) -> tuple[int, str]:
-        """Exit code and output. Where its workers were killed (`disturbed`), Ray says so in lines of its own."""
+        """Exit code and output. Where its workers were killed (`disturbed`), Ray says so on standard error."""
         out, err = self.process.communicate(timeout=300)
+        assert all(json.loads(line)["event"] for line in out.splitlines()), "JSON alone on standard output"
         if not disturbed:
-            assert all(json.loads(line)["event"] for line in out.splitlines()), "JSON alone on standard output"
             assert not err or (err.startswith("error: ") and err.count("\n") == 1), "not a word of Ray's"
         return self.process.returncode, out + err
 

@@ -1,6 +1,8 @@
 """`fit`: what failed resumes from the last checkpoint. The deaths of its workers are tested with each verb's loop."""
 
 import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,18 @@ def test_lines_of_others_are_kept_while_ray_starts(capfd: pytest.CaptureFixture[
         os.write(2, b"[a warning] of another\n")
         raise ValueError("no Ray")
     assert capfd.readouterr().err == "[a warning] of another\n"
+
+
+def test_a_killed_worker_is_reported_on_standard_error(capfd: pytest.CaptureFixture[str]):
+    """With `--log-json` standard output is JSON alone."""
+    killed = ray.remote(lambda: os.kill(os.getpid(), signal.SIGKILL)).options(max_retries=0)
+    with pytest.raises(ray.exceptions.WorkerCrashedError):
+        ray.get(killed.remote())
+    until, out, err = time.monotonic() + 20, "", ""
+    while "(raylet)" not in out + err and time.monotonic() < until:
+        time.sleep(0.05)
+        out, err = (before + new for before, new in zip((out, err), capfd.readouterr(), strict=True))
+    assert not out and "(raylet)" in err
 
 
 def test_the_object_store_is_capped_by_config():
