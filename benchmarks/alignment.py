@@ -1,6 +1,6 @@
 """How fast Stage-1 trains, with SBERT fine-tuned along and with it frozen, beside a reference implementation.
 
-    python -m benchmarks.alignment --run runs/beauty --model sentence-transformers/all-MiniLM-L6-v2
+    python -m benchmarks.alignment --workspace runs/beauty --model sentence-transformers/all-MiniLM-L6-v2
 
 Both train as the paper's preset does: the same encoder, the same batches of 32 users with one negative each, a process
 for each. They take steps in turns, and their losses must be equal at every step. The reference runs a
@@ -47,9 +47,9 @@ TOLERANCE = 1e-3  # between two losses after a few steps, relative
 
 @dataclass(frozen=True)
 class Case:
-    """What both train on: `steps` batches of a prepared run."""
+    """What both train on: `steps` batches of a prepared workspace."""
 
-    run: str
+    workspace: str
     model: str
     steps: int
     threads: int
@@ -61,7 +61,7 @@ class Case:
 
     @cached_property
     def catalogue(self) -> Catalogue:
-        return Catalogue.read(open_workspace(self.run).items)
+        return Catalogue.read(open_workspace(self.workspace).items)
 
     def config(self, text_encoder: str) -> AlignmentConfig:
         return AlignmentConfig(preset="paper", text_encoder=text_encoder)
@@ -71,7 +71,7 @@ class Case:
         return build_teacher(TeacherConfig(preset="paper"), self.catalogue.num_items).eval().requires_grad_(False)
 
     def sequences(self) -> Sequences:
-        return Sequences.read_train(open_workspace(self.run).sequences)
+        return Sequences.read_train(open_workspace(self.workspace).sequences)
 
     def batches(self, examples: Examples) -> list[Rows]:
         return list(islice(examples.batches(0), self.steps))
@@ -174,7 +174,7 @@ def refuse_difference(step: int, ours: dict[str, float], reference: dict[str, fl
 
 
 def main(
-    run: Annotated[Path | None, typer.Option(help="prepared run; default: a generated store")] = None,
+    workspace: Annotated[Path | None, typer.Option(help="a prepared workspace; default: a generated store")] = None,
     model: Annotated[str | None, typer.Option(help="hub name or folder; default: MiniLM; quick: the stand-in")] = None,
     steps: Annotated[int | None, typer.Option(help="of 32 users, in a trial; default: 8; quick: 4")] = None,
     trials: Annotated[int, typer.Option(help="of each, in turns; the first only warms up")] = 3,
@@ -186,10 +186,10 @@ def main(
     """Train both ways, in turns; compare losses, then speed and memory."""
     steps = steps or (4 if quick else 8)
     console, work = Console(log_json), root / NAME
-    settings = {"run": run, "model": model, "steps": steps, "trials": trials, "threads": threads}
+    settings = {"workspace": workspace, "model": model, "steps": steps, "trials": trials, "threads": threads}
     benchmark = Benchmark(NAME, console, settings, root, quick, repeat="trial")
     with errors_in_one_line():
-        store = str(run or sample_store(*((600, 150) if quick else (20_000, 4_000)), work, console))
+        store = str(workspace or sample_store(*((600, 150) if quick else (20_000, 4_000)), work, console))
         if quick and model is None:
             model = str(work / "encoder")
             build_encoder(Catalogue.read(open_workspace(store).items).texts[1:], model)

@@ -1,6 +1,6 @@
 """What each departure of Stage-1's default from the paper's preset changes, on validation users and withheld items.
 
-    python -m benchmarks.alignment_choices --run runs/beauty
+    python -m benchmarks.alignment_choices --workspace runs/beauty
 
 Each is switched alone, from the paper's preset and back from the default, with SBERT frozen in all of them; a tenth of
 the items is withheld everywhere but in "nothing withheld". What Stage-2 could make of e and q is measured without an
@@ -73,7 +73,7 @@ def settings() -> dict[str, dict[str, Any]]:
 
 
 class Measure:
-    """A run's validation cases, and what e and q are worth on them."""
+    """A workspace's validation cases, and what e and q are worth on them."""
 
     def __init__(self, teacher: Teacher, sequences: Sequences, texts_NS: torch.Tensor, cases: ValidationCases):
         self.items_ND, self.texts_NS = teacher.item_embeddings.detach(), texts_NS
@@ -165,7 +165,7 @@ def explained(rows_RD: torch.Tensor, found_RD: torch.Tensor) -> float:
 
 
 def main(
-    run: Annotated[Path, typer.Option(help="run with prepare, embed and train-cf done")],
+    workspace: Annotated[Path, typer.Option(help="with prepare, embed and train-cf done")],
     seeds: Annotated[int, typer.Option(help="trainings of each variant")] = 3,
     epochs: Annotated[int, typer.Option(help="of Stage-1")] = 10,
     steps: Annotated[int, typer.Option(help="of Stage-1 with the stand-in encoder fine-tuned")] = 3000,
@@ -173,14 +173,14 @@ def main(
     log_json: Annotated[bool, typer.Option("--log-json", help="JSON lines instead of progress bars")] = False,
 ) -> None:
     """Train every variant with every seed, and measure what it leaves behind."""
-    options = {"run": run, "seeds": seeds, "epochs": epochs, "steps": steps}
+    options = {"workspace": workspace, "seeds": seeds, "epochs": epochs, "steps": steps}
     benchmark = Benchmark(NAME, Console(log_json), options, root)
     with errors_in_one_line():
-        workspace = open_workspace(str(run))
-        teacher, texts_NS = load_teacher(workspace.teacher), read_texts(workspace.item_text_embeddings)
-        sequences = Sequences.read_train(workspace.sequences)
-        cases = ValidationCases.read(workspace.evaluation_cases, workspace.sequences, 10**9, 0)
-        catalogue = Catalogue.read(workspace.items)
+        opened = open_workspace(str(workspace))
+        teacher, texts_NS = load_teacher(opened.teacher), read_texts(opened.item_text_embeddings)
+        sequences = Sequences.read_train(opened.sequences)
+        cases = ValidationCases.read(opened.evaluation_cases, opened.sequences, 10**9, 0)
+        catalogue = Catalogue.read(opened.items)
         measure = Measure(teacher, sequences, texts_NS, cases)
         products = hits(measure.x_BD, measure.items_ND, measure.candidates_BC)
         benchmark.measured({"Stage-1": "teacher", "seed": 0}, {"e Hit@1": products})

@@ -1,6 +1,6 @@
 """What the nightly run's ranking costs and is worth, beside the other ways to have an LLM choose among candidates.
 
-    python -m benchmarks.nightly --run runs/demo
+    python -m benchmarks.nightly --workspace runs/demo
 
 One LLM, one bundle, one process and the same users, those of the run's stored test cases with random negatives:
 
@@ -151,7 +151,7 @@ def end_to_end(benchmark: Benchmark, folder: Path, model: ALLMRec, seed: int, wo
     server.stop()
 
 
-def small_run(root: Path, console: Console) -> Path:
+def small_workspace(root: Path, console: Console) -> Path:
     """A generated shop, stand-ins that were hardly trained, and all that the nightly run needs: its folder."""
     folder = root / "sample"
     if not (folder / "input/movies/items.parquet").exists():
@@ -188,7 +188,9 @@ def stored_cases(folder: Path, users: int) -> Cases:
 
 
 def main(
-    run: Annotated[Path | None, typer.Option(help="a run with a bundle; default: a small generated one")] = None,
+    workspace: Annotated[
+        Path | None, typer.Option(help="a workspace with a bundle; default: a small generated one")
+    ] = None,
     users: Annotated[int | None, typer.Option(help="test cases to score; default: 500; quick: 24")] = None,
     trials: Annotated[int | None, typer.Option(help="of every way; default: 3; quick: 1")] = None,
     workers: Annotated[int, typer.Option(help="of the nightly job")] = 2,
@@ -201,9 +203,11 @@ def main(
     given = {"users": users, "trials": trials}
     plan = (QUICK if quick else FULL) | {name: value for name, value in given.items() if value is not None}
     console = Console(log_json)
-    benchmark = Benchmark(NAME, console, {"run": run, "workers": workers, **plan}, root, quick, repeat="trial")
+    benchmark = Benchmark(
+        NAME, console, {"workspace": workspace, "workers": workers, **plan}, root, quick, repeat="trial"
+    )
     with errors_in_one_line():
-        folder = run or small_run(root / NAME, console)
+        folder = workspace or small_workspace(root / NAME, console)
         storage = open_storage(str(folder))
         bundle = load_bundle(storage, latest_bundle(storage))
         seed, model = int(bundle.config["seed"]), ALLMRec(bundle, bundle.llm)

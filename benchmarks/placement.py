@@ -47,13 +47,15 @@ PLACEMENTS: dict[str, Placement] = {
 }
 
 
-def worker(rank: int, world: int, folder: str, run: str, llm: LLMConfig, placement: Placement, steps: int) -> None:
+def worker(
+    rank: int, world: int, folder: str, workspace: str, llm: LLMConfig, placement: Placement, steps: int
+) -> None:
     """One of `world` processes: train, and leave the losses and the memory in a file."""
     torch.set_num_threads(1)
     os.environ["LOCAL_RANK"] = str(rank)
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=world)
-    workspace = open_workspace(run)
-    catalogue, sequences = Catalogue.read(workspace.items), Sequences.read_train(workspace.sequences)
+    opened = open_workspace(workspace)
+    catalogue, sequences = Catalogue.read(opened.items), Sequences.read_train(opened.sequences)
     prompt, projection = PromptConfig(), ProjectionConfig(checkpoint_every_steps=1, learning_rate=1e-3)
     tokenizer, outline = load_tokenizer(llm), llm_outline(llm)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -94,12 +96,12 @@ def resident_mb() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def train(world: int, run: str, llm: LLMConfig, placement: Placement, steps: int) -> list[Row]:
+def train(world: int, workspace: str, llm: LLMConfig, placement: Placement, steps: int) -> list[Row]:
     """What each of `world` fresh processes found."""
     with TemporaryDirectory() as folder:
         processes = [
             multiprocessing.get_context("spawn").Process(
-                target=worker, args=(rank, world, folder, run, llm, placement, steps)
+                target=worker, args=(rank, world, folder, workspace, llm, placement, steps)
             )
             for rank in range(world)
         ]
@@ -127,15 +129,15 @@ def main(
         shape, steps = "tiny", 3
     benchmark = Benchmark(NAME, console, settings, root, quick, repeat="worker")
     with errors_in_one_line(), TemporaryDirectory() as folder:
-        run = str(sample_store(600, 150, root, console))
-        name = shaped_llm(shape, Catalogue.read(open_workspace(run).items).titles, PromptConfig(), Path(folder))
+        workspace = str(sample_store(600, 150, root, console))
+        name = shaped_llm(shape, Catalogue.read(open_workspace(workspace).items).titles, PromptConfig(), Path(folder))
         found: dict[str, list[Row]] = {}
         for label, placement in PLACEMENTS.items():
             disk = label == "offloaded to a disk"
             if disk and offload_to is None:
                 continue
             llm = LLMConfig(name=name, dtype="float32", offload_to=str(offload_to) if disk else "cpu")
-            found[label] = train(workers, run, llm, placement, steps)
+            found[label] = train(workers, workspace, llm, placement, steps)
             first: list[float] = found["replicated"][0]["losses"]
             for rank, numbers in enumerate(found[label]):
                 difference = max(abs(a - b) for a, b in zip(numbers["losses"], first, strict=True))

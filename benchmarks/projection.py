@@ -1,7 +1,7 @@
 """How fast Stage-2 trains, beside a reference implementation of the paper with the same LLM and batches.
 
-    python -m benchmarks.projection --run runs/beauty --llm runs/beauty/models/llm
-    python -m benchmarks.projection --run runs/beauty --shape opt-125m --dtype bfloat16
+    python -m benchmarks.projection --workspace runs/beauty --llm runs/beauty/models/llm
+    python -m benchmarks.projection --workspace runs/beauty --shape opt-125m --dtype bfloat16
 
 Both sides train on the same users and candidates, from the same projectors, one after the other step by step; their
 first losses are shown to be equal. The reference takes the users as they come, ours as `global_batch` divides them.
@@ -76,11 +76,11 @@ def shaped_llm(shape: str, titles: Any, prompt: PromptConfig, folder: Path) -> s
 
 
 class Sides:
-    """Both implementations over one prepared run and one LLM, and what each has done."""
+    """Both implementations over one prepared workspace and one LLM, and what each has done."""
 
-    def __init__(self, run: Path, llm: LLMConfig, prompt: PromptConfig, projection: ProjectionConfig):
-        workspace = open_workspace(str(run))
-        catalogue, sequences = Catalogue.read(workspace.items), Sequences.read_train(workspace.sequences)
+    def __init__(self, workspace: Path, llm: LLMConfig, prompt: PromptConfig, projection: ProjectionConfig):
+        opened = open_workspace(str(workspace))
+        catalogue, sequences = Catalogue.read(opened.items), Sequences.read_train(opened.sequences)
         model, tokenizer = load_llm(llm).to(DEVICE), load_tokenizer(llm)
         self.dtype: torch.dtype = model.dtype  # type: ignore[assignment]
         titles = Titles.tokenise(catalogue.titles, tokenizer, prompt.max_title_tokens)
@@ -177,7 +177,7 @@ def compare(benchmark: Benchmark, sides: Sides, steps: int, ceiling: float | Non
 
 
 def main(
-    run: Annotated[Path | None, typer.Option(help="a prepared run; a generated shop by default")] = None,
+    workspace: Annotated[Path | None, typer.Option(help="a prepared workspace; a generated shop by default")] = None,
     llm: Annotated[str | None, typer.Option(help="folder or hub name; by default a random one of --shape")] = None,
     shape: Annotated[str, typer.Option(help=f"of the random LLM: {', '.join(SHAPES)}")] = "opt-125m",
     dtype: Annotated[str, typer.Option(help="of the LLM: auto, float32 or bfloat16")] = "auto",
@@ -192,14 +192,14 @@ def main(
     if quick:
         shape, steps = "tiny", 5
     with errors_in_one_line(), TemporaryDirectory() as folder:
-        run = run or sample_store(*((600, 150) if quick else (20_000, 4_000)), root, console)
+        workspace = workspace or sample_store(*((600, 150) if quick else (20_000, 4_000)), root, console)
         prompt = PromptConfig()
-        titles = Catalogue.read(open_workspace(str(run)).items).titles
+        titles = Catalogue.read(open_workspace(str(workspace)).items).titles
         name = llm or shaped_llm(shape, titles, prompt, Path(folder))
         os.environ.setdefault("LOCAL_RANK", "0")
         dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=0, world_size=1)
         config = ProjectionConfig(batch_size=batch_size)
-        sides = Sides(run, LLMConfig.model_validate({"name": name, "dtype": dtype}), prompt, config)
+        sides = Sides(workspace, LLMConfig.model_validate({"name": name, "dtype": dtype}), prompt, config)
         benchmark = Benchmark(NAME, console, settings, root, quick)
         compare(benchmark, sides, steps, matmul_rate(DEVICE, torch.bfloat16) if DEVICE.type == "cuda" else None)
         dist.destroy_process_group()

@@ -1,8 +1,8 @@
 """How well and how fast the CF teachers train, beside the classic SASRec recipe on the same machine.
 
-    python -m benchmarks.teachers --run runs/beauty --reference-epochs 20
+    python -m benchmarks.teachers --workspace runs/beauty --reference-epochs 20
 
-Every teacher trains as `allmrec train-cf` does, on workers of one CPU each, and is measured on the run's stored
+Every teacher trains as `allmrec train-cf` does, on workers of one CPU each, and is measured on the workspace's stored
 test cases: among their random negatives, and among all items of the catalogue that the history has not. The reference
 trains before Ray starts; it is validated and measured alike. Rates are of the training loops alone: neither the
 start of processes nor validation counts.
@@ -64,7 +64,7 @@ QUICK: Row = {
 
 @dataclass(frozen=True)
 class Store:
-    """A prepared run: what training and measuring read."""
+    """A prepared workspace: what training and measuring read."""
 
     folder: Path
     num_items: int
@@ -84,7 +84,7 @@ class Store:
 
 
 def sample_store(users: int, items: int, root: Path, console: Console) -> Path:
-    """A generated shop, prepared: the folder of the run."""
+    """A generated shop, prepared: the folder of the workspace."""
     source = root / f"sample-{users}-{items}"
     if not (source / "movies/items.parquet").exists():
         sample_data(str(source), users=users, items=items)
@@ -157,7 +157,7 @@ def measured(teacher: Teacher, cases: Cases, drawable: np.ndarray) -> Row:
 
 
 def main(
-    run: Annotated[Path | None, typer.Option(help="prepared run; default: a generated store")] = None,
+    workspace: Annotated[Path | None, typer.Option(help="a prepared workspace; default: a generated store")] = None,
     models: Annotated[str | None, typer.Option(help="default: sasrec,gru4rec,nextitnet,ncf; quick: sasrec")] = None,
     presets: Annotated[str | None, typer.Option(help="default: paper,strong; quick: strong")] = None,
     seeds: Annotated[str | None, typer.Option(help="default: 0,1,2; quick: 0")] = None,
@@ -184,7 +184,7 @@ def main(
     }
     plan = (QUICK if quick else FULL) | {name: value for name, value in given.items() if value is not None}
     console, work = Console(log_json), root / NAME
-    benchmark = Benchmark(NAME, console, {"run": run, **plan}, root, quick)
+    benchmark = Benchmark(NAME, console, {"workspace": workspace, **plan}, root, quick)
     with errors_in_one_line():
         pairs = [(model, preset) for model in plan["models"].split(",") for preset in plan["presets"].split(",")]
         teachers = [
@@ -192,7 +192,7 @@ def main(
             for model, preset in pairs
         ]
         numbers = [int(seed) for seed in plan["seeds"].split(",")]
-        store = Store.read(run or sample_store(plan["users"], plan["items"], work, console))
+        store = Store.read(workspace or sample_store(plan["users"], plan["items"], work, console))
         if plan["reference_epochs"]:
             compare(benchmark, store, numbers, plan["reference_epochs"], workers)
         for teacher in teachers:

@@ -55,7 +55,7 @@ def test_the_command(tiny_bundle, tmp_path):
     execute(bundle.STEP, config, Console(log_json=True))
     app = typer.Typer()
     app.command()(main)
-    arguments = ["--run", str(storage.root), "--quick", "--users", "8", "--no-job", "--root", str(tmp_path)]
+    arguments = ["--workspace", str(storage.root), "--quick", "--users", "8", "--no-job", "--root", str(tmp_path)]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
     content = json.loads((tmp_path / "nightly.json").read_text())

@@ -65,7 +65,7 @@ def command(*arguments: str):
     return CliRunner().invoke(app, [*arguments])
 
 
-@pytest.mark.parametrize("arguments", [("--models", "svd"), ("--presets", "weak"), ("--run", "nowhere")])
+@pytest.mark.parametrize("arguments", [("--models", "svd"), ("--presets", "weak"), ("--workspace", "nowhere")])
 def test_what_a_user_gets_wrong_is_one_line(arguments, tmp_path):
     result = command("--quick", "--root", str(tmp_path), *arguments)
     assert result.exit_code == 2 and len(result.stderr.strip().splitlines()) == 1
