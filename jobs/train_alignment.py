@@ -29,7 +29,7 @@ from allmrec.text.cache import TextCache
 from allmrec.text.encoder import load_encoder, save_encoder
 from jobs.embed import embed_by
 from jobs.runtime.command import main
-from jobs.runtime.ray_train import device, fit, report, resume
+from jobs.runtime.ray_train import device, fit, run_epochs
 from jobs.runtime.step import Context, Stats, Step
 
 ENCODER = "encoder"  # the folder of SBERT in `fine_tuned`
@@ -98,11 +98,7 @@ def loop(settings: dict[str, Any]) -> Stats:
         trained_texts,
         drawable_items(read_table(settings["items"])),
     )
-    state = resume()
-    if state is not None:
-        training.load_state_dict(state)
-    for numbers in training.rounds():
-        report(training.epoch, training.state_dict(), **numbers)
+    run_epochs(training)
     if rank_and_world_size()[0] != 0:
         return {}
     stats: Stats = {"users": len(training.examples), "targets": len(training.examples.targets), **training.numbers}

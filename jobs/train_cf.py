@@ -19,7 +19,7 @@ from allmrec.core.workspace import Workspace
 from allmrec.data.catalogue import drawable_items
 from jobs.runtime.command import main
 from jobs.runtime.ray_data import iter_results, map_tasks
-from jobs.runtime.ray_train import device, fit, report, resume, start_ray
+from jobs.runtime.ray_train import device, fit, run_epochs, start_ray
 from jobs.runtime.step import Context, Stats, Step
 
 
@@ -73,11 +73,7 @@ def loop(settings: dict[str, Any]) -> Stats:
     items = read_table(settings["items"])
     drawable = drawable_items(items)
     training = TeacherTraining(config, parts, len(items), cases, settings["seed"], device(), drawable)
-    state = resume()
-    if state is not None:
-        training.load_state_dict(state)
-    for numbers in training.rounds():
-        report(training.epoch, training.state_dict(), **numbers)
+    run_epochs(training)
     if rank_and_world_size()[0] != 0:
         return {}
     return {

@@ -1,4 +1,4 @@
-"""What tests of many folders share: stores (`s3_fixtures`), a tiny LLM, and a workspace up to its bundle."""
+"""What tests of many folders share: stores, Spark, a tiny LLM, and a workspace up to its bundle."""
 
 import shutil
 from pathlib import Path
@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # those who take none of it do not wait for torch
     from allmrec.model import ALLMRec
     from jobs.config import Config
 
-pytest_plugins = ["tests.s3_fixtures"]
+pytest_plugins = ["tests.s3_fixtures", "tests.spark_fixture"]
 
 settings.register_profile("timeless", deadline=None)  # a busy machine is slow, not wrong
 settings.load_profile("timeless")

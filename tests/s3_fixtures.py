@@ -47,6 +47,16 @@ def s3(request: pytest.FixtureRequest) -> S3Config:
     return S3Config(endpoint_url=endpoint, region="us-east-1", addressing_style="path")
 
 
+@pytest.fixture(scope="module")
+def s3_environment(s3: S3Config) -> Iterator[None]:
+    """The environment says how to reach S3."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", str(s3.endpoint_url))
+        patch.setenv("AWS_REGION", str(s3.region))
+        patch.setenv("AWS_DEFAULT_REGION", str(s3.region))
+        yield
+
+
 @pytest.fixture
 def s3_uri(s3: S3Config) -> str:
     """A prefix of a new bucket."""

@@ -191,6 +191,15 @@ def resume() -> Any:
         return load_state(folder)
 
 
+def run_epochs(training: Any) -> None:
+    """On every worker: a training's rounds from its last checkpoint on, with a checkpoint after each of its epochs."""
+    state = resume()
+    if state is not None:
+        training.load_state_dict(state)
+    for numbers in training.rounds():
+        report(training.epoch, training.state_dict(), **numbers)
+
+
 def device() -> torch.device:
     """On a worker: the GPU that Ray gave it, or the CPU."""
     return get_device()

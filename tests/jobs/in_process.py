@@ -20,6 +20,7 @@ from ray import cloudpickle
 from torch import distributed as dist
 
 from jobs import train_alignment, train_cf, train_projection
+from jobs.runtime import ray_train
 from jobs.runtime.ray_train import Loop
 from jobs.runtime.step import Context, Stats
 
@@ -92,8 +93,9 @@ def fit(context: Context, verb: str, loop: Loop, loop_config: dict[str, Any], to
         patch.setenv("LOCAL_RANK", "0")
         for trainer in TRAINERS:
             patch.setattr(trainer, "device", lambda: torch.device("cpu"))
-            patch.setattr(trainer, "resume", lambda: None)
-            patch.setattr(trainer, "report", lambda *arguments, **numbers: None)
+        for module in (ray_train, train_projection):
+            patch.setattr(module, "resume", lambda: None)
+            patch.setattr(module, "report", lambda *arguments, **numbers: None)
         dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=0, world_size=1)
         try:
             return loop(loop_config)

@@ -1,10 +1,7 @@
 """The lines of docs/publishing.md, verbatim: before a run is published they see nothing of it, then all."""
 
-import os
 import re
-import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,22 +59,12 @@ def rows_of(frame: pd.DataFrame) -> list[tuple]:
     return sorted(frame[["user_id", "item_id", "rank", "score"]].itertuples(index=False, name=None))
 
 
-@pytest.fixture(scope="module")
-def by_environment(s3: S3Config) -> Iterator[None]:
-    """The environment says how to reach S3."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", str(s3.endpoint_url))
-        patch.setenv("AWS_REGION", str(s3.region))
-        patch.setenv("AWS_DEFAULT_REGION", str(s3.region))
-        yield
-
-
 def test_our_reader_is_at_the_top() -> None:
     assert allmrec.read_recommendations is read_recommendations
 
 
 @pytest.mark.s3
-@pytest.mark.usefixtures("by_environment")
+@pytest.mark.usefixtures("s3_environment")
 def test_duckdb_pandas_and_ours_agree_on_s3(s3: S3Config, plain_s3_uri: str) -> None:
     storage = open_storage(plain_s3_uri, s3)
 
@@ -114,21 +101,6 @@ def test_duckdb_pandas_and_ours_agree_on_s3(s3: S3Config, plain_s3_uri: str) -> 
     for manifest in (latest, date):
         ours, *others = (rows_of(read(plain_s3_uri, manifest)) for read in reversed(readers))
         assert len(ours) > 3 * Shop.num_users and all(rows == ours for rows in others)
-
-
-@pytest.fixture(scope="module")
-def spark(tmp_path_factory: pytest.TempPathFactory, by_environment: None) -> Iterator[Any]:
-    sql = pytest.importorskip("pyspark.sql", reason="pyspark is not installed: pip install 'allmrec[spark]'")
-    if not (shutil.which("java") or os.environ.get("JAVA_HOME")):
-        pytest.skip("Spark needs Java: apt-get install default-jre-headless")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("spark"))
-        patch.delenv("SPARK_HOME", raising=False)
-        patch.setenv("PYSPARK_PYTHON", sys.executable)
-        settings = {"spark.ui.enabled": "false", "spark.driver.host": "127.0.0.1", "spark.log.level": "OFF"}
-        session = sql.SparkSession.builder.master("local[1]").config(map=settings).getOrCreate()
-        yield session
-        session.stop()
 
 
 def test_spark_reads_the_same_by_its_own_parquet_reader(spark: Any, tmp_path: Path) -> None:

@@ -1,9 +1,6 @@
 """What Spark writes, by its defaults, is read like what others write."""
 
 import datetime as dt
-import os
-import shutil
-import sys
 from decimal import Decimal
 
 import pyarrow as pa
@@ -28,28 +25,8 @@ COLUMNS = {  # type → values as Spark takes them, and the ids
 
 
 @pytest.fixture(scope="module")
-def spark(tmp_path_factory):
-    sql = pytest.importorskip("pyspark.sql", reason="pyspark is not installed: pip install 'allmrec[spark]'")
-    if not (shutil.which("java") or os.environ.get("JAVA_HOME")):
-        pytest.skip("Spark needs Java: apt-get install default-jre-headless")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("spark"))
-        patch.delenv("SPARK_HOME", raising=False)
-        patch.setenv("PYSPARK_PYTHON", sys.executable)
-        settings = {"spark.ui.enabled": "false", "spark.driver.host": "127.0.0.1", "spark.log.level": "OFF"}
-        settings["spark.sql.session.timeZone"] = "Asia/Tokyo"
-        session = sql.SparkSession.builder.master("local[1]").config(map=settings).getOrCreate()
-        yield session
-        session.stop()
-    # Its JVM would keep this environment, and the next one's workers would not know their store.
-    sql.SparkSession._instantiatedSession = None
-    context = sys.modules["pyspark"].SparkContext
-    context._gateway.shutdown()
-    context._gateway = context._jvm = None
-
-
-@pytest.fixture(scope="module")
 def frame(spark):
+    spark.conf.set("spark.sql.session.timeZone", "Asia/Tokyo")
     values = zip(*(values for values, _ in COLUMNS.values()), strict=True)
     rows = [(number, moment, *row) for number, (moment, row) in enumerate(zip(MOMENTS, values, strict=True))]
     kinds = ", ".join(f"user{number} {kind}" for number, kind in enumerate(COLUMNS))
