@@ -197,7 +197,7 @@ class Run:
         if other["run_id"] != self.run_id:
             raise ValueError(
                 f"{self.storage.name(key)} is of another run ({other['run_id']}, this is {self.run_id}): "
-                f"{'; '.join(_differences(other['identity'], self.identity))}. Go on with what that run was made of, "
+                f"{'; '.join(_differences(other['identity'], self.identity))}. Resume it with its own inputs, "
                 "or choose another date or another nightly.output"
             )
 

@@ -57,7 +57,7 @@ def cleaned(events, bad=BAD, filtered_out=3):
     return Cleaned(rows(events, 2), pa.Table.from_pylist(bad, REJECTIONS), Counter({BELOW_MIN_RATING: filtered_out}))
 
 
-NOBODY = Exclusions.of([], [], ITEM_IDS)
+NO_EXCLUSIONS = Exclusions.of([], [], ITEM_IDS)
 EVERYTHING = np.arange(10) > 0
 
 
@@ -70,11 +70,11 @@ class Shop:
         self.before: Manifest | None = None
         self.updates = 0
 
-    def update(self, *logs, excluded=NOBODY) -> list[Report]:
+    def update(self, *logs, excluded=NO_EXCLUSIONS) -> list[Report]:
         for number, log in enumerate(logs):
             write_piece(self.shuffle, number, log, 2)
         self.updates += 1
-        new_exclusions = excluded is not NOBODY
+        new_exclusions = excluded is not NO_EXCLUSIONS
         by = f"update {self.updates}"
         draft = UpdateHistories(
             self.shuffle, len(logs), self.histories, self.before, excluded, new_exclusions, ITEM_IDS, by
