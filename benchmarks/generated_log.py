@@ -3,7 +3,7 @@
 Items are as popular as Zipf's law says, users as active as a log-normal distribution; a part of the events bears only
 its day, so that times tie. One row in a hundred is bad: an id or a time is missing or impossible, an item unknown, an
 event there twice. Ids are text. The column `tie` is what breaks ties of time in `prepare`, which computes it itself; it
-is there for others, who could not.
+is for the other engines, which cannot compute it.
 """
 
 import shutil
@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from allmrec.core.hashing import hash_strings, mix64
+from allmrec.data.prepare.histories import tie_break
 
 ROWS_PER_FILE, ROWS_PER_GROUP = 1_000_000, 1 << 18
 OPENED, SECONDS = 1_420_070_400, 4 * 365 * 86_400  # the first day, as a unix time, and how long the log is
@@ -72,9 +72,10 @@ class GeneratedLog:
 
 
 def with_ties(events: pl.DataFrame) -> pl.DataFrame:
-    """The hash of user and item by which `allmrec.data.prepare.histories` orders events of one time."""
+    """With the order of events of equal times, which the other engines cannot compute."""
     users, items = (pa.array(events[name].fill_null("").to_arrow()) for name in ("user_id", "item_id"))
-    return events.with_columns(tie=mix64(hash_strings(users) ^ hash_strings(items, seed=1)))
+    every = np.arange(events.height)
+    return events.with_columns(tie=tie_break(users, items, every, every))
 
 
 def _ids(letter: str, numbers: np.ndarray) -> pl.Series:

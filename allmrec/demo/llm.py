@@ -28,7 +28,7 @@ from allmrec.demo.llm_circuits import (
     write_circuits,
 )
 from allmrec.demo.llm_tasks import TaskMaker
-from allmrec.llm.prompt import PromptBuilder, PromptConfig, Titles
+from allmrec.llm.prompt import ABOUT_USER, NOTHING, PromptBuilder, PromptConfig, Titles, recommendation
 from allmrec.llm.ranking import Ranker
 
 ANSWER_ROOM = 32  # positions kept free behind a prompt
@@ -56,10 +56,7 @@ def train_tokenizer(titles: pa.Array, wordings: Sequence[PromptConfig], vocab_si
         show_progress=False,
     )
     templates = [
-        f" is a user representation. This user has {prompt.verb_past} nothing in the past. Recommend a {prompt.noun}"
-        f" for this user to {prompt.verb} next from the following set of {prompt.noun} titles,."
-        " The recommendation is"
-        for prompt in wordings
+        ABOUT_USER + words.opening + NOTHING + words.question + words.answer for words in map(recommendation, wordings)
     ]
     texts = [" " + title for title in titles.to_pylist()[1:]]
     # Often enough that every word of the template becomes one token.
@@ -134,16 +131,18 @@ def build(titles: pa.Array, wordings: Sequence[PromptConfig], config: StandinLLM
 
 
 def _wording(tokenizer: Any, wordings: Sequence[PromptConfig]) -> Wording:
-    def last(text: str, back: int = 1) -> int:
-        return tokenizer(text, add_special_tokens=False)["input_ids"][-back]
+    def tokens(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
 
+    templates = [recommendation(prompt) for prompt in wordings]
+    question, answer = templates[0].question, tokens(templates[0].answer)
     return Wording(
-        comma=last(","),
-        intro=sorted({last(f" This user has {prompt.verb_past}") for prompt in wordings}),
-        lead=last(" titles"),
-        recommend=last(" Recommend"),
-        ending=last(" The recommendation is", 2),
-        end=last(" The recommendation is"),
+        comma=tokens(question)[-1],
+        intro=sorted({tokens(words.opening)[-1] for words in templates}),
+        lead=tokens(question)[-2],
+        recommend=tokens(question.partition(".")[2])[0],
+        ending=answer[-2],
+        end=answer[-1],
         eos=tokenizer.eos_token_id,
         silent=(tokenizer.bos_token_id, tokenizer.pad_token_id),
     )

@@ -52,6 +52,9 @@ class Template:
     answer: str  # what the LLM continues
 
 
+ABOUT_USER, NOTHING = " is a user representation.", " nothing"  # behind the user's slot; in the place of no history
+
+
 def recommendation(config: PromptConfig) -> Template:
     """Which item next (paper Figure 3)?"""
     return Template(
@@ -144,8 +147,8 @@ class PromptBuilder:
             "empty": [],
             "bos": [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else [],
             "slot": [tokenizer.pad_token_id],  # a placeholder: its embedding is replaced
-            "intro": _ids(tokenizer, " is a user representation." * self.user_slot + words.opening),
-            "nothing": _ids(tokenizer, " nothing"),
+            "intro": _ids(tokenizer, ABOUT_USER * self.user_slot + words.opening),
+            "nothing": _ids(tokenizer, NOTHING),
             "comma": _ids(tokenizer, ","),
             "middle": _ids(tokenizer, words.question),
             "end": _ids(tokenizer, words.answer),

@@ -125,7 +125,7 @@ def in_order(events: pl.DataFrame, item_ids: pa.Array) -> tuple[pa.Table, pl.Dat
     Args:
         events: user_id, item_index, timestamp (microseconds), in any order.
 
-    Users are ordered by id, a user's events by time and then by the hash of user and item.
+    Users are ordered by id, a user's events by time and then by `tie_break`.
     """
     users = events["user_id"].to_arrow().dictionary_encode()
     ascending = pc.array_sort_indices(users.dictionary)
@@ -133,7 +133,7 @@ def in_order(events: pl.DataFrame, item_ids: pa.Array) -> tuple[pa.Table, pl.Dat
     rank = np.empty(len(user_ids), dtype=np.int32)
     rank[ascending.to_numpy()] = np.arange(len(user_ids), dtype=np.int32)
     user, item = rank[users.indices.to_numpy()], events["item_index"].to_numpy()
-    tie = mix64(hash_strings(user_ids)[user] ^ hash_strings(item_ids, seed=1)[item - 1])
+    tie = tie_break(user_ids, item_ids, user, item - 1)
     frame = pl.DataFrame({"user": user, "timestamp": events["timestamp"], "tie": tie, "item_index": item})
     frame = frame.sort("user", "timestamp", "tie", "item_index")
     same = pl.all_horizontal(pl.col(key) == pl.col(key).shift(1) for key in ("user", "timestamp", "item_index"))
@@ -148,6 +148,15 @@ def in_order(events: pl.DataFrame, item_ids: pa.Array) -> tuple[pa.Table, pl.Dat
         }
     ).select(reason=pl.lit(rejected.DUPLICATE_EVENT), row=pl.struct(pl.all()).struct.json_encode())
     return history_rows(user_ids, offsets, frame["item_index"].to_arrow(), frame["timestamp"].to_arrow()), duplicates
+
+
+def tie_break(user_ids: pa.Array, item_ids: pa.Array, user_S: np.ndarray, item_S: np.ndarray) -> np.ndarray:
+    """uint64 (S,): the order of a user's events of equal times, by ids alone.
+
+    Args:
+        user_S, item_S: each event's positions in `user_ids` and `item_ids`.
+    """
+    return mix64(hash_strings(user_ids)[user_S] ^ hash_strings(item_ids, seed=1)[item_S])
 
 
 def history_rows(user_ids: pa.Array, offsets: np.ndarray, items: Any, timestamps: Any) -> pa.Table:
