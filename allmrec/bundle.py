@@ -92,8 +92,8 @@ class Bundle:
             return item_inputs(projection, self.embedding_choice(), self.e_NJ, self.q_NJ, items_ND, self.config["seed"])
         if projection.item_input != "joint":
             raise ValueError(
-                f"bundle {self.version} projects the items by {projection.item_input!r} embeddings, which have no text "
-                "form; leave a-llmrec-sbert out of evaluation.systems"
+                f"bundle {self.version} projects the items by {projection.item_input!r} embeddings, which have no q_i; "
+                "leave a-llmrec-sbert out of evaluation.systems"
             )
         return self.q_NJ
 

@@ -64,7 +64,7 @@ def run(context: Context) -> Stats:
         sums = summarise(row for shard in shards for row in shard.details["sums"])
         if not sums:
             raise ValueError(
-                "no user has a held-out item: three interactions are the least; look at data.min_… thresholds"
+                "no user has a held-out item: it takes three interactions; check the data.min_… thresholds"
             )
         out.add(total.files)
         cases = read_manifest(workspace.evaluation_cases).digest

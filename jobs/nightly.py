@@ -117,7 +117,7 @@ def run(context: Context, job: NightlyJob, output: Storage) -> Stats:
         metrics.reported(report["quality_gates"])
         where = write_report(output, report)
         if not report["figures"]["users"]:
-            raise ValueError(f"no user has a history by the end of {run_date}; look at the date and at nightly.users")
+            raise ValueError(f"no user has a history by the end of {run_date}; check the date and nightly.users")
         refuse_failed_gates(report["quality_gates"], where)
         entry = publish(job.run, digests, lease)
     return {**stats, "run": job.run.run_id, "log_entry": entry["n"], "published_at": output.uri, "report": where}

@@ -73,7 +73,7 @@ def run(context: Context) -> Stats:
         users, interactions = built.counts["users"], built.counts["interactions"]
         popularity_I, interactions_I = built.item_counts["train"], built.item_counts["all"]
         if not users:
-            raise ValueError("interactions: no user is left; lower data.min_user_interactions or let in more events")
+            raise ValueError("interactions: no user is left; lower data.min_user_interactions or admit more events")
         sizes = {"users": users, "items": int(np.count_nonzero(interactions_I)), "interactions": interactions}
         out.add(built.files)
         out.stats |= sizes
@@ -212,7 +212,7 @@ def _refuse(table: str, used: int, reasons: Counter[str], most: float, rejected:
         counts = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
         raise ValueError(
             f"{table}: {reasons.total():,} of {total:,} rows were rejected ({counts}), more than "
-            f"data.max_rejected_fraction = {most:g} allows; look at them in {rejected.uri} and mend the input, "
+            f"data.max_rejected_fraction = {most:g} allows; see {rejected.uri} and fix the input, "
             "or raise the fraction"
         )
 

@@ -81,14 +81,14 @@ def trained(context: Context) -> tuple[Workspace, dict[str, Manifest]]:
     uri = context.config.evaluation.split.trained_in
     if uri is None:
         raise ValueError(
-            "transfer needs another run: set evaluation.split to {kind: cross-domain, trained_in: <folder or URI>}"
+            "transfer needs another workspace: set evaluation.split: {kind: cross-domain, trained_in: <folder or URI>}"
         )
     other = open_workspace(uri, context.config.storage)
     return other, {name: read_manifest(other.at(name)) for name in MODELS}
 
 
 def check(context: Context, other: Workspace, manifests: dict[str, Manifest]) -> None:
-    """Raises ValueError unless texts are embedded as there, and the LLM is the one of that run's projectors."""
+    """Raises ValueError unless texts are embedded as there, and the LLM is the one of that workspace's projectors."""
     uri = other.storage.uri
     here, there = (read_manifest(one.item_text_embeddings).stats["encoder"] for one in (context.workspace, other))
     if here != there:

@@ -42,7 +42,7 @@ def with_items(teacher: Teacher, config: TeacherConfig, items_ND: torch.Tensor) 
     if not isinstance(teacher, SequenceTeacher) or len(teacher.item_tables()) != 1:
         raise ValueError(
             f"a teacher of model {config.model!r} cannot be given other items: it knows them by more than E_i; train "
-            "the other run with sasrec, gru4rec or nextitnet"
+            "the other workspace with sasrec, gru4rec or nextitnet"
         )
     moved = build_teacher(config, len(items_ND) - 1)
     moved.load_state_dict(teacher.state_dict() | {"items.weight": items_ND})

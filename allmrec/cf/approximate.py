@@ -27,7 +27,7 @@ def load_faiss() -> Any:
         import faiss
     except ImportError:
         raise ValueError(
-            "nightly.approximate_above needs faiss, which is not here: pip install 'allmrec[faiss]', or leave it out"
+            "nightly.approximate_above needs faiss: pip install 'allmrec[faiss]', or leave the key out"
         ) from None
     return faiss
 

@@ -191,7 +191,7 @@ def read_vectors(source: Source) -> tuple[pa.ChunkedArray, np.ndarray, np.ndarra
     again = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
     if len(again):
         one = ids[int(order[again[0]])].as_py()
-        raise ValueError(f"{source.name}: {key} {one!r} comes twice, as {len(again):,} rows do; keep one row of each")
+        raise ValueError(f"{source.name}: {key} {one!r} occurs twice ({len(again):,} such rows); keep one row of each")
     return ids, vectors_RD, hashes
 
 
@@ -212,7 +212,7 @@ def _matrix(name: str, key: str, ids: pa.Array, column: pa.ChunkedArray, dim: in
     refuse(lengths != dim, f"has not the {dim} dimensions of those before it; all must have the same number")
     flat = lists.flatten().cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)  # a null comes out as NaN
     rows_RD = flat.reshape(len(lists), dim)
-    refuse(~np.isfinite(rows_RD).all(axis=1), "holds NaN, inf or null; mend it or leave that row out")
+    refuse(~np.isfinite(rows_RD).all(axis=1), "holds NaN, inf or null; fix it or leave that row out")
     return rows_RD
 
 

@@ -112,7 +112,7 @@ def refuse_nonfinite(vectors_ND: torch.Tensor, ids: pa.Array, what: str) -> None
     wrong_N = ~vectors_ND.isfinite().all(1).cpu().numpy()
     if wrong_N.any():
         some = ids.filter(pa.array(wrong_N))[:5].to_pylist()
-        raise ValueError(f"the teacher {what} {some} … as NaN or inf; look at its training")
+        raise ValueError(f"the teacher {what} {some} … as NaN or inf; check its training")
 
 
 class _Best:

@@ -144,5 +144,5 @@ def _files(name: str) -> tuple[FileSystem, str, list[FileInfo]]:
     found = filesystem.get_file_info(FileSelector(root, recursive=True, allow_not_found=True))
     files = [info for info in found if info.type == FileType.File]
     if not files:
-        raise ValueError(f"{name} holds no model: no object is under that prefix")
+        raise ValueError(f"{name} has no model: there is no object under that prefix")
     return filesystem, root, files

@@ -44,13 +44,13 @@ class SourceConfig(Section):
                 "escape must be an ASCII character, neither delimiter nor quote; a doubled quote needs none"
             )
         if self.names is not None and len(set(self.names)) < len(self.names):
-            raise ValueError("names: a name comes twice; each column needs its own")
+            raise ValueError("names: a name occurs twice; each column needs its own")
         if self.list_separator == "":
             raise ValueError("list_separator is empty; null splits nothing")
         try:
             pl.select(pl.lit("").str.contains(self.no_title or ""))
         except pl.exceptions.ComputeError:
-            raise ValueError(f"no_title: {self.no_title!r} is no regular expression") from None
+            raise ValueError(f"no_title: {self.no_title!r} is not a regular expression") from None
         try:
             pl.Series(["", None]).str.strptime(pl.Datetime("us"), self.timestamp_format or "%Y", strict=False)
         except pl.exceptions.PolarsError as error:

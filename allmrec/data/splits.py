@@ -46,7 +46,9 @@ class SplitConfig(Section):
         if self.kind == "few-shot" and self.users is None:
             raise ValueError("split few-shot needs users, the number of users who train")
         if self.kind == "cross-domain" and self.trained_in is None:
-            raise ValueError("split cross-domain needs trained_in, the folder or URI of the run whose models are taken")
+            raise ValueError(
+                "split cross-domain needs trained_in, the folder or URI of the workspace whose models are used"
+            )
         if self.valid_from and self.test_from and _micros(self.valid_from) >= _micros(self.test_from):
             raise ValueError(f"valid_from ({self.valid_from}) must come before test_from ({self.test_from})")
         return self

@@ -65,7 +65,7 @@ class Systems:
         wrong = (~np.isfinite(scores_BC) & (cases.candidates_BC > 0)).any(axis=1)
         if wrong.any():
             users = cases.user_ids.filter(pa.array(wrong))[:5].to_pylist()
-            raise ValueError(f"{system} gave NaN or inf for users {users} …; look at the training of its models")
+            raise ValueError(f"{system} gave NaN or inf for users {users} …; check the training of its models")
         return scores_BC
 
     def random(self, cases: Cases) -> np.ndarray:

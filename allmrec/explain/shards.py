@@ -59,5 +59,5 @@ def shards_of(sequences: Storage, num_shards: int, user_ids: list[str]) -> list[
     shards = np.unique(shard_of(pa.array(user_ids, pa.string()), num_shards)).tolist()
     held = Sequences.read(sequences, shards).user_ids
     if missing := [user for user in user_ids if not pc.is_in(pa.scalar(user), value_set=held).as_py()]:
-        raise ValueError(f"no history of {', '.join(map(repr, missing[:5]))} in {sequences.uri}; look at user_id there")
+        raise ValueError(f"no history of {', '.join(map(repr, missing[:5]))} in {sequences.uri}; check these ids")
     return shards

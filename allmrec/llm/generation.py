@@ -100,7 +100,7 @@ class Generator:
             )
             self.passes += 1
             if not logits_RV.isfinite().all():
-                raise ValueError("the LLM gave NaN or inf while it decoded; look at the training of its soft tokens")
+                raise ValueError("the LLM gave NaN or inf while it decoded; check the training of its soft tokens")
             token_R, goes_on_R = text.extend(going, logits_RV)
             if not goes_on_R.any():
                 return

@@ -75,7 +75,9 @@ def build_filter(
     found = ItemFilter(verdict_I)
     if not found.allowed_I.any():
         counts = ", ".join(f"{reason} {count:,}" for reason, count in found.excluded().items() if count)
-        raise ValueError(f"no item is left to recommend ({counts}); look at nightly.allowed_categories and item lists")
+        raise ValueError(
+            f"no item is left to recommend ({counts}); check nightly.allowed_categories and the lists of items"
+        )
     return found
 
 

@@ -130,7 +130,7 @@ def refuse_failed_gates(found: Sequence[Mapping[str, Any]], report: str) -> None
         off = " ".join(f"--set nightly.quality_gates.{gate['name']}=null" for gate in raised)
         raise ValueError(
             f"nothing is published: {told}. Look at {report}; if the run is right all the same, publish it with {off} "
-            "(what is scored stays)"
+            "(finished shards are kept)"
         )
 
 

@@ -198,7 +198,7 @@ class ProjectionTraining:
             seconds = time.monotonic() - started
             if not math.isfinite(total):
                 raise ValueError(
-                    f"the loss is {total} in epoch {epoch + 1}, steps {first + 1} to {last}: nothing of them is kept; "
+                    f"the loss is {total} in epoch {epoch + 1}, steps {first + 1} to {last}: they are discarded; "
                     "lower projection.learning_rate, or look for NaN in the artifacts `teacher` and `alignment`"
                 )
             self.step += last - first

@@ -137,7 +137,7 @@ def test_wrong_tables_are_refused_in_one_line(tmp_path: Path, items: str, users:
         return write(tmp_path / f"{name}.parquet", ids, vectors, key, kind)
 
     whole = [1.0, 2.0]
-    not_finite = "holds NaN, inf or null; mend it or leave that row out"
+    not_finite = "holds NaN, inf or null; fix it or leave that row out"
     doubles = pa.list_(pa.float64())
     for message, items_uri, users_uri in (
         ("item_embeddings: no such path", str(tmp_path / "absent.parquet"), users),
@@ -165,9 +165,9 @@ def test_wrong_tables_are_refused_in_one_line(tmp_path: Path, items: str, users:
             items,
             table("noid", ["user-0", None], [whole, whole], "user_id"),
         ),
-        ("item_embeddings: item_id 'b' comes twice", table("twice", ["b", "a", "b"], [whole] * 3), users),
+        ("item_embeddings: item_id 'b' occurs twice", table("twice", ["b", "a", "b"], [whole] * 3), users),
         (
-            "user_id 'stranger' comes twice",
+            "user_id 'stranger' occurs twice",
             items,
             table("again", ["stranger", "user-0", "stranger"], [whole] * 3, "user_id"),
         ),

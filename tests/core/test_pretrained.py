@@ -40,7 +40,7 @@ def test_an_llm_under_an_s3_prefix_is_copied_once(
     assert identity == model_identity(storage.uri)
     storage.write("config.json", storage.read("config.json") + b" ")
     assert model_identity(storage.uri) != identity
-    with pytest.raises(ValueError, match="no object is under"):
+    with pytest.raises(ValueError, match="no object under"):
         model_identity(f"{s3_uri}/nothing")
 
 

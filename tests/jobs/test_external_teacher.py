@@ -128,7 +128,7 @@ def test_changed_tables_are_read_again_and_bad_ones_leave_the_teacher_alone(prep
     before = read_manifest(storage.at("teacher"))
     users = pq.read_table(vectors / "users.parquet")
     pq.write_table(pa.concat_tables([users, users.slice(0, 1)]), vectors / "users.parquet")
-    with pytest.raises(ValueError, match=r"user_representations: user_id '.*' comes twice") as error:
+    with pytest.raises(ValueError, match=r"user_representations: user_id '.*' occurs twice") as error:
         execute(train_cf.STEP, config, CONSOLE)
     assert "\n" not in str(error.value)
     assert read_manifest(storage.at("teacher")) == before and load_teacher(storage.at("teacher"))

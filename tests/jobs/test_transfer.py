@@ -124,6 +124,6 @@ def test_other_models_of_text_and_language_are_refused(runs):
     with pytest.raises(ValueError, match=r"were trained into the LLM .*; point llm.name at that one"):
         execute(transfer.STEP, other, QUIET)
     plain = config.model_copy(update={"evaluation": EvaluationConfig()})
-    with pytest.raises(ValueError, match="transfer needs another run"):
+    with pytest.raises(ValueError, match="transfer needs another workspace"):
         execute(transfer.STEP, plain, QUIET)
     assert not games.exists("teacher/manifest.json")

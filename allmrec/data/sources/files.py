@@ -85,7 +85,7 @@ def list_files(uris: Sequence[str], suffixes: tuple[str, ...], s3: S3Config) -> 
         if absent:
             raise ValueError(f"no such path: {uri}")
         if not listing.files and not listing.tables:
-            raise ValueError(f"{uri} holds no {' or '.join(suffixes)} file")
+            raise ValueError(f"{uri} has no {' or '.join(suffixes)} file")
         found.files |= listing.files
         found.tables |= listing.tables
         found.passed_over |= listing.passed_over

@@ -78,7 +78,7 @@ def ids_of(source: Source, piece: Piece, column: str) -> Iterator[pa.ChunkedArra
         if len(bad):
             raise ValueError(
                 f"{source.name}: {len(bad):,} lines of {piece.uri} cannot be read, the first is number "
-                f"{bad.column(NUMBER)[0]}; a list must be whole: mend it, or look at its encoding, delimiter and quotes"
+                f"{bad.column(NUMBER)[0]}; a list must be complete: fix it, or check its encoding, delimiter and quotes"
             )
         yield as_ids(table.column(column)).drop_null()
 
@@ -105,7 +105,7 @@ def refuse_unknown(name: str, listed: int, known: int, least: float, what: str =
     if least > 0 and (not known or known < least * listed):
         raise ValueError(
             f"{name}: of {listed:,} {what} listed, {known:,} are known, less than min_known_fraction = {least:g} asks "
-            "for; look at its column and at how it spells ids, or take any list by a min_known_fraction of 0"
+            "for; check its column and how it spells ids, or accept any list with min_known_fraction: 0"
         )
 
 

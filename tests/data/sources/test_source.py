@@ -224,7 +224,7 @@ def test_what_users_get_wrong_is_named_in_one_line(tmp_path):
     for message, call in {
         "paths is empty": lambda: opened([]),
         f"interactions: no such path: {tmp_path}/absent": lambda: opened([tmp_path / "absent"]),
-        "holds no .json or .jsonl or .ndjson": lambda: opened([tmp_path / "good"], format="jsonl"),
+        "has no .json or .jsonl or .ndjson": lambda: opened([tmp_path / "good"], format="jsonl"),
         "'asin' is missing in": lambda: opened([good], item_id="asin"),
         "which has user_id, item_id, timestamp, page": lambda: opened([good], item_id="asin"),
         "data.interactions.columns.item_id": lambda: opened([good], item_id="asin"),
