@@ -4,46 +4,49 @@
     bundles/<version>/teacher/                       copies of the artifacts with their manifests, so that each
     bundles/<version>/alignment/                     loads here by the function that loads it from a workspace
     bundles/<version>/projectors/
-    bundles/<version>/items/
+    bundles/<version>/items/                         ids and words of the items; `allmrec.bundle_items`
+    bundles/<version>/new_texts/                     q_i of those whose text training has not seen
     bundles/_log/00000003.json                       the version promoted from then on (`allmrec.core.commit_log`)
 
-The version is a hash of the content: equal parts, models and config make the same version anywhere. Weights are
-safetensors; nothing is unpickled. Knows where things are; leaves what they compute to their owners.
+The version is a hash of the content: equal models, config and catalogue make the same version anywhere, whatever was
+bought since. `bundle.json` is written last, once the bundle has been loaded and has scored: without it there is no
+bundle. Weights are safetensors; nothing is unpickled. Knows where things are; leaves what they compute to their owners.
 
 Dimensions: N = n + 1 items (0 is padding), J joint embedding
 """
 
-import importlib.metadata
 import json
-import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import torch
 from pydantic import Field
 
 from allmrec.alignment.joint import EmbeddingChoice
-from allmrec.alignment.network import load_joint
-from allmrec.cf.teacher import Teacher, load_teacher
-from allmrec.core.artifacts import MANIFEST, Manifest, file_entry, read_file, read_manifest, sha256
+from allmrec.bundle_items import load_item_models
+from allmrec.cf.teacher import Teacher
+from allmrec.core.artifacts import read_table, sha256
 from allmrec.core.commit_log import Entry, append_next, newest_entry
 from allmrec.core.hashing import fingerprint
 from allmrec.core.pretrained import model_identity
 from allmrec.core.settings import Section
 from allmrec.core.storage import Storage
-from allmrec.core.version import __version__
 from allmrec.core.workspace import Workspace
 from allmrec.data.catalogue import Catalogue
+from allmrec.data.sequences import Sequences, offsets_of
+from allmrec.data.trained_items import ids_digest, indices_in, read_trained_items, with_counts
 from allmrec.llm.loading import LLMConfig
 from allmrec.llm.prompt import PromptConfig
-from allmrec.projection.projectors import ProjectionConfig, Projectors, item_inputs, load_projectors
+from allmrec.projection.projectors import ProjectionConfig, Projectors, item_inputs, load_projectors, random_inputs
 
-PARTS = (Workspace.teacher, Workspace.alignment, Workspace.projectors, Workspace.items)
+MODELS = (Workspace.teacher, Workspace.alignment, Workspace.projectors)
 DESCRIPTION = "bundle.json"
-DEPENDENCIES = ("torch", "transformers", "sentence-transformers", "tokenizers", "safetensors", "ray", "deepspeed")
-_FORMAT = 2
+FORMAT = 3
+_PROBES = 4  # users and items that a bundle is tried on
 
 
 class BundleConfig(Section):
@@ -59,15 +62,19 @@ class Bundle:
     """A loaded bundle. Modules are frozen, in eval mode, on the CPU."""
 
     version: str
-    catalogue: Catalogue
+    items: pa.Table  # of the `items` schema, see `bundle_items`
+    catalogue: Catalogue  # its own; counts of interactions are those at training, unless it was given others
     teacher: Teacher
-    e_NJ: torch.Tensor  # e_i = f_I(E_i)
+    e_NJ: torch.Tensor  # e_i = f_I(E_i); zeros of items that are new since training
     q_NJ: torch.Tensor  # q_i = f_T(Q_i)
+    rows_N: torch.Tensor  # int64, the row that training had for each item; 0: it is new
+    num_trained: int  # items that training had
+    trained_N: np.ndarray  # int64, interactions that training had of each item
     projectors: Projectors
     untrained: Projectors  # where Stage-2 started
     config: dict[str, Any]  # resolved sections that the parts were made with
     models: dict[str, dict[str, str]]  # "llm" and "text": name and identity
-    data: dict[str, str]  # digests of the tables that the models were trained on
+    data: dict[str, str]  # digests of the tables beside which it was built
     stats: dict[str, dict[str, Any]]  # what each part's training said of itself
 
     @property
@@ -88,8 +95,10 @@ class Bundle:
         """
         projection = ProjectionConfig(**self.config["projection"])
         if not text:
-            items_ND = self.teacher.item_embeddings.detach()
-            return item_inputs(projection, self.embedding_choice(), self.e_NJ, self.q_NJ, items_ND, self.config["seed"])
+            items_ND, seed = self.teacher.item_embeddings.detach(), self.config["seed"]
+            if projection.item_input == "random":  # drawn for the rows of training; an item that is new has zeros
+                return random_inputs(self.num_trained + 1, self.e_NJ.shape[1], seed)[self.rows_N]
+            return item_inputs(projection, self.embedding_choice(), self.e_NJ, self.q_NJ, items_ND, seed)
         if projection.item_input != "joint":
             raise ValueError(
                 f"bundle {self.version} projects the items by {projection.item_input!r} embeddings, which have no q_i; "
@@ -102,82 +111,83 @@ class Bundle:
         return self.embedding_choice().uses_text_N
 
     def embedding_choice(self) -> EmbeddingChoice:
-        return EmbeddingChoice.of(
-            self.catalogue.popularity, self.teacher.item_embeddings, self.config["bundle"]["min_interactions_for_cf"]
-        )
+        least = self.config["bundle"]["min_interactions_for_cf"]
+        choice = EmbeddingChoice.of(self.trained_N, self.teacher.item_embeddings, least)
+        return replace(choice, unknown_N=choice.unknown_N | (self.rows_N == 0))
 
+    def item_counts(self) -> dict[str, int]:
+        """How many items are shown by which embedding, and how many are new since training."""
+        return self.embedding_choice().embedding_counts() | {"items new since training": int(self.new_N.sum())}
 
-def build_bundle(storage: Storage, config: Mapping[str, Any]) -> str:
-    """Gather the workspace's artifacts into `bundles/<version>/`; building the same again changes nothing.
+    @property
+    def new_N(self) -> torch.Tensor:
+        """bool (N,): the items that are new since training; padding is none of them."""
+        return (self.rows_N == 0) & (torch.arange(len(self.rows_N)) > 0)
 
-    Args:
-        storage: of a workspace that has the artifacts PARTS and `sequences`.
-        config: resolved sections; text, llm, prompt and bundle among them.
-
-    Returns:
-        the version.
-
-    Raises:
-        ValueError: an artifact is missing or damaged, names it; or the projectors were trained on other forms of the
-            items than `config` says.
-    """
-    manifests = {part: read_manifest(storage.at(part)) for part in PARTS}
-    _check_embeddings(manifests["projectors"], config)
-    content = {
-        "format": _FORMAT,
-        "code": __version__,
-        "config": dict(config),
-        "models": {
-            "llm": _identity(config["llm"]["name"], config["llm"]["revision"]),
-            "text": _identity(config["text"]["model"], config["text"]["revision"]),
-        },
-        "data": {table: read_manifest(storage.at(table)).digest for table in (Workspace.items, Workspace.sequences)},
-        "parts": {part: manifest.digest for part, manifest in manifests.items()},
-    }
-    version = fingerprint(content)[:12]
-    root = Workspace(storage).bundles.at(version)
-    files = {}
-    for part, manifest in manifests.items():
-        for name in manifest.files:
-            data = read_file(storage.at(part), manifest, name)
-            root.create(f"{part}/{name}", data)
-            files[f"{part}/{name}"] = file_entry(data)
-        # Manifests hold timings, so the first builder's are kept where two build one version.
-        root.create(f"{part}/{MANIFEST}", storage.at(part).read(MANIFEST))
-        files[f"{part}/{MANIFEST}"] = file_entry(root.read(f"{part}/{MANIFEST}"))
-    description = {
-        "version": version,
-        **content,
-        "dependencies": {"python": platform.python_version(), **_versions()},
-        "files": dict(sorted(files.items())),
-        "stats": {part: manifest.stats for part, manifest in manifests.items()},
-    }
-    description["digest"] = fingerprint(description)
-    root.create(DESCRIPTION, json.dumps(description, indent=1, default=str).encode())
-    return version
+    def with_counts(self, items: pa.Table) -> "Bundle":
+        """The bundle with availability and interactions as a prepared `items` table has them."""
+        return replace(self, catalogue=Catalogue.from_table(with_counts(self.items, items)))
 
 
 def load_bundle(storage: Storage, version: str) -> Bundle:
     """Load and verify. Raises ValueError naming what is missing or damaged."""
-    bundled = Workspace(Workspace(storage).bundles.at(version))  # its parts have the workspace's names
-    description = verify_bundle(storage, version)
-    e_NJ, q_NJ = load_joint(bundled.alignment)
+    return load_from(Workspace(storage).bundles.at(version), verify_bundle(storage, version))
+
+
+def load_from(root: Storage, description: Mapping[str, Any]) -> Bundle:
+    """Load what lies in a bundle's folder. Raises ValueError where the parts do not fit together."""
+    bundled = Workspace(root)  # its parts have the workspace's names
+    items = read_table(bundled.items)
+    try:
+        models = load_item_models(bundled, items)
+    except (IndexError, KeyError, RuntimeError) as error:
+        raise ValueError(f"{root.uri}: its models do not fit its items ({error}); train again and build it") from error
+    catalogue = Catalogue.from_table(items)
     return Bundle(
-        version=version,
-        catalogue=Catalogue.read(bundled.items),
-        teacher=load_teacher(bundled.teacher),
-        e_NJ=e_NJ,
-        q_NJ=q_NJ,
+        version=description["version"],
+        items=items,
+        catalogue=catalogue,
+        **{field.name: getattr(models, field.name) for field in fields(models)},
+        trained_N=catalogue.popularity,
         projectors=load_projectors(bundled.projectors),
         untrained=load_projectors(bundled.projectors, untrained=True),
         **{key: description[key] for key in ("config", "models", "data", "stats")},
     )
 
 
+@torch.inference_mode()
+def probe(bundle: Bundle) -> None:
+    """Score a few made-up users without the LLM. Raises ValueError where the parts do not fit together or give NaN."""
+    items = np.linspace(1, bundle.catalogue.num_items, _PROBES).astype(np.int32)
+    ids = pa.array([f"probe {number}" for number in range(_PROBES)])
+    users = Sequences(
+        ids, offsets_of(np.arange(1, _PROBES + 1)), np.concatenate([items[: n + 1] for n in range(_PROBES)])
+    )
+    try:
+        x_UD, projectors = bundle.teacher.represent(users), bundle.projectors
+        found = {
+            "the teacher's scores": bundle.teacher.scores(x_UD, torch.from_numpy(items).long().expand(_PROBES, -1)),
+            "the users' soft tokens": projectors.user(x_UD),
+            "the items' soft tokens": projectors.item(bundle.item_inputs()[torch.from_numpy(items).long()]),
+        }
+    except (IndexError, RuntimeError) as error:
+        raise ValueError(
+            f"bundle {bundle.version}: its parts do not fit together ({error}); run the training steps again"
+        ) from error
+    for what, values in found.items():
+        if not values.isfinite().all():
+            raise ValueError(f"bundle {bundle.version}: {what} hold NaN or inf; look at the training of its models")
+
+
 def verify_bundle(storage: Storage, version: str) -> dict[str, Any]:
     """Compare every file with `bundle.json`, and return that. Raises ValueError naming what is missing or damaged."""
-    root = Workspace(storage).bundles.at(version)
     description = read_description(storage, version)
+    check_files(Workspace(storage).bundles.at(version), description)
+    return description
+
+
+def check_files(root: Storage, description: Mapping[str, Any]) -> None:
+    """Raises ValueError naming what is missing or damaged."""
     for name, entry in description["files"].items():
         try:
             data = root.read(name)
@@ -187,7 +197,6 @@ def verify_bundle(storage: Storage, version: str) -> dict[str, Any]:
             ) from None
         if sha256(data) != entry["sha256"]:
             raise ValueError(f"{root.name(name)} is damaged: its sha256 is not the bundle's; restore it from a copy")
-    return description
 
 
 def read_description(storage: Storage, version: str) -> dict[str, Any]:
@@ -200,9 +209,9 @@ def read_description(storage: Storage, version: str) -> dict[str, Any]:
         raise ValueError(f"{root.uri}: no such bundle; `allmrec bundle list` shows what there is") from None
     except (ValueError, KeyError, AttributeError):
         raise ValueError(f"{root.name(DESCRIPTION)} is damaged; restore it from a copy") from None
-    if description.get("format") != _FORMAT:
+    if description.get("format") != FORMAT:
         raise ValueError(
-            f"{root.uri}: bundle format {description.get('format')} is not this version's ({_FORMAT}); run "
+            f"{root.uri}: bundle format {description.get('format')} is not this version's ({FORMAT}); run "
             "train-projection and bundle again, or use the allmrec that built it"
         )
     if fingerprint(description) != digest or description["version"] != version:
@@ -221,21 +230,43 @@ def check_llm(description: Mapping[str, Any], llm: LLMConfig) -> None:
 
 
 def check_items(description: Mapping[str, Any], items: Storage) -> None:
-    """Raises ValueError when `items` is another table than the bundle's: its indices may mean other items."""
-    if read_manifest(items).digest != description["data"]["items"]:
+    """Raises ValueError when the indices of a prepared `items` table are not the bundle's."""
+    if ids_digest(read_table(items).sort_by("item_index")) != description["item_ids"]:
         raise ValueError(
-            f"bundle {description['version']} holds another items table than {items.uri}; run `allmrec bundle build` "
-            "where the items are the same, and the steps from embed on where some are new"
+            f"bundle {description['version']} numbers other items than {items.uri}; run `allmrec bundle build`, which "
+            "takes new items without training"
         )
+
+
+def current_items(storage: Storage, version: str) -> pa.Table:
+    """The bundle's `items`, with availability, categories and interactions as they are prepared now."""
+    return with_counts(_own_items(storage, version), read_table(Workspace(storage).items))
+
+
+def renumbering(storage: Storage, version: str) -> np.ndarray:
+    """The bundle's index of each item that is prepared now: int64 (I,); 0 where the bundle does not have the item."""
+    prepared = read_table(Workspace(storage).items).sort_by("item_index")
+    return indices_in(prepared.column("item_id"), _own_items(storage, version))
+
+
+def new_since_training(storage: Storage, version: str) -> np.ndarray:
+    """bool (N,): the bundle's items that its models were not trained on; padding is none of them."""
+    bundled = Workspace(Workspace(storage).bundles.at(version))
+    rows_N = indices_in(read_table(bundled.items).column("item_id"), read_trained_items(bundled.teacher))
+    return np.append(False, rows_N[1:] == 0)
+
+
+def _own_items(storage: Storage, version: str) -> pa.Table:
+    return read_table(Workspace(Workspace(storage).bundles.at(version)).items)
 
 
 def promote(storage: Storage, version: str) -> Entry | None:
     """Make a bundle the one that nightly runs and evaluations use; None when it is already.
 
     Raises:
-        ValueError: there is no such bundle, or it is damaged.
+        ValueError: there is no such bundle, or it is damaged, or it does not score.
     """
-    verify_bundle(storage, version)
+    probe(load_bundle(storage, version))
     entry = {"version": version, "promoted_at": datetime.now(UTC).isoformat(timespec="seconds")}
     log = Workspace(storage).bundles
     return append_next(log, entry, lambda newest: newest is not None and newest["version"] == version)
@@ -256,22 +287,3 @@ def bundle_versions(storage: Storage) -> list[str]:
     """The existing versions."""
     keys = (entry.key.split("/") for entry in Workspace(storage).bundles.list())
     return [key[0] for key in keys if len(key) == 2 and key[1] == DESCRIPTION]
-
-
-def _check_embeddings(projectors: Manifest, config: Mapping[str, Any]) -> None:
-    """Raises ValueError when F_I was trained on other inputs than a bundle of this config would give it."""
-    for section, key in (("projection", "item_input"), ("bundle", "min_interactions_for_cf")):
-        made, wanted = projectors.config.get(section, {}).get(key), config[section][key]
-        if made != wanted:
-            raise ValueError(
-                f"the projectors were trained with {section}.{key} {made!r}, and the config says {wanted!r}; run "
-                "train-projection again"
-            )
-
-
-def _identity(name: str, revision: str | None) -> dict[str, str]:
-    return {"name": name, "identity": model_identity(name, revision)}
-
-
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in DEPENDENCIES}

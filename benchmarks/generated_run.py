@@ -9,13 +9,14 @@ import torch
 
 from allmrec.alignment.network import AlignmentNetwork, save_alignment
 from allmrec.cf.teacher import build_teacher, save_teacher
-from allmrec.core.artifacts import writing
+from allmrec.core.artifacts import read_table, writing
 from allmrec.core.hashing import shard_of
 from allmrec.core.pretrained import model_identity
 from allmrec.core.storage import Storage
 from allmrec.core.workspace import Workspace
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import offsets_of
+from allmrec.data.trained_items import write_trained_items
 from allmrec.demo.llm import train_tokenizer
 from allmrec.projection.projectors import fresh_projectors, save_projectors
 from jobs import bundle
@@ -87,16 +88,18 @@ def _llm(vocab: int, hidden: int, layers: int) -> Any:
 
 
 def _models(config: Config, workspace: Workspace, num_items: int, hidden: int) -> None:
-    settings = config.model_dump(mode="json")
+    settings, known = config.model_dump(mode="json"), read_table(workspace.items)
     teacher = build_teacher(config.teacher, num_items).eval()
     with writing(workspace.teacher, Workspace.teacher, "drawn", settings) as out:
         out.add(save_teacher(workspace.teacher, teacher))
         out.stats["num_items"] = num_items
+        write_trained_items(out, known)
     joint = config.alignment.joint_dim
     network = AlignmentNetwork(config.teacher.dim, _TEXT_DIM, joint)
     vectors = network.joint(teacher.item_embeddings, torch.randn(num_items + 1, _TEXT_DIM))
     with writing(workspace.alignment, Workspace.alignment, "drawn", settings) as out:
         out.add(save_alignment(workspace.alignment, network, *vectors))
+        write_trained_items(out, known)
     projectors = fresh_projectors(config.teacher.dim, joint, hidden, seed=0).state_dict()
     with writing(workspace.projectors, Workspace.projectors, "drawn", settings) as out:
         out.add(save_projectors(workspace.projectors, projectors, untrained=projectors))

@@ -11,48 +11,69 @@ from typing import Any
 
 from allmrec.bundle import (
     DESCRIPTION,
-    PARTS,
-    build_bundle,
+    MODELS,
     bundle_versions,
     latest_bundle,
     load_bundle,
+    probe,
     promote,
     read_description,
-    verify_bundle,
 )
-from allmrec.core.artifacts import read_manifest, writing
+from allmrec.bundle_build import build_bundle
+from allmrec.bundle_items import bundle_items, new_texts
+from allmrec.core.artifacts import find_manifest, read_manifest, read_table, writing
 from allmrec.core.commit_log import entries_after
 from allmrec.core.pretrained import model_identity
 from allmrec.core.workspace import Workspace
+from allmrec.data.trained_items import words_digest
 from jobs.config import Config
+from jobs.embed import embed_by
 from jobs.runtime.command import main
 from jobs.runtime.console import Console
 from jobs.runtime.step import Context, Stats, Step
+from jobs.train_alignment import ENCODER
 
-SECTIONS = ("data", "text", "teacher", "alignment", "llm", "prompt", "projection", "bundle")
+SECTIONS = ("text", "teacher", "alignment", "llm", "prompt", "projection", "bundle")
 
 
 def run(context: Context) -> Stats:
-    config = context.resolved(*SECTIONS)
-    version = build_bundle(context.storage, config)
-    counts = load_bundle(context.storage, version).embedding_choice().embedding_counts()
-    promote(context.storage, version)
-    with writing(context.workspace.bundle, Workspace.bundle, context.fingerprint, config) as out:
+    """Build the bundle and promote it, unless it is the one that was built last: a rollback from that one holds."""
+    config, workspace = context.resolved(*SECTIONS), context.workspace
+    _embed_new_texts(context)
+    version, before = build_bundle(context.storage, config), find_manifest(workspace.bundle)
+    counts = load_bundle(context.storage, version).item_counts()
+    if before is None or before.stats["version"] != version:
+        promote(context.storage, version)
+    with writing(workspace.bundle, Workspace.bundle, context.fingerprint, config) as out:
         out.file(DESCRIPTION, json.dumps({"version": version}).encode())
         out.stats |= {"version": version, **counts}
-    return {**out.stats, "where": context.workspace.bundles.name(version)}
+    return {**out.stats, "where": workspace.bundles.name(version)}
+
+
+def _embed_new_texts(context: Context) -> None:
+    """By the fine-tuned encoder, where there is one; `embed` has done so by the frozen one."""
+    workspace = context.workspace
+    alignment = read_manifest(workspace.alignment)
+    if alignment.config.get("alignment", {}).get("text_encoder") != "fine-tuned":
+        return
+    if not len(new_texts(workspace, bundle_items(workspace, read_table(workspace.items)))):
+        return
+    if read_manifest(workspace.fine_tuned).fingerprint != alignment.fingerprint:
+        raise ValueError("train-alignment was started again and not finished; run it first")
+    embed_by(context, workspace.fine_tuned.name(ENCODER), Workspace.fine_tuned_text_embeddings)
 
 
 def plan(context: Context) -> Stats:
-    manifests = [read_manifest(context.workspace.at(part)) for part in PARTS]
+    manifests = [read_manifest(context.workspace.at(model)) for model in MODELS]
     files = [file for manifest in manifests for file in manifest.files.values()]
     return {"files": len(files), "megabytes": round(sum(file["size"] for file in files) / 1e6, 1)}
 
 
-def models(context: Context) -> list[str]:
-    """The LLM and SBERT are no artifacts of the run, and the bundle names them."""
-    llm, text = context.config.llm, context.config.text
-    return [model_identity(llm.name, llm.revision), model_identity(text.model, text.revision)]
+def external_inputs(context: Context) -> dict[str, Any]:
+    """The LLM and SBERT, which are no artifacts, and of the items what a bundle holds: no counts."""
+    llm, text, items = context.config.llm, context.config.text, context.workspace.items
+    models = [model_identity(llm.name, llm.revision), model_identity(text.model, text.revision)]
+    return {"models": models, "items": words_digest(read_table(items)) if find_manifest(items) else None}
 
 
 def show(config: Config, console: Console, version: str | None) -> None:
@@ -85,9 +106,12 @@ def list_bundles(config: Config, console: Console) -> None:
 
 
 def verify(config: Config, console: Console, version: str | None) -> None:
+    """Load a bundle and let it score; every file is compared with its hash."""
     run = config.workspace.storage
-    description = verify_bundle(run, version or latest_bundle(run))
-    console.event("verified", version=description["version"], files=len(description["files"]))
+    bundle = load_bundle(run, version or latest_bundle(run))
+    probe(bundle)
+    files = read_description(run, bundle.version)["files"]
+    console.event("verified", version=bundle.version, files=len(files), **bundle.item_counts())
 
 
 def promote_version(config: Config, console: Console, version: str) -> None:
@@ -101,11 +125,12 @@ def promote_version(config: Config, console: Console, version: str) -> None:
 STEP = Step(
     "bundle",
     sections=SECTIONS,
-    inputs=(*PARTS, Workspace.sequences),
+    inputs=MODELS,
+    late_inputs=(Workspace.items, Workspace.item_text_embeddings, Workspace.sequences),
     outputs=(Workspace.bundle,),
     run=run,
     plan=plan,
-    external_inputs=models,
+    external_inputs=external_inputs,
 )
 
 if __name__ == "__main__":

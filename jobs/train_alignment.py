@@ -25,6 +25,7 @@ from allmrec.core.storage import Storage
 from allmrec.core.workspace import Workspace
 from allmrec.data.catalogue import Catalogue, drawable_items
 from allmrec.data.sequences import Sequences
+from allmrec.data.trained_items import check_trained_on, write_trained_items
 from allmrec.text.cache import TextCache
 from allmrec.text.encoder import load_encoder, save_encoder
 from jobs.embed import embed_by
@@ -37,11 +38,15 @@ INPUTS = (Workspace.teacher, Workspace.item_text_embeddings, Workspace.sequences
 
 
 def run(context: Context) -> Stats:
-    alignment, config = context.workspace.alignment, context.resolved("alignment")
+    workspace, config = context.workspace, context.resolved("alignment")
+    alignment, items = workspace.alignment, read_table(workspace.items)
+    check_trained_on(workspace.teacher, items)
     with writing(alignment, Workspace.alignment, context.fingerprint, config) as out:
         fine_tuned = context.config.alignment.text_encoder == "fine-tuned"
         out.stats |= fine_tune(context) if fine_tuned else train(context)
         out.add(out.stats.pop("files"))
+        out.stats.setdefault("encoder", read_manifest(workspace.item_text_embeddings).stats.get("encoder"))
+        write_trained_items(out, items)
     return out.stats
 
 

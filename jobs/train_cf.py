@@ -17,6 +17,7 @@ from allmrec.core.artifacts import read_manifest, read_table, writing
 from allmrec.core.distributed import rank_and_world_size
 from allmrec.core.workspace import Workspace
 from allmrec.data.catalogue import drawable_items
+from allmrec.data.trained_items import write_trained_items
 from jobs.runtime.command import main
 from jobs.runtime.ray_data import iter_results, map_tasks
 from jobs.runtime.ray_train import device, fit, run_epochs, start_ray
@@ -40,6 +41,7 @@ def train(context: Context) -> Stats:
     with writing(workspace.teacher, Workspace.teacher, context.fingerprint, context.resolved("teacher")) as out:
         out.stats |= fit(context, "train-cf", loop, settings, total=config.teacher.epochs)
         out.add(out.stats.pop("files"))
+        write_trained_items(out, read_table(workspace.items))
     return out.stats
 
 

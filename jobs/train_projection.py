@@ -16,12 +16,13 @@ from allmrec.alignment.joint import EmbeddingChoice
 from allmrec.alignment.network import load_joint
 from allmrec.cf.teacher import load_teacher
 from allmrec.cf.training import ValidationCases
-from allmrec.core.artifacts import read_manifest, shard_name, writing
+from allmrec.core.artifacts import read_manifest, read_table, shard_name, writing
 from allmrec.core.distributed import rank_and_world_size
 from allmrec.core.pretrained import model_identity
 from allmrec.core.workspace import Workspace
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
+from allmrec.data.trained_items import check_trained_on, read_trained_items
 from allmrec.llm.loading import LLMConfig, Placement, load_tokenizer, max_positions
 from allmrec.llm.prompt import PromptBuilder, Titles
 from allmrec.projection.engine import checksum, load_llm_with_placement
@@ -47,6 +48,8 @@ SECTIONS = ("projection", "prompt", "llm", "bundle")  # bundle says which form s
 
 def run(context: Context) -> Stats:
     config, workspace = context.config, context.workspace
+    for model in (workspace.teacher, workspace.alignment):
+        check_trained_on(model, read_table(workspace.items))
     settings = {
         **{name: getattr(config, name) for name in SECTIONS},
         "seed": config.seed,
@@ -76,7 +79,8 @@ def loop(settings: dict[str, Any]) -> Stats:
         cases = ValidationCases.read(settings["evaluation_cases"], sequences, projection.validation_users, seed)
     teacher, (e_NJ, q_NJ) = load_teacher(settings["teacher"]), load_joint(settings["alignment"])
     items_ND = teacher.item_embeddings.detach()
-    choice = EmbeddingChoice.of(catalogue.popularity, items_ND, bundle.min_interactions_for_cf)
+    popularity_N = np.append(0, read_trained_items(settings["teacher"]).column("popularity").to_numpy())
+    choice = EmbeddingChoice.of(popularity_N, items_ND, bundle.min_interactions_for_cf)
     training = ProjectionTraining(
         projection,
         llm_config,

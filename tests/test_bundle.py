@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from allmrec.bundle import DESCRIPTION, build_bundle, check_items, check_llm, load_bundle, read_description
+from allmrec.bundle import DESCRIPTION, check_items, check_llm, load_bundle, read_description
+from allmrec.bundle_build import build_bundle
 from allmrec.cf.teacher import load_teacher
-from allmrec.core.artifacts import MANIFEST
+from allmrec.core.artifacts import MANIFEST, read_table
 from allmrec.data.sequences import Sequences
 from jobs.runtime.step import resolved
-from tests.evaluation.tiny import tiny_config, write_tiny_workspace
+from tests.evaluation.tiny import tiny_config, write_items, write_tiny_workspace
 
-SECTIONS = ("data", "text", "teacher", "alignment", "llm", "prompt", "projection", "bundle")
+SECTIONS = ("text", "teacher", "alignment", "llm", "prompt", "projection", "bundle")
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def config(tmp_path):
 
 
 @pytest.fixture
-def run(config, tiny_llm, tiny_tokenizer):
+def storage(config, tiny_llm, tiny_tokenizer):
     return write_tiny_workspace(config, tiny_llm, tiny_tokenizer)
 
 
@@ -110,7 +111,9 @@ def test_nothing_of_the_llm_and_nothing_pickled_is_inside(storage, version):
     names = {key.removeprefix(f"bundles/{version}/") for key in contents(storage)}
     assert names == {
         DESCRIPTION,
-        *(f"{part}/{MANIFEST}" for part in ("teacher", "alignment", "projectors", "items")),
+        *(f"{part}/{MANIFEST}" for part in ("teacher", "alignment", "projectors", "items", "new_texts")),
+        *(f"{model}/items.parquet" for model in ("teacher", "alignment")),
+        "new_texts/q.safetensors",
         "teacher/teacher.safetensors",
         "alignment/alignment.safetensors",
         "alignment/joint.safetensors",
@@ -150,10 +153,11 @@ def test_another_llm_or_items_table_is_refused(config, storage, version, tmp_pat
     (tmp_path / "llm" / "config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"llm\.name"):
         check_llm(description, config.llm)
-    manifest = json.loads(storage.read(f"items/{MANIFEST}"))
-    manifest["files"]["part-00000.parquet"]["sha256"] = "0" * 64
-    storage.write(f"items/{MANIFEST}", json.dumps(manifest).encode())
-    with pytest.raises(ValueError, match="another items table"):
+    items = read_table(storage.at("items"))
+    write_items(storage, items.set_column(items.column_names.index("popularity"), "popularity", items["interactions"]))
+    check_items(description, storage.at("items"))
+    write_items(storage, items.slice(0, len(items) - 1))
+    with pytest.raises(ValueError, match="numbers other items"):
         check_items(description, storage.at("items"))
 
 

@@ -112,6 +112,10 @@ class AlignmentNetwork(nn.Module):
         """q_i = f_T^enc(Q_i): (R, J), what replaces e_i where there are no interactions."""
         return self.text_encoder(self.standard_texts(texts_RS))
 
+    def decode_items(self, joint_RJ: torch.Tensor) -> torch.Tensor:
+        """f_I^dec of joint embeddings, in the teacher's units: (R, D); of q_i, the E_i of an item that has none."""
+        return self.original_items(self.item_decoder(joint_RJ))
+
     @torch.no_grad()
     def joint(self, items_ND: torch.Tensor, texts_NS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(e_NJ, q_NJ) of the catalogue; row 0 is zeros."""

@@ -19,7 +19,7 @@ from allmrec.core.hashing import Draw, draws, key64
 @torch.no_grad()
 def decoded_items(network: AlignmentNetwork, texts_NS: torch.Tensor) -> torch.Tensor:
     """E_ND of items that have texts alone; row 0 is zeros."""
-    items_ND = network.original_items(network.item_decoder(network.encode_texts(texts_NS)))
+    items_ND = network.decode_items(network.encode_texts(texts_NS))
     items_ND[0] = 0
     return items_ND
 

@@ -27,6 +27,7 @@ from allmrec.data.catalogue import drawable_items
 from allmrec.data.prepare.clean import is_id
 from allmrec.data.sequences import Sequences
 from allmrec.data.sources.source import Column, InputFile, Source, find_files, open_source
+from allmrec.data.trained_items import write_trained_items
 
 TABLES = {"item_embeddings": "item_id", "user_representations": "user_id"}  # table → the column of its ids
 LOWEST = torch.finfo(torch.float32).min  # finite, for a published score must be
@@ -60,6 +61,10 @@ class ExternalTeacher(Teacher):
     @property
     def item_embeddings(self) -> torch.Tensor:
         return self.items
+
+    def take_items(self, rows_N: torch.Tensor, new_ND: torch.Tensor) -> None:
+        self.items = torch.where((rows_N == 0)[:, None], new_ND, self.items[rows_N])
+        self.unknown = ~self.items.any(dim=1)
 
     @torch.inference_mode()
     def represent(self, histories: Sequences) -> torch.Tensor:
@@ -107,6 +112,7 @@ class ImportTeacher:
         stats |= validate(teacher, cases, self.config.validation, drawable_items(items))
         with writing(self.teacher, Workspace.teacher, self.fingerprint, self.resolved) as out:
             out.add(save_teacher(self.teacher, teacher))
+            write_trained_items(out, items)
             out.stats |= stats
         yield pa.table({"report": [json.dumps(stats)]})
 

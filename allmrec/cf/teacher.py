@@ -116,6 +116,15 @@ class Teacher(nn.Module, ABC):
     def represent(self, histories: Sequences) -> torch.Tensor:
         """x^u of users with whole histories: float32 (U, D) on the teacher's device; zeros where it knows nothing."""
 
+    @abstractmethod
+    def take_items(self, rows_N: torch.Tensor, new_ND: torch.Tensor) -> None:
+        """Know other items from now on.
+
+        Args:
+            rows_N: int64, the row that each of them has had; 0 for padding and for an item that is new.
+            new_ND: E_i of those that are new; zeros where there is none. Other rows are not read.
+        """
+
     def scores(self, x_BD: torch.Tensor, items_BC: torch.Tensor) -> torch.Tensor:
         """s(x^u, E_i) of every row's own items: (B, C). The dot product, unless the model says otherwise."""
         return torch.einsum("bd,bcd->bc", x_BD, F.embedding(items_BC, self.item_embeddings))
@@ -152,6 +161,15 @@ class SequenceTeacher(Teacher):
     def item_tables(self) -> list[nn.Embedding]:
         """All tables with a row an item: what the model knows items by."""
         return [part for part in self.modules() if isinstance(part, nn.Embedding) and part.padding_idx == 0]
+
+    @torch.no_grad()
+    def take_items(self, rows_N: torch.Tensor, new_ND: torch.Tensor) -> None:
+        """As `Teacher.take_items`; tables besides E have zeros for what is new."""
+        for table in self.item_tables():
+            weight = table.weight[rows_N]  # row 0 is zeros
+            if table is self.items:
+                weight = torch.where((rows_N == 0)[:, None], new_ND, weight)
+            table.weight, table.num_embeddings = nn.Parameter(weight, requires_grad=False), len(rows_N)
 
     @abstractmethod
     def forward(self, history_BT: torch.Tensor) -> torch.Tensor:

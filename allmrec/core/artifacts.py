@@ -32,7 +32,7 @@ class Manifest:
     """What an artifact consists of, and what it was made from."""
 
     kind: str
-    fingerprint: str  # fingerprint of the code version, config and inputs of the step that wrote it
+    fingerprint: str  # of the algorithm, config and inputs of the step that wrote it
     files: dict[str, dict[str, Any]]  # name → sha256, size, rows
     config: dict[str, Any] = field(default_factory=dict)  # resolved
     stats: dict[str, Any] = field(default_factory=dict)  # numbers worth keeping: counts, metrics, model names
@@ -46,6 +46,10 @@ class Manifest:
     @property
     def rows(self) -> int:
         return sum(file.get("rows", 0) for file in self.files.values())
+
+    def to_json(self) -> bytes:
+        """The bytes of MANIFEST."""
+        return json.dumps(vars(self), indent=1, default=str).encode()
 
 
 def sha256(data: bytes) -> str:
@@ -67,7 +71,7 @@ def commit(
 ) -> Manifest:
     """Write the manifest of files that already exist, and so make the artifact visible."""
     manifest = Manifest(kind, fingerprint, dict(sorted(files.items())), config or {}, stats or {})
-    storage.write(MANIFEST, json.dumps(vars(manifest), indent=1, default=str).encode())
+    storage.write(MANIFEST, manifest.to_json())
     return manifest
 
 
@@ -209,11 +213,15 @@ def read_part(storage: Storage, manifest: Manifest, name: str) -> pa.Table:
 
 def write_tensors(storage: Storage, name: str, tensors: "Mapping[str, torch.Tensor]") -> dict[str, Any]:
     """Write one safetensors file; returns its entry for the manifest."""
-    from safetensors.torch import save
-
-    data = save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
+    data = to_safetensors(tensors)
     storage.write(name, data)
     return file_entry(data)
+
+
+def to_safetensors(tensors: "Mapping[str, torch.Tensor]") -> bytes:
+    from safetensors.torch import save
+
+    return save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
 
 
 def read_tensors(storage: Storage, name: str) -> "dict[str, torch.Tensor]":

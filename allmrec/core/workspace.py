@@ -65,6 +65,9 @@ class Workspace:
     recommendations = Folder()
     text_cache = Folder()
 
+    # In a bundle alone: see `allmrec.bundle_items`.
+    new_texts = Folder()
+
     def at(self, name: str) -> Storage:
         """The folder of a name, for names that are data: a step's inputs, a bundle's parts."""
         return self.elsewhere[name] if name in self.elsewhere else self.storage.at(name)

@@ -76,6 +76,12 @@ class Cases:
             self.cold_B[rows],
         )
 
+    def renumbered(self, index_I: np.ndarray) -> "Cases":
+        """The same cases under other item indices, without those whose target has none (0)."""
+        cases = self.take(np.flatnonzero(index_I[self.candidates_BC[:, 0]])) if len(self) else self
+        candidates_BC = index_I[cases.candidates_BC].astype(np.int32)
+        return replace(cases, histories=cases.histories.renumbered(index_I), candidates_BC=candidates_BC)
+
     def blocks(self, size: int) -> Iterator["Cases"]:
         for first in range(0, len(self), size):
             yield self.take(np.arange(first, min(first + size, len(self))))

@@ -72,6 +72,13 @@ class Sequences:
         lengths = np.minimum(self.lengths, count)
         return Sequences(self.user_ids, offsets_of(lengths), self.items[ranges(self.offsets[1:] - lengths, lengths)])
 
+    def renumbered(self, index_I: np.ndarray) -> "Sequences":
+        """The same users under other item indices, without the items that have none (0)."""
+        items = index_I[self.items].astype(np.int32)
+        kept = items > 0
+        lengths = np.diff(np.append(0, np.cumsum(kept))[self.offsets])
+        return Sequences(self.user_ids, offsets_of(lengths), items[kept])
+
     def padded(self, width: int) -> np.ndarray:
         """int32 (U, width): the newest items, right-aligned, zeros before them."""
         recent = self.last(width)

@@ -63,7 +63,7 @@ class EvaluateShards(ShardTask):
         workspace = Workspace(storage)
         self.sequences, self.cases = workspace.sequences, workspace.evaluation_cases
         self.results = workspace.evaluation_results
-        self.model = ALLMRec(load_bundle(storage, version), llm)
+        self.model = ALLMRec(load_bundle(storage, version).with_counts(read_table(workspace.items)), llm)
         self.systems = Systems(self.model, seed)
         self.answers = Answers(self.systems)
         self.names, self.seed, self.recall_at = names, seed, recall_at

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from allmrec.bundle import load_bundle
+from allmrec.bundle import load_bundle, renumbering
 from allmrec.core.artifacts import read_file, read_manifest, read_table
 from allmrec.core.shard_tasks import Report, ShardTask
 from allmrec.core.storage import Storage
@@ -55,11 +55,13 @@ class FitShards(ShardTask):
     def __init__(self, storage: Storage, version: str, llm: LLMConfig, seed: int):
         self.workspace = Workspace(storage)
         self.systems = Systems(ALLMRec(load_bundle(storage, version), llm), seed)
+        self.index_I = renumbering(storage, version)
 
     def process(self, shard: int) -> Report:
         sequences = Sequences.read(self.workspace.sequences, [shard])
         table = read_table(self.workspace.evaluation_cases, [shard])
-        cases = [Cases.select(table, sequences, SPLIT, protocol) for protocol in PROTOCOLS]
+        by_protocol = (Cases.select(table, sequences, SPLIT, protocol) for protocol in PROTOCOLS)
+        cases = [some.renumbered(self.index_I) for some in by_protocol]
         sums_W = sum(
             (self.ndcg_by_weight(block) for some in cases for block in some.blocks(_BLOCK)), np.zeros(len(WEIGHTS))
         )

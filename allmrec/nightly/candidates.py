@@ -39,10 +39,19 @@ class Candidates:
 class Retriever:
     """The teacher's best unseen, allowed items: exactly, or through an index where the catalogue is large."""
 
-    def __init__(self, teacher: Teacher, catalogue: Catalogue, allowed_I: np.ndarray, config: NightlyConfig, seed: int):
+    def __init__(
+        self,
+        teacher: Teacher,
+        catalogue: Catalogue,
+        allowed_I: np.ndarray,
+        config: NightlyConfig,
+        seed: int,
+        new_I: np.ndarray | None = None,
+    ):
         """
         Args:
             allowed_I: bool (n + 1,), the items that may be recommended.
+            new_I: bool (n + 1,), those that are new since training; by default none.
 
         Raises:
             ValueError: an item's embedding is NaN or inf, or the index cannot be built; see `ApproximateIndex`.
@@ -50,6 +59,8 @@ class Retriever:
         self.teacher, self.count, self.seed, self.config = teacher, config.num_candidates, seed, config
         refuse_nonfinite(teacher.item_embeddings, catalogue.item_ids, "embeds items")
         self.allowed_I = torch.from_numpy(allowed_I.copy()).to(teacher.item_embeddings.device)
+        new_I = np.zeros_like(allowed_I) if new_I is None else new_I
+        self.new_I = self.allowed_I & torch.from_numpy(new_I.copy()).to(self.allowed_I.device)
         self.index = None
         if config.approximate_above is not None and allowed_I.sum() > config.approximate_above:
             self.index = ApproximateIndex(teacher, self.allowed_I, seed)
@@ -59,9 +70,17 @@ class Retriever:
         x_UD = self.teacher.represent(users)
         refuse_nonfinite(x_UD, users.user_ids, "represents users")
         if self.index is None:
-            return Candidates(self._exact(users, x_UD))
+            return Candidates(self._with_new(users, x_UD, self._exact(users, x_UD)))
         items_UN = self.index.retrieve(x_UD, self._seen(users), self.count)[0].cpu().numpy()
-        return Candidates(items_UN, index=self._compared(users, x_UD, items_UN))
+        return Candidates(self._with_new(users, x_UD, items_UN), index=self._compared(users, x_UD, items_UN))
+
+    def _with_new(self, users: Sequences, x_UD: torch.Tensor, items_UN: np.ndarray) -> np.ndarray:
+        """The candidates, of which the last make room for each user's best new items as far as those are missing."""
+        count = min(self.config.new_item_candidates, self.count)
+        if not count or not self.new_I.any():
+            return items_UN
+        new_UQ = retrieve(self.teacher, x_UD, self._seen(users), self.new_I, count)[0].cpu().numpy()
+        return with_quota(items_UN, new_UQ)
 
     def _compared(self, users: Sequences, x_UD: torch.Tensor, items_UN: np.ndarray) -> dict[str, int]:
         sample = draws(users.hashes(), key64(self.seed, Draw.NIGHTLY_RECALL), 1)[:, 0].argsort()[:_SAMPLED]
@@ -77,6 +96,22 @@ class Retriever:
         device = self.allowed_I.device
         users = hidden(users, self.config)
         return torch.from_numpy(users.rows()).to(device), torch.from_numpy(users.items.copy()).to(device)
+
+
+def with_quota(items_UN: np.ndarray, wanted_UQ: np.ndarray) -> np.ndarray:
+    """The first N - Q items, then the wanted ones that are not among these, then what there is room for of the rest.
+
+    Args:
+        items_UN: item indices, each once in a row; zeros are none, here and below.
+        wanted_UQ: likewise, Q <= N.
+    """
+    head = items_UN.shape[1] - wanted_UQ.shape[1]
+    head_UH, tail_UQ = items_UN[:, :head], items_UN[:, head:]
+    wanted_UQ = np.where((wanted_UQ[:, :, None] == head_UH[:, None, :]).any(2), 0, wanted_UQ)
+    tail_UQ = np.where((tail_UQ[:, :, None] == wanted_UQ[:, None, :]).any(2), 0, tail_UQ)
+    all_UM = np.concatenate([head_UH, wanted_UQ, tail_UQ], axis=1)
+    order_UM = np.argsort(all_UM == 0, axis=1, kind="stable")
+    return np.take_along_axis(all_UM, order_UM, axis=1)[:, : items_UN.shape[1]]
 
 
 def hidden(users: Sequences, config: NightlyConfig) -> Sequences:

@@ -22,6 +22,9 @@ class QualityGatesConfig(Section):
     max_fallback_share: float | None = Field(None, ge=0, le=1)  # share of users whose list is popular items
     max_users_change: float | None = Field(None, ge=0)  # in users since the previous run; 0.1: a tenth more or fewer
     max_score_drift: float | None = Field(None, ge=0)  # population stability index of first scores; 0.25 is high
+    # Share of the eligible items that are new since training. Above it the report says that it is time to train again;
+    # the run is published all the same.
+    max_new_items: float | None = Field(0.2, ge=0, le=1)
 
 
 class NightlyConfig(Section):
@@ -37,6 +40,8 @@ class NightlyConfig(Section):
     # With more available items than this, retrieval uses an approximate index (the extra `faiss`); null: always exact.
     # Worth it from some hundred thousand items on CPUs; the log reports the index's recall.
     approximate_above: int | None = Field(None, ge=1)
+    # Of these, at least so many are items that are new since training, where there are any; see docs/nightly.md.
+    new_item_candidates: int = Field(2, ge=0)
     top_k: int = Field(10, ge=1)  # recommended items per user
     # blend: a weighted sum of the LLM's and the teacher's log-probabilities, fitted on the validation cases.
     ranker: Literal["llm", "teacher", "blend"] = "llm"
@@ -69,4 +74,6 @@ class NightlyConfig(Section):
     def ranking(self) -> dict[str, Any]:
         """The keys that a user's row depends on, beyond the tables that are named here."""
         keys = {"num_candidates", "approximate_above", "top_k", "ranker", "recommend_seen", "timezone"}
-        return self.model_dump(mode="json", include=keys)
+        later = {"new_item_candidates"}  # keys since the first release: a run of a release without them stays the same
+        new = self.model_dump(mode="json", include=later, exclude_defaults=True)
+        return self.model_dump(mode="json", include=keys) | new

@@ -2,18 +2,19 @@
 
 import datetime
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from allmrec.bundle import check_items, check_llm, latest_bundle, read_description
+from allmrec.bundle import check_llm, current_items, latest_bundle, read_description, renumbering
 from allmrec.cf.approximate import load_faiss
 from allmrec.core.artifacts import read_manifest, read_table
 from allmrec.core.storage import S3Config, Storage
-from allmrec.core.version import __version__
 from allmrec.core.workspace import Workspace
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.known import Known
 from allmrec.data.sequences import num_shards
 from allmrec.data.sources.lists import IdList, read_list
+from allmrec.data.trained_items import ids_digest
 from allmrec.llm.loading import LLMConfig
 from allmrec.nightly.blend import fitted_weight
 from allmrec.nightly.config import ItemsConfig, NightlyConfig
@@ -25,6 +26,7 @@ from allmrec.nightly.score import NightlyJob
 from allmrec.nightly.users import EligibleUsers
 from allmrec.publishing.run import Run
 
+ALGORITHM = 1  # raised when the same inputs give other rows; see docs/upgrading.md
 _FIXED_WEIGHTS = {"llm": 1.0, "teacher": 0.0}
 
 
@@ -70,10 +72,9 @@ class NightlyInputs:
         )
 
     def check(self) -> dict[str, Any]:
-        """The bundle's description. Raises ValueError where bundle, LLM and items do not fit together."""
-        description = read_description(self.workspace.storage, latest_bundle(self.workspace.storage))
+        """The bundle's description. Raises ValueError where bundle and LLM do not fit together."""
+        description = read_description(self.workspace.storage, self.bundle)
         check_llm(description, self.llm)
-        check_items(description, self.workspace.items)
         above = self.config.approximate_above
         if above is not None and read_manifest(self.workspace.items).rows > above:
             load_faiss()  # before any worker starts
@@ -82,24 +83,26 @@ class NightlyInputs:
     def identity(self, filter: ItemFilter, limit: int | None) -> dict[str, Any]:
         """What the result depends on: two runs of a date that agree on it are the same run."""
         description = self.check()
-        tables = (Workspace.sequences, Workspace.items, *[table.artifact for table in self.tables])
+        tables = (Workspace.sequences, *[table.artifact for table in self.tables])
         fixed = _FIXED_WEIGHTS.get(self.config.ranker)
         return {
             "bundle": description["version"],
             "llm": description["models"]["llm"]["identity"],
             "dtype": self.llm.dtype,
             **{name: read_manifest(self.workspace.at(name)).digest for name in tables},
+            # Of the prepared items: what the indices of `sequences` mean. What may be recommended is in the filter.
+            "items": ids_digest(read_table(self.workspace.items).sort_by("item_index")),
             "filter": filter.digest,
             "nightly": self.config.ranking(),
             "weight": fitted_weight(self.workspace) if fixed is None else fixed,
             "limit": limit,
             "seed": self.seed,
-            "code": __version__,
+            "algorithm": ALGORITHM,
         }
 
     def item_filter(self) -> tuple[ItemFilter, list[ListCount]]:
         """What may be recommended in this run, and how much is known of the lists that say so."""
-        items = read_table(self.workspace.items).sort_by("item_index")
+        items = current_items(self.workspace.storage, self.bundle)
         lists = {key: item_list(self.config, self.stores, key) for key in ("blocked_items", "suppressed_items")}
         filter = build_filter(
             Catalogue.from_table(items),
@@ -116,7 +119,15 @@ class NightlyInputs:
 
     def eligible_users(self, run_date: datetime.date, limit: int | None = None) -> EligibleUsers:
         requested, suppressed = self._partitioned(USERS), self._partitioned(SUPPRESSED_USERS)
-        return EligibleUsers(self.workspace.sequences, run_date, requested, suppressed, limit, self.config.timezone)
+        index_I = renumbering(self.workspace.storage, self.bundle)
+        return EligibleUsers(
+            self.workspace.sequences, run_date, requested, suppressed, limit, self.config.timezone, index_I
+        )
+
+    @cached_property
+    def bundle(self) -> str:
+        """The version in use."""
+        return latest_bundle(self.workspace.storage)
 
     @property
     def tables(self) -> list[UserTable]:

@@ -5,8 +5,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from allmrec.bundle import new_since_training, renumbering
 from allmrec.core.shard_tasks import Report
 from allmrec.core.storage import Storage
+from allmrec.core.version import __version__
 from allmrec.core.workspace import Workspace
 from allmrec.data.catalogue import Catalogue
 from allmrec.nightly.lists import applied
@@ -26,17 +28,20 @@ def report_of(job: NightlyJob, total: Report, gpus_per_worker: float = 0) -> dic
     last = job.previous.manifest if job.previous else None
     figures = summarise(
         total,
-        Catalogue.read(job.storage.at(Workspace.items)),
+        job.catalogue(),
         job.filter,
         last["rows"] if last else None,
         gpus_per_worker,
         job.config.price_per_gpu_hour,
+        new_since_training(job.storage, job.run.identity["bundle"]),
+        not_in_bundle(job),
     )
     identity = job.run.identity
     return {
         "run_date": str(job.run.run_date),
         "run_id": job.run.run_id,
-        **{name: identity[name] for name in ("bundle", "weight", "code")},
+        **{name: identity[name] for name in ("bundle", "weight")},
+        "code": __version__,
         "llm": job.llm.name,
         "ranker": job.config.ranker,
         "last": last and {name: last[name] for name in ("run_date", "run_id")},
@@ -44,6 +49,12 @@ def report_of(job: NightlyJob, total: Report, gpus_per_worker: float = 0) -> dic
         "lists": applied(job.lists, figures),
         "figures": figures,
     }
+
+
+def not_in_bundle(job: NightlyJob) -> int:
+    """How many items are in the catalogue, available, and not in the bundle: `bundle build` takes them."""
+    items = Catalogue.read(job.storage.at(Workspace.items))
+    return int((items.available & (renumbering(job.storage, job.run.identity["bundle"]) == 0)).sum())
 
 
 def write_report(output: Storage, report: Mapping[str, Any]) -> str:

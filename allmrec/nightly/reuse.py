@@ -38,11 +38,12 @@ _LOOK_BACK = 30  # days
 def item_digests(bundle: Bundle) -> np.ndarray:
     """What a prompt and a row show of each item, uint64 (I,): its id, its title, and whether by e_i or q_i.
 
-    Counts of interactions change every day, and with them the bundle; rows need not.
+    Of q_i it is the text that counts: it may be newer than the models.
     """
     catalogue = bundle.catalogue
     ids_I, titles_I = (hash_strings(pc.fill_null(texts, "")) for texts in (catalogue.item_ids, catalogue.titles))
-    return mix64(mix64(ids_I) ^ titles_I) ^ bundle.uses_text_embedding().numpy().astype(np.uint64)
+    texts_I = np.where(bundle.uses_text_embedding().numpy(), hash_strings(catalogue.text_hashes) | np.uint64(1), 0)
+    return mix64(mix64(ids_I) ^ titles_I) ^ texts_I.astype(np.uint64)
 
 
 def input_digests(

@@ -19,11 +19,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from allmrec.bundle import load_bundle, read_description
+from allmrec.bundle import current_items, load_bundle, read_description
 from allmrec.core.artifacts import read_table
 from allmrec.core.hashing import Draw, key64
 from allmrec.core.shard_tasks import Report, ShardTask
 from allmrec.core.storage import Storage
+from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences, offsets_of
 from allmrec.llm.loading import LLMConfig
 from allmrec.llm.shown_order import ShownOrder
@@ -60,16 +61,19 @@ class NightlyJob:
     reuse: bool = True  # the rows of `previous` that have not changed
     lists: tuple[ListCount, ...] = ()  # that the config names, for the report
 
+    def catalogue(self) -> Catalogue:
+        """The bundle's items, with what is available and how often it was bought as it is prepared now."""
+        return Catalogue.from_table(current_items(self.storage, self.run.identity["bundle"]))
+
     def ranking(self, description: Mapping[str, Any]) -> dict[str, Any]:
         """What ranks a user's candidates, the same for all users and items.
 
         Args:
             description: of the bundle.
         """
-        kept = {name: self.run.identity[name] for name in ("llm", "dtype", "seed", "code")}
-        models = {part: digest for part, digest in description["parts"].items() if part != "items"}
+        kept = {name: self.run.identity[name] for name in ("llm", "dtype", "seed", "algorithm")}
         wording = {section: description["config"][section] for section in ("prompt", "projection")}
-        return {**kept, **models, **wording, **self.config.ranking(), "weight": self.weight}
+        return {**kept, **description["parts"], **wording, **self.config.ranking(), "weight": self.weight}
 
 
 class ScoreShards(ShardTask):
@@ -82,7 +86,7 @@ class ScoreShards(ShardTask):
         self._finished = time.perf_counter()
         self.job = job
         self.model = ALLMRec(load_bundle(job.storage, job.run.identity["bundle"]), job.llm)
-        self.catalogue = self.model.bundle.catalogue
+        self.catalogue = job.catalogue()
         self.shown_I = item_digests(self.model.bundle)
         self.ranking = job.ranking(read_description(job.storage, self.model.bundle.version))
         self._preparing, self._ranking = Lock(), Lock()
@@ -130,7 +134,8 @@ class ScoreShards(ShardTask):
     def retriever(self) -> Retriever:
         """Made by the first call and not with the worker: Ray hands on an error of a call as it was raised."""
         job = self.job
-        return Retriever(self.model.teacher, self.catalogue, job.filter.allowed_I, job.config, job.seed)
+        new_I = self.model.bundle.new_N.numpy()
+        return Retriever(self.model.teacher, self.catalogue, job.filter.allowed_I, job.config, job.seed, new_I)
 
     def candidates(self, shard: int, users: Sequences) -> Candidates:
         """(U, N) items that each user may be recommended; popular ones where there is no history."""

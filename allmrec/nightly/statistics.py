@@ -11,8 +11,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from allmrec.core.shard_tasks import Report, ShardTask
-from allmrec.core.workspace import Workspace
-from allmrec.data.catalogue import Catalogue
 from allmrec.nightly.audit import audit_finished_shard
 from allmrec.nightly.candidates import hidden
 from allmrec.nightly.counters import report_of_counters
@@ -47,7 +45,7 @@ class AuditShards(ShardTask):
 
     def process(self, shard: int) -> Report:
         job = self.job
-        catalogue = Catalogue.read(job.storage.at(Workspace.items))
+        catalogue = job.catalogue()
         users = job.users.read(shard).users
         seen, top_k = hidden(users, job.config), job.config.top_k
         digest = audit_finished_shard(job.run, shard, users.user_ids, seen, catalogue, top_k, job.filter)

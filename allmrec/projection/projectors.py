@@ -106,9 +106,14 @@ def item_inputs(
     if config.item_input == "teacher":
         return items_ND
     if config.item_input == "random":
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randn(e_NJ.shape, generator=generator) * (torch.arange(len(e_NJ)) > 0)[:, None]
+        return random_inputs(*e_NJ.shape, seed)
     return choice.joint(e_NJ, q_NJ)
+
+
+def random_inputs(num_rows: int, dim: int, seed: int) -> torch.Tensor:
+    """A vector an item that tells nothing of it (paper Table 9), (N, J); row 0 is zeros."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(num_rows, dim, generator=generator) * (torch.arange(num_rows) > 0)[:, None]
 
 
 def fresh_projectors(user_dim: int, joint_dim: int, token_dim: int, seed: int) -> Projectors:

@@ -1,7 +1,8 @@
 """A step of the pipeline: what it reads, what it writes, and whether that is up to date.
 
-Every verb is one `Step`. Its identity is the fingerprint of the code version, the config sections that it uses
-and the digests of the artifacts that it reads; a step whose output carries that identity is skipped.
+Every verb is one `Step`. Its identity is the fingerprint of its algorithm version, of what the config sections that it
+uses say beside their defaults, and of the digests of the artifacts that it reads; a step whose output carries that
+identity is skipped. Neither a release of the package nor a new key changes an identity (docs/upgrading.md).
 """
 
 import importlib
@@ -12,7 +13,6 @@ from typing import Any
 from allmrec.core.artifacts import find_manifest, read_manifest
 from allmrec.core.hashing import fingerprint
 from allmrec.core.storage import Storage
-from allmrec.core.version import __version__
 from allmrec.core.workspace import Workspace
 from jobs.config import Config
 from jobs.runtime.console import Console
@@ -30,6 +30,7 @@ class Step:
     outputs: tuple[str, ...]  # artifacts that it writes
     run: Callable[["Context"], Stats]
     plan: Callable[["Context"], Stats]
+    algorithm: int = 1  # raised when the same inputs and config give another output, a changed default included
     config: type[Config] = Config  # with the sections that it reads
     # Identities of inputs that are no artifacts of the workspace: files of the log, model folders.
     external_inputs: Callable[["Context"], Any] = field(default=lambda context: None)
@@ -71,6 +72,12 @@ def resolved(config: Config, sections: tuple[str, ...]) -> dict[str, Any]:
     return {name: settings[name] for name in ("seed", *sections)}
 
 
+def beside_defaults(config: Config, sections: tuple[str, ...]) -> dict[str, Any]:
+    """The named config sections as far as they differ from their defaults."""
+    settings = config.model_dump(mode="json", exclude_defaults=True)
+    return {name: settings[name] for name in ("seed", *sections) if name in settings}
+
+
 def execute(step: Step, config: Config, console: Console, dry_run: bool = False, force: bool = False) -> bool:
     """Run one step, unless its outputs are up to date. Returns whether it ran."""
     workspace = config.workspace
@@ -81,9 +88,9 @@ def execute(step: Step, config: Config, console: Console, dry_run: bool = False,
         return False
     identity = fingerprint(
         {
-            "code": __version__,
+            "algorithm": step.algorithm,
             "verb": step.verb,
-            "config": resolved(config, step.sections),
+            "config": beside_defaults(config, step.sections),
             "inputs": {name: read_manifest(workspace.at(name)).digest for name in step.inputs},
             "external_inputs": step.external_inputs(probe),
         }

@@ -9,7 +9,7 @@ import torch
 
 from allmrec.alignment.network import AlignmentNetwork, save_alignment
 from allmrec.cf.teacher import build_teacher, save_teacher
-from allmrec.core.artifacts import commit, shard_name, write_shard
+from allmrec.core.artifacts import commit, shard_name, write_shard, writing
 from allmrec.core.hashing import shard_of
 from allmrec.core.pretrained import model_identity
 from allmrec.core.storage import Storage, open_storage
@@ -17,6 +17,7 @@ from allmrec.data.catalogue import Catalogue, ItemCounts
 from allmrec.data.evaluation_cases import draw_cases
 from allmrec.data.sequences import Sequences
 from allmrec.data.splits import NONE, Split
+from allmrec.data.trained_items import write_trained_items
 from allmrec.projection.projectors import fresh_projectors, save_projectors
 from jobs.config import Config
 from schemas import evaluation_cases, items, rejected, sequences
@@ -98,17 +99,16 @@ def write_tiny_workspace(config: Config, llm: Any, tokenizer: Any, num_users: in
     torch.nn.init.normal_(teacher.get_parameter("items.weight"))
     teacher.get_parameter("items.weight").data[0] = 0
     settings = config.model_dump(mode="json")
-    files = save_teacher(storage.at("teacher"), teacher)
-    commit(storage.at("teacher"), "teacher", "test", files, settings, {"num_items": NUM_ITEMS, "ndcg@10": 0.25})
+    with writing(storage.at("teacher"), "teacher", "test", settings) as out:
+        out.add(save_teacher(storage.at("teacher"), teacher))
+        out.stats |= {"num_items": NUM_ITEMS, "ndcg@10": 0.25}
+        write_trained_items(out, item_table)
     network = AlignmentNetwork(config.teacher.dim, 5, JOINT)
     e_NJ, q_NJ = network.joint(teacher.item_embeddings, torch.randn(NUM_ITEMS + 1, 5))
-    commit(
-        storage.at("alignment"),
-        "alignment",
-        "test",
-        save_alignment(storage.at("alignment"), network, e_NJ, q_NJ),
-        settings,
-    )
+    with writing(storage.at("alignment"), "alignment", "test", settings) as out:
+        out.add(save_alignment(storage.at("alignment"), network, e_NJ, q_NJ))
+        out.stats["encoder"] = "tiny"
+        write_trained_items(out, item_table)
     trained, untrained = (
         fresh_projectors(config.teacher.dim, JOINT, llm.config.hidden_size, seed).state_dict() for seed in (0, 1)
     )
@@ -116,6 +116,11 @@ def write_tiny_workspace(config: Config, llm: Any, tokenizer: Any, num_users: in
     identity = model_identity(config.llm.name, config.llm.revision)
     commit(storage.at("projectors"), "projectors", "test", files, settings, {"loss": 2.5, "llm": identity})
     return storage
+
+
+def write_items(storage: Storage, table: pa.Table) -> None:
+    """The catalogue of a later preparation."""
+    _commit_table(storage.at("items"), "items", items.SCHEMA, [table])
 
 
 def _commit_table(storage: Storage, kind: str, schema: pa.Schema, shards: list[pa.Table], stats: dict | None = None):

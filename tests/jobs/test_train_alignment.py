@@ -14,10 +14,11 @@ from allmrec.alignment.network import AlignmentConfig, load_joint, load_network
 from allmrec.alignment.texts import TrainedTexts
 from allmrec.alignment.training import AlignmentTraining
 from allmrec.cf.teacher import build_teacher, load_teacher, save_teacher
-from allmrec.core.artifacts import read_manifest, writing
+from allmrec.core.artifacts import read_manifest, read_table, writing
 from allmrec.core.storage import Storage
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
+from allmrec.data.trained_items import write_trained_items
 from allmrec.text.cache import TextCache
 from allmrec.text.encoder import TextConfig, TextEncoder, encoder_identity, load_encoder, to_lists
 from jobs import train_alignment
@@ -64,6 +65,7 @@ def prepared(root: Path, **alignment) -> tuple[Config, Storage]:
     with writing(storage.at("teacher"), "teacher", "by hand", resolved(config, ("teacher",))) as out:
         out.add(save_teacher(storage.at("teacher"), teacher))
         out.stats["num_items"] = training_run.NUM_ITEMS
+        write_trained_items(out, read_table(storage.at("items")))
     return config, storage
 
 

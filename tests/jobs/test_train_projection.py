@@ -13,12 +13,14 @@ import pytest
 import torch
 
 from allmrec.alignment.network import AlignmentNetwork, save_alignment
-from allmrec.bundle import build_bundle, load_bundle
+from allmrec.bundle import load_bundle
+from allmrec.bundle_build import build_bundle
 from allmrec.cf.teacher import WEIGHTS as TEACHER
 from allmrec.cf.teacher import build_teacher, save_teacher
-from allmrec.core.artifacts import read_manifest, read_tensors, writing
+from allmrec.core.artifacts import read_manifest, read_table, read_tensors, writing
 from allmrec.core.pretrained import model_identity
 from allmrec.core.storage import Storage
+from allmrec.data.trained_items import write_trained_items
 from allmrec.llm.loading import LLMConfig, load_llm
 from allmrec.projection.engine import gathered
 from allmrec.projection.projectors import load_projectors
@@ -124,10 +126,12 @@ def prepared(root: Path, models: Path, num_workers: int) -> tuple[Config, Storag
     with writing(storage.at("teacher"), "teacher", "by hand", config.model_dump(mode="json")) as out:
         out.add(save_teacher(storage.at("teacher"), teacher))
         out.stats["num_items"] = training_run.NUM_ITEMS
+        write_trained_items(out, read_table(storage.at("items")))
     network = AlignmentNetwork(8, 6, 8)
     e_NJ, q_NJ = torch.randn(2, training_run.NUM_ITEMS + 1, 8)
     with writing(storage.at("alignment"), "alignment", "by hand") as out:
         out.add(save_alignment(storage.at("alignment"), network, e_NJ, q_NJ))
+        write_trained_items(out, read_table(storage.at("items")))
     return config, storage
 
 
@@ -272,6 +276,7 @@ def test_training_sees_every_item_as_a_bundle_shows_it(item_input, tiny_llm, tin
     with writing(storage.at("teacher"), "teacher", "test", manifest.config) as out:
         out.tensors(TEACHER, weights)
         out.stats |= manifest.stats
+        write_trained_items(out, read_table(storage.at("items")))
 
     def training(*arguments):
         raise Caught(arguments[5], arguments[6])

@@ -16,13 +16,13 @@ from allmrec.core.artifacts import ArtifactWriter, Manifest, read_manifest, read
 from allmrec.core.hashing import fingerprint
 from allmrec.core.shard_tasks import Report
 from allmrec.core.storage import Storage
-from allmrec.core.version import __version__
 from allmrec.data.config import FILTERS, DataConfig
 from allmrec.data.known import ITEM, KNOWN, USER, id_hash
 from allmrec.data.prepare.exclusions import Exclusions
 from allmrec.data.prepare.histories import UpdateHistories, shard_stats
 from allmrec.data.sources.source import Source
 
+ALGORITHM = 1  # raised when the same log gives other histories; see docs/upgrading.md
 _ITEM_IDS = pa.schema([("item_id", pa.string())])  # by item_index - 1
 
 
@@ -37,8 +37,9 @@ class HistoriesPlan:
         # The manifest must not name them either.
         self.hashes = {id_hash(kind, id): (kind, id) for kind, ids in enumerate(self.excluded) for id in ids}
         elsewhere = {*FILTERS, "excluded_users", "excluded_items", "items", "max_rejected_fraction"}
-        read_by = data.model_dump(mode="json", exclude={"interactions": {"paths"}} | dict.fromkeys(elsewhere, True))
-        self.config = {"code": __version__, **read_by}
+        exclude = {"interactions": {"paths"}} | dict.fromkeys(elsewhere, True)
+        read_by = data.model_dump(mode="json", exclude=exclude, exclude_defaults=True)
+        self.config = {"algorithm": ALGORITHM, **read_by}
         self.made_of: dict[str, Any] = {
             "log": [file.content for file in log.files],
             "tables": dict(log.versions),

@@ -1,0 +1,139 @@
+"""Building a bundle: the trained models and the catalogue of now, put aside, tried, and made visible by `bundle.json`.
+
+What a bundle is and how it is loaded is the business of `bundle`; which items it has that of `bundle_items`.
+"""
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+from allmrec.bundle import DESCRIPTION, FORMAT, MODELS, check_files, load_from, probe
+from allmrec.bundle_items import NEW_Q, bundle_items, embed_new_texts
+from allmrec.core.artifacts import (
+    MANIFEST,
+    Manifest,
+    file_entry,
+    read_file,
+    read_manifest,
+    read_table,
+    shard_name,
+    to_parquet,
+    to_safetensors,
+)
+from allmrec.core.hashing import fingerprint
+from allmrec.core.pretrained import model_identity
+from allmrec.core.storage import Storage
+from allmrec.core.version import __version__
+from allmrec.core.workspace import Workspace
+from allmrec.data.trained_items import ids_digest, words_digest
+
+DEPENDENCIES = ("torch", "transformers", "sentence-transformers", "tokenizers", "safetensors", "ray", "deepspeed")
+
+
+def build_bundle(storage: Storage, config: Mapping[str, Any]) -> str:
+    """Gather the workspace's artifacts into `bundles/<version>/`; building the same again changes nothing.
+
+    Args:
+        storage: of a workspace that has the artifacts MODELS, `items` and `sequences`, and item_text_embeddings (or
+            fine_tuned_text_embeddings) of the items whose texts training has not seen.
+        config: resolved sections; text, llm, prompt and bundle among them.
+
+    Returns:
+        the version.
+
+    Raises:
+        ValueError: an artifact is missing or damaged, names it; the projectors were trained on other forms of the items
+            than `config` says; or the models do not fit together: nothing becomes visible then.
+    """
+    workspace = Workspace(storage)
+    manifests = {model: read_manifest(storage.at(model)) for model in MODELS}
+    _check_embeddings(manifests[Workspace.projectors], config)
+    items = bundle_items(workspace, read_table(workspace.items))
+    content = {
+        "format": FORMAT,
+        "config": dict(config),
+        "models": {
+            "llm": _identity(config["llm"]["name"], config["llm"]["revision"]),
+            "text": _identity(config["text"]["model"], config["text"]["revision"]),
+        },
+        "parts": {model: manifest.digest for model, manifest in manifests.items()},
+        "items": words_digest(items),
+    }
+    version = fingerprint(content)[:12]
+    root = workspace.bundles.at(version)
+    if root.exists(DESCRIPTION):
+        return version
+    texts = embed_new_texts(workspace, items, text_embeddings(workspace))
+    files = _write_models(workspace, root, manifests)
+    files |= _write_part(root, Workspace.items, shard_name(0), to_parquet(items), rows=len(items))
+    files |= _write_part(root, Workspace.new_texts, NEW_Q, to_safetensors(texts))
+    description = {
+        "version": version,
+        **content,
+        "code": __version__,
+        "item_ids": ids_digest(items),
+        "data": {table: read_manifest(storage.at(table)).digest for table in (Workspace.items, Workspace.sequences)},
+        "dependencies": {"python": platform.python_version(), **_versions()},
+        "files": dict(sorted(files.items())),
+        "stats": {model: manifest.stats for model, manifest in manifests.items()},
+    }
+    description = json.loads(json.dumps(description, default=str))
+    check_files(root, description)
+    probe(load_from(root, description))
+    description["digest"] = fingerprint(description)
+    root.create(DESCRIPTION, json.dumps(description, indent=1).encode())
+    return version
+
+
+def text_embeddings(workspace: Workspace) -> Storage:
+    """Q of the items, by the encoder that Stage-1 ended with."""
+    alignment = read_manifest(workspace.alignment).config.get("alignment", {})
+    frozen = alignment.get("text_encoder", "frozen") == "frozen"
+    return workspace.item_text_embeddings if frozen else workspace.fine_tuned_text_embeddings
+
+
+def _write_models(workspace: Workspace, root: Storage, manifests: Mapping[str, Manifest]) -> dict[str, dict[str, Any]]:
+    """Copy the trained models with their manifests."""
+    files = {}
+    for model, manifest in manifests.items():
+        for name in manifest.files:
+            key, data = f"{model}/{name}", read_file(workspace.at(model), manifest, name)
+            if not root.create(key, data) and root.read(key) != data:  # a build that failed has left it
+                root.write(key, data)
+            files[key] = file_entry(data)
+        files |= _put(root, f"{model}/{MANIFEST}", workspace.at(model).read(MANIFEST))
+    return files
+
+
+def _write_part(root: Storage, kind: str, name: str, data: bytes, **entry: Any) -> dict[str, dict[str, Any]]:
+    """An artifact of one file."""
+    files = _put(root, f"{kind}/{name}", data)
+    (found,) = files.values()
+    return files | _put(root, f"{kind}/{MANIFEST}", Manifest(kind, "", {name: {**found, **entry}}).to_json())
+
+
+def _put(root: Storage, key: str, data: bytes) -> dict[str, dict[str, Any]]:
+    """Of two builders of one version the first one's file stays: manifests hold timings, machines round differently."""
+    root.create(key, data)
+    return {key: file_entry(root.read(key))}
+
+
+def _check_embeddings(projectors: Manifest, config: Mapping[str, Any]) -> None:
+    """Raises ValueError when F_I was trained on other inputs than a bundle of this config would give it."""
+    for section, key in (("projection", "item_input"), ("bundle", "min_interactions_for_cf")):
+        made, wanted = projectors.config.get(section, {}).get(key), config[section][key]
+        if made != wanted:
+            raise ValueError(
+                f"the projectors were trained with {section}.{key} {made!r}, and the config says {wanted!r}; run "
+                "train-projection again"
+            )
+
+
+def _identity(name: str, revision: str | None) -> dict[str, str]:
+    return {"name": name, "identity": model_identity(name, revision)}
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in DEPENDENCIES}

@@ -1,0 +1,116 @@
+"""The items of a bundle: those of the catalogue when it was built, on models that were trained on earlier ones.
+
+An item that is new since training has no E_i, but it has a text: q_i = f_T^enc(Q_i) shows it to the LLM, and the
+teacher reads and scores it by f_I^dec(q_i), as it does all items of another catalogue (`alignment.transfer`). A bundle
+holds the trained models as they were written, and beside them `items` (ids and words now, counts at training) and
+`new_texts`: q_i of every item whose text training has not seen.
+
+Dimensions: N = n + 1 items of the bundle (0 is padding), M with a new text, D = teacher.dim, J joint embedding
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from allmrec.alignment.network import load_joint, load_network
+from allmrec.cf.teacher import Teacher, load_teacher
+from allmrec.core.artifacts import read_manifest, read_part, read_table, read_tensors
+from allmrec.core.storage import Storage
+from allmrec.core.workspace import Workspace
+from allmrec.data.trained_items import column_of, counts_of, ids_digest, indices_in, read_trained_items
+from schemas import items as items_schema
+
+NEW_Q = "q.safetensors"
+
+
+@dataclass(frozen=True)
+class ItemModels:
+    """What a bundle's models know of its items."""
+
+    teacher: Teacher
+    e_NJ: torch.Tensor  # e_i; zeros of an item that is new since training
+    q_NJ: torch.Tensor  # q_i
+    rows_N: torch.Tensor  # int64, the row that training had for the item; 0: it is new
+    num_trained: int  # items that training had
+
+
+def bundle_items(models: Workspace, items: pa.Table) -> pa.Table:
+    """The `items` table of a bundle: ids and words of the prepared table; interactions are those at training.
+
+    Raises:
+        ValueError: teacher and alignment were trained on different items.
+    """
+    trained = read_trained_items(models.teacher)
+    if ids_digest(trained) != ids_digest(read_trained_items(models.alignment)):
+        raise ValueError(
+            f"{models.teacher.uri} and {models.alignment.uri} were trained on different items; run train-alignment and "
+            "train-projection again"
+        )
+    items = items.sort_by("item_index")
+    columns = {name: items.column(name) for name in ("item_id", "title", "item_index", "text_hash")}
+    columns |= counts_of(items.column("item_id"), trained)
+    blank = {name: pa.nulls(len(items), items_schema.SCHEMA.field(name).type) for name in items_schema.SCHEMA.names}
+    return pa.table({name: columns.get(name, blank[name]) for name in items_schema.SCHEMA.names})
+
+
+def new_texts(models: Workspace, items: pa.Table) -> np.ndarray:
+    """int64 (M,): indices of the items whose text the alignment has not seen, in a table of `bundle_items`."""
+    seen = column_of(items.column("item_id"), read_trained_items(models.alignment), "text_hash")
+    same = pc.fill_null(pc.equal(items.column("text_hash").combine_chunks(), seen), False)
+    return np.flatnonzero(~same.to_numpy(zero_copy_only=False)) + 1
+
+
+def embed_new_texts(models: Workspace, items: pa.Table, texts: Storage) -> dict[str, torch.Tensor]:
+    """What `NEW_Q` holds: the indices of `new_texts`, and their q_i = f_T^enc(Q_i).
+
+    Args:
+        items: of `bundle_items`.
+        texts: `item_text_embeddings` of the prepared items; only read where there is a new text.
+
+    Raises:
+        ValueError: it is of other items or texts, or of another encoder than the alignment was trained with.
+    """
+    indices, network = new_texts(models, items), load_network(models.alignment)
+    q_MJ = torch.zeros(0, network.item_decoder.in_features)
+    if len(indices):
+        encoder = read_manifest(models.alignment).stats.get("encoder")
+        if read_manifest(texts).stats.get("encoder") != encoder:
+            raise ValueError(f"{texts.uri} is not by {encoder}, as in training; set that text.model, or train again")
+        with torch.inference_mode():
+            q_MJ = network.encode_texts(_embeddings(texts, items, indices))
+    return {"item_index": torch.from_numpy(indices), "q": q_MJ}
+
+
+def load_item_models(bundled: Workspace, items: pa.Table) -> ItemModels:
+    """The bundle's models, for its items."""
+    trained = read_trained_items(bundled.teacher)
+    rows_N, num_trained = torch.from_numpy(indices_in(items.column("item_id"), trained)), len(trained)
+    teacher, new = load_teacher(bundled.teacher), read_tensors(bundled.new_texts, NEW_Q)
+    e_NJ, q_NJ = (trained_NJ[rows_N] for trained_NJ in load_joint(bundled.alignment))
+    q_NJ[new["item_index"]] = new["q"]
+    if not torch.equal(rows_N, torch.arange(len(teacher.item_embeddings))):
+        new_ND = torch.zeros(len(rows_N), teacher.item_embeddings.shape[1])
+        new_N = (rows_N == 0).nonzero()[1:, 0]  # the first one is padding
+        new_ND[new_N] = load_network(bundled.alignment).decode_items(q_NJ[new_N])
+        teacher.take_items(rows_N, new_ND)
+    return ItemModels(teacher, e_NJ, q_NJ, rows_N, num_trained)
+
+
+def _embeddings(texts: Storage, items: pa.Table, indices: np.ndarray) -> torch.Tensor:
+    """Q of some items, (M, S); reads the shards that have them."""
+    manifest, wanted, first, found = read_manifest(texts), items.take(pa.array(indices - 1)), 1, list[Any]()
+    for name, entry in manifest.files.items():  # in the order of item_index
+        inside = indices[(indices >= first) & (indices < first + entry["rows"])]
+        if len(inside):
+            found.append(read_part(texts, manifest, name).take(pa.array(inside - first)))
+        first += entry["rows"]
+    table = pa.concat_tables(found) if found else read_table(texts).slice(0, 0)
+    made_of = [table.column(name).to_pylist() for name in ("item_id", "text_hash")]
+    if made_of != [wanted.column(name).to_pylist() for name in ("item_id", "text_hash")]:
+        raise ValueError(f"{texts.uri} does not hold the texts of the items that are prepared; run embed first")
+    lists = table.column("embedding").combine_chunks()
+    return torch.from_numpy(lists.flatten().to_numpy().copy()).view(len(table), -1)

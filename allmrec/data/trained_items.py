@@ -1,0 +1,89 @@
+"""Which items a model was trained on, and how its rows are found again when the catalogue has changed.
+
+`prepare` keeps the indices of known items where it can, and numbers all of them again where it must (a file of the log
+was replaced). Nothing that outlives a preparation may rely on that: items are found by their ids.
+
+Dimensions: I = n + 1 items of a table, entry 0 is padding
+"""
+
+import hashlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from allmrec.core.artifacts import ArtifactWriter, read_manifest, read_part
+from allmrec.core.hashing import hash_strings
+from allmrec.core.storage import Storage
+from schemas import items as items_schema
+from schemas import trained_items
+
+NAME = "items.parquet"  # in the artifact of a model
+
+
+def write_trained_items(out: ArtifactWriter, items: pa.Table) -> None:
+    """Put into a model's artifact which items it was trained on: those of the prepared `items` table."""
+    out.table(NAME, trained_items.SCHEMA, items.sort_by("item_index"))
+
+
+def read_trained_items(model: Storage) -> pa.Table:
+    """Raises ValueError where the model does not say, or its file is missing or damaged."""
+    manifest = read_manifest(model)
+    if NAME not in manifest.files:
+        raise ValueError(f"{model.uri} does not say which items it was trained on; run the step that writes it again")
+    return read_part(model, manifest, NAME)
+
+
+def check_trained_on(model: Storage, items: pa.Table) -> None:
+    """Raises ValueError unless the model was trained on the items of the prepared table, under the same indices."""
+    if ids_digest(read_trained_items(model)) != ids_digest(items.sort_by("item_index")):
+        raise ValueError(f"{model.uri} was trained on other items than those that are prepared; train it again first")
+
+
+def indices_in(ids: pa.ChunkedArray, table: pa.Table) -> np.ndarray:
+    """The index that each of the ids has in a table ordered by item_index: int64 (I,); 0 for padding and no index."""
+    return np.append(0, pc.fill_null(pc.add(_places(ids, table), 1), 0).to_numpy())
+
+
+def column_of(ids: pa.ChunkedArray, table: pa.Table, name: str) -> pa.Array:
+    """What a table says of each of the ids; null where it does not have it."""
+    return table.column(name).combine_chunks().take(_places(ids, table))
+
+
+def with_counts(own: pa.Table, items: pa.Table) -> pa.Table:
+    """One `items` table's ids, words and indices, with another's availability, categories and counts by id.
+
+    What `items` does not have is not available.
+    """
+    ids = own.column("item_id")
+    known = pc.is_in(ids, value_set=items.column("item_id").combine_chunks())
+    available = pc.if_else(known, column_of(ids, items, "available"), False)  # null counts as available
+    return pa.table(
+        {
+            **{name: own.column(name) for name in items_schema.SCHEMA.names},
+            **counts_of(ids, items),
+            "categories": column_of(ids, items, "categories"),
+            "available": available,
+        }
+    )
+
+
+def counts_of(ids: pa.ChunkedArray, table: pa.Table) -> dict[str, pa.Array]:
+    """The columns popularity and interactions of the ids; 0 where the table does not have one."""
+    return {name: pc.fill_null(column_of(ids, table, name), 0) for name in ("popularity", "interactions")}
+
+
+def ids_digest(items: pa.Table) -> str:
+    """Identity of the indices: which id has which, in a table ordered by item_index."""
+    return hashlib.sha256(hash_strings(items.column("item_id")).tobytes()).hexdigest()
+
+
+def words_digest(items: pa.Table) -> str:
+    """Identity of a catalogue: ids by index, titles and texts; neither counts nor what is available."""
+    items = items.sort_by("item_index")
+    columns = (pc.fill_null(items.column(name), "") for name in ("item_id", "title", "text_hash"))
+    return hashlib.sha256(b"".join(hash_strings(column).tobytes() for column in columns)).hexdigest()
+
+
+def _places(ids: pa.ChunkedArray, table: pa.Table) -> pa.Array:
+    return pc.index_in(ids, value_set=table.column("item_id").combine_chunks()).combine_chunks().cast(pa.int64())
