@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from allmrec.core.artifacts import Manifest, find_manifest, writing
+from allmrec.core.artifacts import Manifest, find_manifest, read_table, writing
 from allmrec.core.storage import Storage
 from allmrec.data.catalogue import ItemCounts
 from allmrec.data.evaluation_cases import SPLITS, DrawCases
@@ -48,7 +48,9 @@ def run(context: Context) -> Stats:
 
     # The catalogue is one table; the order of its ids gives the item indices, new ones after those that are known.
     cleaned = pa.concat_tables(iter_results(map_tasks(len(catalogue.pieces), CleanItems(catalogue))))
-    item_table, bad_items = index_items(cleaned, histories.known_items(), excluded[1])
+    known = histories.known_items()
+    before = read_table(workspace.items) if known and find_manifest(workspace.items) else None
+    item_table, bad_items = index_items(cleaned, known, excluded[1], before)
     item_ids, bad_item_reasons = item_table.column("item_id").combine_chunks(), count_values(bad_items.column("reason"))
     if not len(item_ids):
         raise ValueError(f"items: no row is left of {bad_items.num_rows:,}: {bad_item_reasons}")

@@ -37,7 +37,7 @@ def test_build_promote_show_verify_and_list(tmp_path, tiny_llm, tiny_tokenizer):
     listed = call("list")["rows"]
     assert {row["version"]: row["in use"] for row in listed} == {old: True, built: False}
     assert call("show")["title"] == f"bundle {old}" and call("show", built)["title"] == f"bundle {built}"
-    assert call("verify", built)["files"] == 10
+    assert call("verify", built)["files"] == 14
     storage.write(f"bundles/{built}/projectors/projectors.safetensors", b"damage")
     for verb in ("verify", "promote"):
         assert "projectors.safetensors is damaged" in call(verb, built)

@@ -100,17 +100,18 @@ def clean_items(table: pa.Table, config: SourceConfig, place: Mapping[str, Any])
 
 
 def index_items(
-    cleaned: pa.Table, known: Sequence[str] = (), excluded: Sequence[str] = ()
+    cleaned: pa.Table, known: Sequence[str] = (), excluded: Sequence[str] = (), before: pa.Table | None = None
 ) -> tuple[pa.Table, pa.Table]:
     """All CLEANED rows → the `items` table without interactions, and the rejected rows.
 
     Args:
         known: ids that have their index, from 1 on; one that is not in the catalogue any longer stays, not available.
+        excluded: ids that stay without words, not available.
+        before: the `items` table of the preparation before, which has the words of what the catalogue has lost: they
+            are still in histories.
 
     New items come after the known ones, ordered by the first file that has them and by id; so a catalogue that grows
     by files gives the same numbers in one preparation as in many.
-
-        excluded: ids that stay without words, not available.
 
     Of several rows with one id one with a title is kept; of several of those the first in the order of their
     content, so that the choice does not hang on the order of files.
@@ -121,7 +122,7 @@ def index_items(
     good = good.sort("item_id", pl.col("title").is_null(), "row")
     good = good.with_columns(first_file=pl.col("file").min().over("item_id"))
     first = pl.col("item_id").is_first_distinct()
-    kept = _numbered(good.filter(first), known, excluded)
+    kept = _numbered(good.filter(first), known, excluded, before)
     inputs = to_arrow(kept, items.INPUT)
     texts = item_texts(inputs.column("title"), inputs.column("description"))
     kept = kept.with_columns(_text_hashes(texts), popularity=pl.lit(0), interactions=pl.lit(0))
@@ -130,11 +131,16 @@ def index_items(
     return to_arrow(kept, items.SCHEMA), to_arrow(bad.with_columns(source=pl.lit("items")), rejected.SCHEMA)
 
 
-def _numbered(rows: pl.DataFrame, known: Sequence[str], excluded: Sequence[str]) -> pl.DataFrame:
+def _numbered(
+    rows: pl.DataFrame, known: Sequence[str], excluded: Sequence[str], before: pa.Table | None
+) -> pl.DataFrame:
     """CLEANED rows of different items with `first_file` → all items in the order of their new column item_index."""
-    before = pl.DataFrame({"item_id": pl.Series(known, dtype=pl.String)}).with_row_index("place")
-    gone = before.select("item_id").join(rows, on="item_id", how="anti").with_columns(available=pl.lit(False))
-    rows = pl.concat([rows, gone], how="diagonal").join(before, on="item_id", how="left")
+    places = pl.DataFrame({"item_id": pl.Series(known, dtype=pl.String)}).with_row_index("place")
+    gone = places.select("item_id").join(rows, on="item_id", how="anti")
+    if before is not None:
+        gone = gone.join(to_polars(before.select(["item_id", *_WORDS])), on="item_id", how="left")
+    gone = gone.with_columns(available=pl.lit(False))
+    rows = pl.concat([rows, gone], how="diagonal").join(places, on="item_id", how="left")
     rows = rows.sort("place", "first_file", "item_id", nulls_last=True).drop("place")
     rows = rows.with_row_index("item_index", offset=1)
     out = pl.col("item_id").is_in(pl.Series(excluded, dtype=pl.String).implode())
