@@ -135,7 +135,7 @@ def load_bundle(storage: Storage, version: str) -> Bundle:
 
 
 def load_from(root: Storage, description: Mapping[str, Any]) -> Bundle:
-    """Load what lies in a bundle's folder. Raises ValueError where the parts do not fit together."""
+    """Load what is in a bundle's folder. Raises ValueError where the parts do not fit together."""
     bundled = Workspace(root)  # its parts have the workspace's names
     items = read_table(bundled.items)
     try:

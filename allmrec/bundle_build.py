@@ -1,4 +1,4 @@
-"""Building a bundle: the trained models and the catalogue of now, put aside, tried, and made visible by `bundle.json`.
+"""Building a bundle: the trained models and today's catalogue, written, probed, and made visible by `bundle.json`.
 
 What a bundle is and how it is loaded is the business of `bundle`; which items it has that of `bundle_items`.
 """
@@ -44,8 +44,8 @@ def build_bundle(storage: Storage, config: Mapping[str, Any]) -> str:
         the version.
 
     Raises:
-        ValueError: an artifact is missing or damaged, names it; the projectors were trained on other forms of the items
-            than `config` says; or the models do not fit together: nothing becomes visible then.
+        ValueError: an artifact is missing or damaged, names it; the projectors were trained on other embeddings of the
+            items than `config` says; or the models do not fit together: nothing becomes visible then.
     """
     workspace = Workspace(storage)
     manifests = {model: read_manifest(storage.at(model)) for model in MODELS}

@@ -42,12 +42,12 @@ def check_trained_on(model: Storage, items: pa.Table) -> None:
 
 def indices_in(ids: pa.ChunkedArray, table: pa.Table) -> np.ndarray:
     """The index that each of the ids has in a table ordered by item_index: int64 (I,); 0 for padding and no index."""
-    return np.append(0, pc.fill_null(pc.add(_places(ids, table), 1), 0).to_numpy())
+    return np.append(0, pc.fill_null(pc.add(_rows(ids, table), 1), 0).to_numpy())
 
 
 def column_of(ids: pa.ChunkedArray, table: pa.Table, name: str) -> pa.Array:
     """What a table says of each of the ids; null where it does not have it."""
-    return table.column(name).combine_chunks().take(_places(ids, table))
+    return table.column(name).combine_chunks().take(_rows(ids, table))
 
 
 def with_counts(own: pa.Table, items: pa.Table) -> pa.Table:
@@ -85,5 +85,5 @@ def words_digest(items: pa.Table) -> str:
     return hashlib.sha256(b"".join(hash_strings(column).tobytes() for column in columns)).hexdigest()
 
 
-def _places(ids: pa.ChunkedArray, table: pa.Table) -> pa.Array:
+def _rows(ids: pa.ChunkedArray, table: pa.Table) -> pa.Array:
     return pc.index_in(ids, value_set=table.column("item_id").combine_chunks()).combine_chunks().cast(pa.int64())

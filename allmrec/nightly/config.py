@@ -40,7 +40,7 @@ class NightlyConfig(Section):
     # With more available items than this, retrieval uses an approximate index (the extra `faiss`); null: always exact.
     # Worth it from some hundred thousand items on CPUs; the log reports the index's recall.
     approximate_above: int | None = Field(None, ge=1)
-    # Of these, at least so many are items that are new since training, where there are any; see docs/nightly.md.
+    # Least number of these that are new since training, where there are new items; see docs/nightly.md.
     new_item_candidates: int = Field(2, ge=0)
     top_k: int = Field(10, ge=1)  # recommended items per user
     # blend: a weighted sum of the LLM's and the teacher's log-probabilities, fitted on the validation cases.

@@ -1,4 +1,4 @@
-"""Items come, go and change their numbers: nights go on with the bundle that there is; a new one needs no training."""
+"""Items come, go and change their numbers: any bundle works on, and a new one needs no training."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +30,10 @@ QUIET = Console(log_json=True)
 NEW, GONE, LOST, RETITLED = "an-item", "item-05", "item-07", "item-09"
 
 
-def prepare_again(run: Storage) -> None:
+def prepare_again(storage: Storage) -> None:
     """Everything is numbered again, from the end: an item is new, one is not available any more, and one is not there
     at all; one has another title. Histories follow, with a user who has had nothing but the new item."""
-    table = read_table(run.at("items"))
+    table = read_table(storage.at("items"))
     rows = [row for row in reversed(table.to_pylist()) if row["item_id"] != LOST]
     for row in rows:
         row["available"] = None if row["item_id"] != GONE else False
@@ -47,7 +47,7 @@ def prepare_again(run: Storage) -> None:
     to_new_I = indices_in(table.column("item_id"), items)
     tables = []
     for shard in range(NUM_SHARDS):
-        users = read_table(run.at("sequences"), [shard]).to_pylist()
+        users = read_table(storage.at("sequences"), [shard]).to_pylist()
         for user in users:
             kept = [place for place, item in enumerate(user["item_index"]) if to_new_I[item]]
             user["item_index"] = [int(to_new_I[user["item_index"][place]]) for place in kept]
@@ -60,16 +60,16 @@ def prepare_again(run: Storage) -> None:
             users[-1]["train_length"] = 1
         tables.append(pa.Table.from_pylist(users, sequences.SCHEMA))
     files = {
-        shard_name(n): write_shard(run.at("sequences"), sequences.SCHEMA, shard_name(n), t)
+        shard_name(n): write_shard(storage.at("sequences"), sequences.SCHEMA, shard_name(n), t)
         for n, t in enumerate(tables)
     }
-    commit(run.at("sequences"), "sequences", "later", files)
-    write_items(run, items)
+    commit(storage.at("sequences"), "sequences", "later", files)
+    write_items(storage, items)
 
 
-def embed(run: Storage, encoder: str = "tiny") -> np.ndarray:
+def embed(storage: Storage, encoder: str = "tiny") -> np.ndarray:
     """As `embed` does, by any vectors."""
-    table = read_table(run.at("items")).sort_by("item_index")
+    table = read_table(storage.at("items")).sort_by("item_index")
     vectors = np.random.default_rng(3).normal(size=(len(table), 5)).astype(np.float32)
     schema = item_text_embeddings.schema(5)
     columns = [
@@ -78,67 +78,67 @@ def embed(run: Storage, encoder: str = "tiny") -> np.ndarray:
         pa.array([encoder] * len(table)),
         pa.array(vectors.tolist(), schema.field("embedding").type),
     ]
-    with writing(run.at("item_text_embeddings"), "item_text_embeddings", "test") as out:
+    with writing(storage.at("item_text_embeddings"), "item_text_embeddings", "test") as out:
         out.table(0, schema, pa.table(columns, schema=schema))
         out.stats["encoder"] = encoder
     return vectors
 
 
 @dataclass
-class Nights:
+class Changed:
     """A workspace that was prepared again after its bundle was built, and what its nights gave before that."""
 
     config: Config
-    run: Storage
+    storage: Storage
     before: Made  # without the items that are to go
     had_lost: set[str]  # users with the item in their history that is to be lost
 
 
 @pytest.fixture(scope="module")
-def nights(tmp_path_factory, tiny_llm, tiny_tokenizer) -> Nights:
+def changed(tmp_path_factory, tiny_llm, tiny_tokenizer) -> Changed:
     config = tiny_config(tmp_path_factory.mktemp("new_items"))
-    run = write_tiny_workspace(config, tiny_llm, tiny_tokenizer)
+    storage = write_tiny_workspace(config, tiny_llm, tiny_tokenizer)
     execute(bundle.STEP, config, QUIET)
-    index = read_table(run.at("items"))["item_id"].to_pylist().index(LOST) + 1
-    histories = read_table(run.at("sequences")).to_pylist()
+    index = read_table(storage.at("items"))["item_id"].to_pylist().index(LOST) + 1
+    histories = read_table(storage.at("sequences")).to_pylist()
     without = with_nightly(config, tmp_path_factory.mktemp("before"), blocked_items={"ids": [GONE, LOST]})
-    made = make(without, run)
-    prepare_again(run)
-    return Nights(config, run, made, {user["user_id"] for user in histories if index in user["item_index"]})
+    made = make(without, storage)
+    prepare_again(storage)
+    return Changed(config, storage, made, {user["user_id"] for user in histories if index in user["item_index"]})
 
 
 def recommended(made: Made) -> set[str]:
     return {item for items in made.lists().values() for item in items}
 
 
-def check_as_before(nights: Nights, made: Made) -> None:
+def check_as_before(changed: Changed, made: Made) -> None:
     assert not {NEW, GONE, LOST} & recommended(made)
-    lists, expected = made.lists(), nights.before.lists()
-    assert {user for user in expected if lists[user] != expected[user]} <= nights.had_lost, "indices are translated"
-    assert 0 < len(nights.had_lost) < len(expected) / 2
+    lists, expected = made.lists(), changed.before.lists()
+    assert {user for user in expected if lists[user] != expected[user]} <= changed.had_lost, "indices are translated"
+    assert 0 < len(changed.had_lost) < len(expected) / 2
     assert made.by_user["only-new"]["source"] == "popular", "the bundle knows nothing that this user has had"
     assert made.figures["items_not_in_bundle"] == 1 and made.figures["new_items"] == 0
 
 
-def test_the_bundle_in_use_goes_on_whatever_is_prepared(nights: Nights, tmp_path: Path) -> None:
-    check_as_before(nights, make(with_nightly(nights.config, tmp_path), nights.run, SECOND))
+def test_the_bundle_in_use_works_whatever_is_prepared(changed: Changed, tmp_path: Path) -> None:
+    check_as_before(changed, make(with_nightly(changed.config, tmp_path), changed.storage, SECOND))
 
 
-def test_a_bundle_takes_new_items_by_their_texts_and_can_be_gone_back_from(nights: Nights, tmp_path: Path) -> None:
-    config, run = with_nightly(nights.config, tmp_path), nights.run
-    old = latest_bundle(run)
+def test_a_bundle_takes_new_items_by_their_texts_and_can_be_gone_back_from(changed: Changed, tmp_path: Path) -> None:
+    config, storage = with_nightly(changed.config, tmp_path), changed.storage
+    old = latest_bundle(storage)
     with pytest.raises(ValueError, match=r"item_text_embeddings"):
         execute(bundle.STEP, config, QUIET)
-    embed(run, "another")
+    embed(storage, "another")
     with pytest.raises(ValueError, match="is not by tiny, as in training"):
         execute(bundle.STEP, config, QUIET)
-    assert latest_bundle(run) == old, "no bundle is seen that does not load"
-    texts_IS = torch.from_numpy(embed(run))
-    assert execute(bundle.STEP, config, QUIET) and latest_bundle(run) != old
+    assert latest_bundle(storage) == old, "no bundle is seen that does not load"
+    texts_IS = torch.from_numpy(embed(storage))
+    assert execute(bundle.STEP, config, QUIET) and latest_bundle(storage) != old
 
-    built, trained = load_bundle(run, latest_bundle(run)), load_bundle(run, old)
+    built, trained = load_bundle(storage, latest_bundle(storage)), load_bundle(storage, old)
     index, retitled = (built.catalogue.item_ids.to_pylist().index(item) for item in (NEW, RETITLED))
-    network = load_network(run.at("alignment"))
+    network = load_network(storage.at("alignment"))
     q_J = network.encode_texts(texts_IS[[index - 1]])[0]
     torch.testing.assert_close(built.q_NJ[index], q_J)
     torch.testing.assert_close(built.teacher.item_embeddings[index], network.decode_items(q_J))
@@ -151,7 +151,7 @@ def test_a_bundle_takes_new_items_by_their_texts_and_can_be_gone_back_from(night
     assert torch.equal(built.e_NJ[same], trained.e_NJ[rows])
     assert torch.equal(built.teacher.item_embeddings[same], trained.teacher.item_embeddings[rows])
 
-    made = make(config, run, SECOND)
+    made = make(config, storage, SECOND)
     assert NEW in recommended(made) and not {GONE, LOST} & recommended(made)
     assert made.by_user["only-new"]["source"] == "llm", "a new user with a history of new items alone"
     figures = made.figures
@@ -162,13 +162,13 @@ def test_a_bundle_takes_new_items_by_their_texts_and_can_be_gone_back_from(night
     )
     assert figures["new_items"] == 1 / (NUM_ITEMS - 1)
     strict = with_nightly(config, tmp_path, quality_gates={"max_new_items": 0.01})
-    again = make(strict, run, SECOND)
+    again = make(strict, storage, SECOND)
     assert [gate["name"] for gate in again.report["quality_gates"] if not gate["holds"]] == ["max_new_items"]
     assert again.job.run.run_id == made.job.run.run_id and again.rows == made.rows, "it says so, and is published"
 
-    promote(run, old)
-    check_as_before(nights, make(with_nightly(config, tmp_path / "back"), run, SECOND))
-    assert not execute(bundle.STEP, config, QUIET) and latest_bundle(run) == old, "going back holds"
+    promote(storage, old)
+    check_as_before(changed, make(with_nightly(config, tmp_path / "back"), storage, SECOND))
+    assert not execute(bundle.STEP, config, QUIET) and latest_bundle(storage) == old, "going back holds"
 
 
 @given(st.data())

@@ -135,12 +135,12 @@ def _numbered(
     rows: pl.DataFrame, known: Sequence[str], excluded: Sequence[str], before: pa.Table | None
 ) -> pl.DataFrame:
     """CLEANED rows of different items with `first_file` → all items in the order of their new column item_index."""
-    places = pl.DataFrame({"item_id": pl.Series(known, dtype=pl.String)}).with_row_index("place")
-    gone = places.select("item_id").join(rows, on="item_id", how="anti")
+    positions = pl.DataFrame({"item_id": pl.Series(known, dtype=pl.String)}).with_row_index("place")
+    gone = positions.select("item_id").join(rows, on="item_id", how="anti")
     if before is not None:
         gone = gone.join(to_polars(before.select(["item_id", *_WORDS])), on="item_id", how="left")
     gone = gone.with_columns(available=pl.lit(False))
-    rows = pl.concat([rows, gone], how="diagonal").join(places, on="item_id", how="left")
+    rows = pl.concat([rows, gone], how="diagonal").join(positions, on="item_id", how="left")
     rows = rows.sort("place", "first_file", "item_id", nulls_last=True).drop("place")
     rows = rows.with_row_index("item_index", offset=1)
     out = pl.col("item_id").is_in(pl.Series(excluded, dtype=pl.String).implode())
