@@ -9,7 +9,7 @@ import platform
 from collections.abc import Mapping
 from typing import Any
 
-from allmrec.bundle import DESCRIPTION, FORMAT, MODELS, check_files, load_from, probe
+from allmrec.bundle import DESCRIPTION, FORMAT, MODELS, check_files, load_from, probe, read_description
 from allmrec.bundle_items import NEW_Q, bundle_items, embed_new_texts
 from allmrec.core.artifacts import (
     MANIFEST,
@@ -48,16 +48,28 @@ def build_bundle(storage: Storage, config: Mapping[str, Any]) -> str:
             items than `config` says; or the models do not fit together: nothing becomes visible then.
     """
     workspace = Workspace(storage)
-    manifests = {model: read_manifest(storage.at(model)) for model in MODELS}
-    _check_embeddings(manifests[Workspace.projectors], config)
-    items = bundle_items(workspace, read_table(workspace.items))
+    _check_embeddings(read_manifest(workspace.projectors), config)
+    identities = {
+        "llm": _identity(config["llm"]["name"], config["llm"]["revision"]),
+        "text": _identity(config["text"]["model"], config["text"]["revision"]),
+    }
+    return _build(workspace, workspace, config, identities)
+
+
+def refresh_bundle(storage: Storage, version: str) -> str:
+    """As `build_bundle` with the models of a bundle, whatever has been trained since. Raises ValueError as that."""
+    workspace, description = Workspace(storage), read_description(storage, version)
+    models = Workspace(workspace.bundles.at(version))
+    return _build(workspace, models, description["config"], description["models"])
+
+
+def _build(workspace: Workspace, models: Workspace, config: Mapping[str, Any], identities: Mapping[str, Any]) -> str:
+    manifests = {model: read_manifest(models.at(model)) for model in MODELS}
+    items = bundle_items(models, read_table(workspace.items))
     content = {
         "format": FORMAT,
         "config": dict(config),
-        "models": {
-            "llm": _identity(config["llm"]["name"], config["llm"]["revision"]),
-            "text": _identity(config["text"]["model"], config["text"]["revision"]),
-        },
+        "models": dict(identities),
         "parts": {model: manifest.digest for model, manifest in manifests.items()},
         "items": words_digest(items),
     }
@@ -65,8 +77,8 @@ def build_bundle(storage: Storage, config: Mapping[str, Any]) -> str:
     root = workspace.bundles.at(version)
     if root.exists(DESCRIPTION):
         return version
-    texts = embed_new_texts(workspace, items, text_embeddings(workspace))
-    files = _write_models(workspace, root, manifests)
+    texts = embed_new_texts(models, items, text_embeddings(workspace, models))
+    files = _write_models(models, root, manifests)
     files |= _write_part(root, Workspace.items, shard_name(0), to_parquet(items), rows=len(items))
     files |= _write_part(root, Workspace.new_texts, NEW_Q, to_safetensors(texts))
     description = {
@@ -74,7 +86,7 @@ def build_bundle(storage: Storage, config: Mapping[str, Any]) -> str:
         **content,
         "code": __version__,
         "item_ids": ids_digest(items),
-        "data": {table: read_manifest(storage.at(table)).digest for table in (Workspace.items, Workspace.sequences)},
+        "data": {table: read_manifest(workspace.at(table)).digest for table in (Workspace.items, Workspace.sequences)},
         "dependencies": {"python": platform.python_version(), **_versions()},
         "files": dict(sorted(files.items())),
         "stats": {model: manifest.stats for model, manifest in manifests.items()},
@@ -87,23 +99,26 @@ def build_bundle(storage: Storage, config: Mapping[str, Any]) -> str:
     return version
 
 
-def text_embeddings(workspace: Workspace) -> Storage:
-    """Q of the items, by the encoder that Stage-1 ended with."""
-    alignment = read_manifest(workspace.alignment).config.get("alignment", {})
-    frozen = alignment.get("text_encoder", "frozen") == "frozen"
-    return workspace.item_text_embeddings if frozen else workspace.fine_tuned_text_embeddings
+def text_embeddings(workspace: Workspace, models: Workspace) -> Storage:
+    """Q of the workspace's items, by the encoder that the models' Stage-1 ended with."""
+    return workspace.fine_tuned_text_embeddings if is_fine_tuned(models) else workspace.item_text_embeddings
 
 
-def _write_models(workspace: Workspace, root: Storage, manifests: Mapping[str, Manifest]) -> dict[str, dict[str, Any]]:
+def is_fine_tuned(models: Workspace) -> bool:
+    """Whether Stage-1 trained the text encoder."""
+    return bool(read_manifest(models.alignment).config.get("alignment", {}).get("text_encoder") == "fine-tuned")
+
+
+def _write_models(models: Workspace, root: Storage, manifests: Mapping[str, Manifest]) -> dict[str, dict[str, Any]]:
     """Copy the trained models with their manifests."""
     files = {}
     for model, manifest in manifests.items():
         for name in manifest.files:
-            key, data = f"{model}/{name}", read_file(workspace.at(model), manifest, name)
+            key, data = f"{model}/{name}", read_file(models.at(model), manifest, name)
             if not root.create(key, data) and root.read(key) != data:  # a build that failed has left it
                 root.write(key, data)
             files[key] = file_entry(data)
-        files |= _put(root, f"{model}/{MANIFEST}", workspace.at(model).read(MANIFEST))
+        files |= _put(root, f"{model}/{MANIFEST}", models.at(model).read(MANIFEST))
     return files
 
 

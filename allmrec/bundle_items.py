@@ -79,7 +79,9 @@ def embed_new_texts(models: Workspace, items: pa.Table, texts: Storage) -> dict[
     if len(indices):
         encoder = read_manifest(models.alignment).stats.get("encoder")
         if read_manifest(texts).stats.get("encoder") != encoder:
-            raise ValueError(f"{texts.uri} is not by {encoder}, as in training; set that text.model, or train again")
+            raise ValueError(
+                f"{texts.uri} is not by {encoder}, as in training; set text.model and text.dtype as then, or train again"
+            )
         with torch.inference_mode():
             q_MJ = network.encode_texts(_embeddings(texts, items, indices))
     return {"item_index": torch.from_numpy(indices), "q": q_MJ}

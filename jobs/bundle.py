@@ -1,9 +1,11 @@
 """Gather what scoring needs into one verified, immutable bundle, and say which bundle is in use.
 
     allmrec bundle build --config jobs/configs/demo.yaml
+    allmrec bundle refresh --config jobs/configs/demo.yaml
     allmrec bundle promote --config jobs/configs/demo.yaml 5f0c1d2e3a4b
 
-Building promotes what it built. Promoting an older version goes back to it, until another one is built.
+Building takes the models that were trained last, refreshing those in use; both take the items that are prepared, and
+promote what they built. Promoting an older version goes back to it; refreshing keeps to its models.
 """
 
 import json
@@ -19,7 +21,7 @@ from allmrec.bundle import (
     promote,
     read_description,
 )
-from allmrec.bundle_build import build_bundle
+from allmrec.bundle_build import build_bundle, is_fine_tuned, refresh_bundle
 from allmrec.bundle_items import bundle_items, new_texts
 from allmrec.core.artifacts import find_manifest, read_manifest, read_table, writing
 from allmrec.core.commit_log import entries_after
@@ -39,7 +41,7 @@ SECTIONS = ("text", "teacher", "alignment", "llm", "prompt", "projection", "bund
 def run(context: Context) -> Stats:
     """Build the bundle and promote it, unless it is the one that was built last: a rollback from that one holds."""
     config, workspace = context.resolved(*SECTIONS), context.workspace
-    _embed_new_texts(context)
+    _embed_new_texts(context, workspace)
     version, before = build_bundle(context.storage, config), find_manifest(workspace.bundle)
     counts = load_bundle(context.storage, version).item_counts()
     if before is None or before.stats["version"] != version:
@@ -50,16 +52,33 @@ def run(context: Context) -> Stats:
     return {**out.stats, "where": workspace.bundles.name(version)}
 
 
-def _embed_new_texts(context: Context) -> None:
+def refresh(context: Context) -> Stats:
+    """Build a bundle of the models in use for the items that are prepared, and promote it."""
+    used, workspace = latest_bundle(context.storage), context.workspace
+    _embed_new_texts(context, Workspace(workspace.bundles.at(used)))
+    version = refresh_bundle(context.storage, used)
+    promote(context.storage, version)
+    counts = load_bundle(context.storage, version).item_counts()
+    return {"version": version, "models of": used, **counts, "where": workspace.bundles.name(version)}
+
+
+def refreshed(context: Context) -> str | None:
+    """Why there is nothing to refresh."""
+    used = latest_bundle(context.storage)
+    current = words_digest(read_table(context.workspace.items))
+    return f"bundle {used} has the items" if read_description(context.storage, used)["items"] == current else None
+
+
+def _embed_new_texts(context: Context, models: Workspace) -> None:
     """By the fine-tuned encoder, where there is one; `embed` has done so by the frozen one."""
     workspace = context.workspace
-    alignment = read_manifest(workspace.alignment)
-    if alignment.config.get("alignment", {}).get("text_encoder") != "fine-tuned":
+    if not is_fine_tuned(models) or not len(new_texts(models, bundle_items(models, read_table(workspace.items)))):
         return
-    if not len(new_texts(workspace, bundle_items(workspace, read_table(workspace.items)))):
-        return
-    if read_manifest(workspace.fine_tuned).fingerprint != alignment.fingerprint:
-        raise ValueError("train-alignment was started again and not finished; run it first")
+    if read_manifest(workspace.fine_tuned).fingerprint != read_manifest(models.alignment).fingerprint:
+        raise ValueError(
+            f"the encoder of {workspace.fine_tuned.uri} is not that of these models: train-alignment was started again; "
+            "finish the training and build a bundle of it"
+        )
     embed_by(context, workspace.fine_tuned.name(ENCODER), Workspace.fine_tuned_text_embeddings)
 
 
@@ -131,6 +150,17 @@ STEP = Step(
     run=run,
     plan=plan,
     external_inputs=external_inputs,
+)
+
+REFRESH = Step(
+    "bundle refresh",
+    sections=(),
+    inputs=(Workspace.items, Workspace.sequences),
+    outputs=(),
+    late_inputs=(Workspace.item_text_embeddings,),
+    run=refresh,
+    plan=lambda context: {"items": read_manifest(context.workspace.items).rows},
+    finished=refreshed,
 )
 
 if __name__ == "__main__":

@@ -37,7 +37,10 @@ STEPS = {
     ),
     "evaluate": ("jobs.evaluate", "Score every system on the same cases; write metrics and a report."),
 }
-BUNDLE = {"build": ("jobs.bundle", "Put what scoring needs into one verified, immutable bundle, and promote it.")}
+BUNDLE = {
+    "build": ("jobs.bundle", "Put what scoring needs into one verified, immutable bundle, and promote it."),
+    "refresh": ("jobs.bundle:REFRESH", "Build a bundle of the models in use for the items of now, and promote it."),
+}
 
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)

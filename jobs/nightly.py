@@ -22,7 +22,8 @@ from allmrec.nightly.estimate import estimate
 from allmrec.nightly.inputs import NightlyInputs
 from allmrec.nightly.progress import diagnosis
 from allmrec.nightly.report import refuse_failed_gates
-from allmrec.nightly.results import publish, report_of, write_report
+from allmrec.nightly.results import publish, report_of, write_report, write_samples
+from allmrec.nightly.samples import keep_samples
 from allmrec.nightly.score import NightlyJob, ScoreShards
 from allmrec.nightly.statistics import AuditShards
 from allmrec.publishing.lease import hold_lease
@@ -116,6 +117,7 @@ def run(context: Context, job: NightlyJob, output: Storage) -> Stats:
         report = report_of(job, total, config.workers.gpus_per_worker)
         metrics.reported(report["quality_gates"])
         where = write_report(output, report)
+        write_samples(output, job, total)
         if not report["figures"]["users"]:
             raise ValueError(f"no user has a history by the end of {run_date}; check the date and nightly.users")
         refuse_failed_gates(report["quality_gates"], where)
@@ -149,6 +151,7 @@ def audit(console: Console, job: NightlyJob, until: float | None) -> tuple[dict[
         for report in read_reports(in_time):
             digests[report.shard] = report.details["sha256"]
             total.add(report)
+            keep_samples(total, report, job.config.sampled_users)
             bar.advance()
     return digests, total
 

@@ -54,6 +54,7 @@ class NightlyConfig(Section):
     timeout_s: float | None = Field(None, gt=0)  # a longer run ends with exit code 2 and a diagnosis; null: no limit
     stall_timeout_s: float | None = Field(10_800, gt=0)  # so does a run that has finished no shard for this long
     price_per_gpu_hour: float | None = Field(None, ge=0)  # for the cost in the report and in the plan of --dry-run
+    sampled_users: int = Field(20, ge=0)  # users, and new items, that the report shows by title; 0: none
     quality_gates: QualityGatesConfig = QualityGatesConfig()  # what a run must satisfy to be published
 
     @field_validator("candidates", "users", "suppressed_users", "blocked_items", "suppressed_items", mode="before")

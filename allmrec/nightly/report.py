@@ -146,14 +146,13 @@ def refuse_failed_gates(found: Sequence[Mapping[str, Any]], report: str) -> None
         )
 
 
-def render(report: Mapping[str, Any]) -> str:
-    """The page, of report.json. It loads nothing from elsewhere."""
+def render(report: Mapping[str, Any], template: str = "report.html.jinja") -> str:
+    """The page, of report.json, or another one of the folder's. It loads nothing from elsewhere."""
     environment = Environment(
         loader=PackageLoader("allmrec.nightly", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    return environment.get_template("report.html.jinja").render(
-        report=report, number=_number, percent=_percent, plots=_plots(report["figures"])
-    )
+    plots = _plots(report["figures"]) if "figures" in report else []
+    return environment.get_template(template).render(report=report, number=_number, percent=_percent, plots=plots)
 
 
 def _popularity_bias(counts_I: np.ndarray, popularity_I: np.ndarray, allowed_I: np.ndarray) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from allmrec.bundle import new_since_training, renumbering
+from allmrec.bundle import renumbering
 from allmrec.core.shard_tasks import Report
 from allmrec.core.storage import Storage
 from allmrec.core.version import __version__
@@ -13,9 +13,11 @@ from allmrec.core.workspace import Workspace
 from allmrec.data.catalogue import Catalogue
 from allmrec.nightly.lists import applied
 from allmrec.nightly.report import FOLDER, quality_gates, render, summarise
+from allmrec.nightly.samples import sample_key, sample_new_items
 from allmrec.nightly.score import NightlyJob
 from allmrec.publishing.lease import Lease
 from allmrec.publishing.log import LATEST, roll_back
+from allmrec.publishing.maintenance import users_page
 from allmrec.publishing.run import Run
 
 
@@ -33,7 +35,7 @@ def report_of(job: NightlyJob, total: Report, gpus_per_worker: float = 0) -> dic
         last["rows"] if last else None,
         gpus_per_worker,
         job.config.price_per_gpu_hour,
-        new_since_training(job.storage, job.run.identity["bundle"]),
+        job.new_items(),
         not_in_bundle(job),
     )
     identity = job.run.identity
@@ -45,6 +47,7 @@ def report_of(job: NightlyJob, total: Report, gpus_per_worker: float = 0) -> dic
         "llm": job.llm.name,
         "ranker": job.config.ranker,
         "last": last and {name: last[name] for name in ("run_date", "run_id")},
+        "sampled_users": len(total.details.get("samples", [])),
         "quality_gates": quality_gates(figures, job.config.quality_gates),
         "lists": applied(job.lists, figures),
         "figures": figures,
@@ -63,6 +66,19 @@ def write_report(output: Storage, report: Mapping[str, Any]) -> str:
     target.write("report.json", json.dumps(report, indent=1).encode())
     target.write("report.html", render(report).encode())
     return target.name("report.html")
+
+
+def write_samples(output: Storage, job: NightlyJob, total: Report) -> None:
+    """Put users.html beside the report, which links to it, unless none are to be shown."""
+    samples, name = total.details.get("samples", []), users_page(job.run.run_date)
+    if not samples:
+        output.delete(name)
+        return
+    key, new_I = sample_key(job.seed, job.run.run_date), job.filter.allowed_I & job.new_items()
+    items = sample_new_items(job.config.sampled_users, key, new_I, total.sums["items"], job.catalogue())
+    previous = job.previous.manifest["run_date"] if job.previous else None
+    page = {"run_date": str(job.run.run_date), "run_id": job.run.run_id, "previous": previous}
+    output.write(name, render({**page, "users": samples, "new_items": items}, "users.html.jinja").encode())
 
 
 def publish(run: Run, digests: Mapping[int, str], lease: Lease) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from allmrec.bundle import current_items, load_bundle, read_description
+from allmrec.bundle import current_items, load_bundle, new_since_training, read_description
 from allmrec.core.artifacts import read_table
 from allmrec.core.hashing import Draw, key64
 from allmrec.core.shard_tasks import Report, ShardTask
@@ -64,6 +64,10 @@ class NightlyJob:
     def catalogue(self) -> Catalogue:
         """The bundle's items, with what is available and how often it was bought as it is prepared now."""
         return Catalogue.from_table(current_items(self.storage, self.run.identity["bundle"]))
+
+    def new_items(self) -> np.ndarray:
+        """bool (I,): the bundle's items that are new since training."""
+        return new_since_training(self.storage, self.run.identity["bundle"])
 
     def ranking(self, description: Mapping[str, Any]) -> dict[str, Any]:
         """What ranks a user's candidates, the same for all users and items.

@@ -14,6 +14,7 @@ from allmrec.core.shard_tasks import Report, ShardTask
 from allmrec.nightly.audit import audit_finished_shard
 from allmrec.nightly.candidates import hidden
 from allmrec.nightly.counters import report_of_counters
+from allmrec.nightly.samples import sample_key, sample_users
 from allmrec.nightly.score import LLM, POPULAR, TEACHER, NightlyJob
 
 SOURCES = (LLM, TEACHER, POPULAR)
@@ -52,7 +53,9 @@ class AuditShards(ShardTask):
         rows, last = job.run.read_shard(shard)[0], job.previous and job.previous.read(shard)
         report = report_of_counters(job.run.shard_stats(shard))
         report.sums = statistics(rows, last, catalogue.item_ids, top_k)
-        report.details = {"sha256": digest}
+        key, new_I = sample_key(job.seed, job.run.run_date), job.new_items()
+        samples = sample_users(job.config.sampled_users, key, users, rows, last, catalogue, new_I)
+        report.details = {"sha256": digest, "samples": samples}
         return report
 
 

@@ -79,6 +79,11 @@ class Suppressed:
         self.named_items |= other.named_items
 
 
+def users_page(run_date: date) -> str:
+    """The key of the only page of a date's report that shows single users; `allmrec.nightly.samples` makes it."""
+    return f"_reports/run_date={run_date}/users.html"
+
+
 def suppress(storage: Storage, run_date: date, user_ids: pa.Array, item_ids: pa.Array, lease: Lease) -> Suppressed:
     """Take users' rows and items' places out of a date; ranks are dense again. The lease must be this date's.
 
@@ -115,6 +120,7 @@ def suppress(storage: Storage, run_date: date, user_ids: pa.Array, item_ids: pa.
     for _, part in rewritten:
         found.add(part)
     if found.files:
+        storage.delete(users_page(run_date))
         manifest = manifest | {"files": files, "rows": sum(file["rows"] for file in files)}
         lease.check()
         storage.write(manifest_key(run_date), dump_json(manifest))
@@ -133,6 +139,7 @@ def _suppress_work(storage: Storage, run_date: date, user_ids: pa.Array, item_id
     for key in [*copies, *(entry.key for entry in storage.list(f"_runs/run_date={run_date}/attempts/"))]:
         found.add(_without(pq.read_table(pa.BufferReader(storage.read(key))), user_ids, item_ids)[1])
     if found.files:
+        storage.delete(users_page(run_date))
         _delete(storage, copies)
         _delete_work(storage, run_date)
     return found

@@ -61,9 +61,10 @@ class Context:
         return resolved(self.config, sections)
 
 
-def load_step(module: str) -> Step:
-    """The step of a verb's module, which is imported now."""
-    step: Step = importlib.import_module(module).STEP
+def load_step(name: str) -> Step:
+    """The step of a verb's module, `module` or `module:NAME`, which is imported now."""
+    module, _, attribute = name.partition(":")
+    step: Step = getattr(importlib.import_module(module), attribute or "STEP")
     return step
 
 

@@ -12,7 +12,8 @@ from allmrec.core.shard_tasks import gather, read_reports
 from allmrec.core.storage import Storage, open_storage
 from allmrec.nightly.inputs import NightlyInputs
 from allmrec.nightly.report import refuse_failed_gates
-from allmrec.nightly.results import report_of, write_report
+from allmrec.nightly.results import report_of, write_report, write_samples
+from allmrec.nightly.samples import keep_samples
 from allmrec.nightly.score import NightlyJob, ScoreShards
 from allmrec.nightly.statistics import AuditShards
 from allmrec.publishing.reader import read_recommendations
@@ -66,6 +67,9 @@ def make(
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(lambda shard: list(worker({"id": shard})), shards))
     audited, total = gather(read_reports(table for shard in shards for table in audit({"id": shard})))
+    for shard in audited:
+        keep_samples(total, shard, config.nightly.sampled_users)
+    write_samples(output, job, total)
     report = report_of(job, total)
     refuse_failed_gates(report["quality_gates"], write_report(output, report))
     job.run.publish(NUM_SHARDS, {report.shard: report.details["sha256"] for report in audited})

@@ -169,6 +169,8 @@ def test_a_bundle_takes_new_items_by_their_texts_and_can_be_gone_back_from(chang
     promote(storage, old)
     check_as_before(changed, make(with_nightly(config, tmp_path / "back"), storage, SECOND))
     assert not execute(bundle.STEP, config, QUIET) and latest_bundle(storage) == old, "going back holds"
+    assert execute(bundle.REFRESH, config, QUIET) and latest_bundle(storage) == built.version, "of the same models"
+    assert not execute(bundle.REFRESH, config, QUIET), "it has the items"
 
 
 @given(st.data())

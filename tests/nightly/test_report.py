@@ -100,7 +100,17 @@ def test_gates_name_value_bound_and_the_way_out(figures: dict[str, Any]) -> None
 def page(figures: dict[str, Any]) -> str:
     made_of = {"run_date": "2026-11-21", "run_id": "r1", "bundle": "v1", "weight": 0.4, "code": "1", "llm": HOSTILE}
     found = quality_gates(figures, QualityGatesConfig(min_overlap=0.8, min_coverage=0.5))
-    return render({**made_of, "ranker": "blend", "last": None, "quality_gates": found, "lists": [], "figures": figures})
+    return render(
+        {
+            **made_of,
+            "sampled_users": 20,
+            "ranker": "blend",
+            "last": None,
+            "quality_gates": found,
+            "lists": [],
+            "figures": figures,
+        }
+    )
 
 
 def test_titles_are_text(figures: dict[str, Any]) -> None:
