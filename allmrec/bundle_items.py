@@ -80,7 +80,7 @@ def embed_new_texts(models: Workspace, items: pa.Table, texts: Storage) -> dict[
         encoder = read_manifest(models.alignment).stats.get("encoder")
         if read_manifest(texts).stats.get("encoder") != encoder:
             raise ValueError(
-                f"{texts.uri} is not by {encoder}, as in training; set text.model and text.dtype as then, or train again"
+                f"{texts.uri} is not by {encoder}, as in training; set text.model and text.dtype as then or train again"
             )
         with torch.inference_mode():
             q_MJ = network.encode_texts(_embeddings(texts, items, indices))

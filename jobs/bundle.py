@@ -76,8 +76,8 @@ def _embed_new_texts(context: Context, models: Workspace) -> None:
         return
     if read_manifest(workspace.fine_tuned).fingerprint != read_manifest(models.alignment).fingerprint:
         raise ValueError(
-            f"the encoder of {workspace.fine_tuned.uri} is not that of these models: train-alignment was started again; "
-            "finish the training and build a bundle of it"
+            f"the encoder of {workspace.fine_tuned.uri} is not that of these models, as train-alignment was started "
+            "again; finish the training and build a bundle of it"
         )
     embed_by(context, workspace.fine_tuned.name(ENCODER), Workspace.fine_tuned_text_embeddings)
 

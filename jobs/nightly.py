@@ -21,7 +21,7 @@ from allmrec.nightly.counters import shown_stats
 from allmrec.nightly.estimate import estimate
 from allmrec.nightly.inputs import NightlyInputs
 from allmrec.nightly.progress import diagnosis
-from allmrec.nightly.report import refuse_failed_gates
+from allmrec.nightly.report import failed_advice, refuse_failed_gates
 from allmrec.nightly.results import publish, report_of, write_report, write_samples
 from allmrec.nightly.samples import keep_samples
 from allmrec.nightly.score import NightlyJob, ScoreShards
@@ -121,6 +121,9 @@ def run(context: Context, job: NightlyJob, output: Storage) -> Stats:
         if not report["figures"]["users"]:
             raise ValueError(f"no user has a history by the end of {run_date}; check the date and nightly.users")
         refuse_failed_gates(report["quality_gates"], where)
+        for gate in failed_advice(report["quality_gates"]):
+            bound = {f"nightly.quality_gates.{gate['name']}": gate["bound"]}
+            console.event("time to train again", **{gate["figure"]: gate["value"], **bound})
         entry = publish(job.run, digests, lease)
     return {**stats, "run": job.run.run_id, "log_entry": entry["n"], "published_at": output.uri, "report": where}
 

@@ -116,7 +116,6 @@ class Teacher(nn.Module, ABC):
     def represent(self, histories: Sequences) -> torch.Tensor:
         """x^u of users with whole histories: float32 (U, D) on the teacher's device; zeros where it knows nothing."""
 
-    @abstractmethod
     def take_items(self, rows_N: torch.Tensor, new_ND: torch.Tensor) -> None:
         """Know other items from now on.
 
@@ -124,6 +123,7 @@ class Teacher(nn.Module, ABC):
             rows_N: int64, the row that each of them has had; 0 for padding and for an item that is new.
             new_ND: E_i of those that are new; zeros where there is none. Other rows are not read.
         """
+        raise NotImplementedError(f"{type(self).__name__} keeps to the items that it was made with")
 
     def scores(self, x_BD: torch.Tensor, items_BC: torch.Tensor) -> torch.Tensor:
         """s(x^u, E_i) of every row's own items: (B, C). The dot product, unless the model says otherwise."""

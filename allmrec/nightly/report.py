@@ -146,6 +146,11 @@ def refuse_failed_gates(found: Sequence[Mapping[str, Any]], report: str) -> None
         )
 
 
+def failed_advice(found: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The failed gates that hold no run back."""
+    return [gate for gate in found if not gate["holds"] and not gate["blocks"]]
+
+
 def render(report: Mapping[str, Any], template: str = "report.html.jinja") -> str:
     """The page, of report.json, or another one of the folder's. It loads nothing from elsewhere."""
     environment = Environment(

@@ -106,7 +106,7 @@ def item_inputs(
     if config.item_input == "teacher":
         return items_ND
     if config.item_input == "random":
-        return random_inputs(*e_NJ.shape, seed)
+        return random_inputs(len(e_NJ), e_NJ.shape[1], seed)
     return choice.joint(e_NJ, q_NJ)
 
 
