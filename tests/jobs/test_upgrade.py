@@ -24,8 +24,7 @@ RELEASES = sorted(path.stem for path in FOLDER.glob("*.json"))
 pytestmark = pytest.mark.usefixtures("in_process")
 
 
-@pytest.fixture
-def upgraded(monkeypatch: pytest.MonkeyPatch) -> None:
+def upgrade(monkeypatch: pytest.MonkeyPatch) -> None:
     """The package is a patch release later, in every module."""
     for name, module in list(sys.modules.items()):
         if name.split(".")[0] in ("allmrec", "jobs") and getattr(module, "__version__", None) == __version__:
@@ -38,8 +37,9 @@ def events(capsys: pytest.CaptureFixture[str]) -> list[dict]:
 
 @pytest.mark.parametrize("release", RELEASES)
 def test_the_next_run_continues_from_an_earlier_release(
-    release: str, upgraded: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    release: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    upgrade(monkeypatch)
     ZipFile(FOLDER / f"{release}.zip").extractall(tmp_path)
     monkeypatch.chdir(tmp_path)
     config = release_config()
@@ -67,13 +67,13 @@ def test_another_default_is_another_algorithm(release: str) -> None:
 
 
 def test_a_patch_release_prepares_nothing_again(
-    tmp_path: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_parquet(tmp_path / "log" / "a.parquet", log())
     config = config_of(tmp_path / "runs", tmp_path / "log", write_parquet(tmp_path / "shop.parquet", SHOP))
     storage, _ = prepared(config)
     written = {entry.key for entry in storage.list("histories/")}
-    request.getfixturevalue("upgraded")
+    upgrade(monkeypatch)
     capsys.readouterr()
     prepared(config)
     assert "start" not in {event["event"] for event in events(capsys)}
