@@ -155,11 +155,11 @@ STEP = Step(
 REFRESH = Step(
     "bundle refresh",
     sections=(),
-    inputs=(Workspace.items, Workspace.sequences),
+    inputs=(Workspace.bundle, Workspace.items, Workspace.sequences),
     outputs=(),
     late_inputs=(Workspace.item_text_embeddings,),
     run=refresh,
-    plan=lambda context: {"items": read_manifest(context.workspace.items).rows},
+    plan=lambda context: {"up to date": refreshed(context) is not None},
     finished=refreshed,
 )
 

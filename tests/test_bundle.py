@@ -3,14 +3,17 @@
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
-from allmrec.bundle import DESCRIPTION, check_items, check_llm, load_bundle, read_description
+from allmrec.bundle import DESCRIPTION, bundle_versions, check_items, check_llm, load_bundle, read_description
 from allmrec.bundle_build import build_bundle
 from allmrec.cf.teacher import load_teacher
-from allmrec.core.artifacts import MANIFEST, read_table
+from allmrec.core.artifacts import MANIFEST, read_manifest, read_table, writing
 from allmrec.data.sequences import Sequences
+from allmrec.data.trained_items import NAME, write_trained_items
+from allmrec.projection.projectors import fresh_projectors, save_projectors
 from jobs.runtime.step import resolved
 from tests.evaluation.tiny import tiny_config, write_items, write_tiny_workspace
 
@@ -105,6 +108,51 @@ def test_a_build_that_was_killed_is_finished_by_the_next(config, storage, versio
         load_bundle(storage, version)
     build_bundle(storage, resolved(config, SECTIONS))
     assert contents(storage) == before
+
+
+def test_a_build_that_left_damage_is_repaired_by_the_next(config, storage, version):
+    before = contents(storage)
+    storage.delete(f"bundles/{version}/{DESCRIPTION}")
+    storage.write(f"bundles/{version}/teacher/teacher.safetensors", b"half")
+    build_bundle(storage, resolved(config, SECTIONS))
+    assert contents(storage) == before
+
+
+def trained_on(storage, model: str, items) -> None:
+    """Say of a model that it was trained on these items."""
+    manifest, target = read_manifest(storage.at(model)), storage.at(model)
+    kept = {name: entry for name, entry in manifest.files.items() if name != NAME}
+    with writing(target, model, "test", manifest.config, keep_previous=True) as out:
+        out.add(kept)
+        out.stats |= manifest.stats
+        write_trained_items(out, items)
+
+
+def test_models_that_do_not_fit_together_make_no_bundle(config, storage):
+    settings, items = resolved(config, SECTIONS), read_table(storage.at("items"))
+    trained_on(storage, "teacher", items.slice(0, 39))
+    with pytest.raises(ValueError, match="were trained on different items; run train-alignment"):
+        build_bundle(storage, settings)
+    trained_on(storage, "alignment", items.slice(0, 39))  # of 40 rows each
+    with pytest.raises(ValueError, match="item_text_embeddings"):
+        build_bundle(storage, settings)
+    rows = items.to_pylist()
+    longer = pa.Table.from_pylist([*rows, {**rows[0], "item_id": "another", "item_index": 41}], items.schema)
+    for model in ("teacher", "alignment"):
+        trained_on(storage, model, longer)
+    write_items(storage, longer)
+    with pytest.raises(ValueError, match="its models do not fit its items"):
+        build_bundle(storage, settings)
+    write_items(storage, items)
+    for model in ("teacher", "alignment"):
+        trained_on(storage, model, items)
+    weights = fresh_projectors(9, 6, 32, 0).state_dict()  # the teacher has 8 dimensions
+    manifest = read_manifest(storage.at("projectors"))
+    with writing(storage.at("projectors"), "projectors", "test", manifest.config) as out:
+        out.add(save_projectors(storage.at("projectors"), weights, weights))
+    with pytest.raises(ValueError, match="its parts do not fit together"):
+        build_bundle(storage, settings)
+    assert bundle_versions(storage) == []
 
 
 def test_nothing_of_the_llm_and_nothing_pickled_is_inside(storage, version):

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from allmrec.alignment.network import load_network
 from allmrec.bundle import latest_bundle, load_bundle, promote
-from allmrec.cf.teacher import TeacherConfig, build_teacher
+from allmrec.cf.external import ExternalTeacher
+from allmrec.cf.teacher import Teacher, TeacherConfig, build_teacher
 from allmrec.core.artifacts import commit, read_table, shard_name, write_shard, writing
 from allmrec.core.storage import Storage
 from allmrec.data.trained_items import indices_in
@@ -190,11 +191,17 @@ def test_a_quota_of_candidates(data: st.DataObject) -> None:
     assert kept[: width - wanted_width] == items[: width - wanted_width] or len(items) < width - wanted_width
 
 
-@pytest.mark.parametrize("model", ["sasrec", "gru4rec", "nextitnet", "ncf"])
+@pytest.mark.parametrize("model", ["sasrec", "gru4rec", "nextitnet", "ncf", "external"])
 def test_a_teacher_under_other_numbers_is_the_same_teacher(model: str) -> None:
-    config = TeacherConfig(model=model, dim=8, max_history=5)
-    teachers = [build_teacher(config, 9).eval().requires_grad_(False) for _ in range(2)]
-    teachers[1].load_state_dict(teachers[0].state_dict())
+    if model == "external":
+        items_ND = torch.randn(10, 8).index_fill(0, torch.tensor([0]), 0)
+        hashes = np.sort(ragged([[1], [2]]).hashes().view(np.int64))
+        tables = items_ND, torch.randn(2, 8), torch.from_numpy(hashes)
+        teachers: list[Teacher] = [ExternalTeacher(*tables) for _ in range(2)]
+    else:
+        config = TeacherConfig(model=model, dim=8, max_history=5)
+        teachers = [build_teacher(config, 9).eval().requires_grad_(False) for _ in range(2)]
+        teachers[1].load_state_dict(teachers[0].state_dict())
     rows_N = torch.tensor([0, 3, 1, 0, 9, 2, 4, 5, 6, 7, 8])  # the third is new
     new_ND = torch.zeros(11, 8).index_fill(0, torch.tensor([3]), 0.5)
     teachers[1].take_items(rows_N, new_ND)
