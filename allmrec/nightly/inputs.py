@@ -5,7 +5,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from allmrec.bundle import check_llm, current_items, latest_bundle, read_description, renumbering
+from allmrec.bundle import (
+    check_llm,
+    current_items,
+    latest_bundle,
+    new_since_training,
+    read_description,
+    renumbering,
+)
 from allmrec.cf.approximate import load_faiss
 from allmrec.core.artifacts import read_manifest, read_table
 from allmrec.core.storage import S3Config, Storage
@@ -65,6 +72,7 @@ class NightlyInputs:
             self.eligible_users(run_date, limit),
             filter,
             identity["weight"],
+            new_since_training(self.workspace.storage, self.bundle),
             external_candidates=self._partitioned(EXTERNAL_CANDIDATES),
             previous=PreviousRun.before(output, run_date, num_shards(self.workspace.sequences)),
             reuse=not full,

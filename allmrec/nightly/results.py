@@ -35,7 +35,7 @@ def report_of(job: NightlyJob, total: Report, gpus_per_worker: float = 0) -> dic
         last["rows"] if last else None,
         gpus_per_worker,
         job.config.price_per_gpu_hour,
-        job.new_items(),
+        job.new_I,
         not_in_bundle(job),
     )
     identity = job.run.identity
@@ -74,7 +74,7 @@ def write_samples(output: Storage, job: NightlyJob, total: Report) -> None:
     if not samples:
         output.delete(name)
         return
-    key, new_I = sample_key(job.seed, job.run.run_date), job.filter.allowed_I & job.new_items()
+    key, new_I = sample_key(job.seed, job.run.run_date), job.filter.allowed_I & job.new_I
     items = sample_new_items(job.config.sampled_users, key, new_I, total.sums["items"], job.catalogue())
     previous = job.previous.manifest["run_date"] if job.previous else None
     page = {"run_date": str(job.run.run_date), "run_id": job.run.run_id, "previous": previous}

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from allmrec.bundle import current_items, load_bundle, new_since_training, read_description
+from allmrec.bundle import current_items, load_bundle, read_description
 from allmrec.core.artifacts import read_table
 from allmrec.core.hashing import Draw, key64
 from allmrec.core.shard_tasks import Report, ShardTask
@@ -56,6 +56,7 @@ class NightlyJob:
     users: EligibleUsers
     filter: ItemFilter
     weight: float  # of the LLM against the teacher: 1 and 0 are either alone
+    new_I: np.ndarray  # bool (n + 1,): the bundle's items that are new since training
     external_candidates: Storage | None = None  # another system's candidates, by shard
     previous: PreviousRun | None = None  # what in this run is compared with
     reuse: bool = True  # the rows of `previous` that have not changed
@@ -64,10 +65,6 @@ class NightlyJob:
     def catalogue(self) -> Catalogue:
         """The bundle's items, with what is available and how often it was bought as it is prepared now."""
         return Catalogue.from_table(current_items(self.storage, self.run.identity["bundle"]))
-
-    def new_items(self) -> np.ndarray:
-        """bool (I,): the bundle's items that are new since training."""
-        return new_since_training(self.storage, self.run.identity["bundle"])
 
     def ranking(self, description: Mapping[str, Any]) -> dict[str, Any]:
         """What ranks a user's candidates, the same for all users and items.
@@ -138,8 +135,7 @@ class ScoreShards(ShardTask):
     def retriever(self) -> Retriever:
         """Made by the first call and not with the worker: Ray hands on an error of a call as it was raised."""
         job = self.job
-        new_I = self.model.bundle.new_N.numpy()
-        return Retriever(self.model.teacher, self.catalogue, job.filter.allowed_I, job.config, job.seed, new_I)
+        return Retriever(self.model.teacher, self.catalogue, job.filter.allowed_I, job.config, job.seed, job.new_I)
 
     def candidates(self, shard: int, users: Sequences) -> Candidates:
         """(U, N) items that each user may be recommended; popular ones where there is no history."""

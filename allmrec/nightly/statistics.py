@@ -53,8 +53,8 @@ class AuditShards(ShardTask):
         rows, last = job.run.read_shard(shard)[0], job.previous and job.previous.read(shard)
         report = report_of_counters(job.run.shard_stats(shard))
         report.sums = statistics(rows, last, catalogue.item_ids, top_k)
-        key, new_I = sample_key(job.seed, job.run.run_date), job.new_items()
-        samples = sample_users(job.config.sampled_users, key, users, rows, last, catalogue, new_I)
+        key = sample_key(job.seed, job.run.run_date)
+        samples = sample_users(job.config.sampled_users, key, users, rows, last, catalogue, job.new_I)
         report.details = {"sha256": digest, "samples": samples}
         return report
 
