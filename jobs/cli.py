@@ -170,7 +170,7 @@ def bundle_verify(
     overrides: Overrides = [],  # noqa: B006
     log_json: LogJson = False,
 ) -> None:
-    """Compare every file of a bundle with its hash."""
+    """Load a bundle, every file compared with its hash, and let it score."""
     _call("jobs.bundle", "verify", config, overrides, log_json, version)
 
 
