@@ -5,7 +5,7 @@ One reader a format, all with the same two methods. Columns keep the source's na
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, ClassVar
@@ -27,6 +27,7 @@ _HEAD = 1 << 20  # bytes of a plain text file in which the columns are looked fo
 
 
 Columns = dict[str, pa.DataType]
+AMBIGUOUS = pa.struct([])  # the type of a column whose name occurs twice: no file has an empty struct
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class ParquetReader(Reader):
     def open(self, filesystem: Any, path: str, file: InputFile, is_first: bool) -> tuple[Columns, list[Piece]]:
         with pq.ParquetFile(path, filesystem=filesystem) as parquet:
             sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
-            columns = {field.name: field.type for field in parquet.schema_arrow}
+            columns = _by_name(parquet.schema_arrow.names, parquet.schema_arrow.types)
         before = np.append(0, np.cumsum(sizes)).tolist()
         pieces, start = [], 0
         for stop in range(1, len(before)):
@@ -130,7 +131,8 @@ class DelimitedReader(Reader):
 
     def open(self, filesystem: Any, path: str, file: InputFile, is_first: bool) -> tuple[Columns, list[Piece]]:
         whole = [Piece(file.uri, 0, file.size, None)]
-        columns = dict.fromkeys(self._names(filesystem, path), pa.string())
+        names = self._names(filesystem, path)
+        columns = _by_name(names, [pa.string()] * len(names))
         return columns, whole if self.config.quoted_newlines else _ranges(file)
 
     def read(self, filesystem: Any, path: str, piece: Piece, wanted: pa.Schema) -> Iterator[pa.Table]:
@@ -160,6 +162,10 @@ READERS: dict[str, type[Reader]] = {
     "jsonl": ObjectReader,
     "literal": ObjectReader,
 }
+
+
+def _by_name(names: Sequence[str], types: Sequence[pa.DataType]) -> Columns:
+    return {name: AMBIGUOUS if names.count(name) > 1 else kind for name, kind in zip(names, types, strict=True)}
 
 
 def _well_encoded(table: pa.Table, numbers: np.ndarray) -> pa.Table:

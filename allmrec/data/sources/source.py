@@ -20,7 +20,7 @@ from allmrec.data.config import SourceConfig
 from allmrec.data.sources.cells import plain_type
 from allmrec.data.sources.files import ICEBERG, METADATA, InputFile, list_files, locate, partitions
 from allmrec.data.sources.lines import MALFORMED, NUMBER
-from allmrec.data.sources.readers import READERS, Columns, Piece
+from allmrec.data.sources.readers import AMBIGUOUS, READERS, Columns, Piece
 from allmrec.data.sources.snapshots import Layout, Snapshot, open_snapshot
 
 _OPENED_AT_ONCE = 16  # files
@@ -211,6 +211,8 @@ def _check_columns(
     """Raise ValueError if a file's columns are not what is expected under these names."""
     for ours, theirs in names.items():
         column = expected[ours]
+        if columns.get(theirs) == AMBIGUOUS:
+            raise ValueError(f"{what} {theirs!r} occurs twice in {uri}; rename one of the two")
         if theirs in columns and columns[theirs] != pa.null() and not column.accepts(columns[theirs]):
             raise ValueError(f"{what} {theirs!r} is {columns[theirs]} in {uri}; it must be {column.types}")
         if theirs not in columns and (column.required or ours != theirs):

@@ -293,3 +293,19 @@ def test_a_column_that_is_null_in_one_file_is_there_in_the_type_of_the_others(tm
         for table in (table for piece in source.pieces for table in source.read(piece)):
             assert len(table.filter(pa.array([True, False]))) == 1
             assert table.column("user_id").null_count == 2
+
+
+@pytest.mark.parametrize("format", ["csv", "parquet"])
+def test_of_two_columns_with_one_name_none_is_chosen(tmp_path, format):
+    def written(*names):
+        path = tmp_path / f"log.{format}"
+        if format == "parquet":
+            pq.write_table(pa.table([["a"]] * len(names), list(names)), path)
+        else:
+            path.write_text(f"{','.join(names)}\n{','.join('a' * len(names))}")
+        return path
+
+    source = opened([written("user_id", "item_id", "timestamp", "note", "note")], format)
+    assert read(source).num_rows == 1, "what is not read may occur twice"
+    with pytest.raises(ValueError, match="'item_id' occurs twice"):
+        opened([written("user_id", "item_id", "item_id", "timestamp", "note")], format)
