@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: install demo test test-faults test-s3 lint format clean
+.PHONY: install demo test test-faults test-hosts test-s3 lint format clean
 
 install: $(READY)
 
@@ -28,6 +28,10 @@ test: $(READY)
 # Jobs killed at random moments (ALLMREC_KILLS times), and consecutive nightly runs (ALLMREC_RUNS).
 test-faults: $(READY)
 	$(BIN)/pytest -n 2 --dist loadfile -m faults
+
+# Jobs on two isolated hosts, one of which is powered off (needs root and iproute2; skipped without).
+test-hosts: $(READY)
+	$(BIN)/pytest -m hosts
 
 # The storage and publishing tests against Ceph RADOS Gateway, a real S3 store (needs root for apt-get).
 test-s3: $(READY)

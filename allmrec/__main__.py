@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 def main() -> None:
     refuse_hidden_packages()
-    console()(prog_name="allmrec")
+    from jobs.runtime.command import errors_in_one_line
+
+    with errors_in_one_line():
+        console()(prog_name="allmrec")
 
 
 @cache

@@ -22,9 +22,9 @@ from benchmarks.generated_run import write_run
 from benchmarks.report import ROOT, Benchmark, Row
 from jobs.config import Config
 from jobs.nightly import nightly
+from jobs.runtime.cluster import start_ray
 from jobs.runtime.command import errors_in_one_line
 from jobs.runtime.console import Console
-from jobs.runtime.ray_train import start_ray
 
 NAME = "nightly_scale"
 ITEMS, USERS_PER_SHARD = 2000, 2500

@@ -19,7 +19,6 @@ from jobs.runtime.command import (
     Overrides,
     PublishedDate,
     RunDate,
-    errors_in_one_line,
     run_date,
 )
 from jobs.runtime.console import Console
@@ -62,9 +61,8 @@ def command(module: str) -> Callable[..., None]:
         from jobs.config import load_config_as
         from jobs.runtime.step import execute, load_step
 
-        with errors_in_one_line():
-            step = load_step(module)
-            execute(step, load_config_as(step.config, config, overrides), Console(log_json), dry_run, force)
+        step = load_step(module)
+        execute(step, load_config_as(step.config, config, overrides), Console(log_json), dry_run, force)
 
     return run
 
@@ -95,11 +93,10 @@ def nightly(
     from jobs.config import load_config
     from jobs.nightly import nightly as run_nightly
 
-    with errors_in_one_line():
-        requested = [f"nightly.users={users}"] if users else []
-        settings = load_config(config, [*overrides, *requested])
-        day = run_date(date, settings.nightly.timezone)
-        run_nightly(settings, Console(log_json), day, dry_run, full, limit)
+    requested = [f"nightly.users={users}"] if users else []
+    settings = load_config(config, [*overrides, *requested])
+    day = run_date(date, settings.nightly.timezone)
+    run_nightly(settings, Console(log_json), day, dry_run, full, limit)
 
 
 @app.command()
@@ -117,8 +114,7 @@ def explain(
     from jobs.config import load_config
     from jobs.explain import explain as run_explain
 
-    with errors_in_one_line():
-        run_explain(load_config(config, overrides), Console(log_json), task, users, user, dry_run, force)
+    run_explain(load_config(config, overrides), Console(log_json), task, users, user, dry_run, force)
 
 
 @app.command()
@@ -134,10 +130,9 @@ def run(
     from jobs.config import load_config
     from jobs.pipeline import run as run_all
 
-    with errors_in_one_line():
-        settings = load_config(config, overrides)
-        day = run_date(date, settings.nightly.timezone)
-        run_all(settings, Console(log_json), day, dry_run, force)
+    settings = load_config(config, overrides)
+    day = run_date(date, settings.nightly.timezone)
+    run_all(settings, Console(log_json), day, dry_run, force)
 
 
 def _call(
@@ -146,10 +141,9 @@ def _call(
     """`function(config, console, *arguments, **dates)` of a module of `jobs/`, which is imported now."""
     from jobs.config import load_config
 
-    with errors_in_one_line():
-        parsed = {name: run_date(text) if text else None for name, text in dates.items()}
-        called = getattr(importlib.import_module(module), function)
-        called(load_config(config, overrides), Console(log_json), *arguments, **parsed)
+    parsed = {name: run_date(text) if text else None for name, text in dates.items()}
+    called = getattr(importlib.import_module(module), function)
+    called(load_config(config, overrides), Console(log_json), *arguments, **parsed)
 
 
 @bundle.command("show")

@@ -23,9 +23,10 @@ from allmrec.data.catalogue import UNTITLED, Catalogue
 from allmrec.text.blocks import EmbedTexts, WriteItemEmbeddings
 from allmrec.text.cache import Index, TextCache
 from allmrec.text.encoder import encoder_folder, encoder_identity
+from jobs.runtime.cluster import start_ray
 from jobs.runtime.command import main
+from jobs.runtime.preflight import Needs
 from jobs.runtime.ray_data import iter_results
-from jobs.runtime.ray_train import start_ray
 from jobs.runtime.step import Context, Stats, Step
 
 BLOCKS_PER_WORKER = 16  # at least, so that workers end together
@@ -170,6 +171,7 @@ STEP = Step(
     run=run,
     plan=plan,
     external_inputs=identity,
+    needs=Needs("pool", models=lambda config: ("text",), blocks=lambda config: config.workers.num_workers),
 )
 
 if __name__ == "__main__":

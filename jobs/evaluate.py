@@ -38,10 +38,11 @@ from allmrec.evaluation.results import FULL, GENERATION
 from allmrec.evaluation.shards import EvaluateShards
 from allmrec.evaluation.systems import IN_CATALOGUE, NEED_LLM
 from allmrec.metrics import summarise
+from jobs.runtime.cluster import start_ray
 from jobs.runtime.command import main
 from jobs.runtime.console import Console
+from jobs.runtime.preflight import Needs
 from jobs.runtime.ray_data import iter_reports, map_actors
-from jobs.runtime.ray_train import start_ray
 from jobs.runtime.step import Context, Stats, Step
 
 Costs = dict[tuple[str, bool], Counter[str]]  # by system, and whether it writes its answers
@@ -201,6 +202,7 @@ STEP = Step(
     outputs=("evaluation", "evaluation_results"),
     run=run,
     plan=plan,
+    needs=Needs("pool", models=lambda config: ("llm",) if NEED_LLM & {*config.evaluation.systems} else ()),
     external_inputs=lambda context: [
         model_identity(context.config.llm.name, context.config.llm.revision),
         context.config.nightly.num_candidates,  # N of Recall@N

@@ -16,10 +16,11 @@ from allmrec.core.artifacts import read_manifest, writing
 from allmrec.data.sequences import num_shards
 from allmrec.explain.shards import ExplainShards, sample_users, shards_of
 from jobs.config import Config
+from jobs.runtime.cluster import start_ray
 from jobs.runtime.command import main
 from jobs.runtime.console import Console
+from jobs.runtime.preflight import Needs
 from jobs.runtime.ray_data import iter_results, map_actors
-from jobs.runtime.ray_train import start_ray
 from jobs.runtime.step import Context, Stats, Step, execute
 from schemas.explanations import SCHEMA
 
@@ -51,6 +52,7 @@ def explain(
         outputs=("explanations",),
         run=partial(run, users=users, user_ids=user_ids),
         plan=partial(plan, users=users, user_ids=user_ids),
+        needs=Needs("pool", models=lambda config: ("llm",), blocks=lambda config: 1),
         external_inputs=lambda context: {"task": task, "users": user_ids or users},
     )
     execute(step, config, console, dry_run, force)

@@ -9,8 +9,9 @@ from allmrec.core.shard_tasks import read_reports
 from allmrec.core.workspace import Workspace
 from allmrec.data.sequences import num_shards
 from allmrec.nightly.blend import METRIC, NAME, FitShards, best_weight
+from jobs.runtime.cluster import start_ray
+from jobs.runtime.preflight import Needs
 from jobs.runtime.ray_data import iter_results, map_actors
-from jobs.runtime.ray_train import start_ray
 from jobs.runtime.step import Context, Stats, Step
 
 
@@ -44,6 +45,7 @@ STEP = Step(
     outputs=(Workspace.blend,),
     run=run,
     plan=plan,
+    needs=Needs("pool", models=lambda config: ("llm",)),
     external_inputs=lambda context: [
         model_identity(context.config.llm.name, context.config.llm.revision),
         latest_bundle(context.storage),

@@ -31,11 +31,12 @@ from allmrec.publishing.log import manifest_key
 from allmrec.publishing.maintenance import TRIALS
 from jobs import fit_blend, user_tables
 from jobs.config import Config
+from jobs.runtime.cluster import start_ray
 from jobs.runtime.command import main
 from jobs.runtime.console import Console
+from jobs.runtime.preflight import Needs
 from jobs.runtime.prometheus import NightlyMetrics
 from jobs.runtime.ray_data import iter_results, map_actors, map_tasks, with_timeout
-from jobs.runtime.ray_train import start_ray
 from jobs.runtime.step import Context, Stats, Step, execute
 
 _AHEAD = 2  # shards that a worker has in hand: one with the LLM, one before or behind it
@@ -82,6 +83,8 @@ def nightly_step(
         return inputs.prepare_job(output, run_date, full, limit)
 
     def finished(context: Context) -> str | None:
+        if find_json(output, manifest_key(run_date)) is None:
+            return None  # and nothing of a run is written before the preflight
         run = job().run
         return f"{run_date} is published already, as run {run.run_id} in {output.uri}" if run.published() else None
 
@@ -98,6 +101,11 @@ def nightly_step(
         run=lambda context: run(context, job(), output),
         plan=plan,
         late_inputs=tuple(made_before),
+        needs=Needs(
+            "pool",
+            models=lambda config: () if config.nightly.ranker == "teacher" else ("llm",),
+            writes=lambda config: (output,),
+        ),
         finished=finished,
     )
 

@@ -12,6 +12,7 @@ from jobs import nightly
 from jobs.config import Config
 from jobs.runtime.command import main
 from jobs.runtime.console import Console
+from jobs.runtime.preflight import refuse
 from jobs.runtime.step import Step, execute, load_step
 
 TRAINING = ("prepare", "embed", "train_cf", "train_alignment", "train_projection", "bundle")
@@ -24,6 +25,8 @@ def run(config: Config, console: Console, date: datetime.date, dry_run: bool = F
     if dry_run:
         rows = [[step.verb, ", ".join(reads(step)) or "the log", ", ".join(step.outputs)] for step in steps]
         console.table("order (inputs → outputs)", ["step", "inputs", "outputs"], rows)
+    for step in steps:
+        refuse(step.needs, config)  # before the first one spends hours
     for step in steps:
         execute(step, config, console, dry_run, force)
 

@@ -30,9 +30,10 @@ from allmrec.data.sources.source import Source, find_files, open_source
 from allmrec.data.splits import Split
 from jobs.config import Config
 from jobs.histories import over_shards, update_histories
+from jobs.runtime.cluster import start_ray
 from jobs.runtime.command import main
+from jobs.runtime.preflight import Needs
 from jobs.runtime.ray_data import iter_results, map_tasks
-from jobs.runtime.ray_train import start_ray
 from jobs.runtime.step import Context, Stats, Step
 from schemas import items as items_schema
 from schemas import rejected as rejected_schema
@@ -153,6 +154,7 @@ STEP = Step(
     run=run,
     plan=plan,
     external_inputs=input_files,
+    needs=Needs("tasks"),
 )
 
 

@@ -24,6 +24,7 @@ from allmrec.publishing.lease import Lease, hold_lease
 from allmrec.publishing.log import roll_back
 from allmrec.publishing.reader import published_runs, read_user, verify_run
 from jobs.config import Config
+from jobs.runtime.command import main
 from jobs.runtime.console import Console
 
 
@@ -158,3 +159,7 @@ def _spellings(lists: list[IdList]) -> pa.Array:
 
 def _date(config: Config, console: Console, storage: Storage, run_date: datetime.date) -> AbstractContextManager[Lease]:
     return hold_lease(storage, run_date, config.nightly.lease_s, console.event)
+
+
+if __name__ == "__main__":
+    main("recommendations")

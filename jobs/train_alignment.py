@@ -30,6 +30,7 @@ from allmrec.text.cache import TextCache
 from allmrec.text.encoder import load_encoder, save_encoder
 from jobs.embed import embed_by
 from jobs.runtime.command import main
+from jobs.runtime.preflight import Needs
 from jobs.runtime.ray_train import device, fit, run_epochs
 from jobs.runtime.step import Context, Stats, Step
 
@@ -166,6 +167,7 @@ STEP = Step(
     outputs=(Workspace.alignment,),
     run=run,
     plan=plan,
+    needs=Needs("training", models=lambda config: ("text",) if config.alignment.text_encoder == "fine-tuned" else ()),
 )
 
 if __name__ == "__main__":

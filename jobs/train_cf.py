@@ -18,9 +18,11 @@ from allmrec.core.distributed import rank_and_world_size
 from allmrec.core.workspace import Workspace
 from allmrec.data.catalogue import drawable_items
 from allmrec.data.trained_items import write_trained_items
+from jobs.runtime.cluster import start_ray
 from jobs.runtime.command import main
+from jobs.runtime.preflight import Needs
 from jobs.runtime.ray_data import iter_results, map_tasks
-from jobs.runtime.ray_train import device, fit, run_epochs, start_ray
+from jobs.runtime.ray_train import device, fit, run_epochs
 from jobs.runtime.step import Context, Stats, Step
 
 
@@ -130,6 +132,7 @@ STEP = Step(
     run=run,
     plan=plan,
     external_inputs=input_files,
+    needs=Needs("training"),
 )
 
 if __name__ == "__main__":

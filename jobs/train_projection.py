@@ -40,6 +40,7 @@ from allmrec.projection.placement import (
 from allmrec.projection.projectors import ProjectionConfig, item_inputs, save_projectors
 from allmrec.projection.training import ProjectionTraining
 from jobs.runtime.command import main
+from jobs.runtime.preflight import Needs
 from jobs.runtime.ray_train import device, fit, report, resume
 from jobs.runtime.step import Context, Stats, Step
 
@@ -68,6 +69,8 @@ def loop(settings: dict[str, Any]) -> Stats:
     # Where attention is sure, its softmax is full of numbers below 1e-38, and a CPU takes many times as long for each.
     torch.set_flush_denormal(True)
     projection, prompt, llm_config, bundle, seed = (settings[name] for name in (*SECTIONS, "seed"))
+    if rank_and_world_size()[1] % llm_config.hpz_group:  # nodes were lost: the groups are for speed, not for the result
+        llm_config = llm_config.model_copy(update={"hpz_group": 1})
     outline = llm_outline(llm_config)
     placement = placed(llm_config, projection, outline)
     llm, tokenizer = load_llm_with_placement(llm_config, placement, outline.largest_weight), load_tokenizer(llm_config)
@@ -180,6 +183,7 @@ STEP = Step(
     run=run,
     plan=plan,
     external_inputs=identity,
+    needs=Needs("training", models=lambda config: ("llm",)),
 )
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ from allmrec.data.sequences import num_shards
 from allmrec.nightly.configured_tables import UserTable, configured_tables
 from allmrec.nightly.user_tables import COUNTS, PartitionRows, WriteRows
 from jobs.config import Config
+from jobs.runtime.cluster import start_ray
+from jobs.runtime.preflight import Needs
 from jobs.runtime.ray_data import iter_results, map_tasks
-from jobs.runtime.ray_train import start_ray
 from jobs.runtime.step import Context, Stats, Step
 
 
@@ -58,6 +59,7 @@ class PartitionTable:
             run=self.run,
             plan=self.plan,
             external_inputs=self.identity,
+            needs=Needs("tasks"),
         )
 
 

@@ -51,7 +51,7 @@ class NightlyConfig(Section):
     suppressed_items: ItemsConfig = ItemsConfig()  # recalls: as blocked_items, counted separately
     suppressed_users: ListConfig | None = None  # a list of user_id: privacy requests; these users get no row
     lease_s: float = Field(60, gt=0)  # a run that has not renewed its lease for this long is considered dead
-    timeout_s: float | None = Field(None, gt=0)  # a longer run ends with exit code 2 and a diagnosis; null: no limit
+    timeout_s: float | None = Field(None, gt=0)  # a longer run ends with exit code 1 and a diagnosis; null: no limit
     stall_timeout_s: float | None = Field(10_800, gt=0)  # so does a run that has finished no shard for this long
     price_per_gpu_hour: float | None = Field(None, ge=0)  # for the cost in the report and in the plan of --dry-run
     sampled_users: int = Field(20, ge=0)  # users, and new items, that the report shows by title; 0: none

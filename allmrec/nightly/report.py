@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from allmrec.core.errors import QualityGateFailed
 from allmrec.core.shard_tasks import Report
 from allmrec.data.catalogue import Catalogue
 from allmrec.nightly.config import QualityGatesConfig
@@ -128,7 +129,7 @@ def quality_gates(figures: Mapping[str, Any], config: QualityGatesConfig) -> lis
 
 
 def refuse_failed_gates(found: Sequence[Mapping[str, Any]], report: str) -> None:
-    """Raises ValueError when a gate does not hold.
+    """Raises QualityGateFailed when a gate does not hold.
 
     Args:
         report: where to look.
@@ -140,7 +141,7 @@ def refuse_failed_gates(found: Sequence[Mapping[str, Any]], report: str) -> None
             for gate in raised
         )
         off = " ".join(f"--set nightly.quality_gates.{gate['name']}=null" for gate in raised)
-        raise ValueError(
+        raise QualityGateFailed(
             f"nothing is published: {told}. Look at {report}; if the run is right all the same, publish it with {off} "
             "(finished shards are kept)"
         )

@@ -17,13 +17,16 @@ from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from typing import Any
 
+from allmrec.core.errors import JobError
 from allmrec.core.storage import Storage
 
 log = logging.getLogger(__name__)
 
 
-class RunHeld(ValueError):
+class RunHeld(JobError):
     """Another process has this run; the message says which, and since when."""
+
+    exit_code = 4
 
 
 class Lease:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from jobs.cli import mount
-from jobs.runtime.command import ConfigFile, LogJson, Overrides, errors_in_one_line, run_date
+from jobs.runtime.command import ConfigFile, LogJson, Overrides, run_date
 from jobs.runtime.console import Console
 
 STANDINS = {
@@ -35,9 +35,8 @@ def demo(
     from jobs.config import load_config
     from jobs.demo.demo import demo as run_demo
 
-    with errors_in_one_line():
-        settings = load_config(config, overrides)
-        run_demo(settings, Console(log_json), run_date(None, settings.nightly.timezone))
+    settings = load_config(config, overrides)
+    run_demo(settings, Console(log_json), run_date(None, settings.nightly.timezone))
 
 
 def sample_data(
@@ -51,8 +50,7 @@ def sample_data(
     from jobs.demo.sample_data import sample_data as write
 
     arguments: dict[str, Any] = {"output": output, "users": users, "items": items, "seed": seed, "dirty": dirty}
-    with errors_in_one_line():
-        write(**arguments)
+    write(**arguments)
 
 
 def fetch_data(
@@ -63,8 +61,7 @@ def fetch_data(
     """Download a public data set from its publisher; an interrupted download resumes."""
     from jobs.demo.fetch_data import fetch_data as fetch
 
-    with errors_in_one_line():
-        fetch(name, to, Console(log_json))
+    fetch(name, to, Console(log_json))
 
 
 @standin.command("shipped")
@@ -75,5 +72,4 @@ def standin_shipped(
     """Build the stand-ins shipped with the package, standins/llm and standins/encoder, and their model cards."""
     from jobs.demo.standin_shipped import ship
 
-    with errors_in_one_line():
-        ship(folder, seed)
+    ship(folder, seed)

@@ -15,6 +15,7 @@ from jobs.config import Config
 from jobs.demo.sample_data import sample_data
 from jobs.evaluate import show
 from jobs.pipeline import run
+from jobs.runtime.command import main
 from jobs.runtime.console import Console
 
 
@@ -64,3 +65,7 @@ def show_users(config: Config, console: Console, count: int = 5) -> None:
 
 def padded(cells: list[str], width: int) -> list[str]:
     return cells + [""] * (width - len(cells))
+
+
+if __name__ == "__main__":
+    main("demo")

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from allmrec.core.settings import one_line
 from allmrec.demo.public_data import Advance, RemoteFile, fetch, unpack
+from jobs.runtime.command import main
 from jobs.runtime.console import Console
 
 
@@ -64,3 +65,7 @@ def remote_files(name: str) -> list[RemoteFile]:
         return [RemoteFile(**entry | {"url": entry["url"].replace("{part}", part)}) for entry in entries]
     except ValidationError as error:
         raise ValueError(f"public-data.json: {name}: {one_line(error)}") from None
+
+
+if __name__ == "__main__":
+    main("fetch-data")

@@ -20,6 +20,7 @@ from allmrec.demo.sample.corruption import broken_lines, corrupt_interactions, c
 from allmrec.demo.sample.log import interactions_table
 from allmrec.demo.sample.shop import DOMAINS, Domain, SampleConfig, Tastes, draw_latent_items, draw_tastes, generator
 from allmrec.demo.sample.titles import item_ids, items_table, user_ids
+from jobs.runtime.command import errors_in_one_line
 
 Format = Literal["parquet", "jsonl"]
 
@@ -88,4 +89,5 @@ def _to_json_lines(table: pa.Table, config: SampleConfig) -> bytes:
 
 
 if __name__ == "__main__":
-    typer.run(sample_data)
+    with errors_in_one_line():
+        typer.run(sample_data)

@@ -22,6 +22,7 @@ from allmrec.demo.sample.shop import SampleConfig, draw_latent_items
 from allmrec.demo.sample.texts import product_texts
 from allmrec.demo.sample.titles import items_table
 from allmrec.llm.prompt import PromptConfig
+from jobs.runtime.command import main
 
 WORDINGS = [
     PromptConfig(verb_past=past, verb=verb, noun=noun)
@@ -76,3 +77,7 @@ def card(owner: ModuleType, **stats: Any) -> str:
     module = Path(str(owner.__file__))
     template = module.with_name(f"{module.stem}_card.md.jinja")
     return Template(template.read_text(), undefined=StrictUndefined, keep_trailing_newline=True).render(**stats)
+
+
+if __name__ == "__main__":
+    main("standin", "shipped")

@@ -1,10 +1,11 @@
-"""What the console's commands share: their options, one-line errors, and how a step becomes a command.
+"""What the console's commands share: their options, and how errors and warnings are told.
 
 Knows no verb; `jobs.cli` lists them.
 """
 
 import codecs
 import datetime
+import logging
 import os
 import runpy
 import sys
@@ -16,7 +17,8 @@ from zoneinfo import ZoneInfo
 
 import typer
 
-from allmrec.core.errors import JobTimeout
+from allmrec.core.errors import JobTimeout, exit_code
+from jobs.runtime.console import Console
 
 ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="YAML file of the deployment")]
 Overrides = Annotated[list[str], typer.Option("--set", help="override a key: section.key=value")]
@@ -37,21 +39,54 @@ def main(*verb: str) -> None:
 
 @contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """What a user can get wrong ends in one line and exit code 2; anything else keeps its traceback."""
+    """An error ends the process in one line, with its exit code (`allmrec.core.errors`); a defect has a traceback too.
+
+    With `--log-json` the line is an event on standard output. No secret is printed.
+    """
     for stream in (sys.stdout, sys.stderr):
         take_any_text(stream)
+    console = Console("--log-json" in sys.argv)
     try:
-        yield
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        with warnings_on(console):
+            yield
+    except (typer.Abort, typer.Exit):
+        raise
+    except Exception as error:
+        code = exit_code(error)
+        console.failed(error, code)
         if isinstance(error, JobTimeout):
             # At once: an orderly end would stop Ray under that thread, which then waits for it and ends with code 1.
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(2)
-        if os.environ.get("ALLMREC_TRACEBACK"):
-            raise
-        raise typer.Exit(2) from None
+            os._exit(code)
+        raise SystemExit(code) from None
+
+
+class Warnings(logging.Handler):
+    """What libraries warn of, as lines of the console."""
+
+    def __init__(self, console: Console):
+        super().__init__(logging.WARNING)
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.console.warning(" ".join(record.getMessage().split()))
+
+
+@contextmanager
+def warnings_on(console: Console) -> Iterator[None]:
+    """Within, warnings come to the console; to one of them."""
+    handler, root = Warnings(console), logging.getLogger()
+    if any(isinstance(other, Warnings) for other in root.handlers):
+        yield
+        return
+    root.addHandler(handler)
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        root.removeHandler(handler)
 
 
 def take_any_text(stream: TextIO) -> None:

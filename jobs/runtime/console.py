@@ -4,8 +4,11 @@ Nothing that is printed is cut: tables are divided by columns and folded, texts 
 """
 
 import json
+import math
+import os
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +18,8 @@ from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+from allmrec.core.masking import masked
 
 _FRAME = 3  # characters around a cell: a border and two spaces
 
@@ -59,23 +64,43 @@ class Console:
     def event(self, name: str, **numbers: Any) -> None:
         """A line of the log."""
         if self.log_json:
-            print(json.dumps({"event": name, "time": round(time.time(), 3), **numbers}, default=str), flush=True)
+            line = _finite({"event": name, "time": round(time.time(), 3), **numbers})
+            print(masked(json.dumps(line, default=str)), flush=True)
         else:
-            self.rich.print(f"  {escape(name)}  [dim]{_inline(numbers)}[/dim]")
+            self.rich.print(f"  {_plain(name)}  [dim]{_inline(numbers)}[/dim]")
+
+    def warning(self, text: str) -> None:
+        """What a person should know, and does not end the job."""
+        if self.log_json:
+            self.event("warning", what=text)
+        else:
+            print(masked(f"warning: {text}"), file=sys.stderr)
+
+    def failed(self, error: Exception, exit_code: int) -> None:
+        """The last line of a job: the error. The traceback of a defect comes before it, or with ALLMREC_TRACEBACK=1."""
+        told = isinstance(error, (ValueError, OSError))
+        text = str(error) if told else f"{type(error).__name__}: {error}"
+        line, trace = " ".join(text.split()), ""
+        if not told or os.environ.get("ALLMREC_TRACEBACK"):
+            trace = "".join(traceback.format_exception(error))
+        if self.log_json:
+            self.event("failed", error=line, exit_code=exit_code, **({"traceback": trace} if trace else {}))
+        else:
+            print(masked(f"{trace}error: {line}"), file=sys.stderr)
 
     def table(self, title: str, columns: list[str], rows: list[list[Any]]) -> None:
         """A table for people, divided by columns where the console is narrow; machines get one event with its rows."""
         if self.log_json:
             self.event("table", title=title, rows=[dict(zip(columns, row, strict=True)) for row in rows])
             return
-        cells = [[_text(cell) for cell in row] for row in rows]
-        self.rich.print(f"[italic]{escape(title)}[/italic]", soft_wrap=False)
+        cells = [[masked(_text(cell)) for cell in row] for row in rows]  # whole: what is folded is not found
+        self.rich.print(f"[italic]{_plain(title)}[/italic]", soft_wrap=False)
         for part in self._parts(columns, cells):
             table = Table()
             for index in part:
-                table.add_column(escape(columns[index]), justify="right" if index else "left", overflow="fold")
+                table.add_column(_plain(columns[index]), justify="right" if index else "left", overflow="fold")
             for row in cells:
-                table.add_row(*[escape(row[index]) for index in part])
+                table.add_row(*[_plain(row[index]) for index in part])
             self.rich.print(table, soft_wrap=False)
 
     def _parts(self, columns: list[str], cells: list[list[str]]) -> list[list[int]]:
@@ -102,7 +127,7 @@ class Console:
         if self.log_json:
             self.event("skip", verb=verb, why=why)
         else:
-            self.rich.print(f"[bold]{verb}[/bold] skipped: {escape(why)}")
+            self.rich.print(f"[bold]{verb}[/bold] skipped: {_plain(why)}")
 
     @contextmanager
     def phase(self, verb: str) -> Iterator[Phase]:
@@ -137,9 +162,22 @@ class Console:
             yield Bar(self, title, total, progress)
 
 
+def _finite(value: Any) -> Any:
+    """As JSON has it: numbers that it cannot spell (nan, inf) become null."""
+    if isinstance(value, dict):
+        return {str(key): _finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _plain(text: str) -> str:
+    """Text in which nothing is markup, and without secrets: paths and titles may hold brackets."""
+    return escape(masked(text))
+
+
 def _inline(numbers: dict[str, Any]) -> str:
-    """As text in which nothing is markup: paths and titles may hold brackets."""
-    return escape(", ".join(f"{name.replace('_', ' ')} {_text(value)}" for name, value in numbers.items()))
+    return _plain(", ".join(f"{name.replace('_', ' ')} {_text(value)}" for name, value in numbers.items()))
 
 
 def _text(value: Any) -> str:

@@ -9,21 +9,29 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from queue import Empty, Queue
-from threading import Thread
 from typing import Any, TypeVar
 
 import pyarrow as pa
 import ray.data
-from ray.exceptions import ActorDiedError, RayError
+from ray.exceptions import (
+    ActorDiedError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayError,
+    WorkerCrashedError,
+)
 
-from allmrec.core.errors import JobTimeout
+from allmrec.core.errors import JobError, JobTimeout, WorkersLost
 from allmrec.core.shard_tasks import Report, read_reports
 from jobs.config import WorkersConfig
 from jobs.runtime.console import Bar
+from jobs.runtime.resources import watched
+from jobs.runtime.waiting import in_background
 
 Transform = Callable[[dict[str, Any]], Iterator[pa.Table]]
 T = TypeVar("T")
+_DEATHS = (ActorDiedError, NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError)
 
 
 def map_tasks(count: int, transform: Transform) -> ray.data.Dataset:
@@ -61,7 +69,9 @@ def iter_results(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
     """Run a dataset and take its blocks as they come.
 
     Raises:
-        ValueError: a transform's own, as it was raised.
+        ValueError: a transform's own, as it was raised; with the exit code that it has.
+        JobTimeout: the cluster has had no room for a worker for `workers.resources_timeout_s`.
+        WorkersLost: workers or their nodes died more often than Ray starts them again.
         ray.exceptions.RayError: anything else that went wrong in a task.
     """
     dataset.context.enable_progress_bars = False
@@ -70,14 +80,14 @@ def iter_results(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
             handler.setLevel(logging.CRITICAL)  # what fails is raised; Ray's own log file has the rest
     try:
-        yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+        yield from watched(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
         return
     except RayError as error:
-        message = _of_the_user(error)
-        if message is None:
+        told = _as_told(error)
+        if told is None:
             raise
     gc.collect()  # Ray's error and its frames are a circle that holds the workers, and they their CPUs
-    raise ValueError(message)
+    raise told
 
 
 def iter_reports(dataset: ray.data.Dataset, bar: Bar) -> Iterator[Report]:
@@ -87,14 +97,19 @@ def iter_reports(dataset: ray.data.Dataset, bar: Bar) -> Iterator[Report]:
         bar.advance()
 
 
-def _of_the_user(error: RayError) -> str | None:
-    """The text of a transform's ValueError, if that is what Ray's error is about."""
+def _as_told(error: RayError) -> ValueError | None:
+    """An error that needs no traceback: what a transform's ValueError said, or that workers died."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, ValueError):
-        return str(cause).split("\n")[0]  # Ray adds lines on its retries
+        kind = type(cause) if isinstance(cause, JobError) else ValueError
+        return kind(str(cause).split("\n")[0])  # Ray adds lines on its retries
     if isinstance(error, ActorDiedError):  # what a worker's making raised comes as text
         raised = re.findall(r"^ValueError: (.+)$", str(error), re.MULTILINE)
-        return raised[-1] if raised else None
+        if raised:
+            return ValueError(raised[-1])
+    if isinstance(error, _DEATHS):
+        said = str(error).strip().split("\n")[0]
+        return WorkersLost(f"workers died more often than Ray starts them again; run again to resume. Ray says: {said}")
     return None
 
 
@@ -111,34 +126,17 @@ def with_timeout(
     Raises:
         JobTimeout: they took too long; with the diagnosis. What makes them is left as it is.
     """
-    arrived: Queue[tuple[str, Any]] = Queue(maxsize=1)
 
-    def take() -> None:
-        try:
-            for result in results:
-                arrived.put(("result", result))
-            arrived.put(("end", None))
-        except Exception as error:
-            arrived.put(("error", error))
-
-    Thread(target=take, name="with_timeout", daemon=True).start()
-    while True:
+    def wait_s() -> float | None:
         left_s = None if until is None else max(until - time.monotonic(), 0)
-        waits = [seconds for seconds in (left_s, stall_timeout_s) if seconds is not None]
-        try:
-            kind, value = arrived.get(timeout=min(waits) if waits else None)
-        except Empty:
-            late = left_s is not None and (stall_timeout_s is None or left_s <= stall_timeout_s)
-            why = "nightly.timeout_s is over" if late else f"no result for {stall_timeout_s:g} s"
-            raise JobTimeout(
-                f"timed out: {why} and {diagnose()}. Run again to finish them, with more workers or, if this is how "
-                f"long it takes, a larger nightly.{'timeout_s' if late else 'stall_timeout_s'}"
-            ) from None
-        if kind == "error":
-            try:
-                raise value
-            finally:
-                del value  # the error knows this frame; a circle of the two would keep the workers alive
-        if kind == "end":
-            return
-        yield value
+        return min((seconds for seconds in (left_s, stall_timeout_s) if seconds is not None), default=None)
+
+    def late() -> None:
+        over = until is not None and time.monotonic() >= until
+        why = "nightly.timeout_s is over" if over else f"no result for {stall_timeout_s:g} s"
+        raise JobTimeout(
+            f"timed out: {why} and {diagnose()}. Run again to finish them, with more workers or, if this is how "
+            f"long it takes, a larger nightly.{'timeout_s' if over else 'stall_timeout_s'}"
+        )
+
+    return in_background(results, wait_s, late, "with_timeout")

@@ -16,6 +16,7 @@ from allmrec.core.storage import Storage
 from allmrec.core.workspace import Workspace
 from jobs.config import Config
 from jobs.runtime.console import Console
+from jobs.runtime.preflight import DRIVER, Needs, preflight
 
 Stats = dict[str, Any]
 
@@ -35,6 +36,7 @@ class Step:
     # Identities of inputs that are no artifacts of the workspace: files of the log, model folders.
     external_inputs: Callable[["Context"], Any] = field(default=lambda context: None)
     late_inputs: tuple[str, ...] = ()  # artifacts that only `run` reads, and `plan` does without
+    needs: Needs = DRIVER  # beside its inputs
     # Why there is nothing to do, of a step whose outputs are no artifacts; the run of a date is made once.
     finished: Callable[["Context"], str | None] = field(default=lambda context: None)
 
@@ -108,6 +110,6 @@ def execute(step: Step, config: Config, console: Console, dry_run: bool = False,
     if why:
         console.skip(step.verb, why)
         return False
-    with console.phase(step.verb) as phase:
+    with console.phase(step.verb) as phase, preflight(step.needs, config, console):
         phase.stats(step.run(context))
     return True

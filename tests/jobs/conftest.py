@@ -8,7 +8,7 @@ import ray
 
 from allmrec.core.storage import S3Config
 from jobs.config import Config
-from jobs.runtime.ray_train import start_ray
+from jobs.runtime.cluster import start_ray
 from tests.jobs.in_process import jobs_in_process
 
 STORE_MB = 400

@@ -118,6 +118,8 @@ def s3_key(uri: str) -> tuple[str, str]:
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     if not bucket:
         raise ValueError(f"{uri!r} names no bucket: write it as s3://bucket/prefix")
+    if "@" in bucket:
+        raise ValueError(f"{uri!r}: credentials come from the environment; write it as s3://bucket/prefix")
     return bucket, key.removesuffix("/")
 
 

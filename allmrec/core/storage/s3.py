@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
+from allmrec.core.errors import StoreUnavailable
 from allmrec.core.storage.base import Entry, S3Config, Storage
 
 
@@ -176,8 +177,10 @@ class S3Storage(Storage):
             raise ValueError(
                 f"{self.name(key)}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
             ) from None
-        except (exceptions.EndpointConnectionError, exceptions.ConnectTimeoutError) as error:
-            raise ValueError(f"{self.name(key)}: {error}; check storage.endpoint_url") from None
+        except (exceptions.ConnectionError, exceptions.HTTPClientError, exceptions.IncompleteReadError) as error:
+            raise StoreUnavailable(f"{self.name(key)}: {error}; check storage.endpoint_url") from None
+        except exceptions.ParamValidationError as error:
+            raise ValueError(f"{self.name(key)}: {error}") from None
         except exceptions.ClientError as error:
             code = _code(error)
             if code in ("NoSuchKey", "404"):
@@ -188,6 +191,8 @@ class S3Storage(Storage):
                 raise ValueError(f"{self.name(key)}: the store refuses these credentials ({code})") from None
             if code in ("NotImplemented", "501"):
                 raise ValueError(f"{self.name(key)}: the store does not support this operation ({error})") from None
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500:
+                raise StoreUnavailable(f"{self.name(key)}: the store fails: {error}") from None
             raise
 
 

@@ -1,7 +1,10 @@
 """`fit`: what failed resumes from the last checkpoint. The deaths of its workers are tested with each verb's loop."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,10 +13,15 @@ import ray
 import torch
 from torch import distributed as dist
 
+from allmrec.core.errors import JobTimeout, exit_code
 from allmrec.core.storage import S3Config
+from jobs import train_cf
 from jobs.config import Config
+from jobs.runtime import preflight, resources
+from jobs.runtime.cluster import _without_ray_log_lines
 from jobs.runtime.console import Console
-from jobs.runtime.ray_train import _prune_checkpoints, _without_ray_log_lines, fit, report, resume
+from jobs.runtime.ray_train import _prune_checkpoints, fit, report, resume
+from jobs.runtime.resources import Resources, await_resources
 from jobs.runtime.step import Context
 from tests.jobs.conftest import STORE_MB
 
@@ -93,3 +101,49 @@ def test_checkpoints_of_other_identities_and_half_written_ones_are_removed(stora
     storage.write("this/checkpoint_manager_snapshot.json", b'{"half')
     _prune_checkpoints(storage, "this")
     assert not list(storage.list("this"))
+
+
+def test_what_is_missing_is_told_until_it_is_too_late(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(resources, "_LOOK_S", 0.1)
+    with pytest.raises(JobTimeout, match=r"for 2 GPUs \(0 in the cluster\): add nodes") as ended:
+        await_resources(Resources(2, 1, 1), Console(log_json=True), timeout_s=0.3)
+    (told,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert told["event"] == "waiting for 2 GPUs (0 in the cluster)" and told["timeout_s"] == 0.3
+    assert exit_code(ended.value) == 1
+    monkeypatch.undo()
+    await_resources(Resources(2), Console(log_json=True), timeout_s=30)  # which Ray has, the first group being gone
+    assert capsys.readouterr().out == ""
+    with pytest.raises(ValueError, match=r"workers\.gpus_per_worker asks for 2 GPUs, and this machine has 0"):
+        preflight.preflight(
+            train_cf.STEP.needs, Config(name="test", workers={"gpus_per_worker": 1}), Console(log_json=True)
+        )
+
+
+def test_a_job_s_own_runtime_env_is_kept_and_not_printed() -> None:
+    """As a driver that `ray job submit` has started: Ray has put the job's runtime_env into its environment."""
+    program = """
+import json, os, ray
+from jobs.config import Config
+from jobs.runtime.cluster import start_ray
+
+start_ray(Config(name="x", storage={"endpoint_url": "http://of-the-config", "region": "of-the-config"}))
+names = ["OWN", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION"]
+print(json.dumps(ray.get(ray.remote(num_cpus=0)(lambda: {name: os.environ.get(name) for name in names}).remote())))
+"""
+    own = {"OWN": "kept", "AWS_SECRET_ACCESS_KEY": "MARKED-secret", "AWS_ENDPOINT_URL": "http://of-the-job"}
+    job = {"runtime_env": {"env_vars": own}, "metadata": {}}
+    found = subprocess.run(
+        [sys.executable, "-c", program],
+        env={
+            **{name: value for name, value in os.environ.items() if not name.startswith("AWS_")},
+            "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
+            "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job),
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0 and found.stderr == "", found.stderr
+    of_the_config = {"AWS_ENDPOINT_URL": "http://of-the-config", "AWS_DEFAULT_REGION": "of-the-config"}
+    assert json.loads(found.stdout) == own | of_the_config
