@@ -39,7 +39,6 @@ _DEATHS = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
 Loop = Callable[[dict[str, Any]], Stats]
 
 
-
 def fit(context: Context, verb: str, loop: Loop, loop_config: dict[str, Any], total: int) -> Stats:
     """Run `loop(loop_config)` on the configured workers.
 
