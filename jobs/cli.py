@@ -19,6 +19,7 @@ from jobs.runtime.command import (
     Overrides,
     PublishedDate,
     RunDate,
+    main,
     run_date,
 )
 from jobs.runtime.console import Console
@@ -258,4 +259,4 @@ def recommendations_suppress(
 
 
 if __name__ == "__main__":
-    app(prog_name="allmrec")
+    main()

@@ -28,8 +28,8 @@ class WorkersConfig(Section):
     """Ray's share: how many workers train and score, and what each holds."""
 
     num_workers: int = Field(2, ge=1)  # of training, and the most that a pool of scoring workers grows to
-    # A verb starts once the cluster has room for this many, and training goes on with no fewer; null: it starts with
-    # num_workers, and goes on with what a cluster that has lost nodes has room for.
+    # A verb starts once the cluster has room for this many, and training continues with no fewer; null: it starts with
+    # num_workers, and continues with what a cluster that has lost nodes has room for.
     min_workers: int | None = Field(None, ge=1)
     cpus_per_worker: float = Field(1, gt=0)  # that Ray reserves; also the threads of PyTorch in a worker
     gpus_per_worker: float = Field(0, ge=0)  # that Ray reserves; 0 runs on CPUs

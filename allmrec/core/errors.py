@@ -1,4 +1,4 @@
-"""What an error means to whoever started the job: its exit code, on which a scheduler acts.
+"""What an error means for the one who started the job: its exit code, on which a scheduler acts.
 
     1  another attempt may mend it: a timeout, a worker, a node or the store lost; or a defect of allmrec
     2  the user can mend it: config, inputs, models, credentials

@@ -46,7 +46,7 @@ class Needs:
         return Resources(count, workers.cpus_per_worker, workers.gpus_per_worker)
 
     def least(self, config: Config) -> "Resources":
-        """What it goes on with when nodes are lost."""
+        """What it continues with when nodes are lost."""
         start = self.start(config)
         count = min(config.workers.min_workers or 1, start.count) if self.work == "training" else 1
         return type(start)(count, start.cpus, start.gpus)
@@ -111,19 +111,20 @@ def _on_ray(needs: Needs, config: Config, console: Console) -> AbstractContextMa
     from jobs.runtime.cluster import on_a_cluster, start_ray
 
     start_ray(config)
-    asked, nodes = needs.start(config), resources.alive()
+    requested, nodes = needs.start(config), resources.alive()
     if not on_a_cluster():  # Ray has as many CPUs here as it is asked for
         there = sum(node["Resources"].get("GPU", 0) for node in nodes)
-        if there < asked.count * asked.gpus:
+        needed = requested.count * requested.gpus
+        if there < needed:
             raise ValueError(
-                f"workers.gpus_per_worker asks for {asked.count * asked.gpus:g} GPUs, and this machine has {there:g}; "
-                "set it to 0, or submit the job to a cluster"
+                f"workers.gpus_per_worker asks for {needed:g} GPUs, and this machine has {there:g}; set it to 0, or "
+                "submit the job to a cluster"
             )
-        check_models(needs, config, asked, nodes, lambda node, folders: look(folders))
+        check_models(needs, config, requested, nodes, lambda node, folders: look(folders))
         return nullcontext()
     refuse_local_folders(needs, config, nodes)
-    resources.await_resources(asked, console, config.workers.resources_timeout_s)
-    check_models(needs, config, asked, resources.alive(), resources.look_at)
+    resources.await_resources(requested, console, config.workers.resources_timeout_s)
+    check_models(needs, config, requested, resources.alive(), resources.look_at)
     return resources.watching(resources.Watch(needs.least(config), console, config.workers.resources_timeout_s))
 
 
@@ -139,14 +140,14 @@ def refuse_local_folders(needs: Needs, config: Config, nodes: list[Any]) -> None
 
 
 def check_models(
-    needs: Needs, config: Config, asked: "Resources", nodes: list[Any], look_at: Callable[[Any, list[str]], Host]
+    needs: Needs, config: Config, requested: "Resources", nodes: list[Any], look_at: Callable[[Any, list[str]], Host]
 ) -> None:
     """Raises ValueError where a node with room for a worker lacks a model's folder, or the memory for the LLM."""
     models = needs.models(config)
     names = {"llm": config.llm.name, "text": config.text.model}
     folders = [names[model] for model in models if Path(names[model]).is_dir()]
     for node in nodes if models else ():
-        workers = min(asked.room(node), asked.count)
+        workers = min(requested.room(node), requested.count)
         if not workers:
             continue
         host, name = look_at(node, folders), node["NodeManagerHostname"]
@@ -155,10 +156,10 @@ def check_models(
                 f"{', '.join(host.missing)} is a folder of this machine, and {name} has none; put the model there, or "
                 "name an s3:// prefix in llm.name or text.model"
             )
-        of_gpu = None if host.gpu_bytes is None else int(host.gpu_bytes * min(asked.gpus, 1))
-        memory = of_gpu if asked.gpus else int(node["Resources"].get("memory", 0)) // workers
+        of_gpu = None if host.gpu_bytes is None else int(host.gpu_bytes * min(requested.gpus, 1))
+        memory = of_gpu if requested.gpus else int(node["Resources"].get("memory", 0)) // workers
         if "llm" in models and memory is not None:
-            _refuse_large_llm(_llm_bytes(needs, config, asked.count, memory), config, memory, workers, name)
+            _refuse_large_llm(_llm_bytes(needs, config, requested.count, memory), config, memory, workers, name)
 
 
 def _refuse_large_llm(llm_bytes: int, config: Config, memory: int, workers: int, host: str) -> None:

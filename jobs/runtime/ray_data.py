@@ -26,7 +26,7 @@ from allmrec.core.errors import JobError, JobTimeout, WorkersLost
 from allmrec.core.shard_tasks import Report, read_reports
 from jobs.config import WorkersConfig
 from jobs.runtime.console import Bar
-from jobs.runtime.resources import watched
+from jobs.runtime.resources import guarded
 from jobs.runtime.waiting import in_background
 
 Transform = Callable[[dict[str, Any]], Iterator[pa.Table]]
@@ -80,7 +80,7 @@ def iter_results(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
             handler.setLevel(logging.CRITICAL)  # what fails is raised; Ray's own log file has the rest
     try:
-        yield from watched(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
+        yield from guarded(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
         return
     except RayError as error:
         told = _as_told(error)

@@ -31,7 +31,7 @@ from allmrec.core.storage import Storage
 from allmrec.core.training_state import load_state, save_state
 from jobs.config import WorkersConfig
 from jobs.runtime.cluster import on_a_cluster, start_ray
-from jobs.runtime.resources import watched
+from jobs.runtime.resources import guarded
 from jobs.runtime.step import Context, Stats
 
 _DEATHS = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
@@ -87,7 +87,7 @@ def fit(context: Context, verb: str, loop: Loop, loop_config: dict[str, Any], to
         reader = Thread(target=_show, args=(queue, bar), daemon=True)
         reader.start()
         try:
-            (result,) = watched(call() for call in (trainer.fit,))
+            (result,) = guarded(call() for call in (trainer.fit,))
         except train.TrainingFailedError as error:
             failures = getattr(error, "worker_failures", {}).values()
             for failure in failures:

@@ -75,13 +75,13 @@ def look_at(node: Node, folders: list[str]) -> Host:
     return found
 
 
-def await_resources(asked: Resources, console: Console, timeout_s: float) -> None:
+def await_resources(requested: Resources, console: Console, timeout_s: float) -> None:
     """Return once Ray has room for all workers at the same time; meanwhile a cluster with an autoscaler grows.
 
     Raises:
         JobTimeout: it has none for `timeout_s`.
     """
-    group, shortage = placement_group([asked.bundle] * asked.count), _Shortage(asked, console, timeout_s)
+    group, shortage = placement_group([requested.bundle] * requested.count), _Shortage(requested, console, timeout_s)
     try:
         while not group.wait(timeout_seconds=min(_LOOK_S, timeout_s)):
             shortage.lasts()
@@ -92,13 +92,13 @@ def await_resources(asked: Resources, console: Console, timeout_s: float) -> Non
 class _Shortage:
     """For how long workers have had no room; tells of it every minute, and ends it."""
 
-    def __init__(self, asked: Resources, console: Console, timeout_s: float):
-        self.asked, self.console, self.timeout_s = asked, console, timeout_s
+    def __init__(self, requested: Resources, console: Console, timeout_s: float):
+        self.requested, self.console, self.timeout_s = requested, console, timeout_s
         self.began, self.told = time.monotonic(), -math.inf
 
     def lasts(self) -> None:
         now = time.monotonic()
-        waited_s, missing = now - self.began, self.asked.shortage(alive())
+        waited_s, missing = now - self.began, self.requested.shortage(alive())
         if waited_s >= self.timeout_s:
             raise JobTimeout(
                 f"waited {waited_s:.0f} s for {missing}: add nodes, lower workers.num_workers or what a worker has, or "
@@ -138,7 +138,7 @@ def watching(watch: Watch | None) -> Iterator[None]:
         _watch.reset(before)
 
 
-def watched(results: Iterator[T]) -> Iterator[T]:
+def guarded(results: Iterator[T]) -> Iterator[T]:
     """The results as they come. Raises JobTimeout as `Watch.look` does."""
     watch = _watch.get()
-    return results if watch is None else in_background(results, lambda: _LOOK_S, watch.look, "watched")
+    return results if watch is None else in_background(results, lambda: _LOOK_S, watch.look, "guarded")

@@ -121,9 +121,9 @@ def runtime_env(store: Storage) -> dict[str, Any]:
     return {"env_vars": {**keys, "AWS_ENDPOINT_URL": store.connection.s3.endpoint_url}}  # type: ignore[attr-defined]
 
 
-def until(what: str, holds: Callable[[], Any], seconds: float = 120) -> Any:
+def until(what: str, condition: Callable[[], Any], seconds: float = 120) -> Any:
     deadline = time.monotonic() + seconds
-    while not (found := holds()):
+    while not (found := condition()):
         assert time.monotonic() < deadline, what
         time.sleep(0.1)
     return found
@@ -153,7 +153,7 @@ def checkpoints(store: Storage) -> int:
     return sum(len(json.loads(store.read(key))["checkpoint_results"]) for key in keys)
 
 
-def test_a_host_is_lost_in_training_and_another_in_the_night(
+def test_a_host_is_powered_off_in_training_and_in_the_nightly_run(
     undisturbed: pa.Table, hosts: Hosts, store: Storage, folder: Path
 ) -> None:
     began = time.monotonic()
@@ -161,7 +161,7 @@ def test_a_host_is_lost_in_training_and_another_in_the_night(
     def clock(what: str) -> None:
         print(f"{time.monotonic() - began:6.1f} s  {what}")
 
-    # Training, which waits for the second host, and goes on without it.
+    # Training, which waits for the second host, and continues without it.
     hosts.start_head()
     client = api(hosts)
     clock("the head answers")

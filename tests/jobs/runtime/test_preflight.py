@@ -18,7 +18,7 @@ from jobs.nightly import nightly, nightly_step
 from jobs.runtime import preflight, resources
 from jobs.runtime.console import Console
 from jobs.runtime.preflight import Needs, check_models, doubts, refuse, refuse_local_folders
-from jobs.runtime.resources import Resources, Watch, watched, watching
+from jobs.runtime.resources import Resources, Watch, guarded, watching
 from jobs.runtime.step import Step, execute
 from tests.jobs.test_nightly import DATE, with_nightly
 from tests.s3_fixtures import Proxy, proxied
@@ -116,11 +116,11 @@ def test_a_model_s_folder_is_on_every_node_with_workers(tmp_path: Path) -> None:
     folder = str(tmp_path / "encoder")
     settings = config(text={"model": folder})
     needs, nodes = embed.STEP.needs, [node("a", CPU=0), node("b", CPU=2)]
-    asked = needs.start(settings)
+    requested = needs.start(settings)
     with pytest.raises(ValueError, match=f"{folder} is a folder of this machine, and b has none"):
-        check_models(needs, settings, asked, nodes, hosts(b=Host((folder,), None)))
-    check_models(needs, settings, asked, nodes, hosts(b=look([folder])))
-    check_models(needs, config(text={"model": "hub/name"}), asked, nodes, hosts(b=look([])))
+        check_models(needs, settings, requested, nodes, hosts(b=Host((folder,), None)))
+    check_models(needs, settings, requested, nodes, hosts(b=look([folder])))
+    check_models(needs, config(text={"model": "hub/name"}), requested, nodes, hosts(b=look([])))
 
 
 def test_the_llm_fits_into_the_workers_memory(tiny_bundle: tuple[Config, Storage, str]) -> None:
@@ -170,10 +170,10 @@ def test_nodes_that_are_lost_while_a_verb_works_are_missed(
 
     watch = Watch(Resources(1), QUIET, timeout_s=0.5)
     with watching(watch):
-        assert [*watched(results(1))] == ["first", "second"], "one node is enough"
+        assert [*guarded(results(1))] == ["first", "second"], "one node is enough"
         assert capsys.readouterr().out == ""
         with pytest.raises(JobTimeout, match=r"s for 1 CPU \(0 in the cluster\)"):
-            list(watched(results(2)))
+            list(guarded(results(2)))
     told = [json.loads(line)["event"] for line in capsys.readouterr().out.splitlines()]
     assert len(told) > 2 and {*told} == {"waiting for 1 CPU (0 in the cluster)"}
-    assert [*watched(iter("ab"))] == ["a", "b"], "without a watch"
+    assert [*guarded(iter("ab"))] == ["a", "b"], "without a watch"
