@@ -2,13 +2,15 @@ import gc
 import time
 from collections import Counter
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import ActorDiedError, RayError, WorkerCrashedError
 
+from allmrec.core.errors import StoreUnavailable, WorkersLost, exit_code
 from allmrec.core.shard_tasks import Report, ShardTask, gather
 from jobs.config import WorkersConfig
 from jobs.runtime.console import Console
@@ -47,14 +49,28 @@ def test_reports_come_back_as_they_were_and_add_up():
     assert [report.shard for report in by_worker] == [1, 3]
 
 
-def test_a_users_error_comes_out_as_it_was_raised():
+@pytest.mark.parametrize(("kind", "code"), [(ValueError, 2), (StoreUnavailable, 1)])
+def test_a_users_error_comes_out_as_it_was_raised(kind, code):
     def refuse(batch):
-        raise ValueError("interactions: cannot read log.json.gz")
+        raise kind("interactions: cannot read log.json.gz")
 
     with pytest.raises(ValueError) as error:
         list(iter_results(map_tasks(1, refuse)))
     assert str(error.value) == "interactions: cannot read log.json.gz"
-    assert not isinstance(error.value, RayError)
+    assert not isinstance(error.value, RayError) and exit_code(error.value) == code
+
+
+@pytest.mark.parametrize("death", [WorkerCrashedError(), ActorDiedError("The node died.")])
+def test_dead_workers_are_told_in_one_line(death):
+    class Dying:
+        context = SimpleNamespace()
+
+        def iter_batches(self, **_):
+            raise death
+
+    with pytest.raises(WorkersLost, match="run again to resume") as error:
+        list(iter_results(Dying()))
+    assert exit_code(error.value) == 1 and "\n" not in str(error.value)
 
 
 class Refusing:

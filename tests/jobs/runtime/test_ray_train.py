@@ -147,3 +147,7 @@ print(json.dumps(ray.get(ray.remote(num_cpus=0)(lambda: {name: os.environ.get(na
     assert found.returncode == 0 and found.stderr == "", found.stderr
     of_the_config = {"AWS_ENDPOINT_URL": "http://of-the-config", "AWS_DEFAULT_REGION": "of-the-config"}
     assert json.loads(found.stdout) == own | of_the_config
+
+
+def test_a_local_ray_serves_no_dashboard() -> None:
+    assert not ray._private.worker.get_dashboard_url(), "the packages for it are there, for clusters"
