@@ -60,7 +60,7 @@ def test_a_users_error_comes_out_as_it_was_raised(kind, code):
     assert not isinstance(error.value, RayError) and exit_code(error.value) == code
 
 
-@pytest.mark.parametrize("death", [WorkerCrashedError(), ActorDiedError("The node died.")])
+@pytest.mark.parametrize("death", [WorkerCrashedError(), ActorDiedError()])
 def test_dead_workers_are_told_in_one_line(death):
     class Dying:
         context = SimpleNamespace()
