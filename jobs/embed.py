@@ -25,7 +25,7 @@ from allmrec.text.cache import Index, TextCache
 from allmrec.text.encoder import encoder_folder, encoder_identity
 from jobs.runtime.cluster import start_ray
 from jobs.runtime.command import main
-from jobs.runtime.preflight import Needs
+from jobs.runtime.preflight import Needs, preflight
 from jobs.runtime.ray_data import iter_results
 from jobs.runtime.step import Context, Stats, Step
 
@@ -39,9 +39,11 @@ def run(context: Context) -> Stats:
 
 
 def embed_by(context: Context, model: str, artifact: str) -> Stats:
-    """Embed the items by another encoder than `text.model`, into an artifact of its own."""
+    """Embed the items by another encoder than `text.model`, into an artifact of its own; within another step."""
     text = context.config.text.model_copy(update={"model": model, "revision": None})
-    return embed_into(replace(context, config=context.config.model_copy(update={"text": text})), artifact)
+    config = context.config.model_copy(update={"text": text})
+    with preflight(STEP.needs, config, context.console):
+        return embed_into(replace(context, config=config), artifact)
 
 
 def embed_into(context: Context, artifact: str) -> Stats:

@@ -19,10 +19,8 @@ from allmrec.cf.teacher import TeacherConfig, load_teacher, save_teacher
 from allmrec.core.artifacts import ArtifactWriter, Manifest, read_file, read_manifest, read_table, writing
 from allmrec.core.workspace import Workspace, open_workspace
 from allmrec.data.trained_items import write_trained_items
-from jobs.embed import STEP as EMBED
 from jobs.embed import embed_by
 from jobs.runtime.command import main
-from jobs.runtime.preflight import preflight
 from jobs.runtime.step import Context, Stats, Step
 from jobs.train_alignment import ENCODER, read_texts
 from jobs.train_projection import identity
@@ -77,8 +75,7 @@ def texts(context: Context, other: Workspace, manifests: dict[str, Manifest]) ->
         return read_texts(context.workspace.item_text_embeddings)
     if read_manifest(other.fine_tuned).fingerprint != manifests["alignment"].fingerprint:
         raise ValueError(f"{other.storage.uri}: train-alignment was started again and not finished; run it there first")
-    with preflight(EMBED.needs, context.config, context.console):
-        embed_by(context, other.fine_tuned.name(ENCODER), Workspace.fine_tuned_text_embeddings)
+    embed_by(context, other.fine_tuned.name(ENCODER), Workspace.fine_tuned_text_embeddings)
     return read_texts(context.workspace.fine_tuned_text_embeddings)
 
 
