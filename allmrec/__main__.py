@@ -11,10 +11,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     refuse_hidden_packages()
-    from jobs.runtime.command import errors_in_one_line
-
-    with errors_in_one_line():
-        console()(prog_name="allmrec")
+    console()(prog_name="allmrec")
 
 
 @cache

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from jobs.runtime.command import (
+    Commands,
     ConfigFile,
     DryRun,
     Force,
@@ -43,7 +44,7 @@ BUNDLE = {
 }
 
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 bundle = typer.Typer(no_args_is_help=True, help="Build, inspect and promote bundles.")
 recommendations = typer.Typer(no_args_is_help=True, help="Manage what the nightly runs published.")

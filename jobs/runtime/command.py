@@ -9,13 +9,14 @@ import logging
 import os
 import runpy
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated, Any, TextIO
 from zoneinfo import ZoneInfo
 
 import typer
+from typer.core import TyperGroup
 
 from allmrec.core.errors import JobTimeout, exit_code
 from jobs.runtime.console import Console
@@ -37,20 +38,26 @@ def main(*verb: str) -> None:
     runpy.run_module("allmrec", run_name="__main__")
 
 
+class Commands(TyperGroup):
+    """Commands whose errors end the process as `errors_in_one_line` says."""
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
+        with errors_in_one_line("--log-json" in (sys.argv if args is None else args)):
+            return super().main(args, *rest, **options)
+
+
 @contextmanager
-def errors_in_one_line() -> Iterator[None]:
+def errors_in_one_line(log_json: bool = False) -> Iterator[None]:
     """An error ends the process in one line, with its exit code (`allmrec.core.errors`); a defect has a traceback too.
 
     With `--log-json` the line is an event on standard output. No secret is printed.
     """
     for stream in (sys.stdout, sys.stderr):
         take_any_text(stream)
-    console = Console("--log-json" in sys.argv)
+    console = Console(log_json)
     try:
         with warnings_on(console):
             yield
-    except (typer.Abort, typer.Exit):
-        raise
     except Exception as error:
         code = exit_code(error)
         console.failed(error, code)

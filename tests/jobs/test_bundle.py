@@ -24,7 +24,7 @@ def test_build_promote_show_verify_and_list(tmp_path, tiny_llm, tiny_tokenizer):
 
     def call(*arguments: str):
         result = CliRunner().invoke(app, ["bundle", *arguments, "--config", str(path), "--log-json"])
-        return json.loads(result.stdout.splitlines()[-1]) if result.exit_code == 0 else result.stderr
+        return json.loads(result.stdout.splitlines()[-1]) if result.exit_code == 0 else result.stdout
 
     with pytest.raises(ValueError, match="no bundle is promoted"):
         latest_bundle(storage)

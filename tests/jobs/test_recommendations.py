@@ -45,8 +45,9 @@ def by_date(result: Result) -> list[dict]:
 
 
 def refusal(result: Result) -> str:
-    assert result.exit_code == 2 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
-    return result.stderr
+    failed = json.loads(result.stdout.splitlines()[-1])
+    assert result.exit_code == 2 and failed["event"] == "failed" and failed["exit_code"] == 2
+    return failed["error"]
 
 
 def test_show_reads_only_the_users_shard(config: Path) -> None:
