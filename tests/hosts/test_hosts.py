@@ -27,7 +27,7 @@ from jobs.config import Config
 from jobs.nightly import nightly
 from jobs.runtime.console import Console
 from jobs.runtime.step import execute
-from tests.evaluation.tiny import tiny_config, write_tiny_run
+from tests.evaluation.tiny import tiny_config, write_tiny_workspace
 from tests.hosts.hosts import AUTHENTICATION, HEAD, HERE, TOKEN, VENV, Hosts, available
 from tests.jobs.in_process import jobs_in_process
 from tests.jobs.test_nightly import DATE
@@ -54,7 +54,7 @@ def original(tmp_path_factory: pytest.TempPathFactory, tiny_llm: Any, tiny_token
     settings["teacher"] |= TEACHER
     settings["nightly"] |= {"num_candidates": 8, "top_k": 5}
     config = Config(**settings)
-    write_tiny_run(config, tiny_llm, tiny_tokenizer, USERS)
+    write_tiny_workspace(config, tiny_llm, tiny_tokenizer, USERS)
     return config
 
 
