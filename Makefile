@@ -7,7 +7,10 @@ READY := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: install demo test test-faults test-hosts test-s3 lint format clean
+# The log that `make real` takes a part of: interactions.parquet and items.parquet.
+REAL_LOG ?= data/amazon-video-games
+
+.PHONY: install demo real test test-faults test-hosts test-s3 lint format clean
 
 install: $(READY)
 
@@ -20,6 +23,12 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	$(BIN)/allmrec demo
+
+# Hours on two cores: a real LLM of 135 million parameters reads every prompt. Resumes where it was stopped.
+real: $(READY)
+	$(BIN)/python -m benchmarks.real_models --to models
+	$(BIN)/python -m benchmarks.cut_log --log $(REAL_LOG) --to data/video-games-part
+	$(BIN)/allmrec run --config jobs/configs/real-small.yaml
 
 # Two at a time: those that run jobs mostly wait for Ray.
 test: $(READY)

@@ -7,7 +7,7 @@ ray job submit -- python -m jobs.prepare --config jobs/configs/demo.yaml
 import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -47,6 +47,7 @@ BUNDLE = {
 app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 bundle = typer.Typer(no_args_is_help=True, help="Build, inspect and promote bundles.")
+models = typer.Typer(no_args_is_help=True, help="Import pretrained LLMs.")
 recommendations = typer.Typer(no_args_is_help=True, help="Manage what the nightly runs published.")
 
 
@@ -78,6 +79,7 @@ mount(app, STEPS)
 mount(bundle, BUNDLE)
 app.add_typer(bundle, name="bundle")
 app.add_typer(recommendations, name="recommendations")
+app.add_typer(models, name="models")
 
 
 @app.command()
@@ -185,6 +187,21 @@ def bundle_promote(
 def bundle_list(config: ConfigFile, overrides: Overrides = [], log_json: LogJson = False) -> None:  # noqa: B006
     """List the bundles, and which one is in use."""
     _call("jobs.bundle", "list_bundles", config, overrides, log_json)
+
+
+@models.command("import")
+def models_import(
+    source: Annotated[str, typer.Argument(help="hub name, folder or s3:// prefix; or a GGUF file of one")],
+    to: Annotated[str, typer.Option(help="folder or s3:// prefix, which llm.name then names")],
+    revision: Annotated[str | None, typer.Option(help="of a hub name")] = None,
+    dtype: Annotated[Literal["float32", "bfloat16"] | None, typer.Option(help="that weights are converted to")] = None,
+    log_json: LogJson = False,
+) -> None:
+    """Make safetensors of an LLM (PyTorch's files, GGUF), checked against the source."""
+    from jobs.models import import_model
+
+    with errors_in_one_line():
+        import_model(Console(log_json), source, to, revision, dtype)
 
 
 @recommendations.command("show")

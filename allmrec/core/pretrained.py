@@ -20,41 +20,82 @@ from allmrec.core.storage import open_storage
 
 _CACHE = Path("~/.cache/allmrec/models")
 _SHIPPED = Path(__file__).parents[1] / "demo"
-_WEIGHTS, _OTHER_DATA = "*.safetensors", ["*.json", "*.txt", "*.model"]  # configs and vocabularies
+_WEIGHTS, OTHER_DATA = "*.safetensors", ["*.json", "*.txt", "*.model"]  # configs and vocabularies
 
 
-def model_folder(name: str, revision: str | None, key: str, weights: bool = True) -> Path:
+def model_folder(
+    name: str,
+    revision: str | None,
+    key: str,
+    weights: bool = True,
+    remedy: str = "save the model as safetensors",
+) -> Path:
     """The folder of a pretrained model's files. Only data is fetched: no code, and nothing that is pickled.
-
-    An s3:// prefix is copied once a node, however many workers ask. The store is reached as the environment says
-    (AWS_ENDPOINT_URL and so on).
 
     Args:
         name: hub name, folder, s3:// prefix, or a stand-in of this package.
         key: of the config, for messages.
         weights: or else its config and vocabulary alone.
+        remedy: what to do about weights that are not safetensors.
 
     Raises:
         ValueError: no such model, or weights that are not safetensors.
     """
-    from huggingface_hub import snapshot_download
-
-    wanted = [_WEIGHTS, *_OTHER_DATA] if weights else _OTHER_DATA
-    folder = _copied(name, wanted) if name.startswith("s3://") else _folder(name)
-    try:
-        if not folder.is_dir():
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{key} {name!r} cannot be loaded ({str(error).splitlines()[0]}); give a hub name, a folder or an s3:// "
-            "prefix with the model's files, or standins/llm and standins/encoder, which come with allmrec"
-        ) from None
+    folder = fetch_files(name, revision, key, [_WEIGHTS, *OTHER_DATA] if weights else OTHER_DATA)
     if weights and not any(folder.rglob(_WEIGHTS)):
         raise ValueError(
             f"{key} {name!r} has no weights as safetensors, and nothing pickled is read; name a revision that has them "
-            "(on the hub often refs/pr/<n>), or save the model as safetensors"
+            f"(on the hub often refs/pr/<n>), or {remedy}"
         )
     return folder
+
+
+def fetch_files(name: str, revision: str | None, key: str, wanted: list[str]) -> Path:
+    """A folder that has a model's files of these patterns, and perhaps others.
+
+    An s3:// prefix is copied once a node, however many workers ask. The store is reached as the environment says
+    (AWS_ENDPOINT_URL and so on).
+
+    Raises:
+        ValueError: no such model.
+    """
+    from huggingface_hub import snapshot_download
+
+    folder = _copied(name, wanted) if name.startswith("s3://") else _folder(name)
+    try:
+        return folder if folder.is_dir() else Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+    except (OSError, ValueError) as error:
+        raise _unreachable(name, key, error) from None
+
+
+def list_files(name: str, revision: str | None, key: str) -> tuple[list[str], str]:
+    """The names of a model's files, and which model it is: the commit of a hub name, else `model_identity`.
+
+    Raises:
+        ValueError: no such model.
+    """
+    from huggingface_hub import HfApi
+
+    if name.startswith("s3://"):
+        _, root, files = _files(name)
+        return [file.path.removeprefix(root).lstrip("/") for file in files], model_identity(name)
+    folder = _folder(name)
+    if folder.is_dir():
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        return sorted(names), model_identity(name)
+    try:
+        found = HfApi().model_info(name, revision=revision)
+    except Exception as error:  # whichever HTTP library the hub's client uses, its errors have no base in common
+        raise _unreachable(name, key, error) from None
+    return [file.rfilename for file in found.siblings or []], found.sha or revision or "main"
+
+
+def _unreachable(name: str, key: str, error: Exception) -> ValueError:
+    why = next(iter(str(error).splitlines()), type(error).__name__)
+    return ValueError(
+        f"{key} {name!r} cannot be loaded ({why}); give a hub name, a folder or an s3:// "
+        "prefix with the model's files, or standins/llm and standins/encoder, which come with allmrec"
+    )
 
 
 def refuse_other_weights(

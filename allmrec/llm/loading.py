@@ -35,7 +35,12 @@ class LLMConfig(Section):
 
 def llm_folder(config: LLMConfig, weights: bool = True) -> Path:
     """Where the LLM's files are; see `model_folder`. Raises ValueError when there is no such model."""
-    return model_folder(config.name, config.revision, "llm.name", weights)
+    revision = f" --revision {config.revision}" if config.revision else ""
+    remedy = (
+        f"run `allmrec models import {config.name} --to models/{Path(config.name).name}{revision}` once, which makes "
+        "safetensors of it, and set llm.name to that folder"
+    )
+    return model_folder(config.name, config.revision, "llm.name", weights, remedy)
 
 
 def load_tokenizer(config: LLMConfig) -> Any:
@@ -76,17 +81,30 @@ def load_llm(config: LLMConfig) -> nn.Module:
     Raises:
         ValueError: no such model, or its files are not just the weights that its config describes.
     """
+    return load_checkpoint(f"llm.name {config.name!r}", llm_folder(config), torch_dtype(config))
+
+
+def load_checkpoint(name: str, folder: Path, dtype: torch.dtype | str, safetensors: bool = True) -> nn.Module:
+    """A folder's LLM, frozen, in eval mode, on the CPU.
+
+    Args:
+        name: of the checkpoint, for messages.
+        dtype: "auto" is the config's.
+        safetensors: or else PyTorch's files, by the restricted unpickler.
+
+    Raises:
+        ValueError: the files are not just the weights that the config describes.
+    """
     from transformers import AutoModelForCausalLM
 
-    folder = llm_folder(config)
     llm, found = AutoModelForCausalLM.from_pretrained(
         folder,
-        dtype=torch_dtype(config),
-        use_safetensors=True,
+        dtype=dtype,
+        use_safetensors=safetensors,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # so that they are listed
     )
-    refuse_other_weights(f"llm.name {config.name!r}", llm, **found)
+    refuse_other_weights(name, llm, **found)
     return llm.requires_grad_(False).eval()
 
 
