@@ -25,6 +25,7 @@ LAYERS = (
     "allmrec/bundle_build.py",
     "allmrec/bundle.py",
     "allmrec/bundle_items.py",
+    "allmrec/readout",
     "allmrec/projection",
     "allmrec/alignment",
     "allmrec/llm",

@@ -29,6 +29,21 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def whole_batch(rows_RD: torch.Tensor, rows: np.ndarray, size: int) -> torch.Tensor:
+    """What the workers made of the rows of a global batch, together on each: a leaf that takes gradients, (size, D).
+
+    For losses that couple all rows. Gradients of the leaf are the loss's by each row's output; what a worker then sends
+    backwards is `(rows_RD * leaf.grad[rows]).sum()`.
+
+    Args:
+        rows_RD: this worker's outputs.
+        rows: their places in the batch, int64 (R,); every place is some worker's, once.
+    """
+    whole = rows_RD.new_zeros(size, *rows_RD.shape[1:])
+    whole[torch.from_numpy(rows).to(whole.device)] = rows_RD.detach()
+    return all_reduce_sum(whole).requires_grad_()
+
+
 def all_reduce_min(number: int) -> int:
     """The least of the workers' numbers."""
     return -all_reduce_max(-number)

@@ -5,15 +5,15 @@ from typing import Any
 import torch
 
 from allmrec.llm.loading import LLMConfig, Placement
-from allmrec.projection.projectors import ProjectionConfig
 
 
 def deepspeed_config(
-    config: ProjectionConfig, llm: LLMConfig, placement: Placement, token_dim: int, largest_weight: int
+    max_gradient_norm: float, llm: LLMConfig, placement: Placement, token_dim: int, largest_weight: int
 ) -> dict[str, Any]:
     """For the training engine, with the user's `llm.deepspeed_overrides` over it.
 
     Args:
+        max_gradient_norm: longer gradients are clipped to it; 0: never.
         placement: `replicated` is ZeRO-1, where only Adam's moments are cut over the workers; the others ZeRO-3, where
             every weight is.
         token_dim: H of the LLM.
@@ -36,7 +36,7 @@ def deepspeed_config(
         # Only their product counts, and the batches are ours: gradients are averaged over workers.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": config.max_gradient_norm,
+        "gradient_clipping": max_gradient_norm,
         "zero_optimization": zero,
         "steps_per_print": None,
     }

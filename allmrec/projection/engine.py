@@ -153,6 +153,16 @@ def weights(module: nn.Module) -> dict[str, torch.Tensor]:
         return {name: parameter.detach().cpu().clone() for name, parameter in module.named_parameters()}
 
 
+def set_weights(module: nn.Module, found: dict[str, torch.Tensor]) -> None:
+    """Put back what `weights` gave, for forward passes: an optimiser keeps its own. Every worker must call it."""
+    from deepspeed import zero
+
+    for name, parameter in module.named_parameters():
+        cut = [parameter] if hasattr(parameter, "ds_id") else []
+        with torch.no_grad(), zero.GatheredParameters(cut, modifier_rank=0, enabled=bool(cut)):
+            parameter.copy_(found[name])
+
+
 def moments(module: nn.Module) -> dict[str, dict[str, torch.Tensor]]:
     """Adam's moments of the module's whole weights, once a step was made. Every worker must call it."""
     from deepspeed.utils import safe_get_full_optimizer_state

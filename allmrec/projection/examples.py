@@ -165,22 +165,38 @@ class Examples:
     def passes(self, examples: np.ndarray, prompts: Prompts, rank: int, world: int, max_tokens: int) -> list[Batch]:
         """One worker's share of a global batch, in passes of at most `max_tokens` padded tokens (one prompt at least).
 
-        All workers' passes together hold every label once. Workers must run the same number of passes: all cut their
-        shares where the first one, whose prompts are the longest, has to. A pass for which no prompt is left repeats
-        the shortest one without labels.
+        All workers' passes together hold every label once; see `shares`. A pass for which no prompt is left repeats
+        one without labels.
 
         Args:
             examples, prompts: from `global_batch`.
         """
         lengths = prompts.lengths + self.builder.titles.lengths[self.targets[examples]]
-        by_length = np.argsort(-lengths, kind="stable")
-        share, first, batches = by_length[rank::world], 0, []
-        longest = lengths[by_length[::world]]
-        while first < len(longest):
-            last = first + max(1, max_tokens // int(longest[first]))
-            part = share[first:last]
-            rows = part if len(part) else by_length[-1:]
+        batches = []
+        for rows, counts in shares(lengths, rank, world, max_tokens):
             batch = self.batch(examples[rows], take(prompts, rows))
-            batches.append(batch if len(part) else batch.unlabelled())
-            first = last
+            batches.append(batch if counts else batch.unlabelled())
         return batches
+
+
+def shares(lengths: np.ndarray, rank: int, world: int, max_tokens: int) -> list[tuple[np.ndarray, bool]]:
+    """One worker's share of some prompts, in passes of at most `max_tokens` padded tokens (one prompt at least).
+
+    Workers must run the same number of passes: all cut their shares where the first one, whose prompts are the longest,
+    has to. A pass for which no prompt is left has the shortest one of all.
+
+    Args:
+        lengths: tokens of each prompt.
+
+    Returns:
+        the rows of each pass, int64, and whether they are this worker's.
+    """
+    by_length = np.argsort(-lengths, kind="stable")
+    share, longest = by_length[rank::world], lengths[by_length[::world]]
+    passes, first = [], 0
+    while first < len(longest):
+        last = first + max(1, max_tokens // int(longest[first]))
+        rows = share[first:last]
+        passes.append((rows, True) if len(rows) else (by_length[-1:], False))
+        first = last
+    return passes

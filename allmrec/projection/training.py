@@ -8,9 +8,6 @@ Dimensions: B prompts of a pass, T tokens, I items in slots, K target tokens, D 
 H = token dim, V = vocabulary
 """
 
-import math
-import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,7 +17,7 @@ from torch.nn import functional as F
 
 from allmrec.cf.teacher import Teacher
 from allmrec.cf.training import ValidationCases
-from allmrec.core.distributed import all_reduce_max, all_reduce_sum, rank_and_world_size
+from allmrec.core.distributed import all_reduce_max, all_reduce_sum
 from allmrec.data.sequences import Sequences
 from allmrec.llm.batches import SoftTokens, fill_slots, padded_tokens, token_budget_batches
 from allmrec.llm.forward import logits_at
@@ -35,14 +32,12 @@ from allmrec.projection.engine import (
     checksum,
     full_size,
     gathered,
-    moments,
-    set_learning_rate,
-    set_moments,
     start_engine,
     weights,
 )
 from allmrec.projection.examples import Batch, Examples
 from allmrec.projection.projectors import ProjectionConfig, Projectors
+from allmrec.projection.rounds import Rounds
 from allmrec.projection.start import start
 from allmrec.projection.validation import ValidationBatch
 
@@ -88,11 +83,11 @@ class Stage2Model(nn.Module):
         return F.cross_entropy(logits_KV, torch.from_numpy(batch.labels).to(device), reduction="sum")
 
 
-class ProjectionTraining:
-    """A training run that can be stopped after any of its rounds and taken up again from its `state_dict`.
+class ProjectionTraining(Rounds):
+    """A run whose trained part are the projectors; see `Rounds`."""
 
-    Every worker of the process group makes one and calls the same methods.
-    """
+    remedy = "lower projection.learning_rate, or look for NaN in the artifacts `teacher` and `alignment`"
+    config: ProjectionConfig
 
     def __init__(
         self,
@@ -121,20 +116,17 @@ class ProjectionTraining:
             ValueError: the LLM's architecture cannot be ranked by tries, or the projectors cannot start as the config
                 says; see `start`.
         """
-        self.config, self.examples, self.device = config, examples, torch.device(device)
+        super().__init__(config, examples, device)
         self.teacher, self.e_NJ = teacher.to(self.device), e_NJ.to(self.device)
-        self.rank, self.world = rank_and_world_size()
-        self.steps_per_epoch = math.ceil(len(examples) / config.batch_size)
-        self.total_steps = config.epochs * self.steps_per_epoch
         embedding = llm.get_input_embeddings()
         with gathered(embedding.parameters()):
             token_norm, token_dim = embedding.weight.float().norm(dim=1).mean().item(), embedding.weight.shape[1]
-        self.projectors = start(
+        self.trained = self.projectors = start(
             config, self.teacher, examples, e_NJ, uses_text_N, token_dim, config.soft_token_scale * token_norm
         )
         self.untrained = weights(self.projectors)
         if state is not None:
-            self.projectors.load_state_dict(state["projectors"])
+            self.projectors.load_state_dict(state["weights"])
         if config.activation_checkpointing:
             checkpoint_activations(llm)
         largest = max(full_size(parameter) for parameter in llm.parameters())
@@ -142,85 +134,17 @@ class ProjectionTraining:
             Stage2Model(llm, self.projectors, examples.builder.end),
             self.projectors,
             config.learning_rate,
-            deepspeed_config(config, llm_config, placement, token_dim, largest),
+            deepspeed_config(config.max_gradient_norm, llm_config, placement, token_dim, largest),
         )
         refuse_deviating(llm, float(self.engine(None, e_NJ[:0], e_NJ[:0])))
         self.frozen_checksum = checksum(llm)
         self.validation = [] if cases is None else self._validation_batches(cases, llm_config.tokens_per_batch)
-        self.read = self.padded = 0  # tokens of this worker's passes, without and with padding
-        self.step, self.losses = 0, [0.0]  # steps done; summed loss of each epoch, the running one last
-        self.best: dict[str, Any] = {"epoch": 0, "hit@1": -1.0}
-        if state is not None:
-            self._go_on(state)
+        self.resume(state)
 
-    def state_dict(self) -> dict[str, Any]:
-        """After a step at least. Every worker must call it."""
-        return {
-            "projectors": weights(self.projectors),
-            "moments": moments(self.projectors),
-            "step": self.step,
-            "losses": list(self.losses),
-            "best": self.best,
-        }
-
-    def best_weights(self) -> dict[str, torch.Tensor]:
-        """The projectors' whole weights after the best epoch. Every worker must call it."""
-        return self.best.get("projectors") or weights(self.projectors)
-
-    @property
-    def finished(self) -> bool:
-        """Whether all steps are done, or none of the last `patience` epochs was better than the best."""
-        patience, epochs = self.config.patience, len(self.losses) - 1
-        stalled = bool(self.validation) and patience is not None and epochs - self.best["epoch"] >= patience
-        return self.step >= self.total_steps or stalled
-
-    def rounds(self) -> Iterator[dict[str, float]]:
-        """Train to the end, and yield the numbers of every `checkpoint_every_steps` steps and of an epoch's rest.
-
-        Raises:
-            ValueError: the loss is NaN or inf; names the steps.
-        """
-        config = self.config
-        while not self.finished:
-            epoch, first = divmod(self.step, self.steps_per_epoch)
-            last = min(first + config.checkpoint_every_steps, self.steps_per_epoch)
-            started, loss = time.monotonic(), torch.zeros((), dtype=torch.float64, device=self.device)
-            self.read, self.padded, tokens, prompts = 0, 0, 0, 0
-            for step in range(first, last):
-                if config.learning_rate_schedule == "linear":
-                    done = epoch * self.steps_per_epoch + step
-                    set_learning_rate(self.engine, config.learning_rate * (1 - done / self.total_steps))
-                examples, built = self.examples.global_batch(epoch, step, config.batch_size)
-                loss += self.train_step(examples, built)
-                tokens, prompts = tokens + self.examples.target_tokens(examples), prompts + len(examples)
-            counts = loss.new_tensor([self.read, self.padded])
-            total, read, padded = all_reduce_sum(torch.cat([loss[None], counts])).tolist()
-            seconds = time.monotonic() - started
-            if not math.isfinite(total):
-                raise ValueError(
-                    f"the loss is {total} in epoch {epoch + 1}, steps {first + 1} to {last}: they are discarded; "
-                    "lower projection.learning_rate, or look for NaN in the artifacts `teacher` and `alignment`"
-                )
-            self.step += last - first
-            self.losses[-1] += total
-            numbers = {
-                "loss": total / tokens,
-                "prompts_per_s": round(prompts / seconds, 1),
-                "tokens_per_s": round(read / seconds),
-                "padding %": round(100 * (1 - read / padded), 2),
-            }
-            if last == self.steps_per_epoch:
-                self.losses.append(0.0)
-                numbers |= self._choose()
-            yield numbers
-
-    def epoch_losses(self) -> list[float]:
-        """The mean loss of a target token in each finished epoch."""
-        tokens = self.examples.target_tokens(np.arange(len(self.examples)))
-        return [total / tokens for total in self.losses[:-1]]
+    def loss_weight(self, examples: np.ndarray) -> int:
+        return self.examples.target_tokens(examples)
 
     def train_step(self, examples: np.ndarray, prompts: Prompts) -> torch.Tensor:
-        """One step on a global batch. Returns the summed loss of this worker's share, float32 ()."""
         tokens = self.examples.target_tokens(examples)
         total = torch.zeros((), device=self.device)
         passes = self.examples.passes(examples, prompts, self.rank, self.world, self.config.tokens_per_pass)
@@ -258,13 +182,6 @@ class ProjectionTraining:
         *sums_M, count = all_reduce_sum(total_M).tolist()
         return {name: sums_M[METRICS.index(name)] / count for name in ("hit@1", "ndcg@10")} if count else {}
 
-    def _choose(self) -> dict[str, float]:
-        """Validate an epoch that has just ended, and keep its weights if it is the best."""
-        metrics = self.validate()
-        if metrics and metrics["hit@1"] > self.best["hit@1"]:
-            self.best = {"epoch": len(self.losses) - 1, **metrics, "projectors": weights(self.projectors)}
-        return {f"valid_{name}": value for name, value in metrics.items()}
-
     def _validation_batches(self, cases: ValidationCases, tokens_per_batch: int) -> list[ValidationBatch]:
         """This worker's validation cases in batches; where it has none, one that does not count."""
         builder = self.examples.builder
@@ -286,12 +203,8 @@ class ProjectionTraining:
         x_BD = self.teacher.represent(histories).clone()  # a clone, for autograd takes no inference tensor
         return x_BD, self.e_NJ[torch.from_numpy(items).to(self.device)]
 
-    def _go_on(self, state: dict[str, Any]) -> None:
-        """Take up Adam's moments, the counts and the losses; the projectors' weights are loaded already."""
+    def idle_step(self) -> None:
         examples, prompts = self.examples.global_batch(0, 0, 1)
         batch = self.examples.passes(examples, prompts, self.rank, self.world, self.config.tokens_per_pass)[0]
-        loss = self._forward(batch)
-        self.engine.backward(loss * 0)  # a step without gradient moves nothing, but makes moments
+        self.engine.backward(self._forward(batch) * 0)
         self.engine.step()
-        set_moments(self.engine, self.projectors, state["moments"], state["step"])
-        self.step, self.losses, self.best = state["step"], list(state["losses"]), state["best"]

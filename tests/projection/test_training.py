@@ -362,7 +362,9 @@ def test_what_f_i_projects(teacher, joint):
 
 def test_deepspeeds_config_follows_the_placement():
     def settings(placement, **llm):
-        return deepspeed_config(CONFIG, LLMConfig(**llm), placement, token_dim=32, largest_weight=4096)
+        return deepspeed_config(
+            CONFIG.max_gradient_norm, LLMConfig(**llm), placement, token_dim=32, largest_weight=4096
+        )
 
     sharded, replicated = settings("sharded", hpz_group=8), settings("replicated")
     assert sharded["zero_optimization"]["stage"] == 3 and replicated["zero_optimization"]["stage"] == 1

@@ -1,0 +1,101 @@
+"""LLM-SRec as a teacher: items have stored vectors, users are read off the LLM, the score is a product.
+
+So whatever works with a teacher works with it: evaluation, the whole catalogue, retrieval. A candidate's score does
+not depend on the other candidates, which no prompt lists.
+
+Dimensions: U users, B of a batch, N = n + 1 items (0 is padding), D = teacher's dim, V readout dim
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from allmrec.cf.teacher import Teacher
+from allmrec.core.hashing import mix64
+from allmrec.data.sequences import Sequences
+from allmrec.llm.batches import distinct_items, take, token_budget_batches
+from allmrec.llm.prompt import Prompts
+from allmrec.readout.network import ITEM, USER, Readout
+from allmrec.readout.prompts import ReadoutPrompts, read_out
+
+
+class LLMSRec(Teacher):
+    """Represents users by the frozen LLM.
+
+    A user who is asked about again with the same history, by another protocol of an evaluation, costs nothing.
+
+    Attributes:
+        tokens, padding: real and padding tokens read so far.
+        dropped_history, cut_titles: how much over-long prompts lost so far.
+    """
+
+    def __init__(
+        self,
+        llm: Any,
+        readout: Readout,
+        prompts: ReadoutPrompts,
+        items_ND: torch.Tensor,
+        vectors_NV: torch.Tensor,
+        tokens_per_batch: int,
+    ):
+        """
+        Args:
+            items_ND: `standardised` E_i, for the items' soft tokens.
+            vectors_NV: the items' own, which were made after training.
+            tokens_per_batch: padded tokens in one forward pass.
+        """
+        super().__init__()
+        self.llm, self.readout, self.prompts, self.tokens_per_batch = llm, readout, prompts, tokens_per_batch
+        self.register_buffer("inputs", items_ND, persistent=False)
+        self.register_buffer("vectors", vectors_NV, persistent=False)
+        self.tokens = self.padding = self.dropped_history = self.cut_titles = 0
+        self._known_K, self._known_KV = np.zeros(0, dtype=np.uint64), vectors_NV[:0]
+
+    @property
+    def item_embeddings(self) -> torch.Tensor:
+        return self.get_buffer("vectors")
+
+    @torch.inference_mode()
+    def represent(self, histories: Sequences) -> torch.Tensor:
+        users_UV = self.item_embeddings.new_zeros(len(histories), self.item_embeddings.shape[1])
+        shown = histories.last(self.prompts.users.config.max_history)
+        keys_U = _keys(shown)
+        place_U = np.searchsorted(self._known_K, keys_U).clip(max=max(len(self._known_K) - 1, 0))
+        known_U = self._known_K[place_U] == keys_U if len(self._known_K) else np.zeros(len(keys_U), dtype=bool)
+        users_UV[np.flatnonzero(known_U)] = self._known_KV[place_U[known_U]]
+        asked = np.flatnonzero(~known_U & (shown.lengths > 0))
+        if len(asked):
+            users_UV[asked] = self._read(USER, self.prompts.of_users(shown.take(asked)))
+            self._known_K, first = np.unique(keys_U, return_index=True)
+            self._known_KV = users_UV[first]
+        return users_UV
+
+    @torch.inference_mode()
+    def vectors_of(self, items: np.ndarray) -> torch.Tensor:
+        """What the LLM says of items now, (U, V): of new ones, or to compare with the stored vectors."""
+        return self._read(ITEM, self.prompts.of_items(items))
+
+    def _read(self, kind: int, prompts: Prompts) -> torch.Tensor:
+        self.dropped_history += prompts.dropped_history
+        self.cut_titles += prompts.cut_titles
+        found_UV = self.item_embeddings.new_empty(len(prompts), self.item_embeddings.shape[1])
+        for rows in token_budget_batches(prompts.lengths + 1, self.tokens_per_batch):
+            items, here = distinct_items(take(prompts, rows))
+            inputs_ID = self.get_buffer("inputs")[torch.from_numpy(items.astype(np.int64))]
+            soft_IH, token_H = self.readout.soft_tokens(inputs_ID), self.readout.token(kind)
+            states_BH = read_out(self.llm, here, token_H, soft_IH, self.prompts.padding)
+            found_UV[torch.from_numpy(rows)] = self.readout.vectors(kind, states_BH)
+            read = len(here.tokens) + len(here)
+            self.tokens += read
+            self.padding += len(here) * (int(here.lengths.max()) + 1) - read
+        return found_UV
+
+
+def _keys(shown: Sequences) -> np.ndarray:
+    """uint64 (U,): of a user with a history as it is shown."""
+    keys_U = shown.hashes()
+    padded = shown.padded(max(int(shown.lengths.max(initial=0)), 1))
+    for column in padded.T.astype(np.uint64):
+        keys_U = np.where(column > 0, mix64(keys_U ^ column), keys_U)
+    return keys_U

@@ -1,0 +1,282 @@
+"""LLM-SRec's training: the readout learns to tell which item a user comes to, under the same engine as Stage-2.
+
+Runs in a process group; knows nothing of Ray, artifacts or checkpoint files. The losses couple all users of a step:
+their vectors are gathered from all workers and passes, and the loss is differentiated by these. So the number of
+workers and of passes changes nothing but the order of floating point additions.
+
+Dimensions: B users, I items, C candidates, N = n + 1 items (0 is padding), D = teacher's dim, V readout dim
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from allmrec.cf.teacher import Teacher
+from allmrec.cf.training import ValidationCases
+from allmrec.core.distributed import all_reduce_max, all_reduce_sum, whole_batch
+from allmrec.data.sequences import Sequences
+from allmrec.llm.batches import distinct_items, take, token_budget_batches
+from allmrec.llm.loading import LLMConfig, Placement
+from allmrec.llm.prompt import Prompts
+from allmrec.metrics import METRICS, evaluate_scores
+from allmrec.projection.deepspeed_config import deepspeed_config
+from allmrec.projection.engine import (
+    checkpoint_activations,
+    checksum,
+    full_size,
+    gathered,
+    set_weights,
+    start_engine,
+)
+from allmrec.projection.examples import shares
+from allmrec.projection.rounds import Rounds
+from allmrec.readout.examples import ReadoutExamples
+from allmrec.readout.losses import readout_loss
+from allmrec.readout.network import ITEM, USER, Readout, ReadoutConfig, fresh_readout, standardised
+from allmrec.readout.prompts import read_out
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Prompts of users or of items that are read at once."""
+
+    prompts: Prompts  # slot_items are rows of `items_ID`
+    items_ID: torch.Tensor  # standardised E_i of the items in slots
+    x_BD: torch.Tensor | None  # of users
+    rows: np.ndarray  # int64 (B,): their places in the step's batch
+    counts: bool = True  # or it is there only because every worker must run the same passes
+
+    @property
+    def padded(self) -> int:
+        return len(self.prompts) * (int(self.prompts.lengths.max()) + 1)
+
+
+class ReadoutModel(nn.Module):
+    """The frozen LLM and the readout in one module, as DeepSpeed wants them."""
+
+    def __init__(self, llm: Any, readout: Readout, padding: int):
+        super().__init__()
+        self.llm, self.readout, self.padding = llm, readout, padding
+
+    def forward(self, passes: list[Pass]) -> list[torch.Tensor]:
+        """Of users their own vectors and the teacher's, (B, 2, V); of items theirs, (B, V)."""
+        found = [self._vectors(one) for one in passes]
+        if torch.is_grad_enabled():
+            # ZeRO-3 adds to the last step's gradient of a weight that a step's first pass does not reach.
+            found[0] = found[0] + 0 * self.readout.reached()
+        return found
+
+    def _vectors(self, one: Pass) -> torch.Tensor:
+        kind, soft_IH = ITEM if one.x_BD is None else USER, self.readout.soft_tokens(one.items_ID)
+        states_BH = read_out(self.llm, one.prompts, self.readout.token(kind), soft_IH, self.padding)
+        vectors_BV = self.readout.vectors(kind, states_BH)
+        return vectors_BV if one.x_BD is None else torch.stack([vectors_BV, self.readout.teacher_vectors(one.x_BD)], 1)
+
+
+class ReadoutTraining(Rounds):
+    """A run whose trained part is the readout; see `Rounds`."""
+
+    unit, chosen_by = "users", "ndcg@10"
+    remedy = "lower baselines.llm_srec.learning_rate, or look for NaN in the artifact `teacher`"
+    config: ReadoutConfig
+    examples: ReadoutExamples
+
+    def __init__(
+        self,
+        config: ReadoutConfig,
+        llm_config: LLMConfig,
+        placement: Placement,
+        llm: Any,
+        teacher: Teacher,
+        examples: ReadoutExamples,
+        cases: ValidationCases | None = None,
+        device: torch.device | str = "cpu",
+        state: dict[str, Any] | None = None,
+    ):
+        """
+        Args:
+            llm: from `load_llm_with_placement`, with the same placement.
+            cases: this worker's share of those that choose the best weights; without any the last ones are kept.
+            state: where to resume from.
+
+        Raises:
+            ValueError: the teacher's item embeddings are NaN or inf.
+        """
+        super().__init__(config, examples, device)
+        self.teacher, self.prompts = teacher.to(self.device), examples.readout_prompts
+        self.items_ND = standardised(teacher.item_embeddings.detach())
+        if not self.items_ND.isfinite().all():
+            raise ValueError("the teacher's item embeddings hold NaN or inf; run train-cf again")
+        embedding = llm.get_input_embeddings()
+        with gathered(embedding.parameters()):
+            self.trained = self.readout = fresh_readout(config, self.items_ND.shape[1], embedding.weight, examples.seed)
+            token_dim = embedding.weight.shape[1]
+        if state is not None:
+            self.readout.load_state_dict(state["weights"])
+        if config.activation_checkpointing:
+            checkpoint_activations(llm)
+        largest = max(full_size(parameter) for parameter in llm.parameters())
+        self.engine = start_engine(
+            ReadoutModel(llm, self.readout, self.prompts.padding),
+            self.readout,
+            config.learning_rate,
+            deepspeed_config(config.max_gradient_norm, llm_config, placement, token_dim, largest),
+        )
+        self.frozen_checksum = checksum(llm)
+        self.validation = [] if cases is None else self._batches(cases, llm_config.tokens_per_batch)
+        self.resume(state)
+
+    def loss_weight(self, examples: np.ndarray) -> int:
+        return len(examples)
+
+    def learning_rate(self, done: int) -> float:
+        return super().learning_rate(done) * min(1.0, (done + 1) / max(self.config.warmup_steps, 1))
+
+    def due(self) -> bool:
+        every, place = self.config.validate_every, self.step % self.steps_per_epoch
+        return place == 0 or (every is not None and place % (every * self.config.checkpoint_every_steps) == 0)
+
+    def train_step(self, examples: np.ndarray, prompts: Prompts) -> torch.Tensor:
+        loss, groups, outputs, gradients = self._whole_loss(examples, prompts)
+        for number, group in enumerate(groups, start=1):
+            self.engine.set_gradient_accumulation_boundary(number == len(groups))
+            found = outputs[0] if len(groups) == 1 else self.engine(group)
+            # The engine averages gradients over workers; they are to be summed.
+            self.engine.backward(self.world * _by_chain_rule(group, found, gradients))
+        self.engine.step()
+        every = [one for group in groups for one in group]
+        self.read += sum(len(one.prompts.tokens) + len(one.prompts) for one in every)
+        self.padded += sum(one.padded for one in every)
+        return loss.detach() * (len(examples) if self.rank == 0 else 0)
+
+    def idle_step(self) -> None:
+        examples, prompts = self.examples.global_batch(0, 0, 1)
+        users = self._passes(prompts, self.examples.histories(examples))[0]
+        items = self._passes(self.prompts.of_items(self.examples.targets[examples]), None)[0]
+        self.engine.backward(torch.stack([found.sum() for found in self.engine([users, items])]).sum() * 0)
+        self.engine.step()
+
+    @torch.no_grad()
+    def loss(self, examples: np.ndarray, prompts: Prompts) -> float:
+        """The loss of a global batch, without a step. Every worker must call it."""
+        return float(self._whole_loss(examples, prompts)[0])
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        if not all_reduce_max(len(self.validation)):
+            return {}
+        wanted_N = torch.zeros(len(self.items_ND), device=self.device)
+        for _, candidates_BC in self.validation:
+            wanted_N[torch.from_numpy(candidates_BC.ravel()).long().to(self.device)] = 1
+        wanted_N = all_reduce_sum(wanted_N)
+        wanted_N[0] = 0
+        vectors_NV = self.vectors(wanted_N.nonzero()[:, 0].cpu().numpy())
+        total_M = torch.zeros(len(METRICS) + 1, dtype=torch.float64, device=self.device)
+        for number in range(all_reduce_max(len(self.validation))):
+            one, candidates_BC = self.validation[min(number, len(self.validation) - 1)]
+            users_BV = self.engine([one])[0][:, 0]
+            if number < len(self.validation) and one.counts:
+                items_BCV = vectors_NV[torch.from_numpy(candidates_BC).long().to(self.device)]
+                scores_BC = torch.einsum("bv,bcv->bc", users_BV, items_BCV).cpu().numpy()
+                values_BM = evaluate_scores(scores_BC, candidates_BC)
+                total_M += torch.from_numpy(np.append(values_BM.sum(axis=0), len(values_BM))).to(self.device)
+        *sums_M, count = all_reduce_sum(total_M).tolist()
+        return {name: sums_M[METRICS.index(name)] / count for name in ("hit@1", "ndcg@10")} if count else {}
+
+    @torch.no_grad()
+    def vectors(self, items: np.ndarray) -> torch.Tensor:
+        """Vectors of some items, by item index (N, V) and zeros for the others. Every worker must call it."""
+        passes = self._passes(self.prompts.of_items(items), None)
+        found_IV = self._whole(passes, [self.engine([one])[0] for one in passes], len(items))
+        vectors_NV = found_IV.new_zeros(len(self.items_ND), found_IV.shape[1])
+        vectors_NV[torch.from_numpy(items).to(self.device)] = found_IV.detach()
+        return vectors_NV
+
+    def best_vectors(self, best: dict[str, torch.Tensor]) -> torch.Tensor:
+        """All items' vectors by these weights, once nothing is trained any more. Every worker must call it."""
+        set_weights(self.readout, best)
+        return self.vectors(np.arange(1, len(self.items_ND)))
+
+    def _whole_loss(
+        self, examples: np.ndarray, prompts: Prompts
+    ) -> tuple[torch.Tensor, list[list[Pass]], list[list[torch.Tensor]], dict[int, torch.Tensor]]:
+        """The loss of the whole batch; this worker's passes in groups that are read together, what came of each, and
+        the loss's gradients by the vectors of users and of items.
+
+        Of a single group the graph is kept; several are read without, and again for their gradients.
+        """
+        compared = self.examples.comparison(examples, self.epoch)
+        histories = self.examples.histories(examples)
+        users, items = self._passes(prompts, histories), self._passes(self.prompts.of_items(compared.items), None)
+        groups = self._groups(users, items)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and len(groups) == 1):
+            outputs = [self.engine(group) for group in groups]
+        flat = [found for group in outputs for found in group]
+        with torch.enable_grad():
+            users_B2V = self._whole(users, flat[: len(users)], len(examples))
+            items_IV = self._whole(items, flat[len(users) :], len(compared.items))
+            chosen = torch.from_numpy(compared.items.astype(np.int64)).to(self.device)
+            x_BD = self.teacher.represent(histories).clone()
+            loss = readout_loss(
+                self.config,
+                users_B2V[:, 0],
+                users_B2V[:, 1],
+                items_IV,
+                torch.from_numpy(compared.target_B).to(self.device),
+                torch.from_numpy(compared.competes_BI).to(self.device),
+                self.teacher.shared_scores(x_BD, chosen),
+            )
+            gradients = torch.autograd.grad(loss, [users_B2V, items_IV])
+        return loss.detach(), groups, outputs, dict(zip((USER, ITEM), gradients, strict=True))
+
+    def _groups(self, users: list[Pass], items: list[Pass]) -> list[list[Pass]]:
+        """One group where all fits into a pass, on every worker alike; else each pass alone."""
+        padded = all_reduce_max(sum(one.padded for one in (*users, *items)))
+        if len(users) == len(items) == 1 and padded <= self.config.tokens_per_pass:
+            return [[*users, *items]]
+        return [[one] for one in (*users, *items)]
+
+    def _passes(self, prompts: Prompts, histories: Sequences | None) -> list[Pass]:
+        """This worker's share of the prompts, of users with these histories or of items."""
+        lengths = prompts.lengths + 1  # with the readout token
+        passes = shares(lengths, self.rank, self.world, self.config.tokens_per_pass)
+        return [self._pass(prompts, histories, rows, counts) for rows, counts in passes]
+
+    def _pass(self, prompts: Prompts, histories: Sequences | None, rows: np.ndarray, counts: bool) -> Pass:
+        """Some rows of the prompts."""
+        items, here = distinct_items(take(prompts, rows))
+        items_ID = self.items_ND[torch.from_numpy(items.astype(np.int64)).to(self.device)]
+        # A clone, for autograd takes no inference tensor.
+        x_BD = None if histories is None else self.teacher.represent(histories.take(rows)).clone()
+        return Pass(here, items_ID, x_BD, rows, counts)
+
+    def _whole(self, passes: list[Pass], found: list[torch.Tensor], size: int) -> torch.Tensor:
+        """All workers' vectors of the batch, as a leaf."""
+        mine = [part if one.counts else part[:0] for one, part in zip(passes, found, strict=True)]
+        rows = [one.rows if one.counts else one.rows[:0] for one in passes]
+        return whole_batch(torch.cat(mine), np.concatenate(rows), size)
+
+    def _batches(self, cases: ValidationCases, tokens_per_batch: int) -> list[tuple[Pass, np.ndarray]]:
+        """This worker's validation users with their candidates; where it has none, a batch that does not count."""
+        counts = len(cases) > 0
+        if not counts:
+            one = np.zeros(1, dtype=np.int64)
+            cases = ValidationCases(self.examples.histories(one), self.examples.candidates(one, 0))
+        prompts = self.prompts.of_users(cases.histories)
+        return [
+            (self._pass(prompts, cases.histories, rows, counts), cases.candidates[rows])
+            for rows in token_budget_batches(prompts.lengths + 1, tokens_per_batch)
+        ]
+
+
+def _by_chain_rule(group: list[Pass], found: list[torch.Tensor], gradients: dict[int, torch.Tensor]) -> torch.Tensor:
+    """A number whose gradient by the network is the loss's through these passes, ()."""
+    terms = []
+    for one, vectors in zip(group, found, strict=True):
+        gradient = gradients[ITEM if one.x_BD is None else USER]
+        rows = torch.from_numpy(one.rows).to(gradient.device)
+        terms.append((vectors * gradient[rows]).sum() * one.counts)
+    return torch.stack(terms).sum()

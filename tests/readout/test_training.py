@@ -1,0 +1,185 @@
+"""LLM-SRec's steps against plain torch, whatever the workers and passes; a group of one process, and of two."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from allmrec.cf.training import ValidationCases
+from allmrec.llm.batches import distinct_items
+from allmrec.llm.loading import LLMConfig
+from allmrec.metrics import METRICS, evaluate_scores
+from allmrec.projection.engine import checksum, load_llm_with_placement, weights
+from allmrec.projection.placement import llm_outline
+from allmrec.readout.examples import ReadoutExamples
+from allmrec.readout.losses import readout_loss
+from allmrec.readout.network import ITEM, USER, fresh_readout, standardised
+from allmrec.readout.prompts import read_out
+from allmrec.readout.teacher import LLMSRec
+from allmrec.readout.training import ReadoutTraining
+from tests.projection.conftest import NUM_ITEMS
+from tests.readout.conftest import CONFIG
+
+
+def training(llm_folder, placement, teacher, examples, config=CONFIG, cases=None, state=None) -> ReadoutTraining:
+    llm_config = LLMConfig(name=str(llm_folder), dtype="float32", tokens_per_batch=400)
+    llm = load_llm_with_placement(llm_config, placement, llm_outline(llm_config).largest_weight)
+    return ReadoutTraining(config, llm_config, placement, llm, teacher, examples, cases, state=state)
+
+
+def plain_loss(llm, readout, teacher, examples, users, epoch) -> torch.Tensor:
+    """Everything in one graph: no passes, no leaves."""
+    compared, made = examples.comparison(users, epoch), examples.readout_prompts
+    items_ND, found = standardised(teacher.item_embeddings), []
+    histories = examples.histories(users)
+    for kind, built in ((USER, made.of_users(histories)), (ITEM, made.of_items(compared.items))):
+        items, here = distinct_items(built)
+        soft = readout.soft_tokens(items_ND[torch.from_numpy(items).long()])
+        found.append(readout.vectors(kind, read_out(llm, here, readout.tokens.weight[kind], soft, made.padding)))
+    x_BD = teacher.represent(histories).clone()
+    return readout_loss(
+        CONFIG,
+        found[0],
+        readout.teacher_vectors(x_BD),
+        found[1],
+        torch.from_numpy(compared.target_B),
+        torch.from_numpy(compared.competes_BI),
+        teacher.shared_scores(x_BD, torch.from_numpy(compared.items).long()),
+    )
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_step_compares_with_what_the_user_has_not_seen(sequences, prompts, own):
+    config = CONFIG.model_copy(update={"negatives": "own" if own else "batch"})
+    examples = ReadoutExamples(config, sequences, prompts, seed=0)
+    users = np.arange(9)
+    compared, candidates = examples.comparison(users, 0), examples.candidates(users, 0)
+    assert compared.items.tolist() == sorted(set(candidates.ravel().tolist()))
+    for row in users:
+        seen = set(examples.sequences.take(np.array([row])).items.tolist())
+        target = compared.items[compared.target_B[row]]
+        assert target == examples.targets[row]
+        competing = set(compared.items[compared.competes_BI[row]].tolist())
+        others = set(candidates[row].tolist()) if own else set(compared.items.tolist()) - seen
+        assert competing == others | {target}
+
+
+@pytest.mark.parametrize("tokens_per_pass", [2000, 150])
+def test_steps_are_those_of_plain_torch_and_training_resumes(
+    alone, tokens_per_pass, tiny_llm, llm_folder, teacher, examples
+):
+    config = CONFIG.model_copy(update={"tokens_per_pass": tokens_per_pass})
+    run = training(llm_folder, "replicated", teacher, examples, config)
+    users, built = examples.global_batch(0, 0, 7)
+    groups = run._whole_loss(users, built)[1]
+    assert (len(groups) == 1) == (tokens_per_pass == 2000), "several passes are read twice"
+    readout = fresh_readout(CONFIG, 8, tiny_llm.get_input_embeddings().weight, seed=0)
+    for name, weight in weights(run.readout).items():
+        assert torch.equal(weight, readout.state_dict()[name])
+    before = checksum(teacher)
+
+    rounds = run.rounds()
+    numbers = [next(rounds)]
+    state = run.state_dict()
+    numbers += list(rounds)
+    assert run.step == run.total_steps == 10
+    assert checksum(run.engine.module.llm) == run.frozen_checksum and checksum(teacher) == before
+    assert all(parameter.grad is None for parameter in run.engine.module.llm.parameters())
+
+    optimiser = torch.optim.Adam(readout.parameters())
+    losses, sizes = [], [len(examples.global_batch(0, place, 7)[0]) for place in range(5)]
+    for step in range(10):
+        epoch, place = divmod(step, 5)
+        users, _ = examples.global_batch(epoch, place, 7)
+        loss = plain_loss(tiny_llm, readout, teacher, examples, users, epoch)
+        losses.append(loss.item())
+        optimiser.zero_grad()
+        loss.backward()
+        assert all(parameter.grad.abs().sum() > 0 for parameter in readout.parameters()), "each part learns"
+        torch.nn.utils.clip_grad_norm_(readout.parameters(), CONFIG.max_gradient_norm)
+        for group in optimiser.param_groups:
+            group["lr"] = CONFIG.learning_rate * (1 - step / 10) * min(1, (step + 1) / 10)
+        optimiser.step()
+    found = weights(run.readout)
+    for name, expected in readout.state_dict().items():
+        torch.testing.assert_close(found[name], expected, rtol=1e-2, atol=1e-3)
+    assert numbers[0]["loss"] == pytest.approx(np.average(losses[:3], weights=sizes[:3]), rel=1e-5)
+    assert run.epoch_losses()[0] == pytest.approx(np.average(losses[:5], weights=sizes), rel=1e-5)
+
+    again = training(llm_folder, "replicated", teacher, examples, config, state=state)
+    assert again.step == 3
+    list(again.rounds())
+    for name, expected in found.items():
+        assert torch.equal(weights(again.readout)[name], expected), name
+    assert again.epoch_losses() == run.epoch_losses()
+
+
+@pytest.fixture(scope="module")
+def cases(examples) -> ValidationCases:
+    users = np.arange(12)
+    candidates = examples.candidates(users, epoch=9)
+    where = np.argmax(candidates == examples.targets[users, None], axis=1)
+    candidates[users, where], candidates[:, 0] = candidates[:, 0], examples.targets[users]
+    return ValidationCases(examples.histories(users), candidates)
+
+
+@pytest.mark.parametrize("placement", ["replicated", "sharded"])
+def test_validation_and_stored_vectors_are_the_systems(
+    alone, placement, tiny_llm, llm_folder, teacher, examples, prompts, cases
+):
+    config = CONFIG.model_copy(update={"validate_every": 1})
+    run = training(llm_folder, placement, teacher, examples, config, cases)
+    assert len(run.validation) > 1
+    numbers = list(run.rounds())
+    assert [row["users"] for row in run.curve] == [21, 30, 51, 60], "after every round"
+    assert run.curve[0]["ndcg@10"] == numbers[0]["valid_ndcg@10"]
+    assert run.best["ndcg@10"] == max(row["ndcg@10"] for row in run.curve)
+    best = run.best_weights()
+    vectors_NV, metrics = run.best_vectors(best), run.validate()
+    assert metrics["ndcg@10"] == pytest.approx(run.best["ndcg@10"])
+
+    readout = fresh_readout(CONFIG, 8, tiny_llm.get_input_embeddings().weight, seed=1)
+    readout.load_state_dict(best)
+    parts = (readout.requires_grad_(False), prompts, standardised(teacher.item_embeddings), vectors_NV)
+    system = LLMSRec(tiny_llm, *parts, tokens_per_batch=300)
+    live = system.vectors_of(np.arange(1, NUM_ITEMS + 1))
+    torch.testing.assert_close(vectors_NV[1:], live, atol=1e-5, rtol=1e-4)
+    scores = system.scores(system.represent(cases.histories), torch.from_numpy(cases.candidates).long())
+    values = evaluate_scores(scores.numpy(), cases.candidates)
+    for name in ("hit@1", "ndcg@10"):
+        assert metrics[name] == pytest.approx(values[:, METRICS.index(name)].mean())
+
+
+def test_it_learns_to_tell_items_apart(alone, llm_folder, teacher, examples):
+    run = training(llm_folder, "replicated", teacher, examples, CONFIG.model_copy(update={"epochs": 12}))
+    list(run.rounds())
+    losses = run.epoch_losses()
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_nan_ends_the_training_and_names_the_steps(alone, llm_folder, teacher, examples):
+    run = training(llm_folder, "replicated", teacher, examples)
+    run.items_ND = torch.full_like(run.items_ND, torch.nan)
+    with pytest.raises(ValueError, match=r"epoch 1, steps 1 to 3.*baselines.llm_srec.learning_rate"):
+        next(run.rounds())
+
+
+def test_losses_are_the_same_for_two_workers_wherever_the_weights_are(alone, llm_folder, teacher, examples, tmp_path):
+    """Twenty steps of one worker, and of two whose shares are unequal, with ZeRO-3 and with checkpointed activations."""
+    config = CONFIG.model_copy(update={"epochs": 4, "checkpoint_every_steps": 1, "tokens_per_pass": 400})
+    expected = [numbers["loss"] for numbers in training(llm_folder, "replicated", teacher, examples, config).rounds()]
+    assert len(expected) == 20
+    script = Path(__file__).with_name("workers.py")
+    command = [sys.executable, "-m", f"tests.readout.{script.stem}", str(llm_folder), str(tmp_path)]
+    quiet = {"cwd": script.parents[2], "env": os.environ | {"PYTHONWARNINGS": "ignore"}}
+    workers = [subprocess.Popen([*command, str(rank)], **quiet) for rank in range(2)]
+    assert [worker.wait(timeout=240) for worker in workers] == [0, 0]
+    found = json.loads((tmp_path / "losses.json").read_text())
+    assert set(found) == {"replicated", "sharded, checkpointed"}
+    for how, losses in found.items():
+        assert losses == pytest.approx(expected, abs=1e-5), how
