@@ -6,6 +6,7 @@
     bundles/<version>/projectors/
     bundles/<version>/items/                         ids and words of the items; `allmrec.bundle_items`
     bundles/<version>/new_texts/                     q_i of those whose text training has not seen
+    bundles/<version>/systems/llm-srec/              where `baselines` names it
     bundles/_log/00000003.json                       the version promoted from then on (`allmrec.core.commit_log`)
 
 The version is a hash of the content: equal models, config and catalogue make the same version anywhere, whatever was
@@ -76,6 +77,7 @@ class Bundle:
     models: dict[str, dict[str, str]]  # "llm" and "text": name and identity
     data: dict[str, str]  # digests of the tables beside which it was built
     stats: dict[str, dict[str, Any]]  # what each part's training said of itself
+    systems: dict[str, Storage]  # those trained beside A-LLMRec, by name; each loads from here when it is asked for
 
     @property
     def prompt(self) -> PromptConfig:
@@ -151,6 +153,7 @@ def load_from(root: Storage, description: Mapping[str, Any]) -> Bundle:
         trained_N=catalogue.popularity,
         projectors=load_projectors(bundled.projectors),
         untrained=load_projectors(bundled.projectors, untrained=True),
+        systems={part.rpartition("/")[2]: bundled.at(part) for part in description.get("systems", {})},
         **{key: description[key] for key in ("config", "models", "data", "stats")},
     )
 

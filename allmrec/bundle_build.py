@@ -64,13 +64,17 @@ def refresh_bundle(storage: Storage, version: str) -> str:
 
 
 def _build(workspace: Workspace, models: Workspace, config: Mapping[str, Any], identities: Mapping[str, Any]) -> str:
-    manifests = {model: read_manifest(models.at(model)) for model in MODELS}
+    systems = (Workspace.llm_srec,) if (config.get("baselines") or {}).get("llm_srec") else ()
+    manifests = {model: read_manifest(models.at(model)) for model in (*MODELS, *systems)}
+    _check_systems({system: manifests[system] for system in systems}, manifests["teacher"], identities["llm"])
     items = bundle_items(models, read_table(workspace.items))
     content = {
         "format": FORMAT,
         "config": dict(config),
         "models": dict(identities),
-        "parts": {model: manifest.digest for model, manifest in manifests.items()},
+        "parts": {model: manifests[model].digest for model in MODELS},
+        # Apart, so that no user's row depends on a system that does not rank it.
+        **({"systems": {system: manifests[system].digest for system in systems}} if systems else {}),
         "items": words_digest(items),
     }
     version = fingerprint(content)[:12]
@@ -144,6 +148,16 @@ def _check_embeddings(projectors: Manifest, config: Mapping[str, Any]) -> None:
                 f"the projectors were trained with {section}.{key} {made!r}, and the config says {wanted!r}; run "
                 "train-projection again"
             )
+
+
+def _check_systems(systems: Mapping[str, Manifest], teacher: Manifest, llm: Mapping[str, str]) -> None:
+    """Raises ValueError when a system was trained with another LLM or teacher than the bundle's."""
+    for system, manifest in systems.items():
+        for what, expected in (("llm", llm["identity"]), ("teacher", teacher.digest)):
+            if manifest.stats[what] != expected:
+                raise ValueError(
+                    f"{system} was trained with another {what} than the bundle's; run train-baselines again"
+                )
 
 
 def _identity(name: str, revision: str | None) -> dict[str, str]:

@@ -14,12 +14,16 @@ import numpy as np
 import torch
 
 from allmrec.bundle import Bundle
+from allmrec.cf.teacher import Teacher
 from allmrec.data.sequences import Sequences
 from allmrec.llm.batches import SoftTokens
 from allmrec.llm.loading import LLMConfig, load_llm, load_tokenizer, max_positions
 from allmrec.llm.prompt import PromptBuilder, Titles
 from allmrec.llm.ranking import Ranker
 from allmrec.llm.shown_order import ShownOrder
+from allmrec.readout.network import load_readout
+from allmrec.readout.prompts import ReadoutPrompts
+from allmrec.readout.teacher import LLMSRec
 
 
 class ALLMRec:
@@ -56,10 +60,33 @@ class ALLMRec:
             self._rankers[soft] = Ranker(self.llm, builder, self.config.tokens_per_batch)
         return self._rankers[soft]
 
+    def by_name(self, name: str) -> Teacher:
+        """The teacher, or a system of the bundle that scores as one.
+
+        Raises:
+            ValueError: the bundle has no such system.
+        """
+        if name == "teacher":
+            return self.teacher
+        if name not in self.bundle.systems:
+            raise ValueError(
+                f"bundle {self.bundle.version} has no {name}: name it in `baselines`, then run train-baselines and "
+                "bundle"
+            )
+        return self.llm_srec
+
+    @cached_property
+    def llm_srec(self) -> LLMSRec:
+        readout, vectors_NV = load_readout(self.bundle.systems["llm-srec"])
+        prompts = ReadoutPrompts(self.bundle.prompt, self.tokenizer, self.titles, max_positions(self.llm))
+        items_ND, budget = self.teacher.item_embeddings, self.config.tokens_per_batch
+        return LLMSRec(self.llm, readout, prompts, items_ND, vectors_NV, budget).to(self.device)
+
     def spent(self) -> dict[str, int]:
         """Tokens read so far, padding among them, and what over-long prompts lost; see `Ranker`."""
         names = ("tokens", "padding", "dropped_history", "cut_titles")
-        return {name: sum(getattr(ranker, name) for ranker in self._rankers.values()) for name in names}
+        readers = [*self._rankers.values(), *([self.llm_srec] if "llm_srec" in self.__dict__ else [])]
+        return {name: sum(getattr(reader, name) for reader in readers) for name in names}
 
     @torch.inference_mode()
     def item_tokens(self, text: bool = False, untrained: bool = False) -> torch.Tensor:

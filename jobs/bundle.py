@@ -35,7 +35,7 @@ from jobs.runtime.console import Console
 from jobs.runtime.step import Context, Stats, Step
 from jobs.train_alignment import ENCODER
 
-SECTIONS = ("text", "teacher", "alignment", "llm", "prompt", "projection", "bundle")
+SECTIONS = ("text", "teacher", "alignment", "llm", "prompt", "projection", "baselines", "bundle")
 
 
 def run(context: Context) -> Stats:
@@ -147,6 +147,7 @@ STEP = Step(
     inputs=MODELS,
     late_inputs=(Workspace.items, Workspace.item_text_embeddings, Workspace.sequences),
     outputs=(Workspace.bundle,),
+    optional_inputs=lambda config: (Workspace.llm_srec,) if config.llm_srec else (),
     run=run,
     plan=plan,
     external_inputs=external_inputs,

@@ -32,6 +32,7 @@ STEPS = {
     "train-cf": ("jobs.train_cf", "Train the teacher."),
     "train-alignment": ("jobs.train_alignment", "Stage-1: align item and text embeddings."),
     "train-projection": ("jobs.train_projection", "Stage-2: train the projectors into the frozen LLM."),
+    "train-baselines": ("jobs.train_baselines", "Train the systems that `baselines` names beside A-LLMRec: LLM-SRec."),
     "transfer": (
         "jobs.transfer",
         "Apply the models of another catalogue's workspace to this one's items.",

@@ -21,6 +21,7 @@ from allmrec.llm.loading import LLMConfig
 from allmrec.llm.prompt import PromptConfig
 from allmrec.nightly.config import NightlyConfig
 from allmrec.projection.projectors import ProjectionConfig
+from allmrec.readout.network import ReadoutConfig
 from allmrec.text.encoder import TextConfig
 
 
@@ -39,6 +40,12 @@ class WorkersConfig(Section):
     object_store_mb: int | None = Field(None, ge=80)  # shared memory of a local Ray; null: Ray's default
 
 
+class BaselinesConfig(Section):
+    """Systems that are trained beside A-LLMRec: those whose key is there; `llm_srec: {}` is one with its defaults."""
+
+    llm_srec: ReadoutConfig | None = None  # LLM-SRec; null: not trained
+
+
 class Config(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")  # the workspace's name
     root: str = "runs"  # folder or s3:// prefix of all workspaces; this one is <root>/<name>
@@ -50,12 +57,18 @@ class Config(Section):
     llm: LLMConfig = LLMConfig()  # the frozen LLM
     prompt: PromptConfig = PromptConfig()  # the prompt's wording and length
     projection: ProjectionConfig = ProjectionConfig()  # Stage-2
+    baselines: BaselinesConfig | None = None  # other systems; null: none
     bundle: BundleConfig = BundleConfig()  # what `bundle build` puts together
     nightly: NightlyConfig = NightlyConfig()  # the nightly run
     evaluation: EvaluationConfig = EvaluationConfig()  # the split, the test cases and the systems compared
     explain: ExplainConfig = ExplainConfig()  # the favourite-genre task
     workers: WorkersConfig = WorkersConfig()  # Ray's workers
     storage: S3Config = S3Config()  # the object store
+
+    @property
+    def llm_srec(self) -> ReadoutConfig | None:
+        """How LLM-SRec is trained, if it is."""
+        return self.baselines and self.baselines.llm_srec
 
     @property
     def workspace_uri(self) -> str:

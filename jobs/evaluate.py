@@ -104,12 +104,20 @@ def score(context: Context, version: str) -> tuple[list[ShardReport], ShardRepor
     config, count = context.config, num_shards(context.workspace.evaluation_cases)
     start_ray(config)
     evaluation = config.evaluation
+    systems = compared(context)
     writing = min(1.0, evaluation.generation_users / max(1, tested_users(context)))
-    compared = (evaluation.systems, config.seed, config.nightly.num_candidates, evaluation.baseline, writing)
-    arguments = (context.storage, version, config.llm, *compared)
+    how = (systems, config.seed, config.nightly.num_candidates, evaluation.baseline, writing)
+    arguments = (context.storage, version, config.llm, *how)
     dataset = map_actors(range(count), EvaluateShards, arguments, config.workers)
     with context.console.progress("evaluate", count) as bar:
         return gather(iter_reports(dataset, bar))
+
+
+def compared(context: Context) -> tuple[str, ...]:
+    """The systems that the config names; without any the built-in ones and those of `baselines`."""
+    asked = context.config.evaluation
+    own = ("llm-srec",) if context.config.llm_srec and "systems" not in asked.model_fields_set else ()
+    return (*asked.systems, *own)
 
 
 def tested_users(context: Context) -> int:
@@ -186,11 +194,11 @@ def _show(
 
 def plan(context: Context) -> Stats:
     cases, settings = tested_users(context), context.config.evaluation
-    systems = {*settings.systems}
+    systems = {*compared(context)}
     return {
         "shards": num_shards(context.workspace.evaluation_cases),
         "cases": cases * ((len(PROTOCOLS) + 1) * len(systems) + len(IN_CATALOGUE & systems)),
-        "systems": ", ".join(settings.systems),
+        "systems": ", ".join(compared(context)),
         "answers": min(settings.generation_users, cases) * len(NEED_LLM & systems),
     }
 
@@ -207,6 +215,7 @@ STEP = Step(
         model_identity(context.config.llm.name, context.config.llm.revision),
         context.config.nightly.num_candidates,  # N of Recall@N
         latest_bundle(context.storage),
+        *([] if context.config.llm_srec is None else [compared(context)]),
     ],
 )
 

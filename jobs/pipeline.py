@@ -34,8 +34,9 @@ def run(config: Config, console: Console, date: datetime.date, dry_run: bool = F
 def steps_of(config: Config, date: datetime.date) -> list[Step]:
     """The steps of a run that trains, or that takes the models of another workspace; in any order."""
     verbs = TRANSFER if config.evaluation.split.kind == "cross-domain" else TRAINING
-    modules = [load_step(f"jobs.{verb}") for verb in verbs]
-    return [*modules, *nightly.steps(config, date), load_step("jobs.evaluate")]
+    baselines = ("train_baselines",) if config.llm_srec and "train_projection" in verbs else ()
+    modules = [load_step(f"jobs.{verb}") for verb in (*verbs, *baselines)]
+    return [step.under(config) for step in (*modules, *nightly.steps(config, date), load_step("jobs.evaluate"))]
 
 
 def ordered(steps: Sequence[Step]) -> list[Step]:

@@ -37,7 +37,7 @@ from allmrec.projection.placement import (
     llm_outline,
     worker_bytes,
 )
-from allmrec.projection.projectors import ProjectionConfig, item_inputs, save_projectors
+from allmrec.projection.projectors import item_inputs, save_projectors
 from allmrec.projection.training import ProjectionTraining
 from jobs.runtime.command import main
 from jobs.runtime.preflight import Needs
@@ -72,7 +72,7 @@ def loop(settings: dict[str, Any]) -> Stats:
     if rank_and_world_size()[1] % llm_config.hpz_group:  # nodes were lost: the groups are for speed, not for the result
         llm_config = llm_config.model_copy(update={"hpz_group": 1})
     outline = llm_outline(llm_config)
-    placement = placed(llm_config, projection, outline)
+    placement = placed(llm_config, projection.tokens_per_pass, projection.activation_checkpointing, outline)
     llm, tokenizer = load_llm_with_placement(llm_config, placement, outline.largest_weight), load_tokenizer(llm_config)
     catalogue = Catalogue.read(settings["items"])
     titles = Titles.tokenise(catalogue.titles, tokenizer, prompt.max_title_tokens)
@@ -126,11 +126,11 @@ def loop(settings: dict[str, Any]) -> Stats:
     }
 
 
-def placed(llm: LLMConfig, projection: ProjectionConfig, outline: Outline) -> Placement:
+def placed(llm: LLMConfig, tokens_per_pass: int, checkpointing: bool, outline: Outline) -> Placement:
     """On a worker: where the weights go; `auto` asks for the workers' free memory."""
     if llm.placement != "auto":
         return llm.placement
-    activations = activation_bytes(outline, projection.tokens_per_pass, projection.activation_checkpointing)
+    activations = activation_bytes(outline, tokens_per_pass, checkpointing)
     return choose_placement(outline, rank_and_world_size()[1], activations, free_bytes())
 
 

@@ -47,6 +47,7 @@ class Workspace:
     fine_tuned = Folder()
     fine_tuned_text_embeddings = Folder()
     projectors = Folder()
+    llm_srec = Folder("systems/llm-srec")
     bundle = Folder()  # names the bundle that was built last
     blend = Folder()
     external_candidates = Folder("candidates")

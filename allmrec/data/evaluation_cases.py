@@ -30,7 +30,10 @@ from schemas import evaluation_cases
 
 SPLITS = ("valid", "test")
 PROTOCOLS = ("random", "matched")
-System = Literal["random", "popularity", "teacher", "llm-only", "a-llmrec", "a-llmrec-untrained", "a-llmrec-sbert"]
+System = Literal[
+    "random", "popularity", "teacher", "llm-only", "a-llmrec", "a-llmrec-untrained", "a-llmrec-sbert", "llm-srec"
+]
+BUILT_IN: tuple[System, ...] = get_args(System)[:-1]  # those of every bundle
 _BLOCK = 1 << 15  # users at once
 
 
@@ -41,7 +44,8 @@ class EvaluationConfig(Section):
     num_negatives: int = Field(19, ge=1)  # per test case; paper section 5.1
     matched_strata: int = Field(10, ge=1)  # of popularity, at most; a target's matched negatives share its stratum
     max_users: int | None = Field(None, ge=1)  # about how many users to evaluate; null: all
-    systems: tuple[System, ...] = get_args(System)  # the systems to compare
+    # The systems to compare. Unless they are named here, those of `baselines` are, too.
+    systems: tuple[System, ...] = BUILT_IN
     baseline: System | None = "teacher"  # that the others are compared to, user by user; null: no comparison
     generation_users: int = Field(0, ge=0)  # about how many users LLM systems also write answers for
 

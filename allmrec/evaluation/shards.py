@@ -27,7 +27,7 @@ from allmrec.data.sequences import Sequences
 from allmrec.evaluation.answers import Answers
 from allmrec.evaluation.caveats import thin_cases
 from allmrec.evaluation.results import FULL, GENERATION, SWAP, metrics_of, rows, sums_of
-from allmrec.evaluation.systems import IN_CATALOGUE, NEED_LLM, Systems
+from allmrec.evaluation.systems import IN_CATALOGUE, NEED_LLM, TEACHERS, Systems
 from allmrec.llm.loading import LLMConfig
 from allmrec.model import ALLMRec
 from schemas.evaluation_results import SCHEMA
@@ -70,6 +70,9 @@ class EvaluateShards(ShardTask):
         self.baseline, self.generation = baseline, generation
         if not NEED_LLM.isdisjoint(names):
             self.model.ranker(soft=True)  # loads the LLM now, while no clock runs
+        for name in names:
+            if name in TEACHERS:
+                self.model.by_name(name)
 
     def process(self, shard: int) -> Report:
         sequences, table = Sequences.read(self.sequences, [shard]), read_table(self.cases, [shard])

@@ -14,6 +14,7 @@ from functools import partial
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from allmrec.cf.retrieval import held_out_ranks, refuse_nonfinite
 from allmrec.core.hashing import Draw, draws, key64, mix64
@@ -30,8 +31,9 @@ SOFT: dict[str, dict[str, bool] | None] = {
     "a-llmrec-untrained": {"untrained": True},
     "a-llmrec-sbert": {"text": True},
 }
+TEACHERS = ("teacher", "llm-srec")  # those that score by vectors of users and items
 NEED_LLM = frozenset(SOFT)
-IN_CATALOGUE = frozenset({"random", "popularity", "teacher"})  # those that can score every item
+IN_CATALOGUE = frozenset({"random", "popularity", *TEACHERS})  # those that can score every item
 
 
 class Systems:
@@ -46,13 +48,13 @@ class Systems:
         self.by_name: dict[str, Callable[[Cases], np.ndarray]] = {
             "random": self.random,
             "popularity": self.popularity,
-            "teacher": self.teacher,
+            **{name: partial(self.by_teacher, name) for name in TEACHERS},
             **{name: partial(self.by_llm, name) for name in SOFT},
         }
         self.in_catalogue: dict[str, Callable[[Cases], tuple[np.ndarray, np.ndarray]]] = {
             "random": self.random_in_catalogue,
             "popularity": self.popularity_in_catalogue,
-            "teacher": self.teacher_in_catalogue,
+            **{name: partial(self.teacher_in_catalogue, name) for name in TEACHERS},
         }
 
     def score(self, system: str, cases: Cases) -> np.ndarray:
@@ -95,12 +97,16 @@ class Systems:
         tied_B -= np.bincount(row[popularity[item] == own_B[row]], minlength=len(cases))
         return better_B, tied_B
 
-    def teacher(self, cases: Cases) -> np.ndarray:
-        return self.model.teacher_scores(self.model.represent(cases.histories), cases.candidates_BC)
+    @torch.inference_mode()
+    def by_teacher(self, name: str, cases: Cases) -> np.ndarray:
+        teacher = self.model.by_name(name)
+        items_BC = torch.from_numpy(cases.candidates_BC).long().to(self.model.device)
+        return teacher.scores(teacher.represent(cases.histories), items_BC).cpu().numpy()
 
-    def teacher_in_catalogue(self, cases: Cases) -> tuple[np.ndarray, np.ndarray]:
+    def teacher_in_catalogue(self, name: str, cases: Cases) -> tuple[np.ndarray, np.ndarray]:
         """Raises ValueError for NaN and inf, which would be below every target."""
-        teacher, x_BD = self.model.teacher, self.model.represent(cases.histories)
+        teacher = self.model.by_name(name)
+        x_BD = teacher.represent(cases.histories)
         refuse_nonfinite(teacher.item_embeddings, self.model.bundle.catalogue.item_ids, "embeds items")
         refuse_nonfinite(x_BD, cases.user_ids, "represents users")
         drawable = self.model.bundle.catalogue.drawable

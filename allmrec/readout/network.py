@@ -21,6 +21,7 @@ from allmrec.projection.examples import Targets
 
 WEIGHTS, VECTORS = "readout.safetensors", "vectors.safetensors"
 USER, ITEM = 0, 1  # the readout tokens
+FIXED = {"mean": True, "spread": False, "norm": False}  # buffers: whether of the teacher's dimension, or a number
 _NOISE = 0.1  # of the readout tokens around the mean token, in its spread
 
 Loss = Literal["retrieval", "distil", "uniform", "teacher-map", "teacher-scores"]
@@ -55,9 +56,7 @@ class ReadoutConfig(Section):
     distil_weight: float = Field(1.0, ge=0)  # of the squared distance; 1/128 in the paper, which takes a mean over dim
     negatives: Literal["batch", "own"] = "batch"  # batch: all items of the step, own: num_negatives of each user
     num_negatives: int = Field(3, ge=1)  # items drawn for each user in each step, which the user has not seen
-    temperature: float | None = Field(
-        0.07, gt=0
-    )  # of products of unit vectors; null: products of vectors of any length
+    temperature: float | None = Field(0.07, gt=0)  # of unit vectors' products; null: vectors of any length
     layer_norm: bool = True  # before the maps
     # Norm of the soft tokens as a multiple of the LLM's mean token embedding norm; null: as they come out.
     soft_token_scale: float | None = Field(1.0, gt=0)
@@ -91,14 +90,16 @@ class ReadoutConfig(Section):
 class Readout(nn.Module):
     """f_I (`soft`), f_user, f_item, f_CF-user (`teacher`) and the two readout tokens, in float32."""
 
-    def __init__(self, config: ReadoutConfig, teacher_dim: int, token_dim: int, norm: float):
-        """
-        Args:
-            norm: the LLM's mean token embedding norm.
-        """
+    mean: torch.Tensor
+    spread: torch.Tensor
+    norm: torch.Tensor
+
+    def __init__(self, config: ReadoutConfig, teacher_dim: int, token_dim: int):
         super().__init__()
-        self.unit = config.temperature is not None
-        self.norm = None if config.soft_token_scale is None else config.soft_token_scale * norm
+        self.unit, self.scaled = config.temperature is not None, config.soft_token_scale is not None
+        # Fixed numbers, beside the weights: what E_i is standardised by, and the norm of soft tokens.
+        for name, shape in FIXED.items():
+            self.register_buffer(name, torch.zeros(teacher_dim if shape else ()), persistent=False)
         self.soft = nn.Sequential(
             nn.Linear(teacher_dim, token_dim), nn.LayerNorm(token_dim), nn.LeakyReLU(), nn.Linear(token_dim, token_dim)
         )
@@ -107,9 +108,12 @@ class Readout(nn.Module):
         self.tokens = nn.Embedding(2, token_dim)
 
     def soft_tokens(self, items_ID: torch.Tensor) -> torch.Tensor:
-        """What goes into the items' slots, (I, H), of their `standardised` E_i."""
-        tokens_IH = self.soft(items_ID)
-        return tokens_IH if self.norm is None else self.norm * F.normalize(tokens_IH, dim=1)
+        """What goes into the slots of items with these E_i, (I, H)."""
+        tokens_IH = self.soft((items_ID - self.mean) / self.spread)
+        return self.norm * F.normalize(tokens_IH, dim=1) if self.scaled else tokens_IH
+
+    def fixed(self) -> dict[str, torch.Tensor]:
+        return {name: self.get_buffer(name) for name in FIXED}
 
     def token(self, kind: int) -> torch.Tensor:
         """The readout token of USER or ITEM, (H,)."""
@@ -126,45 +130,51 @@ class Readout(nn.Module):
     def reached(self) -> torch.Tensor:
         """A number to which every weight of the maps contributes, ()."""
         nothing_1H = torch.zeros_like(self.token(USER))[None]
-        nothing_1D = nothing_1H.new_zeros(1, self.soft[0].in_features)
+        nothing_1D = torch.zeros_like(self.mean)[None]
         return self.user(nothing_1H).sum() + self.item(nothing_1H).sum() + self.teacher(nothing_1D).sum()
 
     def _finished(self, vectors_BV: torch.Tensor) -> torch.Tensor:
         return F.normalize(vectors_BV, dim=1) if self.unit else vectors_BV
 
 
-def fresh_readout(config: ReadoutConfig, teacher_dim: int, embeddings_TH: torch.Tensor, seed: int) -> Readout:
+def fresh_readout(config: ReadoutConfig, items_ND: torch.Tensor, embeddings_TH: torch.Tensor, seed: int) -> Readout:
     """Weights drawn from `seed` alone; torch's global generator is left as it was.
 
     The readout tokens begin near the mean token: from noise, an LLM may not look at what is before them.
 
     Args:
+        items_ND: the teacher's item embeddings.
         embeddings_TH: the LLM's token embeddings.
+
+    Raises:
+        ValueError: an item embedding is NaN or inf.
     """
-    embeddings_TH = embeddings_TH.detach().float().cpu()
-    spread, mean = torch.std_mean(embeddings_TH, 0)
-    with torch.random.fork_rng(devices=[]):
+    embeddings_TH, items_ND = (part.detach().float().cpu() for part in (embeddings_TH, items_ND))
+    if not items_ND.isfinite().all():
+        raise ValueError("the teacher's item embeddings hold NaN or inf; run train-cf again")
+    known_KD = items_ND[items_ND.any(1)]
+    spread_H, mean_H = torch.std_mean(embeddings_TH, 0)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        readout = Readout(config, teacher_dim, embeddings_TH.shape[1], embeddings_TH.norm(dim=1).mean().item())
-        with torch.no_grad():
-            readout.tokens.weight.copy_(mean + _NOISE * spread * torch.randn_like(readout.tokens.weight))
+        readout = Readout(config, items_ND.shape[1], embeddings_TH.shape[1])
+        readout.tokens.weight.copy_(mean_H + _NOISE * spread_H * torch.randn_like(readout.tokens.weight))
+    readout.mean = known_KD.mean(0)
+    readout.spread = known_KD.std().clamp_min(1e-12)
+    readout.norm = (config.soft_token_scale or 0.0) * embeddings_TH.norm(dim=1).mean()
     return readout
 
 
-def standardised(items_ND: torch.Tensor) -> torch.Tensor:
-    """The teacher's item embeddings at mean 0 and spread 1 over the items that have one: what f_I takes."""
-    known_KD = items_ND[items_ND.any(1)]
-    return (items_ND - known_KD.mean(0)) / known_KD.std().clamp_min(1e-12)
-
-
 def save_readout(
-    storage: Storage, weights: dict[str, torch.Tensor], norm: float | None, vectors_NV: torch.Tensor
+    storage: Storage, weights: dict[str, torch.Tensor], fixed: dict[str, torch.Tensor], vectors_NV: torch.Tensor
 ) -> dict[str, dict[str, Any]]:
     """Write the weights and all items' vectors; returns the files' entries for the manifest, whose config must hold
-    `baselines`."""
-    norms = {} if norm is None else {"norm": torch.tensor(norm)}
+    `baselines`.
+
+    Args:
+        fixed: of `Readout.fixed`.
+    """
     return {
-        WEIGHTS: write_tensors(storage, WEIGHTS, weights | norms),
+        WEIGHTS: write_tensors(storage, WEIGHTS, weights | fixed),
         VECTORS: write_tensors(storage, VECTORS, {"items": vectors_NV}),
     }
 
@@ -173,10 +183,10 @@ def load_readout(storage: Storage) -> tuple[Readout, torch.Tensor]:
     """The stored network, frozen, in eval mode, and the items' vectors (N, V). Raises ValueError when damaged."""
     config = ReadoutConfig(**read_manifest(storage).config["baselines"]["llm_srec"])
     weights = read_tensors(storage, WEIGHTS)
-    norm = weights.pop("norm", None)
     token_dim, teacher_dim = weights["soft.0.weight"].shape
-    readout = Readout(config, teacher_dim, token_dim, 0.0)
-    readout.norm = None if norm is None else norm.item()
+    readout = Readout(config, teacher_dim, token_dim)
+    for name in FIXED:
+        setattr(readout, name, weights.pop(name))
     readout.load_state_dict(weights)
     return readout.eval().requires_grad_(False), read_tensors(storage, VECTORS)["items"]
 

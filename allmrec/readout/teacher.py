@@ -41,7 +41,7 @@ class LLMSRec(Teacher):
     ):
         """
         Args:
-            items_ND: `standardised` E_i, for the items' soft tokens.
+            items_ND: E_i, for the items' soft tokens.
             vectors_NV: the items' own, which were made after training.
             tokens_per_batch: padded tokens in one forward pass.
         """

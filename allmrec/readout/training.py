@@ -35,7 +35,7 @@ from allmrec.projection.examples import shares
 from allmrec.projection.rounds import Rounds
 from allmrec.readout.examples import ReadoutExamples
 from allmrec.readout.losses import readout_loss
-from allmrec.readout.network import ITEM, USER, Readout, ReadoutConfig, fresh_readout, standardised
+from allmrec.readout.network import ITEM, USER, Readout, ReadoutConfig, fresh_readout
 from allmrec.readout.prompts import read_out
 
 
@@ -44,7 +44,7 @@ class Pass:
     """Prompts of users or of items that are read at once."""
 
     prompts: Prompts  # slot_items are rows of `items_ID`
-    items_ID: torch.Tensor  # standardised E_i of the items in slots
+    items_ID: torch.Tensor  # E_i of the items in slots
     x_BD: torch.Tensor | None  # of users
     rows: np.ndarray  # int64 (B,): their places in the step's batch
     counts: bool = True  # or it is there only because every worker must run the same passes
@@ -107,12 +107,10 @@ class ReadoutTraining(Rounds):
         """
         super().__init__(config, examples, device)
         self.teacher, self.prompts = teacher.to(self.device), examples.readout_prompts
-        self.items_ND = standardised(teacher.item_embeddings.detach())
-        if not self.items_ND.isfinite().all():
-            raise ValueError("the teacher's item embeddings hold NaN or inf; run train-cf again")
+        self.items_ND = teacher.item_embeddings.detach()
         embedding = llm.get_input_embeddings()
         with gathered(embedding.parameters()):
-            self.trained = self.readout = fresh_readout(config, self.items_ND.shape[1], embedding.weight, examples.seed)
+            self.trained = self.readout = fresh_readout(config, self.items_ND, embedding.weight, examples.seed)
             token_dim = embedding.weight.shape[1]
         if state is not None:
             self.readout.load_state_dict(state["weights"])

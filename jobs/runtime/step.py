@@ -7,7 +7,7 @@ identity is skipped. Neither a release of the package nor a new key changes an i
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from allmrec.core.artifacts import find_manifest, read_manifest
@@ -33,12 +33,18 @@ class Step:
     plan: Callable[["Context"], Stats]
     algorithm: int = 1  # raised when the same inputs and config give another output, a changed default included
     config: type[Config] = Config  # with the sections that it reads
+    # Artifacts that it also reads where the config asks for it.
+    optional_inputs: Callable[[Config], tuple[str, ...]] = lambda config: ()
     # Identities of inputs that are no artifacts of the workspace: files of the log, model folders.
     external_inputs: Callable[["Context"], Any] = field(default=lambda context: None)
     late_inputs: tuple[str, ...] = ()  # artifacts that only `run` reads, and `plan` does without
     needs: Needs = DRIVER  # beside its inputs
     # Why there is nothing to do, of a step whose outputs are no artifacts; the run of a date is made once.
     finished: Callable[["Context"], str | None] = field(default=lambda context: None)
+
+    def under(self, config: Config) -> "Step":
+        """The step with all inputs that a config asks for."""
+        return replace(self, inputs=(*self.inputs, *self.optional_inputs(config)), optional_inputs=lambda config: ())
 
 
 @dataclass(frozen=True)
@@ -71,8 +77,9 @@ def load_step(name: str) -> Step:
 
 
 def resolved(config: Config, sections: tuple[str, ...]) -> dict[str, Any]:
+    """Sections as plain data; those that are null are left out, as if the key did not exist."""
     settings = config.model_dump(mode="json")
-    return {name: settings[name] for name in ("seed", *sections)}
+    return {name: settings[name] for name in ("seed", *sections) if settings[name] is not None}
 
 
 def beside_defaults(config: Config, sections: tuple[str, ...]) -> dict[str, Any]:
@@ -83,6 +90,7 @@ def beside_defaults(config: Config, sections: tuple[str, ...]) -> dict[str, Any]
 
 def execute(step: Step, config: Config, console: Console, dry_run: bool = False, force: bool = False) -> bool:
     """Run one step, unless its outputs are up to date. Returns whether it ran."""
+    step = step.under(config)
     workspace = config.workspace
     probe = Context(config, workspace, console, fingerprint="")
     missing = [name for name in step.inputs if find_manifest(workspace.at(name)) is None]

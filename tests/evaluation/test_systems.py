@@ -207,7 +207,7 @@ def test_nan_is_refused_in_the_catalogue_too(systems, cases, tiny_model, monkeyp
     else:
         monkeypatch.setattr(tiny_model, "represent", lambda histories: torch.full((len(histories), 8), torch.inf))
     with pytest.raises(ValueError, match="items .'item-02'. … as NaN" if broken == "an item" else "users .*NaN or inf"):
-        systems.teacher_in_catalogue(cases)
+        systems.in_catalogue["teacher"](cases)
 
 
 def test_random_gets_chance():

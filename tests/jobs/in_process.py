@@ -19,12 +19,12 @@ import torch
 from ray import cloudpickle
 from torch import distributed as dist
 
-from jobs import train_alignment, train_cf, train_projection
+from jobs import train_alignment, train_baselines, train_cf, train_projection
 from jobs.runtime import ray_train
 from jobs.runtime.ray_train import Loop
 from jobs.runtime.step import Context, Stats
 
-TRAINERS = (train_alignment, train_cf, train_projection)
+TRAINERS = (train_alignment, train_baselines, train_cf, train_projection)
 
 
 @contextmanager

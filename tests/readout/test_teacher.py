@@ -10,7 +10,7 @@ from allmrec.core.artifacts import writing
 from allmrec.core.storage import open_storage
 from allmrec.data.sequences import Sequences
 from allmrec.llm.prompt import PromptConfig, Titles
-from allmrec.readout.network import fresh_readout, load_readout, save_readout, standardised
+from allmrec.readout.network import fresh_readout, load_readout, save_readout
 from allmrec.readout.prompts import ReadoutPrompts
 from allmrec.readout.teacher import LLMSRec
 from tests.llm.tiny import histories, titles_array
@@ -22,8 +22,9 @@ USERS = histories([[3, 1, 4], [5, 9, 2, 6, 5], [], [7], [1, 3, 4]])
 
 @pytest.fixture
 def system(tiny_llm, prompts, teacher) -> LLMSRec:
-    readout = fresh_readout(CONFIG, 8, tiny_llm.get_input_embeddings().weight, seed=0).requires_grad_(False)
-    items_ND, nothing_NV = standardised(teacher.item_embeddings), torch.zeros(NUM_ITEMS + 1, CONFIG.dim)
+    items_ND = teacher.item_embeddings
+    readout = fresh_readout(CONFIG, items_ND, tiny_llm.get_input_embeddings().weight, seed=0).requires_grad_(False)
+    nothing_NV = torch.zeros(NUM_ITEMS + 1, CONFIG.dim)
     made = LLMSRec(tiny_llm, readout, prompts, items_ND, nothing_NV, tokens_per_batch=300)
     made.get_buffer("vectors")[1:] = made.vectors_of(np.arange(1, NUM_ITEMS + 1))
     return made
@@ -49,7 +50,7 @@ def by_hand(llm, readout, items_ND, tokenizer, before: str, items: list[int], ti
 
 @torch.no_grad()
 def test_vectors_are_the_llms_state_at_the_token_behind_each_prompt(system, tiny_llm, tiny_tokenizer, prompts, teacher):
-    items_ND, titles = standardised(teacher.item_embeddings), prompts.users.titles
+    items_ND, titles = teacher.item_embeddings, prompts.users.titles
     users, shared = system.represent(USERS), (tiny_llm, system.readout, items_ND, tiny_tokenizer)
     for row, shown in ((0, [3, 1, 4]), (1, [9, 2, 6, 5]), (3, [7])):
         after = " in the past. In one word, the user's taste is:"
@@ -92,7 +93,7 @@ def test_stored_vectors_are_the_live_ones_and_survive_the_disk(system, tmp_path)
     storage = open_storage(str(tmp_path))
     config = {"baselines": {"llm_srec": CONFIG.model_dump(mode="json")}}
     with writing(storage, "llm-srec", "test", config) as out:
-        out.add(save_readout(storage, system.readout.state_dict(), system.readout.norm, system.item_embeddings))
+        out.add(save_readout(storage, system.readout.state_dict(), system.readout.fixed(), system.item_embeddings))
     readout, vectors_NV = load_readout(storage)
     parts = (system.llm, readout, system.prompts, system.get_buffer("inputs"), vectors_NV)
     loaded = LLMSRec(*parts, tokens_per_batch=10_000)
@@ -125,6 +126,6 @@ def test_soft_tokens_have_the_norm_of_the_llms_tokens(system, tiny_llm):
     soft = system.readout.soft_tokens(system.get_buffer("inputs")[1:])
     norm = tiny_llm.get_input_embeddings().weight.norm(dim=1).mean()
     torch.testing.assert_close(soft.norm(dim=1), norm.expand(NUM_ITEMS), rtol=1e-4, atol=0)
-    embeddings = tiny_llm.get_input_embeddings().weight
-    free = fresh_readout(CONFIG.model_copy(update={"soft_token_scale": None}), 8, embeddings, seed=0)
-    assert free.norm is None and free.soft_tokens(system.get_buffer("inputs")[1:]).norm(dim=1).std() > 1e-3
+    embeddings, inputs = tiny_llm.get_input_embeddings().weight, system.get_buffer("inputs")
+    free = fresh_readout(CONFIG.model_copy(update={"soft_token_scale": None}), inputs, embeddings, seed=0)
+    assert free.soft_tokens(system.get_buffer("inputs")[1:]).norm(dim=1).std() > 1e-3

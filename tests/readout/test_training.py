@@ -18,7 +18,7 @@ from allmrec.projection.engine import checksum, load_llm_with_placement, weights
 from allmrec.projection.placement import llm_outline
 from allmrec.readout.examples import ReadoutExamples
 from allmrec.readout.losses import readout_loss
-from allmrec.readout.network import ITEM, USER, fresh_readout, standardised
+from allmrec.readout.network import ITEM, USER, fresh_readout
 from allmrec.readout.prompts import read_out
 from allmrec.readout.teacher import LLMSRec
 from allmrec.readout.training import ReadoutTraining
@@ -35,7 +35,7 @@ def training(llm_folder, placement, teacher, examples, config=CONFIG, cases=None
 def plain_loss(llm, readout, teacher, examples, users, epoch) -> torch.Tensor:
     """Everything in one graph: no passes, no leaves."""
     compared, made = examples.comparison(users, epoch), examples.readout_prompts
-    items_ND, found = standardised(teacher.item_embeddings), []
+    items_ND, found = teacher.item_embeddings, []
     histories = examples.histories(users)
     for kind, built in ((USER, made.of_users(histories)), (ITEM, made.of_items(compared.items))):
         items, here = distinct_items(built)
@@ -78,7 +78,7 @@ def test_steps_are_those_of_plain_torch_and_training_resumes(
     users, built = examples.global_batch(0, 0, 7)
     groups = run._whole_loss(users, built)[1]
     assert (len(groups) == 1) == (tokens_per_pass == 2000), "several passes are read twice"
-    readout = fresh_readout(CONFIG, 8, tiny_llm.get_input_embeddings().weight, seed=0)
+    readout = fresh_readout(CONFIG, teacher.item_embeddings, tiny_llm.get_input_embeddings().weight, seed=0)
     for name, weight in weights(run.readout).items():
         assert torch.equal(weight, readout.state_dict()[name])
     before = checksum(teacher)
@@ -143,9 +143,9 @@ def test_validation_and_stored_vectors_are_the_systems(
     vectors_NV, metrics = run.best_vectors(best), run.validate()
     assert metrics["ndcg@10"] == pytest.approx(run.best["ndcg@10"])
 
-    readout = fresh_readout(CONFIG, 8, tiny_llm.get_input_embeddings().weight, seed=1)
+    readout = fresh_readout(CONFIG, teacher.item_embeddings, tiny_llm.get_input_embeddings().weight, seed=1)
     readout.load_state_dict(best)
-    parts = (readout.requires_grad_(False), prompts, standardised(teacher.item_embeddings), vectors_NV)
+    parts = (readout.requires_grad_(False), prompts, teacher.item_embeddings, vectors_NV)
     system = LLMSRec(tiny_llm, *parts, tokens_per_batch=300)
     live = system.vectors_of(np.arange(1, NUM_ITEMS + 1))
     torch.testing.assert_close(vectors_NV[1:], live, atol=1e-5, rtol=1e-4)
@@ -170,7 +170,7 @@ def test_nan_ends_the_training_and_names_the_steps(alone, llm_folder, teacher, e
 
 
 def test_losses_are_the_same_for_two_workers_wherever_the_weights_are(alone, llm_folder, teacher, examples, tmp_path):
-    """Twenty steps of one worker, and of two whose shares are unequal, with ZeRO-3 and with checkpointed activations."""
+    """Twenty steps of one worker, and of two with unequal shares, also with ZeRO-3 and checkpointed activations."""
     config = CONFIG.model_copy(update={"epochs": 4, "checkpoint_every_steps": 1, "tokens_per_pass": 400})
     expected = [numbers["loss"] for numbers in training(llm_folder, "replicated", teacher, examples, config).rounds()]
     assert len(expected) == 20

@@ -1,0 +1,148 @@
+"""Train the systems that `baselines` names, beside A-LLMRec: LLM-SRec.
+
+    python -m jobs.train_baselines --config jobs/configs/real-small.yaml
+
+Reads `teacher`, `sequences`, `items` and the validation part of `evaluation_cases`, and the LLM; writes
+`systems/llm-srec`: the readout's weights and all items' vectors. The LLM is held as by `train-projection`.
+"""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from allmrec.cf.teacher import load_teacher
+from allmrec.cf.training import ValidationCases
+from allmrec.core.artifacts import read_manifest, shard_name, writing
+from allmrec.core.distributed import rank_and_world_size
+from allmrec.core.workspace import Workspace
+from allmrec.data.catalogue import Catalogue
+from allmrec.data.sequences import Sequences
+from allmrec.llm.loading import load_tokenizer, max_positions
+from allmrec.llm.prompt import Titles
+from allmrec.projection.engine import checksum, load_llm_with_placement
+from allmrec.projection.placement import llm_outline
+from allmrec.readout.examples import ReadoutExamples
+from allmrec.readout.network import ReadoutConfig, save_readout
+from allmrec.readout.prompts import ReadoutPrompts
+from allmrec.readout.training import ReadoutTraining
+from jobs.runtime.command import main
+from jobs.runtime.ray_train import device, fit, report, resume
+from jobs.runtime.step import Context, Stats, Step
+from jobs.train_projection import identity, placed
+
+SECTIONS = ("baselines", "prompt", "llm")
+_SAMPLE = 2000  # items and users whose prompts are counted for a plan
+
+
+def run(context: Context) -> Stats:
+    config, workspace = context.config, context.workspace
+    settings = {
+        "readout": named(context),
+        **{name: getattr(config, name) for name in ("prompt", "llm", "seed")},
+        **{name: workspace.at(name) for name in (*STEP.inputs, *STEP.outputs)},
+    }
+    resolved = context.resolved(*SECTIONS)
+    with writing(workspace.llm_srec, Workspace.llm_srec, context.fingerprint, resolved) as out:
+        out.stats |= fit(context, "train-baselines", loop, settings, total=100)  # per cent
+        out.stats |= {"llm": identity(context), "teacher": read_manifest(workspace.teacher).digest}
+        out.add(out.stats.pop("files"))
+    return out.stats
+
+
+def named(context: Context) -> ReadoutConfig:
+    """Raises ValueError where the config names no system."""
+    if context.config.llm_srec is None:
+        raise ValueError("`baselines` names no system to train; set baselines: {llm_srec: {}}")
+    return context.config.llm_srec
+
+
+def loop(settings: dict[str, Any]) -> Stats:
+    """On every worker: train, keep the best weights, read all items by them; rank 0 writes both."""
+    torch.set_flush_denormal(True)  # as for Stage-2
+    config, llm_config, seed = settings["readout"], settings["llm"], settings["seed"]
+    outline = llm_outline(llm_config)
+    placement = placed(llm_config, config.tokens_per_pass, config.activation_checkpointing, outline)
+    llm, tokenizer = load_llm_with_placement(llm_config, placement, outline.largest_weight), load_tokenizer(llm_config)
+    catalogue, sequences = Catalogue.read(settings[Workspace.items]), settings[Workspace.sequences]
+    titles = Titles.tokenise(catalogue.titles, tokenizer, settings["prompt"].max_title_tokens)
+    prompts, cases = ReadoutPrompts(settings["prompt"], tokenizer, titles, max_positions(llm)), None
+    if config.validation_users:
+        cases = ValidationCases.read(settings[Workspace.evaluation_cases], sequences, config.validation_users, seed)
+    training = ReadoutTraining(
+        config,
+        llm_config,
+        placement,
+        llm,
+        load_teacher(settings[Workspace.teacher]),
+        ReadoutExamples(config, Sequences.read_train(sequences), prompts, seed, catalogue.drawable),
+        cases,
+        device(),
+        resume(),
+    )
+    rounds: list[dict[str, float]] = []
+    for numbers in training.rounds():
+        rounds.append(numbers)
+        report(100 * training.step // training.total_steps, training.state_dict(), step=training.step, **numbers)
+    weights = training.best_weights()
+    vectors_NV, frozen_checksum = training.best_vectors(weights), checksum(llm)
+    assert frozen_checksum == training.frozen_checksum, "training must not touch the LLM"
+    if rank_and_world_size()[0] != 0:
+        return {}
+    speeds = ("users_per_s", "tokens_per_s", "padding %")
+    return {
+        "files": save_readout(settings[Workspace.llm_srec], weights, training.readout.fixed(), vectors_NV),
+        "placement": placement,
+        "users": len(training.examples),
+        "steps": training.step,
+        "losses": [round(loss, 5) for loss in training.epoch_losses()],
+        "curve": training.curve,
+        **{f"best_{name}": value for name, value in training.best.items() if name in ("epoch", "hit@1", "ndcg@10")},
+        **{name: round(float(np.mean([numbers[name] for numbers in rounds])), 2) for name in speeds if rounds},
+        "frozen_checksum": frozen_checksum,
+    }
+
+
+def plan(context: Context) -> Stats:
+    config, readout, workspace = context.config, named(context), context.workspace
+    outline, catalogue = llm_outline(config.llm), Catalogue.read(workspace.items)
+    chosen = np.linspace(1, catalogue.num_items, min(catalogue.num_items, _SAMPLE)).astype(np.int64)
+    tokenizer = load_tokenizer(config.llm)
+    titles = Titles.tokenise(catalogue.titles.take(pa.array([0, *chosen])), tokenizer, config.prompt.max_title_tokens)
+    prompts = ReadoutPrompts(config.prompt, tokenizer, titles, outline.positions)
+    some, manifest = Sequences.read_train(workspace.sequences, [0]), read_manifest(workspace.sequences)
+    share = manifest.files[shard_name(0)]["rows"] / max(manifest.rows, 1)
+    learnable = np.flatnonzero(some.lengths >= 2)
+    users = some.take(learnable[:_SAMPLE]).shortened(some.lengths[learnable[:_SAMPLE]] - 1)
+    sampled = Sequences(users.user_ids, users.offsets, (users.items % len(chosen) + 1).astype(np.int32))
+    user_tokens = float(prompts.of_users(sampled).lengths.mean()) + 1
+    item_tokens = float(prompts.of_items(np.arange(1, len(chosen) + 1)).lengths.mean()) + 1
+    examples = len(learnable) if readout.targets == "last" else int((some.lengths[learnable] - 1).sum())
+    count = round(examples / max(share, 1e-9))
+    tokens = round(count * (user_tokens + (1 + readout.num_negatives) * item_tokens))
+    return {
+        "llm": config.llm.name,
+        "users": count,
+        "tokens_per_user": round(user_tokens),
+        "tokens_per_item": round(item_tokens),
+        "tokens_per_epoch": tokens,
+        "tokens_of_all_items": round(catalogue.num_items * item_tokens),
+        "steps": readout.epochs * -(-count // readout.batch_size),
+        "workers": config.workers.num_workers,
+        "gpu_hours_at_100_tflops": round(4 * outline.parameters * tokens * readout.epochs / 1e14 / 3600, 4),
+    }
+
+
+STEP = Step(
+    "train-baselines",
+    sections=SECTIONS,
+    inputs=(Workspace.teacher, Workspace.sequences, Workspace.items, Workspace.evaluation_cases),
+    outputs=(Workspace.llm_srec,),
+    run=run,
+    plan=plan,
+    external_inputs=identity,
+)
+
+if __name__ == "__main__":
+    main("train-baselines")
