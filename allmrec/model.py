@@ -75,6 +75,13 @@ class ALLMRec:
             )
         return self.llm_srec
 
+    @torch.inference_mode()
+    def scores_by(self, name: str, histories: Sequences, candidates_BC: np.ndarray) -> np.ndarray:
+        """The scores of the teacher, or of a system that scores as one: float32 (B, C)."""
+        teacher = self.by_name(name)
+        items_BC = torch.from_numpy(candidates_BC).long().to(self.device)
+        return teacher.scores(teacher.represent(histories), items_BC).cpu().numpy()
+
     @cached_property
     def llm_srec(self) -> LLMSRec:
         readout, vectors_NV = load_readout(self.bundle.systems["llm-srec"])

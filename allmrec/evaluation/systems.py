@@ -14,7 +14,6 @@ from functools import partial
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from allmrec.cf.retrieval import held_out_ranks, refuse_nonfinite
 from allmrec.core.hashing import Draw, draws, key64, mix64
@@ -97,11 +96,8 @@ class Systems:
         tied_B -= np.bincount(row[popularity[item] == own_B[row]], minlength=len(cases))
         return better_B, tied_B
 
-    @torch.inference_mode()
     def by_teacher(self, name: str, cases: Cases) -> np.ndarray:
-        teacher = self.model.by_name(name)
-        items_BC = torch.from_numpy(cases.candidates_BC).long().to(self.model.device)
-        return teacher.scores(teacher.represent(cases.histories), items_BC).cpu().numpy()
+        return self.model.scores_by(name, cases.histories, cases.candidates_BC)
 
     def teacher_in_catalogue(self, name: str, cases: Cases) -> tuple[np.ndarray, np.ndarray]:
         """Raises ValueError for NaN and inf, which would be below every target."""

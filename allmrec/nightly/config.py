@@ -36,15 +36,17 @@ class NightlyConfig(Section):
     # A list of user_id: exactly these users get recommendations, popular items if they have no history; null: all users
     # with a history.
     users: ListConfig | None = None
-    num_candidates: int = Field(20, ge=1)  # retrieved per user and ranked by the LLM
+    # Retrieved per user and ranked; ranker llm-srec, whose prompts list none, has 200 by default.
+    num_candidates: int = Field(20, ge=1)
     # With more available items than this, retrieval uses an approximate index (the extra `faiss`); null: always exact.
     # Worth it from some hundred thousand items on CPUs; the log reports the index's recall.
     approximate_above: int | None = Field(None, ge=1)
     # Least number of these that are new since training, where there are new items; see docs/nightly.md.
     new_item_candidates: int = Field(2, ge=0)
     top_k: int = Field(10, ge=1)  # recommended items per user
-    # blend: a weighted sum of the LLM's and the teacher's log-probabilities, fitted on the validation cases.
-    ranker: Literal["llm", "teacher", "blend"] = "llm"
+    # blend: a weighted sum of the LLM's and the teacher's log-probabilities, fitted on the validation cases; llm-srec:
+    # the system of `baselines`.
+    ranker: Literal["llm", "teacher", "blend", "llm-srec"] = "llm"
     recommend_seen: bool = False  # whether items that the user has seen may be recommended again
     allowed_categories: list[str] | None = Field(None, min_length=1)  # recommended items have one of them; null: any
     blocked_items: ItemsConfig = ItemsConfig()  # never recommended, besides unavailable items
@@ -56,6 +58,13 @@ class NightlyConfig(Section):
     price_per_gpu_hour: float | None = Field(None, ge=0)  # for the cost in the report and in the plan of --dry-run
     sampled_users: int = Field(20, ge=0)  # users, and new items, that the report shows by title; 0: none
     quality_gates: QualityGatesConfig = QualityGatesConfig()  # what a run must satisfy to be published
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("ranker") == "llm-srec":
+            return {"num_candidates": 200} | values
+        return values
 
     @field_validator("candidates", "users", "suppressed_users", "blocked_items", "suppressed_items", mode="before")
     @classmethod

@@ -18,6 +18,7 @@ from allmrec.nightly.inputs import NightlyInputs
 from allmrec.nightly.lists import check_lists
 from allmrec.nightly.report import FOLDER
 from allmrec.nightly.users import EligibleUsers
+from allmrec.readout.prompts import ReadoutPrompts
 
 _SAMPLE = 512  # prompts
 _LOOK_BACK = 30  # days
@@ -48,20 +49,27 @@ def estimate(
     prompt = PromptConfig(**description["config"]["prompt"])
     sample = EligibleUsers(workspace.sequences, run_date, timezone=config.timezone).read(0).users
     catalogue = Catalogue.read(workspace.items)
-    tokens = count * tokens_of_a_prompt(sample, catalogue, inputs.llm, prompt, config.num_candidates)
+    shown = None if config.ranker == "llm-srec" else config.num_candidates
+    tokens = count * tokens_of_a_prompt(sample, catalogue, inputs.llm, prompt, shown)
     costs = cost_of(tokens, last_speed(output, run_date), gpus_per_worker, config.price_per_gpu_hour)
     return {**stats, "prompts": count, "tokens": round(tokens), **costs}
 
 
 def tokens_of_a_prompt(
-    users: Sequences, catalogue: Catalogue, llm: LLMConfig, prompt: PromptConfig, num_candidates: int
+    users: Sequences, catalogue: Catalogue, llm: LLMConfig, prompt: PromptConfig, num_candidates: int | None
 ) -> float:
-    """The mean over some users, with popular items for candidates; the trie adds a few. Takes the tokenizer alone."""
+    """The mean over some users, with popular items for candidates; the trie adds a few. Takes the tokenizer alone.
+
+    Args:
+        num_candidates: None for LLM-SRec's prompts, which list none.
+    """
     tokenizer = load_tokenizer(llm)
     titles = Titles.tokenise(catalogue.titles, tokenizer, prompt.max_title_tokens)
-    builder = PromptBuilder(prompt, tokenizer, titles, True, _UNCUT)
     some = users.take(np.arange(min(len(users), _SAMPLE)))
-    popular = most_popular(catalogue.popularity, catalogue.available, num_candidates)
+    if num_candidates is None and len(some):
+        return float(ReadoutPrompts(prompt, tokenizer, titles, _UNCUT).of_users(some).lengths.mean()) + 1
+    builder = PromptBuilder(prompt, tokenizer, titles, True, _UNCUT)
+    popular = most_popular(catalogue.popularity, catalogue.available, num_candidates or 0)
     return float(builder.build(some, np.tile(popular, (len(some), 1))).lengths.mean()) if len(some) else 0.0
 
 

@@ -34,7 +34,7 @@ from allmrec.nightly.users import EligibleUsers
 from allmrec.publishing.run import Run
 
 ALGORITHM = 1  # raised when the same inputs give other rows; see docs/upgrading.md
-_FIXED_WEIGHTS = {"llm": 1.0, "teacher": 0.0}
+_FIXED_WEIGHTS = {"llm": 1.0, "teacher": 0.0, "llm-srec": 1.0}
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,11 @@ class NightlyInputs:
         """The bundle's description. Raises ValueError where bundle and LLM do not fit together."""
         description = read_description(self.workspace.storage, self.bundle)
         check_llm(description, self.llm)
+        if self.config.ranker == "llm-srec" and Workspace.llm_srec not in description.get("systems", {}):
+            raise ValueError(
+                f"bundle {description['version']} has no llm-srec, which nightly.ranker names; set baselines: "
+                "{llm_srec: {}}, then run train-baselines and bundle"
+            )
         above = self.config.approximate_above
         if above is not None and read_manifest(self.workspace.items).rows > above:
             load_faiss()  # before any worker starts

@@ -73,8 +73,11 @@ class NightlyJob:
             description: of the bundle.
         """
         kept = {name: self.run.identity[name] for name in ("llm", "dtype", "seed", "algorithm")}
+        models = dict(description["parts"])
+        if self.config.ranker == "llm-srec":
+            models |= description["systems"]
         wording = {section: description["config"][section] for section in ("prompt", "projection")}
-        return {**kept, **description["parts"], **wording, **self.config.ranking(), "weight": self.weight}
+        return {**kept, **models, **wording, **self.config.ranking(), "weight": self.weight}
 
 
 class ScoreShards(ShardTask):
@@ -156,8 +159,8 @@ class ScoreShards(ShardTask):
     def scores(self, users: Sequences, candidates_UN: np.ndarray) -> np.ndarray:
         """float32 (U, N), higher is better; -inf for no candidate.
 
-        The LLM's probability of a candidate, or the blend's; the teacher's score where it ranks alone; the number of
-        interactions for users without a history.
+        The LLM's probability of a candidate, or the blend's; the teacher's or LLM-SRec's score where it ranks alone;
+        the number of interactions for users without a history.
         """
         scores_UN = self.catalogue.popularity[candidates_UN].astype(np.float32)
         if len(known := np.flatnonzero(users.lengths)):
@@ -165,6 +168,8 @@ class ScoreShards(ShardTask):
         return np.where(candidates_UN > 0, scores_UN, -np.inf)
 
     def _personal(self, users: Sequences, candidates_UN: np.ndarray) -> np.ndarray:
+        if self.job.config.ranker == "llm-srec":
+            return self.model.scores_by("llm-srec", users, candidates_UN)
         x_UD, weight = self.model.represent(users), self.job.weight
         if weight == 0:
             return self.model.teacher_scores(x_UD, candidates_UN)

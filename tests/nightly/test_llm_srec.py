@@ -1,0 +1,75 @@
+"""Nights ranked by LLM-SRec: its products order the candidates, and what did not change costs nothing."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from allmrec.bundle import latest_bundle, promote
+from allmrec.core.artifacts import read_manifest, writing
+from allmrec.core.storage import Storage
+from allmrec.nightly.config import NightlyConfig
+from allmrec.readout.network import ReadoutConfig, fresh_readout, save_readout
+from jobs import bundle
+from jobs.config import Config
+from jobs.runtime.console import Console
+from jobs.runtime.step import execute
+from tests.evaluation.tiny import NUM_ITEMS, NUM_USERS
+from tests.nightly.nights import SECOND, make, with_nightly
+
+READOUT = {"dim": 8, "hidden": 16}
+
+
+def bundled(config: Config, storage: Storage, llm: Any, seed: int) -> Config:
+    """Promote a bundle with an untrained LLM-SRec; the config that it was built by."""
+    named = Config(**config.model_dump(exclude_unset=True) | {"baselines": {"llm_srec": READOUT}})
+    items_ND = torch.randn(NUM_ITEMS + 1, config.teacher.dim, generator=torch.Generator().manual_seed(0))
+    vectors_NV = torch.randn(NUM_ITEMS + 1, 8, generator=torch.Generator().manual_seed(seed))
+    readout = fresh_readout(ReadoutConfig(**READOUT), items_ND, llm.get_input_embeddings().weight, seed)
+    resolved = {"baselines": named.model_dump(mode="json")["baselines"]}
+    with writing(storage.at("systems/llm-srec"), "llm-srec", f"seed {seed}", resolved) as out:
+        out.add(save_readout(storage.at("systems/llm-srec"), readout.state_dict(), readout.fixed(), vectors_NV))
+        out.stats |= {"llm": read_manifest(storage.at("projectors")).stats["llm"]}
+        out.stats |= {"teacher": read_manifest(storage.at("teacher")).digest}
+    execute(bundle.STEP, named, Console(log_json=True))
+    return named
+
+
+def test_nights_by_llm_srec(tiny_workspace, tiny_llm, tmp_path: Path) -> None:
+    config, storage = tiny_workspace
+    plain = latest_bundle(storage)
+    with pytest.raises(ValueError, match=rf"bundle {plain} has no llm-srec, which nightly.ranker names"):
+        make(with_nightly(config, tmp_path / "none", ranker="llm-srec"), storage)
+
+    named = bundled(config, storage, tiny_llm, seed=1)
+    night = with_nightly(named, tmp_path / "out", ranker="llm-srec")
+    first = make(night, storage)
+    scorer = first.worker.scorer
+    assert first.figures["scored_by_llm"] == NUM_USERS and first.figures["tokens"] == scorer.llm_srec.tokens > 0
+    users = first.night.users.read(0).users
+    x_UV = scorer.llm_srec.represent(users)
+    ids = scorer.bundle.catalogue.item_ids.to_pylist()
+    for row, user in enumerate(users.user_ids.to_pylist()):
+        items = first.by_user[user]["items"]
+        scores = [float(x_UV[row] @ scorer.llm_srec.item_embeddings[ids.index(item["item_id"])]) for item in items]
+        np.testing.assert_allclose([item["score"] for item in items], scores, atol=1e-5)
+        assert scores == sorted(scores, reverse=True)
+
+    second = make(night, storage, SECOND)
+    assert second.figures["reused"] == NUM_USERS and second.lists() == first.lists()
+    assert "llm" not in vars(second.worker.scorer), "an unchanged night asks the LLM nothing"
+
+    # Trained again, it ranks everyone again; no other ranker's rows depend on it.
+    teacher = with_nightly(named, tmp_path / "teacher", ranker="teacher")
+    before = make(teacher, storage)
+    bundled(config, storage, tiny_llm, seed=2)
+    assert make(night, storage, SECOND.replace(day=22)).figures["reused"] == 0
+    assert make(teacher, storage, SECOND).figures["reused"] == len(before.rows) == NUM_USERS
+    promote(storage, plain)
+
+
+def test_candidates_cost_nothing_so_there_are_more() -> None:
+    assert NightlyConfig(ranker="llm-srec").num_candidates == 200 and NightlyConfig().num_candidates == 20
+    assert NightlyConfig(ranker="llm-srec", num_candidates=50).num_candidates == 50
