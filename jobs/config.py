@@ -68,7 +68,7 @@ class Config(Section):
     @property
     def llm_srec(self) -> ReadoutConfig | None:
         """How LLM-SRec is trained, if it is."""
-        return self.baselines and self.baselines.llm_srec
+        return None if self.baselines is None else self.baselines.llm_srec
 
     @property
     def workspace_uri(self) -> str:

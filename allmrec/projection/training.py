@@ -88,6 +88,7 @@ class ProjectionTraining(Rounds):
 
     remedy = "lower projection.learning_rate, or look for NaN in the artifacts `teacher` and `alignment`"
     config: ProjectionConfig
+    validation: list[ValidationBatch]
 
     def __init__(
         self,

@@ -83,6 +83,7 @@ class ReadoutTraining(Rounds):
     remedy = "lower baselines.llm_srec.learning_rate, or look for NaN in the artifact `teacher`"
     config: ReadoutConfig
     examples: ReadoutExamples
+    validation: list[tuple[Pass, np.ndarray]]
 
     def __init__(
         self,
