@@ -115,9 +115,9 @@ def score(context: Context, version: str) -> tuple[list[ShardReport], ShardRepor
 
 def compared(context: Context) -> tuple[str, ...]:
     """The systems that the config names; without any the built-in ones and those of `baselines`."""
-    asked = context.config.evaluation
-    own = ("llm-srec",) if context.config.llm_srec and "systems" not in asked.model_fields_set else ()
-    return (*asked.systems, *own)
+    requested = context.config.evaluation
+    own = ("llm-srec",) if context.config.llm_srec and "systems" not in requested.model_fields_set else ()
+    return (*requested.systems, *own)
 
 
 def tested_users(context: Context) -> int:

@@ -21,6 +21,6 @@ def import_model(console: Console, source: str, to: str, revision: str | None, d
     with console.phase("models import") as phase:
         manifest, done = import_llm(source, revision, target, dtype)
         if not done:
-            console.skip("models import", "this model is there already")
+            console.skip("models import", "it has been imported already")
         size = sum(file["size"] for file in manifest.files.values())
         phase.stats({**manifest.config, **manifest.stats, "MB": round(size / 1e6, 1), "llm.name": to})

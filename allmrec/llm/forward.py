@@ -33,14 +33,14 @@ def logits_at(llm: Any, positions_K: torch.Tensor, **inputs: Any) -> torch.Tenso
         return llm(**inputs).logits[0].float()
 
 
-def states_at(llm: Any, places_K: torch.Tensor, **inputs: Any) -> torch.Tensor:
-    """The LLM's last hidden states, behind its final norm, at some places of a batch: float32 (K, H).
+def states_at(llm: Any, positions_K: torch.Tensor, **inputs: Any) -> torch.Tensor:
+    """The LLM's last hidden states, behind its final norm, at some positions of a batch: float32 (K, H).
 
     Args:
-        places_K: int64, into the flattened (B, L).
+        positions_K: int64, into the flattened (B, L).
         inputs: what the LLM is called with.
     """
-    return llm.base_model(**inputs).last_hidden_state.flatten(0, 1)[places_K].float()
+    return llm.base_model(**inputs).last_hidden_state.flatten(0, 1)[positions_K].float()
 
 
 def tree_logits_at(

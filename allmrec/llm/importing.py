@@ -2,7 +2,7 @@
 
 Safetensors are copied as they are; PyTorch's files are read by the restricted unpickler, shard by shard; GGUF is
 unpacked by transformers (the extra `gguf`). The result is loaded once, and its logits are compared with the source's,
-before it gets its name. Where files come from is the business of `pretrained`, their formats that of `checkpoints`.
+before it gets its name. Where files come from is the business of `pretrained`, their formats that of `weight_files`.
 """
 
 import json
@@ -20,7 +20,12 @@ import torch
 from torch import nn
 
 from allmrec.core.artifacts import MANIFEST, Manifest, find_manifest, read_manifest, writing
-from allmrec.core.checkpoints import (
+from allmrec.core.file_digests import file_sha256
+from allmrec.core.hashing import fingerprint
+from allmrec.core.pretrained import OTHER_DATA, fetch_files, list_files
+from allmrec.core.storage import LocalStorage, Storage
+from allmrec.core.version import __version__
+from allmrec.core.weight_files import (
     PICKLED,
     SAFETENSORS,
     SHARD_BYTES,
@@ -30,11 +35,6 @@ from allmrec.core.checkpoints import (
     weight_files,
     write_weights,
 )
-from allmrec.core.file_digests import file_sha256
-from allmrec.core.hashing import fingerprint
-from allmrec.core.pretrained import OTHER_DATA, fetch_files, list_files
-from allmrec.core.storage import LocalStorage, Storage
-from allmrec.core.version import __version__
 from allmrec.llm.loading import LLMConfig, load_checkpoint, load_tokenizer
 
 KIND = "llm"

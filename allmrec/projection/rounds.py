@@ -79,7 +79,7 @@ class Rounds(ABC):
         """How many terms the summed loss of these examples has."""
 
     def resume(self, state: dict[str, Any] | None) -> None:
-        """Take up Adam's moments, the counts and the losses; the trained weights are there already."""
+        """Take up Adam's moments, the counts and the losses; the trained weights are loaded already."""
         if state is not None:
             self.idle_step()
             set_moments(self.engine, self.trained, state["moments"], state["step"])
@@ -114,7 +114,7 @@ class Rounds(ABC):
         return self.step // self.steps_per_epoch
 
     def learning_rate(self, done: int) -> float:
-        """Of Adam, once so many steps were made."""
+        """Of Adam, after `done` steps."""
         falling = self.config.learning_rate_schedule == "linear"
         return self.config.learning_rate * (1 - done / self.total_steps if falling else 1)
 

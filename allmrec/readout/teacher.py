@@ -64,9 +64,9 @@ class LLMSRec(Teacher):
         place_U = np.searchsorted(self._known_K, keys_U).clip(max=max(len(self._known_K) - 1, 0))
         known_U = self._known_K[place_U] == keys_U if len(self._known_K) else np.zeros(len(keys_U), dtype=bool)
         users_UV[np.flatnonzero(known_U)] = self._known_KV[place_U[known_U]]
-        asked = np.flatnonzero(~known_U & (shown.lengths > 0))
-        if len(asked):
-            users_UV[asked] = self._read(USER, self.prompts.of_users(shown.take(asked)))
+        requested = np.flatnonzero(~known_U & (shown.lengths > 0))
+        if len(requested):
+            users_UV[requested] = self._read(USER, self.prompts.of_users(shown.take(requested)))
             self._known_K, first = np.unique(keys_U, return_index=True)
             self._known_KV = users_UV[first]
         return users_UV

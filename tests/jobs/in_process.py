@@ -94,7 +94,7 @@ def fit(context: Context, verb: str, loop: Loop, loop_config: dict[str, Any], to
         patch.setenv("LOCAL_RANK", "0")
         for trainer in TRAINERS:
             patch.setattr(trainer, "device", lambda: torch.device("cpu"))
-        for module in (ray_train, train_projection):
+        for module in (ray_train, train_baselines, train_projection):
             patch.setattr(module, "resume", lambda: None)
             patch.setattr(module, "report", lambda *arguments, **numbers: None)
         dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=0, world_size=1)

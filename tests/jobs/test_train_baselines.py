@@ -60,9 +60,9 @@ def test_llm_srec_is_trained_bundled_and_evaluated_beside_the_others(tiny_worksp
     assert costs.count("llm-srec") == costs.count("teacher")
 
     assert execute(bundle.STEP, config, CONSOLE) and latest_bundle(storage) == plain, "without: to the byte as before"
-    asked = Config(**named.model_dump(exclude_unset=True) | {"evaluation": {"systems": ["teacher", "llm-srec"]}})
+    requested = Config(**named.model_dump(exclude_unset=True) | {"evaluation": {"systems": ["teacher", "llm-srec"]}})
     with pytest.raises(ValueError, match=rf"bundle {plain} has no llm-srec: name it in `baselines`"):
-        execute(evaluate.STEP, asked, CONSOLE)
+        execute(evaluate.STEP, requested, CONSOLE)
 
 
 def test_a_bundle_takes_no_system_of_another_teacher_or_llm(tiny_workspace, named):

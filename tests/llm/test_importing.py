@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from allmrec.core import checkpoints, pretrained
+from allmrec.core import pretrained, weight_files
 from allmrec.core.artifacts import MANIFEST, read_manifest
 from allmrec.core.file_digests import file_sha256
 from allmrec.core.storage import S3Config, open_storage
@@ -40,7 +40,7 @@ def save(llm, tokenizer, folder: Path, layout: str = "safetensors") -> Path:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_gives_the_same_llm(layout, tiny_llm, tiny_tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "SHARD_BYTES", 30_000)  # so that some of what is written has shards
+    monkeypatch.setattr(weight_files, "SHARD_BYTES", 30_000)  # so that some of what is written has shards
     source = save(tiny_llm, tiny_tokenizer, tmp_path / "source", layout)
     target = open_storage(str(tmp_path / "models" / "opt"))
     manifest, done = import_llm(str(source), None, target)
@@ -60,7 +60,7 @@ def test_every_layout_gives_the_same_llm(layout, tiny_llm, tiny_tokenizer, tmp_p
     assert import_llm(str(source), None, target) == (manifest, False)
 
 
-def test_weights_are_converted_when_asked(tiny_llm, tiny_tokenizer, tmp_path):
+def test_weights_are_converted_on_request(tiny_llm, tiny_tokenizer, tmp_path):
     source = save(tiny_llm, tiny_tokenizer, tmp_path / "source", "pickled")
     target = open_storage(str(tmp_path / "target"))
     import_llm(str(source), None, target)
@@ -89,7 +89,7 @@ def test_from_a_bucket_into_a_bucket(tiny_llm, tiny_tokenizer, s3: S3Config, s3_
 
 def test_from_the_hub_at_the_commit_that_was_read(tiny_llm, tiny_tokenizer, tmp_path, monkeypatch):
     source = save(tiny_llm, tiny_tokenizer, tmp_path / "source", "pickled")
-    asked = []
+    requested = []
 
     class Hub:
         def model_info(self, name, revision):
@@ -97,13 +97,13 @@ def test_from_the_hub_at_the_commit_that_was_read(tiny_llm, tiny_tokenizer, tmp_
             return huggingface_hub.ModelInfo(id=name, sha="c0ffee", siblings=[vars(file) for file in siblings])
 
     def download(name, revision, allow_patterns):
-        asked.append((name, revision, "pytorch_model*.bin" in allow_patterns, "*.safetensors" in allow_patterns))
+        requested.append((name, revision, "pytorch_model*.bin" in allow_patterns, "*.safetensors" in allow_patterns))
         return str(source)
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     manifest, _ = import_llm("maker/opt", "main", open_storage(str(tmp_path / "target")))
-    assert asked == [("maker/opt", "c0ffee", True, False)]
+    assert requested == [("maker/opt", "c0ffee", True, False)]
     assert manifest.config == {"source": "maker/opt", "revision": "c0ffee", "dtype": None}
     with pytest.raises(ValueError, match=r"run `allmrec models import maker/opt --to models/opt` once"):
         load_llm(LLMConfig(name="maker/opt"))
@@ -159,8 +159,8 @@ def test_what_is_not_a_whole_and_harmless_checkpoint_is_refused(
     if "code" in fault and "pickled" not in layout:
         pytest.skip("safetensors hold no code")
     source = save(tiny_llm, tiny_tokenizer, tmp_path / "source", layout)
-    spoil, message = FAULTS[fault]
-    spoil(source)
+    damage, message = FAULTS[fault]
+    damage(source)
     with pytest.raises(ValueError, match=message):
         import_llm(str(source), None, open_storage(str(tmp_path / "target")))
     assert {path.name for path in tmp_path.iterdir()} == {"source"}, "nothing ran, and nothing is kept"
@@ -168,9 +168,9 @@ def test_what_is_not_a_whole_and_harmless_checkpoint_is_refused(
 
 def test_a_result_that_is_another_llm_is_not_kept(tiny_llm, tiny_tokenizer, tmp_path, monkeypatch):
     source = save(tiny_llm, tiny_tokenizer, tmp_path / "source", "pickled")
-    read = checkpoints._read_pickled
+    read = weight_files._read_pickled
     monkeypatch.setattr(
-        checkpoints, "_read_pickled", lambda file: ((name, tensor * 1.01) for name, tensor in read(file))
+        weight_files, "_read_pickled", lambda file: ((name, tensor * 1.01) for name, tensor in read(file))
     )
     with pytest.raises(ValueError, match="logits differ from the source's by"):
         import_llm(str(source), None, open_storage(str(tmp_path / "target")))

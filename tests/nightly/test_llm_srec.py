@@ -1,4 +1,4 @@
-"""Nights ranked by LLM-SRec: its products order the candidates, and what did not change costs nothing."""
+"""Runs ranked by LLM-SRec: its products order the candidates, and what did not change costs nothing."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from jobs.config import Config
 from jobs.runtime.console import Console
 from jobs.runtime.step import execute
 from tests.evaluation.tiny import NUM_ITEMS, NUM_USERS
-from tests.nightly.nights import SECOND, make, with_nightly
+from tests.nightly.nightly_run import SECOND, make, with_nightly
 
 READOUT = {"dim": 8, "hidden": 16}
 
@@ -37,35 +37,35 @@ def bundled(config: Config, storage: Storage, llm: Any, seed: int) -> Config:
     return named
 
 
-def test_nights_by_llm_srec(tiny_workspace, tiny_llm, tmp_path: Path) -> None:
-    config, storage = tiny_workspace
+def test_runs_by_llm_srec(tiny_workspace, tiny_llm, tmp_path: Path) -> None:
+    plain_config, storage = tiny_workspace
     plain = latest_bundle(storage)
     with pytest.raises(ValueError, match=rf"bundle {plain} has no llm-srec, which nightly.ranker names"):
-        make(with_nightly(config, tmp_path / "none", ranker="llm-srec"), storage)
+        make(with_nightly(plain_config, tmp_path / "none", ranker="llm-srec"), storage)
 
-    named = bundled(config, storage, tiny_llm, seed=1)
-    night = with_nightly(named, tmp_path / "out", ranker="llm-srec")
-    first = make(night, storage)
-    scorer = first.worker.scorer
-    assert first.figures["scored_by_llm"] == NUM_USERS and first.figures["tokens"] == scorer.llm_srec.tokens > 0
-    users = first.night.users.read(0).users
-    x_UV = scorer.llm_srec.represent(users)
-    ids = scorer.bundle.catalogue.item_ids.to_pylist()
+    named = bundled(plain_config, storage, tiny_llm, seed=1)
+    config = with_nightly(named, tmp_path / "out", ranker="llm-srec")
+    first = make(config, storage)
+    model = first.worker.model
+    assert first.figures["scored_by_llm"] == NUM_USERS and first.figures["tokens"] == model.llm_srec.tokens > 0
+    users = first.job.users.read(0).users
+    x_UV = model.llm_srec.represent(users)
+    ids = model.bundle.catalogue.item_ids.to_pylist()
     for row, user in enumerate(users.user_ids.to_pylist()):
         items = first.by_user[user]["items"]
-        scores = [float(x_UV[row] @ scorer.llm_srec.item_embeddings[ids.index(item["item_id"])]) for item in items]
+        scores = [float(x_UV[row] @ model.llm_srec.item_embeddings[ids.index(item["item_id"])]) for item in items]
         np.testing.assert_allclose([item["score"] for item in items], scores, atol=1e-5)
         assert scores == sorted(scores, reverse=True)
 
-    second = make(night, storage, SECOND)
+    second = make(config, storage, SECOND)
     assert second.figures["reused"] == NUM_USERS and second.lists() == first.lists()
-    assert "llm" not in vars(second.worker.scorer), "an unchanged night asks the LLM nothing"
+    assert "llm" not in vars(second.worker.model), "an unchanged night asks the LLM nothing"
 
     # Trained again, it ranks everyone again; no other ranker's rows depend on it.
     teacher = with_nightly(named, tmp_path / "teacher", ranker="teacher")
     before = make(teacher, storage)
-    bundled(config, storage, tiny_llm, seed=2)
-    assert make(night, storage, SECOND.replace(day=22)).figures["reused"] == 0
+    bundled(plain_config, storage, tiny_llm, seed=2)
+    assert make(config, storage, SECOND.replace(day=22)).figures["reused"] == 0
     assert make(teacher, storage, SECOND).figures["reused"] == len(before.rows) == NUM_USERS
     promote(storage, plain)
 
