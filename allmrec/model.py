@@ -84,10 +84,15 @@ class ALLMRec:
 
     @cached_property
     def llm_srec(self) -> LLMSRec:
-        readout, vectors_NV = load_readout(self.bundle.systems["llm-srec"])
+        """Items that are new since training are read now, by their titles and the E_i that their texts stand for."""
+        readout, trained_NV = load_readout(self.bundle.systems["llm-srec"])
         prompts = ReadoutPrompts(self.bundle.prompt, self.tokenizer, self.titles, max_positions(self.llm))
         items_ND, budget = self.teacher.item_embeddings, self.config.tokens_per_batch
-        return LLMSRec(self.llm, readout, prompts, items_ND, vectors_NV, budget).to(self.device)
+        system = LLMSRec(self.llm, readout, prompts, items_ND, trained_NV[self.bundle.rows_N], budget).to(self.device)
+        new = self.bundle.new_N.nonzero()[:, 0].numpy()
+        if len(new):
+            system.item_embeddings[new] = system.vectors_of(new)
+        return system
 
     def spent(self) -> dict[str, int]:
         """Tokens read so far, padding among them, and what over-long prompts lost; see `Ranker`."""

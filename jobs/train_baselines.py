@@ -14,11 +14,12 @@ import torch
 
 from allmrec.cf.teacher import load_teacher
 from allmrec.cf.training import ValidationCases
-from allmrec.core.artifacts import read_manifest, shard_name, writing
+from allmrec.core.artifacts import read_manifest, read_table, shard_name, writing
 from allmrec.core.distributed import rank_and_world_size
 from allmrec.core.workspace import Workspace
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
+from allmrec.data.trained_items import check_trained_on
 from allmrec.llm.loading import load_tokenizer, max_positions
 from allmrec.llm.prompt import Titles
 from allmrec.projection.engine import checksum, load_llm_with_placement
@@ -37,9 +38,10 @@ _SAMPLE = 2000  # items and users whose prompts are counted for a plan
 
 
 def run(context: Context) -> Stats:
-    config, workspace = context.config, context.workspace
+    config, workspace, readout = context.config, context.workspace, named(context)
+    check_trained_on(workspace.teacher, read_table(workspace.items))
     settings = {
-        "readout": named(context),
+        "readout": readout,
         **{name: getattr(config, name) for name in ("prompt", "llm", "seed")},
         **{name: workspace.at(name) for name in (*STEP.inputs, *STEP.outputs)},
     }

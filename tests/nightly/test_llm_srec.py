@@ -7,17 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from allmrec.bundle import latest_bundle, promote
+from allmrec.bundle import latest_bundle, load_bundle, promote
+from allmrec.bundle_build import refresh_bundle
 from allmrec.core.artifacts import read_manifest, writing
 from allmrec.core.storage import Storage
+from allmrec.model import ALLMRec
 from allmrec.nightly.config import NightlyConfig
 from allmrec.readout.network import ReadoutConfig, fresh_readout, save_readout
 from jobs import bundle
 from jobs.config import Config
 from jobs.runtime.console import Console
 from jobs.runtime.step import execute
-from tests.evaluation.tiny import NUM_ITEMS, NUM_USERS
+from tests.evaluation.tiny import NUM_ITEMS, NUM_USERS, tiny_config, write_tiny_workspace
 from tests.nightly.nightly_run import SECOND, make, with_nightly
+from tests.nightly.test_new_items import NEW, embed, prepare_again
 
 READOUT = {"dim": 8, "hidden": 16}
 
@@ -68,6 +71,24 @@ def test_runs_by_llm_srec(tiny_workspace, tiny_llm, tmp_path: Path) -> None:
     assert make(config, storage, SECOND.replace(day=22)).figures["reused"] == 0
     assert make(teacher, storage, SECOND).figures["reused"] == len(before.rows) == NUM_USERS
     promote(storage, plain)
+
+
+def test_items_that_are_new_since_training_are_read_when_the_bundle_is_loaded(tiny_llm, tiny_tokenizer, tmp_path: Path):
+    config = tiny_config(tmp_path)
+    storage = write_tiny_workspace(config, tiny_llm, tiny_tokenizer)
+    named = bundled(config, storage, tiny_llm, seed=1)
+    before = ALLMRec(load_bundle(storage, latest_bundle(storage)), named.llm)
+    prepare_again(storage)
+    embed(storage)
+    after = ALLMRec(load_bundle(storage, refresh_bundle(storage, before.bundle.version)), named.llm)
+    old, new = (model.bundle.items.column("item_id").to_pylist() for model in (before, after))
+    for item, vector in zip(new, after.llm_srec.item_embeddings[1:], strict=True):
+        if item == NEW:
+            found = after.llm_srec.vectors_of(np.array([new.index(NEW) + 1]))[0]
+            torch.testing.assert_close(vector, found, atol=1e-5, rtol=1e-4)
+            assert vector.any()
+        else:
+            assert torch.equal(vector, before.llm_srec.item_embeddings[1:][old.index(item)])
 
 
 def test_candidates_cost_nothing_so_there_are_more() -> None:
