@@ -232,6 +232,15 @@ def check_llm(description: Mapping[str, Any], llm: LLMConfig) -> None:
         )
 
 
+def check_system(description: Mapping[str, Any], name: str) -> None:
+    """Raises ValueError when the bundle was built without a system."""
+    if f"systems/{name}" not in description.get("systems", {}):
+        raise ValueError(
+            f"bundle {description['version']} has no {name}; name it in `baselines`, then run train-baselines and "
+            "bundle build"
+        )
+
+
 def check_items(description: Mapping[str, Any], items: Storage) -> None:
     """Raises ValueError when the indices of a prepared `items` table are not the bundle's."""
     if ids_digest(read_table(items).sort_by("item_index")) != description["item_ids"]:

@@ -61,19 +61,8 @@ class ALLMRec:
         return self._rankers[soft]
 
     def by_name(self, name: str) -> Teacher:
-        """The teacher, or a system of the bundle that scores as one.
-
-        Raises:
-            ValueError: the bundle has no such system.
-        """
-        if name == "teacher":
-            return self.teacher
-        if name not in self.bundle.systems:
-            raise ValueError(
-                f"bundle {self.bundle.version} has no {name}: name it in `baselines`, then run train-baselines and "
-                "bundle"
-            )
-        return self.llm_srec
+        """The teacher, or a system of the bundle that scores as one."""
+        return self.teacher if name == "teacher" else self.llm_srec
 
     @torch.inference_mode()
     def scores_by(self, name: str, histories: Sequences, candidates_BC: np.ndarray) -> np.ndarray:

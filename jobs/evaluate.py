@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from allmrec.bundle import check_items, check_llm, latest_bundle, read_description
+from allmrec.bundle import check_items, check_llm, check_system, latest_bundle, read_description
 from allmrec.core.artifacts import read_manifest, writing
 from allmrec.core.pretrained import model_identity
 from allmrec.core.shard_tasks import Report as ShardReport
@@ -36,7 +36,7 @@ from allmrec.evaluation.report import (
 )
 from allmrec.evaluation.results import FULL, GENERATION
 from allmrec.evaluation.shards import EvaluateShards
-from allmrec.evaluation.systems import IN_CATALOGUE, NEED_LLM
+from allmrec.evaluation.systems import IN_CATALOGUE, NEED_LLM, TRAINED_BESIDE
 from allmrec.metrics import summarise
 from jobs.runtime.cluster import start_ray
 from jobs.runtime.command import main
@@ -55,6 +55,8 @@ def run(context: Context) -> Stats:
     description = read_description(context.storage, version)
     check_llm(description, config.llm)
     check_items(description, context.workspace.items)
+    for system in set(compared(context)) & set(TRAINED_BESIDE):
+        check_system(description, system)
 
     # Score.
     workspace, resolved = context.workspace, context.resolved(*STEP.sections)

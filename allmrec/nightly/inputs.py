@@ -7,6 +7,7 @@ from typing import Any
 
 from allmrec.bundle import (
     check_llm,
+    check_system,
     current_items,
     latest_bundle,
     new_since_training,
@@ -83,11 +84,8 @@ class NightlyInputs:
         """The bundle's description. Raises ValueError where bundle and LLM do not fit together."""
         description = read_description(self.workspace.storage, self.bundle)
         check_llm(description, self.llm)
-        if self.config.ranker == "llm-srec" and Workspace.llm_srec not in description.get("systems", {}):
-            raise ValueError(
-                f"bundle {description['version']} has no llm-srec, which nightly.ranker names; set baselines: "
-                "{llm_srec: {}}, then run train-baselines and bundle"
-            )
+        if self.config.ranker == "llm-srec":
+            check_system(description, self.config.ranker)
         above = self.config.approximate_above
         if above is not None and read_manifest(self.workspace.items).rows > above:
             load_faiss()  # before any worker starts

@@ -205,7 +205,9 @@ def test_nan_is_refused_in_the_catalogue_too(systems, cases, tiny_model, monkeyp
         embeddings[3] = torch.nan
         monkeypatch.setattr(type(tiny_model.teacher), "item_embeddings", embeddings)
     else:
-        monkeypatch.setattr(tiny_model, "represent", lambda histories: torch.full((len(histories), 8), torch.inf))
+        monkeypatch.setattr(
+            tiny_model.teacher, "represent", lambda histories: torch.full((len(histories), 8), torch.inf)
+        )
     with pytest.raises(ValueError, match="items .'item-02'. … as NaN" if broken == "an item" else "users .*NaN or inf"):
         systems.in_catalogue["teacher"](cases)
 

@@ -61,7 +61,7 @@ def test_llm_srec_is_trained_bundled_and_evaluated_beside_the_others(tiny_worksp
 
     assert execute(bundle.STEP, config, CONSOLE) and latest_bundle(storage) == plain, "without: to the byte as before"
     requested = Config(**named.model_dump(exclude_unset=True) | {"evaluation": {"systems": ["teacher", "llm-srec"]}})
-    with pytest.raises(ValueError, match=rf"bundle {plain} has no llm-srec: name it in `baselines`"):
+    with pytest.raises(ValueError, match=rf"bundle {plain} has no llm-srec; name it in `baselines`"):
         execute(evaluate.STEP, requested, CONSOLE)
 
 

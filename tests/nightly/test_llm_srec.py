@@ -43,7 +43,7 @@ def bundled(config: Config, storage: Storage, llm: Any, seed: int) -> Config:
 def test_runs_by_llm_srec(tiny_workspace, tiny_llm, tmp_path: Path) -> None:
     plain_config, storage = tiny_workspace
     plain = latest_bundle(storage)
-    with pytest.raises(ValueError, match=rf"bundle {plain} has no llm-srec, which nightly.ranker names"):
+    with pytest.raises(ValueError, match=rf"bundle {plain} has no llm-srec; name it in `baselines`"):
         make(with_nightly(plain_config, tmp_path / "none", ranker="llm-srec"), storage)
 
     named = bundled(plain_config, storage, tiny_llm, seed=1)
