@@ -201,8 +201,7 @@ def models_import(
     """Make safetensors of an LLM (PyTorch's files, GGUF), checked against the source."""
     from jobs.models import import_model
 
-    with errors_in_one_line():
-        import_model(Console(log_json), source, to, revision, dtype)
+    import_model(Console(log_json), source, to, revision, dtype)
 
 
 @recommendations.command("show")

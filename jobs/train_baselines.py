@@ -29,6 +29,7 @@ from allmrec.readout.network import ReadoutConfig, save_readout
 from allmrec.readout.prompts import ReadoutPrompts
 from allmrec.readout.training import ReadoutTraining
 from jobs.runtime.command import main
+from jobs.runtime.preflight import Needs
 from jobs.runtime.ray_train import device, fit, report, resume
 from jobs.runtime.step import Context, Stats, Step
 from jobs.train_projection import identity, placed
@@ -64,6 +65,8 @@ def loop(settings: dict[str, Any]) -> Stats:
     """On every worker: train, keep the best weights, read all items by them; rank 0 writes both."""
     torch.set_flush_denormal(True)  # as for Stage-2
     config, llm_config, seed = settings["readout"], settings["llm"], settings["seed"]
+    if rank_and_world_size()[1] % llm_config.hpz_group:  # nodes were lost: the groups are for speed, not for the result
+        llm_config = llm_config.model_copy(update={"hpz_group": 1})
     outline = llm_outline(llm_config)
     placement = placed(llm_config, config.tokens_per_pass, config.activation_checkpointing, outline)
     llm, tokenizer = load_llm_with_placement(llm_config, placement, outline.largest_weight), load_tokenizer(llm_config)
@@ -144,6 +147,7 @@ STEP = Step(
     run=run,
     plan=plan,
     external_inputs=identity,
+    needs=Needs("training", models=lambda config: ("llm",)),
 )
 
 if __name__ == "__main__":
