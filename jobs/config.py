@@ -21,6 +21,7 @@ from allmrec.llm.loading import LLMConfig
 from allmrec.llm.prompt import PromptConfig
 from allmrec.nightly.config import NightlyConfig
 from allmrec.projection.projectors import ProjectionConfig
+from allmrec.retention import RetentionConfig
 from allmrec.text.encoder import TextConfig
 
 
@@ -52,6 +53,7 @@ class Config(Section):
     projection: ProjectionConfig = ProjectionConfig()  # Stage-2
     bundle: BundleConfig = BundleConfig()  # what `bundle build` puts together
     nightly: NightlyConfig = NightlyConfig()  # the nightly run
+    retention: RetentionConfig = RetentionConfig()  # what `expire` keeps
     evaluation: EvaluationConfig = EvaluationConfig()  # the split, the test cases and the systems compared
     explain: ExplainConfig = ExplainConfig()  # the favourite-genre task
     workers: WorkersConfig = WorkersConfig()  # Ray's workers
