@@ -28,7 +28,7 @@ from allmrec.publishing.log import manifest_key, published_dates
 from allmrec.publishing.reader import read_recommendations, verify_run
 from jobs.expire import expired
 from jobs.runtime.console import Bar, Console
-from tests.jobs.deployment import FIRST, Deployment, GrowingShop, events
+from tests.jobs.deployment import FIRST, Deployment, GrowingShop, events, failure
 from tests.jobs.in_process import jobs_in_process
 from tests.s3_fixtures import Proxy, new_bucket, proxied
 
@@ -117,7 +117,7 @@ def gate(season: Season, number: int, day: date) -> None:
     listed = season.shop.folder / "few.parquet"
     pq.write_table(pa.table({"user_id": ["user-1", "user-2"]}), listed)
     failed = season.disturbed.daily(day, nightly__users={"paths": [str(listed)]})
-    assert failed.exit_code != 0 and "users_change" in failed.stderr, failed.output
+    assert "users_change" in failure(failed)
 
 
 def bad_file(season: Season, number: int, day: date) -> None:
@@ -125,7 +125,7 @@ def bad_file(season: Season, number: int, day: date) -> None:
     nameless = rows.set_column(0, "user_id", pa.nulls(len(rows), pa.string()))
     pq.write_table(pa.concat_tables([rows, nameless, nameless]), season.shop.day(number))
     failed = season.disturbed.daily(day)
-    assert failed.exit_code != 0 and "rows were rejected" in failed.stderr, failed.output
+    assert "rows were rejected" in failure(failed)
     season.shop.write_day(number)
 
 

@@ -143,6 +143,12 @@ def events(result: Result) -> list[dict[str, Any]]:
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
+def failure(result: Result) -> str:
+    """What a verb that failed has said."""
+    assert result.exit_code != 0, result.output
+    return json.loads(result.stdout.splitlines()[-1])["error"]
+
+
 def ran(result: Result) -> dict[str, bool]:
     """The steps in order, and whether each ran or was skipped."""
     seen = [one for one in events(result) if one["event"] in ("done", "skip")]

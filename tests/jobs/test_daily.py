@@ -15,7 +15,7 @@ from allmrec.publishing.log import published_dates
 from allmrec.publishing.reader import read_recommendations
 from jobs.daily import LEASE
 from tests.evaluation.tiny import NUM_ITEMS
-from tests.jobs.deployment import FIRST, Deployment, GrowingShop, events, ran
+from tests.jobs.deployment import FIRST, Deployment, GrowingShop, events, failure, ran
 
 pytestmark = pytest.mark.usefixtures("in_process")
 STEPS = ("prepare", "embed", "bundle", "nightly")
@@ -53,9 +53,9 @@ def test_one_command_does_all_that_is_needed(shop: GrowingShop, deployment: Depl
 def test_a_date_that_failed_is_continued_by_the_same_command(shop: GrowingShop, deployment: Deployment) -> None:
     deployment.daily(DAYS[0])
     failed = deployment.daily(DAYS[1], nightly__quality_gates={"min_coverage": 1.0})
-    assert failed.exit_code != 0 and "nothing is published: coverage is" in failed.stderr
+    assert "nothing is published: coverage is" in failure(failed)
     refused = deployment.call("nightly", "--date", str(DAYS[1]), nightly__top_k=4)
-    assert refused.exit_code != 0 and "nightly.top_k was 5 and is 4. Replace" in refused.stderr
+    assert "nightly.top_k was 5 and is 4. Replace" in failure(refused)
     shop.write_day(1)  # what was begun can never be finished: its sequences are gone
     assert ran(deployment.daily(DAYS[1], nightly__top_k=4))["nightly"]
     assert published_dates(deployment.output) == DAYS[:2]
@@ -65,7 +65,7 @@ def test_a_date_that_failed_is_continued_by_the_same_command(shop: GrowingShop, 
 def test_one_process_at_a_time_prepares_a_workspace(deployment: Deployment) -> None:
     with hold(deployment.config.workspace.storage.at(LEASE), 0.3):
         held = deployment.daily(DAYS[0])
-    assert held.exit_code != 0 and "is being made by process" in held.stderr
+    assert "is being made by process" in failure(held)
     assert not list(deployment.output.list())
 
 
@@ -117,7 +117,7 @@ def test_a_range_of_dates_is_filled_in_order(shop: GrowingShop, deployment: Depl
         (("--from", "2026-11-02", "--date", "2026-11-02"), "give one of them"),
         (("--from", "2026-11-02", "--to", "2026-11-01"), "give the earlier date first"),
     ):
-        assert message in deployment.call("nightly", *options).stderr
+        assert message in failure(deployment.call("nightly", *options))
 
 
 def test_the_iceberg_table_follows_what_is_published(

@@ -85,4 +85,4 @@ def test_the_current_run_and_what_is_being_made_stay(config: Path) -> None:
 
 def test_a_config_that_keeps_everything_is_told_so(config: Path) -> None:
     result = call(config)
-    assert result.exit_code == 2 and "set retention.runs" in result.stderr
+    assert result.exit_code == 2 and "set retention.runs" in json.loads(result.stdout.splitlines()[-1])["error"]
