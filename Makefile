@@ -34,7 +34,8 @@ real: $(READY)
 test: $(READY)
 	$(BIN)/pytest -n 2 --dist loadfile tests
 
-# Jobs killed at random moments (ALLMREC_KILLS times), and consecutive nightly runs (ALLMREC_RUNS).
+# Jobs killed at random moments (ALLMREC_KILLS times), consecutive nightly runs (ALLMREC_RUNS), and a season of nights in
+# which things fail (ALLMREC_SEASON).
 test-faults: $(READY)
 	$(BIN)/pytest -n 2 --dist loadfile -m faults
 

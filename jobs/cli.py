@@ -6,6 +6,7 @@ ray job submit -- python -m jobs.prepare --config jobs/configs/demo.yaml
 
 import importlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +20,7 @@ from jobs.runtime.command import (
     LogJson,
     Overrides,
     PublishedDate,
+    Replace,
     RunDate,
     main,
     run_date,
@@ -93,15 +95,56 @@ def nightly(
     full: Annotated[bool, typer.Option("--full", help="score all users again, reuse no rows")] = False,
     users: Annotated[str | None, typer.Option(help="table of user_id: only these users (nightly.users)")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="a trial of N users, published separately")] = None,
+    replace: Replace = False,
+    first: Annotated[
+        str | None, typer.Option("--from", help="backfill: first date; published ones are skipped")
+    ] = None,
+    last: Annotated[str | None, typer.Option("--to", help="backfill: last date; default: today")] = None,
 ) -> None:
-    """Score every user's candidates and publish the recommendations of one date."""
+    """Score every user's candidates and publish the recommendations of one date, or of the dates of a range."""
     from jobs.config import load_config
+    from jobs.nightly import backfill
     from jobs.nightly import nightly as run_nightly
 
     requested = [f"nightly.users={users}"] if users else []
-    settings = load_config(config, [*overrides, *requested])
-    day = run_date(date, settings.nightly.timezone)
-    run_nightly(settings, Console(log_json), day, dry_run, full, limit)
+    settings, console = load_config(config, [*overrides, *requested]), Console(log_json)
+    day = partial(run_date, timezone=settings.nightly.timezone)
+    if first:
+        if date:
+            raise ValueError("--date is one date and --from begins a range; give one of them")
+        backfill(settings, console, day(first), day(last), dry_run, full, limit, replace)
+    elif last:
+        raise ValueError("--to ends a range; give --from as well, or --date for one date")
+    else:
+        run_nightly(settings, console, day(date), dry_run, full, limit, replace)
+
+
+@app.command()
+def daily(
+    config: ConfigFile,
+    overrides: Overrides = [],  # noqa: B006
+    date: RunDate = None,
+    dry_run: DryRun = False,
+    log_json: LogJson = False,
+    replace: Replace = False,
+) -> None:
+    """What is scheduled every night: prepare, embed, refresh the bundle, nightly, expire. Trains nothing."""
+    from jobs.config import load_config
+    from jobs.daily import daily as run_daily
+
+    settings = load_config(config, overrides)
+    run_daily(settings, Console(log_json), run_date(date, settings.nightly.timezone), dry_run, replace)
+
+
+@app.command()
+def expire(
+    config: ConfigFile,
+    overrides: Overrides = [],  # noqa: B006
+    dry_run: DryRun = False,
+    log_json: LogJson = False,
+) -> None:
+    """Delete what `retention` of the config does not keep: old runs, trials, bundles, checkpoints, caches."""
+    _call("jobs.expire", "expire", config, overrides, log_json, dry_run)
 
 
 @app.command()
@@ -248,16 +291,15 @@ def recommendations_rollback(
     _call("jobs.recommendations", "rollback", config, overrides, log_json, run_date=date)
 
 
-@recommendations.command("expire")
-def recommendations_expire(
+@recommendations.command("discard")
+def recommendations_discard(
     config: ConfigFile,
-    keep: Annotated[int, typer.Option(min=1, help="how many of the newest dates to keep")],
+    date: Annotated[str, typer.Option(help="date of the run, YYYY-MM-DD")],
     overrides: Overrides = [],  # noqa: B006
-    dry_run: DryRun = False,
     log_json: LogJson = False,
 ) -> None:
-    """Delete old dates; never the current run or a newer one."""
-    _call("jobs.recommendations", "expire", config, overrides, log_json, keep, dry_run)
+    """Delete what was begun for a date and never published."""
+    _call("jobs.recommendations", "discard", config, overrides, log_json, run_date=date)
 
 
 @recommendations.command("suppress")

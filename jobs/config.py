@@ -22,6 +22,7 @@ from allmrec.llm.prompt import PromptConfig
 from allmrec.nightly.config import NightlyConfig
 from allmrec.projection.projectors import ProjectionConfig
 from allmrec.readout.network import ReadoutConfig
+from allmrec.retention import RetentionConfig
 from allmrec.text.encoder import TextConfig
 
 
@@ -60,6 +61,7 @@ class Config(Section):
     baselines: BaselinesConfig | None = None  # other systems; null: none
     bundle: BundleConfig = BundleConfig()  # what `bundle build` puts together
     nightly: NightlyConfig = NightlyConfig()  # the nightly run
+    retention: RetentionConfig = RetentionConfig()  # what `expire` keeps
     evaluation: EvaluationConfig = EvaluationConfig()  # the split, the test cases and the systems compared
     explain: ExplainConfig = ExplainConfig()  # the favourite-genre task
     workers: WorkersConfig = WorkersConfig()  # Ray's workers

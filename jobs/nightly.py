@@ -1,6 +1,7 @@
 """The nightly run: candidates for every user, ranked by the LLM, published as Parquet.
 
     allmrec nightly --config jobs/configs/demo.yaml --date 2026-11-21
+    allmrec nightly --config jobs/configs/demo.yaml --from 2026-11-01 --to 2026-11-20
     ray job submit -- python -m jobs.nightly --config jobs/configs/demo.yaml --date 2026-11-21
 
 A shard of users is the unit of work: a run that was killed resumes with the shards that are not committed. Users whose
@@ -10,6 +11,7 @@ inputs have not changed since the previous run keep its rows. What a run is made
 
 import datetime
 import time
+from collections.abc import Callable
 from functools import cache
 
 from allmrec.core.commit_log import find_json
@@ -22,15 +24,17 @@ from allmrec.nightly.estimate import estimate
 from allmrec.nightly.inputs import NightlyInputs
 from allmrec.nightly.progress import diagnosis
 from allmrec.nightly.report import failed_advice, refuse_failed_gates
-from allmrec.nightly.results import publish, report_of, write_report, write_samples
+from allmrec.nightly.results import publish, published_run, report_of, write_report, write_samples
 from allmrec.nightly.samples import keep_samples
 from allmrec.nightly.score import NightlyJob, ScoreShards
 from allmrec.nightly.statistics import AuditShards
+from allmrec.publishing.iceberg import check
 from allmrec.publishing.lease import hold_lease
 from allmrec.publishing.log import manifest_key
 from allmrec.publishing.maintenance import TRIALS
 from jobs import fit_blend, user_tables
 from jobs.config import Config
+from jobs.recommendations import mirror_of
 from jobs.runtime.cluster import start_ray
 from jobs.runtime.command import main
 from jobs.runtime.console import Console
@@ -49,44 +53,85 @@ def nightly(
     dry_run: bool = False,
     full: bool = False,
     limit: int | None = None,
+    replace: bool = False,
 ) -> None:
     """Score and publish one date, unless it is published already.
 
     Args:
         full: score everyone, also users whose inputs have not changed.
         limit: a trial: about this number of users, published below `<output>/_trial`.
+        replace: also if the date has a run of other inputs, begun or published.
 
     Raises:
         ValueError: an input is missing, another run has the date, it was published from something else, a quality gate
             fails, or the run takes longer than it may.
     """
-    for step in steps(config, run_date, full, limit):
+    for step in steps(config, run_date, full, limit, replace):
         execute(step, config, console, dry_run)
 
 
-def steps(config: Config, run_date: datetime.date, full: bool = False, limit: int | None = None) -> list[Step]:
+def backfill(
+    config: Config,
+    console: Console,
+    first: datetime.date,
+    last: datetime.date,
+    dry_run: bool = False,
+    full: bool = False,
+    limit: int | None = None,
+    replace: bool = False,
+) -> None:
+    """`nightly` for each date from the first to the last that is not published; for each with `replace`.
+
+    One after another: a date reuses rows of the one before it, and all workers score one date.
+    """
+    if first > last:
+        raise ValueError(f"--from {first} is after --to {last}; give the earlier date first")
+    for days in range((last - first).days + 1):
+        run_date = first + datetime.timedelta(days)
+        published = find_json(output_of(config, limit), manifest_key(run_date))
+        if published and not replace:
+            console.skip("nightly", f"{run_date} is published already, as run {published['run_id']}")
+        else:
+            nightly(config, console, run_date, dry_run, full, limit, replace)
+
+
+def steps(
+    config: Config, run_date: datetime.date, full: bool = False, limit: int | None = None, replace: bool = False
+) -> list[Step]:
     """The run of a date, behind what it needs beside the bundle: tables by user and the weight of the blend."""
     before = user_tables.steps(config)
     before += [fit_blend.STEP] if config.nightly.ranker == "blend" else []
-    return [*before, nightly_step(config, run_date, full, limit, [name for step in before for name in step.outputs])]
+    names = [name for step in before for name in step.outputs]
+    return [*before, nightly_step(config, run_date, full, limit, replace, names)]
+
+
+def output_of(config: Config, limit: int | None) -> Storage:
+    """Where a run publishes: a trial beside the others."""
+    output = config.workspace.recommendations
+    return output if limit is None else output.at(TRIALS)
 
 
 def nightly_step(
-    config: Config, run_date: datetime.date, full: bool, limit: int | None, made_before: list[str]
+    config: Config, run_date: datetime.date, full: bool, limit: int | None, replace: bool, made_before: list[str]
 ) -> Step:
-    workspace, output = config.workspace, config.workspace.recommendations
-    output = output if limit is None else output.at(TRIALS)
+    workspace, output = config.workspace, output_of(config, limit)
     inputs = NightlyInputs(workspace, config.nightly, config.llm, config.seed, config.storage)
+    mirror = mirror_of(config) if limit is None else lambda: None
 
     @cache
-    def job() -> NightlyJob:
-        return inputs.prepare_job(output, run_date, full, limit)
+    def job(console: Console) -> NightlyJob:
+        if not replace:
+            return inputs.prepare_job(output, run_date, full, limit)
+        with hold_lease(output, run_date, config.nightly.lease_s, console.event) as lease:
+            return inputs.prepare_job(output, run_date, full, limit, lease)
 
     def finished(context: Context) -> str | None:
         if find_json(output, manifest_key(run_date)) is None:
             return None  # and nothing of a run is written before the preflight
-        run = job().run
-        return f"{run_date} is published already, as run {run.run_id} in {output.uri}" if run.published() else None
+        run, manifest = job(context.console).run, published_run(output, run_date, mirror)
+        if manifest is None or manifest["run_id"] != run.run_id:
+            return None
+        return f"{run_date} is published already, as run {run.run_id} in {output.uri}"
 
     def plan(context: Context) -> Stats:
         published = find_json(output, manifest_key(run_date)) is not None
@@ -98,7 +143,7 @@ def nightly_step(
         sections=("nightly", "llm"),
         inputs=("bundle", "sequences", "items"),
         outputs=(Workspace.recommendations,),
-        run=lambda context: run(context, job(), output),
+        run=lambda context: run(context, job(context.console), output, mirror),
         plan=plan,
         late_inputs=tuple(made_before),
         needs=Needs(
@@ -110,11 +155,12 @@ def nightly_step(
     )
 
 
-def run(context: Context, job: NightlyJob, output: Storage) -> Stats:
+def run(context: Context, job: NightlyJob, output: Storage, mirror: Callable[[], None]) -> Stats:
     """Score, audit the result, publish."""
     config, console, run_date = context.config, context.console, job.run.run_date
     for count in job.lists:
         console.event("list", **count.stats)
+    check(config.nightly.iceberg, config.storage)  # before anything is scored
     with hold_lease(output, run_date, config.nightly.lease_s, lambda message: console.event(message)) as lease:
         start_ray(config)
         metrics = NightlyMetrics(run_date)
@@ -132,7 +178,7 @@ def run(context: Context, job: NightlyJob, output: Storage) -> Stats:
         for gate in failed_advice(report["quality_gates"]):
             bound = {f"nightly.quality_gates.{gate['name']}": gate["bound"]}
             console.event("time to train again", **{gate["figure"]: gate["value"], **bound})
-        entry = publish(job.run, digests, lease)
+        entry = publish(job.run, digests, lease, mirror)
     return {**stats, "run": job.run.run_id, "log_entry": entry["n"], "published_at": output.uri, "report": where}
 
 

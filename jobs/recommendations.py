@@ -1,4 +1,4 @@
-"""Manage what the nightly runs published: show, list, verify, roll back, expire, suppress.
+"""Manage what the nightly runs published: show, list, verify, roll back, discard, suppress.
 
     allmrec recommendations show --config jobs/configs/demo.yaml --user u42
     allmrec recommendations rollback --config jobs/configs/demo.yaml --date 2026-11-20
@@ -9,6 +9,7 @@ Plain store operations, without Ray. Those that change a date wait for its lease
 import datetime
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,8 @@ from allmrec.data.config import LINES, ListConfig, by_suffix
 from allmrec.data.known import Known
 from allmrec.data.sources.lists import IdList, read_list
 from allmrec.nightly.lists import ListCount, check_lists
-from allmrec.publishing import maintenance
+from allmrec.publishing import maintenance, suppression
+from allmrec.publishing.iceberg import mirror
 from allmrec.publishing.lease import Lease, hold_lease
 from allmrec.publishing.log import roll_back
 from allmrec.publishing.reader import published_runs, read_user, verify_run
@@ -31,6 +33,11 @@ from jobs.runtime.console import Console
 def published(config: Config) -> Storage:
     """Where this deployment publishes."""
     return config.workspace.recommendations
+
+
+def mirror_of(config: Config) -> Callable[[], None]:
+    """Brings the configured Iceberg table up to date with what is published."""
+    return partial(mirror, config.nightly.iceberg, published(config), config.storage)
 
 
 def show(config: Config, console: Console, user_id: str, run_date: datetime.date | None) -> None:
@@ -45,6 +52,9 @@ def list_runs(config: Config, console: Console) -> None:
     if not runs:
         raise ValueError(f"{published(config).uri}: nothing is published there yet")
     console.table("published runs, newest first", list(runs[0]), [list(run.values()) for run in runs])
+    storage = published(config)
+    if begun := [day for day in maintenance.dates(storage) if maintenance.unfinished(storage, day)]:
+        console.event("begun and not published", dates=", ".join(map(str, begun)))
 
 
 def verify(config: Config, console: Console, run_date: datetime.date | None) -> None:
@@ -54,23 +64,18 @@ def verify(config: Config, console: Console, run_date: datetime.date | None) -> 
 def rollback(config: Config, console: Console, run_date: datetime.date) -> None:
     """Make the run of an earlier date the current one, by one more entry of the log."""
     storage = published(config)
-    with _date(config, console, storage, run_date):
+    with hold_date(config, console, storage, run_date):
         entry = roll_back(storage, run_date)
+        mirror_of(config)()
     console.event("rolled back", current=entry["run_date"], run=entry["run_id"], log_entry=entry["n"])
 
 
-def expire(config: Config, console: Console, keep: int, dry_run: bool) -> None:
-    """Delete the dates before the `keep` newest ones, never the current one or what is newer than it."""
+def discard(config: Config, console: Console, run_date: datetime.date) -> None:
+    """Delete what was begun for a date and never published."""
     storage = published(config)
-    old = maintenance.expired(storage, keep)
-    if dry_run:
-        console.plan("expire", {"dates": len(old), "which": ", ".join(map(str, old)) or "none"})
-        return
-    for run_date in old:
-        with _date(config, console, storage, run_date) as lease:
-            maintenance.expire(storage, run_date, lease)
-        console.event("expired", run_date=run_date)
-    console.event("expire", dates=len(old))
+    with hold_date(config, console, storage, run_date) as lease:
+        maintenance.discard(storage, run_date, lease)
+    console.event("discarded", run_date=run_date)
 
 
 def suppress(
@@ -98,10 +103,10 @@ def suppress(
             f"{storages[0].uri}: there is no run{f' of {run_date}' if run_date else ''} to take anything from"
         )
     user_ids, item_ids = (_spellings(found) for found in (user_lists, item_lists))
-    taken_out = maintenance.Suppressed()
+    taken_out = suppression.Suppressed()
     for storage, one in runs:
-        with _date(config, console, storage, one) as lease:
-            found = maintenance.suppress(storage, one, user_ids, item_ids, lease)
+        with hold_date(config, console, storage, one) as lease:
+            found = suppression.suppress(storage, one, user_ids, item_ids, lease, mirror_of(config))
         taken_out.add(found)
         console.event("suppressed", run_date=one, where=storage.uri, **found.counts)
     known = Known(config.workspace)
@@ -157,7 +162,9 @@ def _spellings(lists: list[IdList]) -> pa.Array:
     return pc.unique(pa.chunked_array([found.spellings for found in lists], pa.string()))
 
 
-def _date(config: Config, console: Console, storage: Storage, run_date: datetime.date) -> AbstractContextManager[Lease]:
+def hold_date(
+    config: Config, console: Console, storage: Storage, run_date: datetime.date
+) -> AbstractContextManager[Lease]:
     return hold_lease(storage, run_date, config.nightly.lease_s, console.event)
 
 

@@ -23,6 +23,7 @@ LAYERS = (
     "allmrec/explain",
     "allmrec/model.py",
     "allmrec/bundle_build.py",
+    "allmrec/retention.py",
     "allmrec/bundle.py",
     "allmrec/bundle_items.py",
     "allmrec/readout",

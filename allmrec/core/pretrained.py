@@ -6,7 +6,9 @@ Knows nothing of what is in the files, but whether these are the weights that a 
 """
 
 import fcntl
+import os
 import shutil
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -143,6 +145,7 @@ def _copied(name: str, wanted: list[str]) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        os.utime(lock.fileno())  # the last use
         if not folder.exists():
             draft = folder.with_suffix(".draft")
             shutil.rmtree(draft, ignore_errors=True)
@@ -154,6 +157,20 @@ def _copied(name: str, wanted: list[str]) -> Path:
                     copy_files(file.path, str(target), source_filesystem=filesystem)
             draft.rename(folder)
     return folder
+
+
+def old_copies(days: float) -> list[Path]:
+    """This machine's copies of s3:// models that were last used longer ago than that."""
+    oldest = time.time() - days * 86_400
+    locks = [lock for lock in _CACHE.expanduser().glob("*.lock") if lock.stat().st_mtime < oldest]
+    return sorted(folder for folder in (lock.with_suffix("") for lock in locks) if folder.exists())
+
+
+def delete_copy(folder: Path) -> None:
+    """Delete a copy, unless it is in the making; a model that is loaded from it keeps what it has open."""
+    with folder.with_suffix(".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        shutil.rmtree(folder)
 
 
 def model_identity(name: str, revision: str | None = None) -> str:

@@ -6,6 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from allmrec.core.settings import Section, Timezone
 from allmrec.data.config import ListConfig, by_suffix
+from allmrec.publishing.iceberg import IcebergConfig
 
 
 class ItemsConfig(ListConfig):
@@ -58,6 +59,7 @@ class NightlyConfig(Section):
     price_per_gpu_hour: float | None = Field(None, ge=0)  # for the cost in the report and in the plan of --dry-run
     sampled_users: int = Field(20, ge=0)  # users, and new items, that the report shows by title; 0: none
     quality_gates: QualityGatesConfig = QualityGatesConfig()  # what a run must satisfy to be published
+    iceberg: IcebergConfig | None = None  # a table that lists the published files (the extra `iceberg`); null: none
 
     @model_validator(mode="before")
     @classmethod

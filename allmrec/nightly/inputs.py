@@ -32,6 +32,7 @@ from allmrec.nightly.lists import ListCount, check_lists
 from allmrec.nightly.reuse import PreviousRun
 from allmrec.nightly.score import NightlyJob
 from allmrec.nightly.users import EligibleUsers
+from allmrec.publishing.lease import Lease
 from allmrec.publishing.run import Run
 
 ALGORITHM = 1  # raised when the same inputs give other rows; see docs/upgrading.md
@@ -49,13 +50,19 @@ class NightlyInputs:
     stores: S3Config  # of lists and tables outside of the workspace
 
     def prepare_job(
-        self, output: Storage, run_date: datetime.date, full: bool = False, limit: int | None = None
+        self,
+        output: Storage,
+        run_date: datetime.date,
+        full: bool = False,
+        limit: int | None = None,
+        replacing: Lease | None = None,
     ) -> NightlyJob:
         """Begin or resume the run of a date; what its workers are told.
 
         Args:
             full: no row of the run before is reused.
             limit: of users, see `EligibleUsers`.
+            replacing: see `Run.open`.
 
         Raises:
             ValueError: too little of a list is known, or the date has another run.
@@ -65,7 +72,7 @@ class NightlyInputs:
         check_lists(lists)
         identity = self.identity(filter, limit)
         return NightlyJob(
-            Run.open(output, run_date, identity),
+            Run.open(output, run_date, identity, replacing),
             self.workspace.storage,
             self.config,
             self.llm,

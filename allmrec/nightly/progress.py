@@ -1,6 +1,6 @@
 """What each worker did last, as notes in the store: where one looks when a run hangs.
 
-_runs/run_date=D/progress/part-00003.json    who works on the shard, at what, and since when
+_runs/run_date=D/<run id>/progress/part-00003.json    who works on the shard, at what, and since when
 """
 
 import json
@@ -36,4 +36,4 @@ def diagnosis(run: Run, shards: Iterable[int]) -> str:
 
 
 def _key(run: Run, shard: int) -> str:
-    return f"_runs/run_date={run.run_date}/progress/part-{shard:05d}.json"
+    return f"{run.work}/progress/part-{shard:05d}.json"

@@ -2,10 +2,11 @@
 
 import datetime
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from allmrec.bundle import renumbering
+from allmrec.core.commit_log import find_json
 from allmrec.core.shard_tasks import Report
 from allmrec.core.storage import Storage
 from allmrec.core.version import __version__
@@ -16,9 +17,10 @@ from allmrec.nightly.report import FOLDER, quality_gates, render, summarise
 from allmrec.nightly.samples import sample_key, sample_new_items
 from allmrec.nightly.score import NightlyJob
 from allmrec.publishing.lease import Lease
-from allmrec.publishing.log import LATEST, roll_back
-from allmrec.publishing.maintenance import users_page
+from allmrec.publishing.log import announce, manifest_key, restore_later
+from allmrec.publishing.maintenance import tidy
 from allmrec.publishing.run import Run
+from allmrec.publishing.suppression import users_page
 
 
 def report_of(job: NightlyJob, total: Report, gpus_per_worker: float = 0) -> dict[str, Any]:
@@ -81,14 +83,27 @@ def write_samples(output: Storage, job: NightlyJob, total: Report) -> None:
     output.write(name, render({**page, "users": samples, "new_items": items}, "users.html.jinja").encode())
 
 
-def publish(run: Run, digests: Mapping[int, str], lease: Lease) -> dict[str, Any]:
+def publish(run: Run, digests: Mapping[int, str], lease: Lease, mirror: Callable[[], None]) -> dict[str, Any]:
     """Publish the run; its log entry. Behind a backfill the run of the later date is made the current one again.
 
     Args:
         digests: of every shard, as the audit found it.
+        mirror: see `maintenance.expire`.
     """
-    current = json.loads(run.storage.read(LATEST)) if run.storage.exists(LATEST) else None
     entry = run.publish(len(digests), digests, lease)
-    if current and current["run_date"] > str(run.run_date):
-        roll_back(run.storage, datetime.date.fromisoformat(current["run_date"]))
+    restore_later(run.storage, entry)
+    mirror()
+    tidy(run.storage, run.run_date, lease)
     return entry
+
+
+def published_run(storage: Storage, run_date: datetime.date, mirror: Callable[[], None]) -> dict[str, Any] | None:
+    """The manifest of a date's published run, if there is one.
+
+    What comes behind publishing is completed where the run was killed before that.
+    """
+    manifest = find_json(storage, manifest_key(run_date))
+    if manifest is not None:
+        restore_later(storage, announce(storage, manifest))
+        mirror()
+    return manifest

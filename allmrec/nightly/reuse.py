@@ -28,7 +28,7 @@ from allmrec.core.commit_log import find_json
 from allmrec.core.hashing import Draw, fingerprint, hash_strings, key64, mix64
 from allmrec.core.storage import Storage
 from allmrec.data.sequences import Sequences
-from allmrec.publishing.log import manifest_key
+from allmrec.publishing.log import manifest_key, was_rolled_back
 from allmrec.publishing.run import Run
 from schemas.recommendations import SCHEMA
 
@@ -88,9 +88,10 @@ class PreviousRun:
 
     @classmethod
     def before(cls, storage: Storage, run_date: date, num_shards: int) -> "PreviousRun | None":
-        """The newest one of the month before the date, if it has as many shards."""
+        """The newest one of the month before the date that was not rolled back, if it has as many shards."""
         for days in range(1, _LOOK_BACK + 1):
-            if manifest := find_json(storage, manifest_key(run_date - timedelta(days))):
+            manifest = find_json(storage, manifest_key(run_date - timedelta(days)))
+            if manifest and not was_rolled_back(storage, manifest):
                 return cls(storage, manifest) if len(manifest["files"]) == num_shards else None
         return None
 

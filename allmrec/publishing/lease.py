@@ -1,8 +1,9 @@
 """One run of a date at a time: leases numbered by put-if-absent, kept alive by a beat.
 
 A newcomer watches the holder's beat for `lease_s` of its own clock: one that moves belongs to a live run, one that
-stops for a dead one, whose successor takes the next number. No two machines' clocks are compared. A lease
-only saves double work: what makes publishing safe is in `allmrec.publishing.run`.
+stops for a dead one, whose successor takes the next number. No two machines' clocks are compared. A lease only saves
+double work: what makes publishing safe is in `allmrec.publishing.run`. A released lease removes those before it, so
+that a date holds the files of one.
 """
 
 import json
@@ -34,6 +35,7 @@ class Lease:
 
     def __init__(self, storage: Storage, number: int, lease_s: float):
         self.storage, self.number, self.lease_s = storage, number, lease_s
+        self._record = _find(storage, f"{number:08d}.json")  # names this process; no other lease has the same
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
         self._thread.start()
@@ -43,6 +45,8 @@ class Lease:
         newest = _newest(self.storage)
         if newest > self.number:
             raise RunHeld(f"this run was taken over {_holder(self.storage, newest)}; that process continues it")
+        if not self._is_ours():
+            raise RunHeld("this run was taken over, and its date has been deleted since")
 
     def stop(self) -> None:
         """Stop beating, as a dead process does."""
@@ -51,8 +55,25 @@ class Lease:
 
     def release(self) -> None:
         """Let the next one have the run at once."""
+        if self._done.is_set():  # stopped, or erased
+            return
         self.stop()
-        self.storage.write(f"{self.number:08d}.released", b"")
+        if self._is_ours():
+            self.storage.write(f"{self.number:08d}.released", b"")
+            self._delete(lambda number: number < self.number)
+
+    def erase(self) -> None:
+        """Release the lease of a date that is deleted, and leave no trace of it."""
+        self.stop()
+        self._delete(lambda number: number <= self.number)
+
+    def _is_ours(self) -> bool:
+        return _find(self.storage, f"{self.number:08d}.json") == self._record
+
+    def _delete(self, outdated: Callable[[int], bool]) -> None:
+        for entry in list(self.storage.list()):
+            if outdated(int(entry.key.partition(".")[0])):
+                self.storage.delete(entry.key)
 
     def _beat(self) -> None:
         for count in range(1 << 62):
@@ -78,7 +99,13 @@ def hold_lease(
     Raises:
         RunHeld: a live process has the run.
     """
-    leases = storage.at(f"_runs/run_date={run_date}/lease")
+    with hold(storage.at(f"_runs/run_date={run_date}/lease"), lease_s, waiting) as lease:
+        yield lease
+
+
+@contextmanager
+def hold(leases: Storage, lease_s: float, waiting: Callable[[str], None] = log.info) -> Iterator[Lease]:
+    """As `hold_lease`, of whatever has its leases in that folder."""
     lease = Lease(leases, _take(leases, lease_s, waiting), lease_s)
     try:
         yield lease
@@ -102,7 +129,7 @@ def _outlive(leases: Storage, number: int, lease_s: float, waiting: Callable[[st
     beat = _beat_of(leases, number)
     deadline = time.monotonic() + lease_s
     told = False
-    while not leases.exists(f"{number:08d}.released"):
+    while leases.exists(f"{number:08d}.json") and not leases.exists(f"{number:08d}.released"):
         if _beat_of(leases, number) != beat:
             raise RunHeld(f"this run is being made {_holder(leases, number)}; wait for it, or stop it first")
         if time.monotonic() > deadline:
@@ -121,12 +148,19 @@ def _newest(leases: Storage) -> int:
 
 
 def _beat_of(leases: Storage, number: int) -> bytes | None:
+    return _find(leases, f"{number:08d}.beat")
+
+
+def _find(leases: Storage, key: str) -> bytes | None:
     try:
-        return leases.read(f"{number:08d}.beat")
+        return leases.read(key)
     except FileNotFoundError:
         return None
 
 
 def _holder(leases: Storage, number: int) -> str:
-    holder: dict[str, Any] = json.loads(leases.read(f"{number:08d}.json"))
+    record = _find(leases, f"{number:08d}.json")
+    if record is None:
+        return "by a process that has just ended"
+    holder: dict[str, Any] = json.loads(record)
     return f"by process {holder['pid']} on {holder['host']} since {holder['started']}"

@@ -1,16 +1,22 @@
 """A nightly run in the store: what makes it one run, its shards, and how they become visible, all at once.
 
-    _runs/run_date=D/identity.json                       put-if-absent: what the run is made of
-    _runs/run_date=D/attempts/part-00003-<random>.parquet   one attempt at a shard
-    _runs/run_date=D/shards/part-00003.json              put-if-absent: the attempt that won
-    run_date=D/part-00003.parquet                        copies of the winners, once all have passed the audit
-    run_date=D/_SUCCESS                                  put-if-absent: the manifest of these files
+    _runs/run_date=D/identity.json     put-if-absent: the run that has the date, and what it is made of
+    _runs/run_date=D/<run id>/attempts/part-00003-<random>.parquet     one attempt at a shard
+    _runs/run_date=D/<run id>/shards/part-00003.json     put-if-absent: the attempt that won
+    run_date=D/part-00003.parquet      copies of the winners, once all have passed the audit
+    run_date=D/_SUCCESS                put-if-absent: the manifest of these files
 
 and then a list of them for engines that read such lists, and an entry of the publish log. Only put-if-absent decides
 anything, so the result is right however often the run is at work at once, and a run killed between any two operations
 resumes. Readers that follow the log, `latest.json` or `_SUCCESS` see whole runs only. Nothing reads `_runs/` after
-publishing: a lifecycle rule of the store may expire it. Leaves who works on a run to `allmrec.publishing.lease`, a
-shard's rules to `allmrec.nightly.audit`, and what happens to a published run later to `allmrec.publishing.maintenance`.
+publishing: a lifecycle rule of the store may expire it.
+
+A run that replaces another one of its date takes over `identity.json`, copies its shards beside the published ones
+(part-00003-<run id>.parquet), and then writes `_SUCCESS`: both under the lease of the date, as two processes cannot
+decide a second time by put-if-absent. Whatever a process of the replaced run still writes has other names.
+
+Leaves who works on a run to `allmrec.publishing.lease`, a shard's rules to `allmrec.nightly.audit`, and what happens to
+a published run later to `allmrec.publishing.maintenance`.
 """
 
 import io
@@ -19,7 +25,7 @@ import secrets
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
 
@@ -27,11 +33,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from allmrec.core.artifacts import file_entry, sha256, shard_name, to_parquet
-from allmrec.core.commit_log import dump_json, entries_after, find_json, last_number, load_json
+from allmrec.core.commit_log import dump_json, find_json, last_number, load_json
 from allmrec.core.hashing import fingerprint
 from allmrec.core.storage import Storage
 from allmrec.publishing.lease import Lease
-from allmrec.publishing.log import manifest_key, publish_entry, refresh_latest, write_symlinks
+from allmrec.publishing.log import announce, manifest_key, run_key, work_folder
 from schemas import check
 from schemas.recommendations import SCHEMA
 
@@ -47,30 +53,49 @@ class Run:
     run_date: date
     identity: dict[str, Any]
     run_id: str
+    replaces: str | None = None  # the run that had the date before
 
     @classmethod
-    def open(cls, storage: Storage, run_date: date, identity: Mapping[str, Any]) -> "Run":
+    def open(
+        cls, storage: Storage, run_date: date, identity: Mapping[str, Any], replacing: Lease | None = None
+    ) -> "Run":
         """Begin the run of a date, or resume it.
 
         Args:
             identity: JSON-able; what the result depends on: bundle, input snapshot, candidate and ranking config,
                 code version.
+            replacing: the date's lease, to begin the run although the date has another one, begun or published. What
+                is published stays so until this run is.
 
         Raises:
             ValueError: the store cannot be trusted with it, or this date has another run; names what differs.
+            RunHeld: another process has taken the date over.
         """
         storage.probe_create()
         plain = json.loads(json.dumps(identity, default=str))
         run = cls(storage, run_date, plain, fingerprint({"run_date": str(run_date), "identity": plain})[:16])
-        run._published_manifest()
-        key = f"{run._work}/identity.json"
-        if not storage.create(key, dump_json({"run_id": run.run_id, "identity": plain})):
-            run._refuse_another(load_json(storage, key), key)
+        published, key = find_json(storage, manifest_key(run_date)), run_key(run_date)
+        if published and published["run_id"] == run.run_id:
+            return run
+        if published is None and storage.create(key, dump_json(run._record())):
+            return run
+        begun = find_json(storage, key)
+        current = published or begun
+        if begun and begun["run_id"] == run.run_id:
+            resumed = replace(run, replaces=begun.get("replaces"))
+            if published is None or published["run_id"] == resumed.replaces:
+                return resumed
+        assert current is not None
+        if replacing is None:
+            raise run._is_another(current, manifest_key(run_date) if published else key)
+        run = replace(run, replaces=current["run_id"])
+        replacing.check()
+        storage.write(key, dump_json(run._record()))
         return run
 
     def finished_shards(self) -> set[int]:
         """Shards that need not be made again."""
-        entries = self.storage.list(f"{self._work}/shards/part-")
+        entries = self.storage.list(f"{self.work}/shards/part-")
         return {int(entry.key.removesuffix(".json").rpartition("-")[2]) for entry in entries}
 
     def commit_shard(self, shard: int, table: pa.Table, stats: Counters | None = None) -> bool:
@@ -81,7 +106,7 @@ class Run:
             stats: counts by kind and name, which the published manifest adds up over the shards.
         """
         data = to_parquet(check(table, SCHEMA))
-        attempt = f"{self._work}/attempts/part-{shard:05d}-{secrets.token_hex(8)}.parquet"
+        attempt = f"{self.work}/attempts/part-{shard:05d}-{secrets.token_hex(8)}.parquet"
         self.storage.write(attempt, data)
         entry = file_entry(data, file=attempt, rows=table.num_rows, stats=dict(stats or {}))
         if self.storage.create(self._entry_key(shard), dump_json(entry)):
@@ -107,13 +132,10 @@ class Run:
     def published(self) -> dict[str, Any] | None:
         """The log entry that made this run visible, or None.
 
-        A run that was killed right behind its entry has left an old `latest.json`; it is brought up to date.
+        Where the run was killed between `_SUCCESS` and `latest.json`, what is missing is added.
         """
         manifest = self._published_manifest()
-        entry = self._entry_since(manifest) if manifest else None
-        if entry:
-            refresh_latest(self.storage)
-        return entry
+        return announce(self.storage, manifest) if manifest else None
 
     def publish(self, num_shards: int, audited: Mapping[int, str], lease: Lease | None = None) -> dict[str, Any]:
         """Make the run visible, and the current one; returns its log entry. Publishing again changes nothing.
@@ -130,16 +152,12 @@ class Run:
             manifest = self._copy_shards(num_shards, audited, lease)
             if lease:
                 lease.check()
-            if not self.storage.create(manifest_key(self.run_date), dump_json(manifest)):
+            if self.replaces is not None:
+                self.storage.write(manifest_key(self.run_date), dump_json(manifest))
+            elif not self.storage.create(manifest_key(self.run_date), dump_json(manifest)):
                 manifest = self._published_manifest()
                 assert manifest is not None
-        write_symlinks(self.storage, manifest)
-        entry = None
-        while entry is None:  # no writer can append between the last number that was read and the one that is tried
-            number = last_number(self.storage)
-            entry = self._entry_since(manifest) or publish_entry(self.storage, manifest, number + 1)
-        refresh_latest(self.storage)
-        return entry
+        return announce(self.storage, manifest)
 
     def _copy_shards(self, num_shards: int, audited: Mapping[int, str], lease: Lease | None) -> dict[str, Any]:
         """Copy the winners to where readers look; returns the manifest of the copies."""
@@ -154,7 +172,7 @@ class Run:
                     raise self._unusable(shard, entry, "is not what was audited")
             if lease:
                 lease.check()
-            keys = [f"run_date={self.run_date}/{shard_name(shard)}" for shard in shards]
+            keys = [self._published_key(shard) for shard in shards]
             list(pool.map(self.storage.copy, [entry["file"] for entry in entries], keys))
         self._check_copies({key: entry["size"] for key, entry in zip(keys, entries, strict=True)})
         stats: dict[str, Counter[str]] = {}
@@ -175,31 +193,44 @@ class Run:
         }
 
     def _check_copies(self, expected: dict[str, int]) -> None:
-        """Raises ValueError when the date's folder holds other Parquet files than these: a reader may glob it."""
+        """Raises ValueError when the date's folder holds other Parquet files than these: a reader may glob it.
+
+        Beside the files of a run that is replaced, only its own count.
+        """
         there = {entry.key: entry.size for entry in self.storage.list(f"run_date={self.run_date}/part-")}
+        if self.replaces is not None:
+            there = {key: size for key, size in there.items() if key in expected}
         wrong = sorted(key for key in expected.keys() | there.keys() if expected.get(key) != there.get(key))
         if wrong:
             names = ", ".join(self.storage.name(key) for key in wrong[:5])
             raise ValueError(f"{len(wrong)} files are not of run {self.run_id}; delete them and run again: {names}")
 
     def _published_manifest(self) -> dict[str, Any] | None:
+        """None while the date has no published run, or the one that this run replaces."""
         key = manifest_key(self.run_date)
         manifest = find_json(self.storage, key)
-        if manifest:
-            self._refuse_another(manifest, key)
+        if manifest is None or manifest["run_id"] == self.replaces:
+            return None
+        if manifest["run_id"] != self.run_id:
+            raise self._is_another(manifest, key)
         return manifest
 
-    def _entry_since(self, manifest: dict[str, Any]) -> dict[str, Any] | None:
-        entries = entries_after(self.storage, manifest["log"])
-        return next((entry for entry in entries if entry["run_id"] == self.run_id), None)
+    def _is_another(self, other: dict[str, Any], key: str) -> ValueError:
+        return ValueError(
+            f"{self.storage.name(key)} is of another run ({other['run_id']}, this is {self.run_id}): "
+            f"{'; '.join(_differences(other['identity'], self.identity))}. Replace that run with `allmrec nightly "
+            "--replace`, or restore what it was made of"
+        )
 
-    def _refuse_another(self, other: dict[str, Any], key: str) -> None:
-        if other["run_id"] != self.run_id:
-            raise ValueError(
-                f"{self.storage.name(key)} is of another run ({other['run_id']}, this is {self.run_id}): "
-                f"{'; '.join(_differences(other['identity'], self.identity))}. Resume it with its own inputs, "
-                "or choose another date or another nightly.output"
-            )
+    def _record(self) -> dict[str, Any]:
+        record = {"run_id": self.run_id, "identity": self.identity}
+        return record if self.replaces is None else {**record, "replaces": self.replaces}
+
+    def _published_key(self, shard: int) -> str:
+        name = shard_name(shard)
+        if self.replaces is not None:
+            name = name.replace(".parquet", f"-{self.run_id}.parquet")
+        return f"run_date={self.run_date}/{name}"
 
     def _unusable(self, shard: int, entry: dict[str, Any], how: str) -> ValueError:
         return ValueError(
@@ -208,11 +239,12 @@ class Run:
         )
 
     def _entry_key(self, shard: int) -> str:
-        return f"{self._work}/shards/part-{shard:05d}.json"
+        return f"{self.work}/shards/part-{shard:05d}.json"
 
     @property
-    def _work(self) -> str:
-        return f"_runs/run_date={self.run_date}"
+    def work(self) -> str:
+        """The folder of the run's work in progress."""
+        return f"{work_folder(self.run_date)}/{self.run_id}"
 
 
 def _differences(theirs: Any, ours: Any, path: str = "") -> Iterator[str]:

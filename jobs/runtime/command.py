@@ -26,6 +26,9 @@ Overrides = Annotated[list[str], typer.Option("--set", help="override a key: sec
 DryRun = Annotated[bool, typer.Option("--dry-run", help="check config and inputs, print the plan, touch nothing")]
 LogJson = Annotated[bool, typer.Option("--log-json", help="JSON lines instead of progress bars")]
 Force = Annotated[bool, typer.Option("--force", help="run even if nothing has changed")]
+Replace = Annotated[
+    bool, typer.Option("--replace", help="also if the date has a run of other inputs; readers see it until then")
+]
 RunDate = Annotated[
     str | None, typer.Option("--date", help="date of the run, YYYY-MM-DD; default: today (nightly.timezone)")
 ]

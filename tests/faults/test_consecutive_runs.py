@@ -20,10 +20,11 @@ from allmrec.core.commit_log import newest_entry
 from allmrec.core.storage import S3Config, Storage, open_storage
 from allmrec.publishing.log import published_dates
 from allmrec.publishing.reader import read_recommendations, verify_run
+from allmrec.retention import RetentionConfig
 from jobs import bundle, prepare
 from jobs.config import Config
+from jobs.expire import expire
 from jobs.nightly import nightly
-from jobs.recommendations import expire
 from jobs.runtime.console import Console
 from jobs.runtime.step import execute
 from tests.evaluation.tiny import NUM_ITEMS, TITLES, tiny_config, write_tiny_workspace
@@ -89,7 +90,7 @@ def test_consecutive_runs_end_as_one_over_the_whole_log(tmp_path: Path, s3: S3Co
         write_day(tmp_path / "log", number)
         began = time.monotonic()
         run_day(config, FIRST + timedelta(number))
-        expire(config, QUIET, keep=3, dry_run=False)
+        expire(config.model_copy(update={"retention": RetentionConfig(runs=3)}), QUIET)
         seconds.append(time.monotonic() - began)
         entry = newest_entry(storage)
         assert entry is not None and entry["n"] == number + 1

@@ -181,7 +181,7 @@ def waited(run: Started, storage: Storage, goal: float, dice: random.Random, who
 
 
 def shards_done(storage: Storage) -> int:
-    return len(list(storage.list(f"_runs/run_date={DATE}/shards/")))
+    return sum("/shards/" in entry.key for entry in storage.list(f"_runs/run_date={DATE}/"))
 
 
 def killed(run: Started, cluster: TwoNodes, target: str, dice: random.Random) -> bool:
@@ -213,13 +213,16 @@ def show(kills: list[dict[str, Any]], stats: dict[str, Any]) -> None:
         Path(TABLE).write_text(json.dumps({**stats, "kills": kills}, indent=1))
 
 
-def test_a_poisoned_shard_is_named_and_nothing_is_published(tiny, cluster, undisturbed, s3) -> None:
-    done, output = open_storage(undisturbed[0], s3), new_bucket(s3)
-    storage, work = open_storage(output, s3), f"_runs/run_date={DATE}"
-    for entry in list(done.list(f"{work}/")):
-        if "/lease/" not in entry.key:
-            storage.write(entry.key, done.read(entry.key))
-    key = f"{work}/shards/part-00001.json"
+def test_a_poisoned_shard_is_named_and_nothing_is_published(tiny, cluster, s3) -> None:
+    output = new_bucket(s3)
+    storage, config = open_storage(output, s3), at(tiny[0], output)
+    gates = config.nightly.quality_gates.model_copy(update={"min_coverage": 1.0})
+    gated = config.nightly.model_copy(update={"quality_gates": gates})
+    with pytest.raises(ValueError, match="nothing is published: coverage is"):
+        nightly(config.model_copy(update={"nightly": gated}), QUIET, DATE)
+    key = next(
+        one.key for one in storage.list(f"_runs/run_date={DATE}/") if one.key.endswith("/shards/part-00001.json")
+    )
     entry = load_json(storage, key)
     rows = pq.read_table(pa.BufferReader(storage.read(entry["file"]))).to_pylist()
     rows[0]["items"][0]["score"] = float("nan")
@@ -227,7 +230,7 @@ def test_a_poisoned_shard_is_named_and_nothing_is_published(tiny, cluster, undis
     storage.write(entry["file"], data)
     storage.write(key, dump_json(entry | file_entry(data)))
     with pytest.raises(ValueError, match=f"shard 1: a score is not finite: .* of user '{rows[0]['user_id']}'"):
-        nightly(at(tiny[0], output), QUIET, DATE)
+        nightly(config, QUIET, DATE)
     assert not list(storage.list("run_date=")) and not storage.exists("latest.json")
     with pytest.raises(ValueError, match="nothing is published"):
         read_recommendations(output, s3=s3)

@@ -259,7 +259,7 @@ def test_a_killed_run_goes_on(undisturbed: Config, s3: S3Config, s3_uri: str, tm
     config = with_nightly(undisturbed, storage=s3, output=s3_uri)
     store = open_storage(s3_uri, s3)
     victim = Started(config, tmp_path, "victim")
-    while not list(store.list(f"_runs/run_date={DATE}/shards/")):
+    while not any("/shards/" in entry.key for entry in store.list(f"_runs/run_date={DATE}/")):
         assert victim.process.poll() is None, victim.end()
         time.sleep(0.02)
     victim.kill()

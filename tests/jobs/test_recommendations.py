@@ -1,6 +1,7 @@
 """The verbs that manage published runs, as a user types them."""
 
 import json
+from datetime import timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,12 +11,12 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from allmrec.core.storage import LocalStorage
-from allmrec.publishing.log import published_dates
 from allmrec.publishing.maintenance import TRIALS
 from allmrec.publishing.reader import read_recommendations
+from allmrec.publishing.run import Run
 from jobs.cli import app
 from tests.nightly.conftest import DAY, Shop
-from tests.publishing.test_run import NEXT_DAY, nightly
+from tests.publishing.test_run import IDENTITY, NEXT_DAY, nightly
 
 
 @pytest.fixture
@@ -68,18 +69,28 @@ def test_show_reads_only_the_users_shard(config: Path) -> None:
     assert "part-0000" in refusal(call("verify", config)) and event(call("verify", config, "--date", str(DAY)))["rows"]
 
 
-def test_list_rollback_and_expire(config: Path) -> None:
+def test_list_and_rollback(config: Path) -> None:
     rows = event(call("list", config))["rows"]
     assert [(row["run_date"], row["current"]) for row in rows] == [(str(NEXT_DAY), True), (str(DAY), False)]
     assert rows[0]["rows"] == Shop.num_users and rows[0]["bundle"] == "v1"
     assert event(call("rollback", config, "--date", str(DAY)))["log_entry"] == 3
     assert [row["current"] for row in event(call("list", config))["rows"]] == [False, True]
-    assert event(call("expire", config, "--keep", "1"))["dates"] == 0, "the current run is the older one"
-    call("rollback", config, "--date", str(NEXT_DAY))
-    assert event(call("expire", config, "--keep", "1", "--dry-run"))["which"] == str(DAY)
-    assert event(call("expire", config, "--keep", "1"))["dates"] == 1
-    assert published_dates(LocalStorage(config.parent / "out")) == [NEXT_DAY]
-    assert "nothing was published for 2026-03-01" in refusal(call("rollback", config, "--date", str(DAY)))
+    assert "nothing was published for 2026-03-05" in refusal(call("rollback", config, "--date", "2026-03-05"))
+
+
+def test_discard_takes_only_what_was_never_published(config: Path) -> None:
+    output, day = LocalStorage(config.parent / "out"), NEXT_DAY + timedelta(1)
+    before = [entry.key for entry in output.list()]
+    assert f"no run of {day} was begun" in refusal(call("discard", config, "--date", str(day)))
+    assert [entry.key for entry in output.list()] == before
+    killed = Run.open(output, day, IDENTITY)
+    killed.commit_shard(0, Shop().table(0, killed.run_id, day))
+    assert event(call("list", config))["dates"] == str(day)
+    assert event(call("discard", config, "--date", str(day)))["run_date"] == str(day)
+    assert [entry.key for entry in output.list()] == before
+    message = refusal(call("discard", config, "--date", str(DAY)))
+    assert f"{DAY} is published" in message and "--replace" in message and "rollback" in message
+    assert read_recommendations(output.uri, DAY).num_rows == Shop.num_users
 
 
 def test_suppress_takes_a_file_or_the_configs_lists(config: Path) -> None:

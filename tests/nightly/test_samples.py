@@ -14,7 +14,7 @@ from allmrec.core.hashing import shard_of
 from allmrec.core.storage import Storage, open_storage
 from allmrec.nightly.report import render
 from allmrec.publishing.lease import hold_lease
-from allmrec.publishing.maintenance import suppress, users_page
+from allmrec.publishing.suppression import suppress, users_page
 from jobs.config import Config
 from tests.evaluation.tiny import NUM_USERS, TITLES
 from tests.nightly.nightly_run import FIRST, SECOND, make, with_nightly

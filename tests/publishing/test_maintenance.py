@@ -10,7 +10,7 @@ import pytest
 
 from allmrec.core.commit_log import load_json, newest_entry
 from allmrec.core.storage import LocalStorage, S3Config, Storage
-from allmrec.publishing import maintenance
+from allmrec.publishing import maintenance, suppression
 from allmrec.publishing.lease import hold_lease
 from allmrec.publishing.log import LATEST, published_dates, roll_back, symlinks_key
 from allmrec.publishing.reader import read_recommendations
@@ -24,7 +24,7 @@ NOTHING = {"users": 0, "items": 0, "files": 0}
 
 def suppress(storage: Storage, run_date: date, users: pa.Array = USERS, items: pa.Array = ITEMS) -> dict[str, int]:
     with hold_lease(storage, run_date, 0.2) as lease:
-        return maintenance.suppress(storage, run_date, users, items, lease).counts
+        return suppression.suppress(storage, run_date, users, items, lease).counts
 
 
 def expire(storage: Storage, keep: int) -> None:
@@ -89,7 +89,7 @@ def test_the_work_of_a_run_that_is_not_published_begins_anew(storage: Storage, s
     run.commit_shard(0, shop.table(0, run.run_id))
     assert suppress(storage, DAY, pa.array(["unknown"]), pa.array([], pa.string())) == NOTHING
     assert run.finished_shards() == {0}
-    (attempt,) = storage.list(f"_runs/run_date={DAY}/attempts/")
+    (attempt,) = storage.list(f"{run.work}/attempts/")
     storage.copy(attempt.key, f"run_date={DAY}/part-00000.parquet")  # it was about to publish
     assert suppress(storage, DAY)["files"] == 2
     assert not named(storage) and run.finished_shards() == set()

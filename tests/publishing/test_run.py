@@ -114,7 +114,7 @@ def test_a_losing_attempt_leaves_nothing(storage: Storage, shop: Shop) -> None:
     runs = [pickle.loads(pickle.dumps(run)) for _ in range(2)] * 4
     won = together([partial(r.commit_shard, 0, shop.table(0, run.run_id)) for r in runs])
     assert sorted(won) == [False] * 7 + [True]
-    assert len(list(storage.list("_runs/run_date=2026-03-01/attempts/"))) == 1
+    assert len(list(storage.list(f"{run.work}/attempts/"))) == 1
     assert run.finished_shards() == {0}
 
 
@@ -147,12 +147,12 @@ def test_a_damaged_attempt_is_named_and_can_be_made_anew(storage: Storage, shop:
     run = Run.open(storage, DAY, IDENTITY)
     for shard in range(shop.num_shards):
         run.commit_shard(shard, shop.table(shard, run.run_id))
-    attempt = next(entry.key for entry in storage.list("_runs/run_date=2026-03-01/attempts/part-00001"))
+    attempt = next(entry.key for entry in storage.list(f"{run.work}/attempts/part-00001"))
     data = storage.read(attempt)
     storage.delete(attempt)
     if damage == "is damaged":
         storage.write(attempt, data[:-1] + b"?")
-    entry = "_runs/run_date=2026-03-01/shards/part-00001.json"
+    entry = f"{run.work}/shards/part-00001.json"
     with pytest.raises(ValueError, match=f"{attempt} {damage}; to make shard 1 again, delete .*{entry}"):
         audit(run, shop)
     storage.delete(entry)
