@@ -137,6 +137,26 @@ def run(
     run_all(settings, Console(log_json), day, dry_run, force)
 
 
+@app.command()
+def submit(
+    config: ConfigFile,
+    address: Annotated[str, typer.Option(help="of the Ray head's dashboard, http://HOST:8265")],
+    overrides: Overrides = [],  # noqa: B006
+    date: RunDate = None,
+    log_json: LogJson = False,
+) -> None:
+    """Submit `daily` to a Ray cluster, wait, and fail unless the date is published. For schedulers."""
+    from jobs.config import load_config
+    from jobs.submit import submit as submit_daily
+
+    with errors_in_one_line():
+        settings = load_config(config, overrides)
+        day = run_date(date, settings.nightly.timezone)
+        sets = [part for override in overrides for part in ("--set", override)]
+        arguments = ["--config", str(config), "--date", str(day), *sets, "--log-json"]
+        raise typer.Exit(submit_daily(settings, Console(log_json), address, day, arguments))
+
+
 def _call(
     module: str, function: str, config: Path, overrides: list[str], log_json: bool, *arguments: Any, **dates: str | None
 ) -> None:
