@@ -240,6 +240,17 @@ def recommendations_verify(
     _call("jobs.recommendations", "verify", config, overrides, log_json, run_date=date)
 
 
+@recommendations.command("metrics")
+def recommendations_metrics(
+    config: ConfigFile,
+    overrides: Overrides = [],  # noqa: B006
+    port: Annotated[int | None, typer.Option(help="serve them at this port; default: print them once")] = None,
+    log_json: LogJson = False,
+) -> None:
+    """The state of the nights as Prometheus metrics: when published, for how many users, and how the last run ended."""
+    _call("jobs.recommendations", "metrics", config, overrides, log_json, port)
+
+
 @recommendations.command("rollback")
 def recommendations_rollback(
     config: ConfigFile,

@@ -26,6 +26,7 @@ from allmrec.nightly.results import publish, report_of, write_report, write_samp
 from allmrec.nightly.samples import keep_samples
 from allmrec.nightly.score import NightlyJob, ScoreShards
 from allmrec.nightly.statistics import AuditShards
+from allmrec.nightly.status import recording_status
 from allmrec.publishing.lease import hold_lease
 from allmrec.publishing.log import manifest_key
 from allmrec.publishing.maintenance import TRIALS
@@ -115,7 +116,10 @@ def run(context: Context, job: NightlyJob, output: Storage) -> Stats:
     config, console, run_date = context.config, context.console, job.run.run_date
     for count in job.lists:
         console.event("list", **count.stats)
-    with hold_lease(output, run_date, config.nightly.lease_s, lambda message: console.event(message)) as lease:
+    with (
+        hold_lease(output, run_date, config.nightly.lease_s, lambda message: console.event(message)) as lease,
+        recording_status(output, run_date, job.run.run_id) as status,
+    ):
         start_ray(config)
         metrics = NightlyMetrics(run_date)
         until = None if config.nightly.timeout_s is None else time.monotonic() + config.nightly.timeout_s
@@ -123,7 +127,7 @@ def run(context: Context, job: NightlyJob, output: Storage) -> Stats:
         lease.check()
         digests, total = audit(console, job, until)
         report = report_of(job, total, config.workers.gpus_per_worker)
-        metrics.reported(report["quality_gates"])
+        status.reported(report)
         where = write_report(output, report)
         write_samples(output, job, total)
         if not report["figures"]["users"]:
