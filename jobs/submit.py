@@ -11,6 +11,7 @@ import re
 import shlex
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
@@ -45,12 +46,13 @@ def submit(
         lost_s: seconds for which the head may be out of reach.
     """
     command = shlex.join(["python", "-m", "jobs.daily", *arguments])
+    patiently = partial(_patiently, poll_s=poll_s, lost_s=lost_s)
     try:
-        client = _patiently(lambda: JobSubmissionClient(address), poll_s, lost_s)
-        name = _follow_or_submit(client, f"{config.name}-daily-{run_date}", command)
+        client = patiently(lambda: JobSubmissionClient(address))
+        name = patiently(lambda: _follow_or_submit(client, f"{config.name}-daily-{run_date}", command))
         console.event("follow", submission_id=name, log=f"ray job logs --address {address} --follow {name}")
-        job = _ended(client, console, name, poll_s, lost_s)
-        log = client.get_job_logs(name)
+        job = _ended(lambda: patiently(lambda: client.get_job_info(name)), console, poll_s)
+        log = patiently(lambda: client.get_job_logs(name))
     except (OSError, RuntimeError) as error:  # RuntimeError: the head refuses, or knows no such job after it was lost
         console.event("cluster lost", address=address, error=str(error).partition("\n")[0], exit_code=1)
         return 1
@@ -81,12 +83,13 @@ def _follow_or_submit(client: JobSubmissionClient, base: str, command: str) -> s
                 raise
 
 
-def _ended(client: JobSubmissionClient, console: Console, name: str, poll_s: float, lost_s: float) -> JobDetails:
+def _ended(ask: Callable[[], JobDetails], console: Console, poll_s: float) -> JobDetails:
+    """The job once it has ended; every change of its status is an event."""
     status = None
     while True:
-        job = _patiently(lambda: client.get_job_info(name), poll_s, lost_s)
+        job = ask()
         if job.status != status:
-            console.event("job", submission_id=name, status=job.status.value)
+            console.event("job", submission_id=job.submission_id, status=job.status.value)
             status = job.status
         if job.status.is_terminal():
             return job

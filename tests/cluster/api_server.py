@@ -34,7 +34,7 @@ class ApiServer(ThreadingHTTPServer):
 @contextmanager
 def api_server() -> Iterator[ApiServer]:
     with ApiServer() as server:
-        Thread(target=server.serve_forever, daemon=True).start()
+        Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield server
         server.shutdown()
 

@@ -28,7 +28,15 @@ CONFIGS = ["base/config.yaml", "components/gpu/config.yaml"]
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_kubectl_applies_an_overlay_and_every_object_is_valid(overlay: str, tmp_path: Path) -> None:
     with api_server() as server:
-        command = ["kubectl", "--server", server.url, "apply", "--validate=false", "-k", f"{CLUSTER}/overlays/{overlay}"]
+        command = [
+            "kubectl",
+            "--server",
+            server.url,
+            "apply",
+            "--validate=false",
+            "-k",
+            f"{CLUSTER}/overlays/{overlay}",
+        ]
         environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "KUBECONFIG": str(tmp_path / "none")}
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr
@@ -64,7 +72,9 @@ def test_every_pod_is_unprivileged_sized_and_has_the_cloud_identity(overlay: str
         for container in pod["containers"]:
             assert container["securityContext"]["capabilities"]["drop"] == ["ALL"]
             assert {"cpu", "memory", "ephemeral-storage"} <= container["resources"]["requests"].keys()
-            mounts, volumes = ({entry["name"] for entry in part} for part in (container["volumeMounts"], pod["volumes"]))
+            mounts, volumes = (
+                {entry["name"] for entry in part} for part in (container["volumeMounts"], pod["volumes"])
+            )
             assert mounts <= volumes
 
 
@@ -100,7 +110,9 @@ def test_the_shared_cache_takes_the_place_of_every_pods_own(tmp_path: Path) -> N
     found = by_name(kustomize(overlay))
     for manifest in found.values():
         validate(manifest)
-    models = [volume for pod in pods(found["RayCluster allmrec"]) for volume in pod["volumes"] if volume["name"] == "models"]
+    models = [
+        volume for pod in pods(found["RayCluster allmrec"]) for volume in pod["volumes"] if volume["name"] == "models"
+    ]
     assert models == [{"name": "models", "persistentVolumeClaim": {"claimName": "allmrec-models"}}] * 3
 
 

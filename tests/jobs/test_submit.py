@@ -74,7 +74,7 @@ class Answer(BaseHTTPRequestHandler):
 @pytest.fixture
 def head() -> Iterator[Head]:
     with Head() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield server
         server.shutdown()
 
