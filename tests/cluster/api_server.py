@@ -1,4 +1,4 @@
-"""A small API server, enough for `kubectl apply`: it knows some kinds, validates strictly, and keeps what is created."""
+"""A small API server, enough for `kubectl apply`: knows some kinds, validates strictly, keeps what is created."""
 
 import json
 from collections.abc import Iterator
