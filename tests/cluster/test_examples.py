@@ -27,8 +27,11 @@ def test_the_vm_launcher_is_what_ray_up_takes() -> None:
     jsonschema.validate(config, schema)
     assert config["docker"]["image"] == f"REGISTRY/allmrec:{__version__}"
     assert config["head_node_type"] in config["available_node_types"]
-    for mounted in config["file_mounts"].values():
-        assert (CLUSTER.parent / mounted / "config.yaml").is_file()
+    assert (CLUSTER.parent / config["file_mounts"]["/home/allmrec/config"] / "config.yaml").is_file()
+    assert (
+        config["file_mounts"]["/home/allmrec/.ray/auth_token"]
+        and "RAY_AUTH_MODE=token" in config["docker"]["run_options"]
+    )
     assert "--dashboard-host 127.0.0.1" in config["head_start_ray_commands"][-1], "the jobs API runs anyone's code"
 
 
@@ -43,7 +46,8 @@ def test_argos_pod_is_valid_and_only_lost_attempts_are_repeated() -> None:
     assert container["image"] == f"REGISTRY/allmrec:{__version__}"
     assert "in [1, -1]" in template["retryStrategy"]["expression"]
     (nightly,) = pods(yaml.safe_load((CLUSTER / "components/daily/daily-cronjob.yaml").read_text()))
-    assert container["command"] == nightly["containers"][0]["command"], "the same night, from another scheduler"
+    for name in ("command", "env", "envFrom"):
+        assert container[name] == nightly["containers"][0][name], "the same night, from another scheduler"
 
 
 class FinalFailure(Exception):

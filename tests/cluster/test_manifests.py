@@ -124,6 +124,15 @@ def test_only_what_another_attempt_may_mend_is_tried_again() -> None:
     assert job["backoffLimit"] and job["activeDeadlineSeconds"]
 
 
+def test_the_scheduler_has_the_clusters_token() -> None:
+    cluster = rendered("gpu")["RayCluster allmrec"]
+    (pod,) = pods(rendered("gpu")["CronJob allmrec-daily"])
+    env = {variable["name"]: variable for variable in pod["containers"][0]["env"]}
+    assert cluster["spec"]["authOptions"] == {"mode": env["RAY_AUTH_MODE"]["value"]}
+    secret = env["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"]
+    assert secret == {"name": cluster["metadata"]["name"], "key": "auth_token"}, "as KubeRay names it"
+
+
 def test_training_names_every_step_in_order() -> None:
     entrypoint = rendered("gpu-train")["RayJob allmrec-train"]["spec"]["entrypoint"]
     script = shlex.split(entrypoint)[2]
