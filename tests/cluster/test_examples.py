@@ -28,10 +28,8 @@ def test_the_vm_launcher_is_what_ray_up_takes() -> None:
     assert config["docker"]["image"] == f"REGISTRY/allmrec:{__version__}"
     assert config["head_node_type"] in config["available_node_types"]
     assert (CLUSTER.parent / config["file_mounts"]["/home/allmrec/config"] / "config.yaml").is_file()
-    assert (
-        config["file_mounts"]["/home/allmrec/.ray/auth_token"]
-        and "RAY_AUTH_MODE=token" in config["docker"]["run_options"]
-    )
+    assert config["file_mounts"]["/home/allmrec/.ray/auth_token"]
+    assert "RAY_AUTH_MODE=token" in config["docker"]["run_options"]
     assert "--dashboard-host 127.0.0.1" in config["head_start_ray_commands"][-1], "the jobs API runs anyone's code"
 
 
