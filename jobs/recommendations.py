@@ -20,7 +20,7 @@ from allmrec.data.config import LINES, ListConfig, by_suffix
 from allmrec.data.known import Known
 from allmrec.data.sources.lists import IdList, read_list
 from allmrec.nightly.lists import ListCount, check_lists
-from allmrec.nightly.metrics import registry
+from allmrec.nightly.metrics import runs_registry
 from allmrec.publishing import maintenance
 from allmrec.publishing.lease import Lease, hold_lease
 from allmrec.publishing.log import roll_back
@@ -55,11 +55,11 @@ def verify(config: Config, console: Console, run_date: datetime.date | None) -> 
 
 def metrics(config: Config, console: Console, port: int | None) -> None:
     """Print the state of the nights as Prometheus metrics, or serve it at `/metrics` until the process is stopped."""
-    nights = registry(published(config), config.nightly.timezone)
+    registry = runs_registry(published(config), config.nightly.timezone)
     if port is None:
-        print(generate_latest(nights).decode(), end="")
+        print(generate_latest(registry).decode(), end="")
         return
-    _, thread = start_http_server(port, registry=nights)
+    _, thread = start_http_server(port, registry=registry)
     console.event("serving", port=port, output=published(config).uri)
     thread.join()
 

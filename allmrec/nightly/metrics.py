@@ -27,12 +27,12 @@ METRICS = {
     "allmrec_last_run_duration_seconds": ("How long that attempt took", None),
     "allmrec_last_run_state": ("1 for how it ended, 0 for the other states", "state"),
     "allmrec_last_run_users": ("Users by what made their list", "source"),
-    "allmrec_last_run_alarm": ("1 for a quality gate that failed", "gate"),
+    "allmrec_last_run_gate_failed": ("1 for a quality gate that failed", "gate"),
     "allmrec_last_run_figure": ("Figures that have a quality gate", "figure"),
 }
 
 
-class NightsCollector(Collector):
+class RunsCollector(Collector):
     """METRICS of one output, read at every scrape. What there is not, such as a first run, has no sample."""
 
     def __init__(self, output: Storage, timezone: str):
@@ -45,9 +45,6 @@ class NightsCollector(Collector):
             for labels, value in found.get(name, {}).items():
                 family.add_metric([labels] if label else [], value)
             yield family
-
-    def describe(self) -> list[GaugeMetricFamily]:
-        return [GaugeMetricFamily(name, text) for name, (text, _) in METRICS.items()]
 
     def _published(self) -> dict[str, dict[str, float]]:
         newest, dates = newest_entry(self.output), published_dates(self.output)
@@ -70,7 +67,9 @@ class NightsCollector(Collector):
             "allmrec_last_run_duration_seconds": {"": status["duration_s"]},
             "allmrec_last_run_state": {state: float(state == status["state"]) for state in STATES},
             "allmrec_last_run_users": status.get("users", {}),
-            "allmrec_last_run_alarm": {gate: float(raised) for gate, raised in status.get("alarms", {}).items()},
+            "allmrec_last_run_gate_failed": {
+                gate: float(raised) for gate, raised in status.get("gate_failed", {}).items()
+            },
             "allmrec_last_run_figure": {
                 figure: value for figure, value in status.get("figures", {}).items() if value is not None
             },
@@ -80,10 +79,10 @@ class NightsCollector(Collector):
         return datetime.combine(day, time(), self.zone).timestamp()
 
 
-def registry(output: Storage, timezone: str) -> CollectorRegistry:
+def runs_registry(output: Storage, timezone: str) -> CollectorRegistry:
     """What an exporter serves."""
     collected = CollectorRegistry(auto_describe=False)
-    collected.register(NightsCollector(output, timezone))
+    collected.register(RunsCollector(output, timezone))
     return collected
 
 

@@ -18,7 +18,7 @@ from allmrec.nightly.report import FOLDER
 
 log = logging.getLogger(__name__)
 _NAME = "status.json"
-PUBLISHED, ALARMED, FAILED = STATES = ("published", "alarmed", "failed")
+PUBLISHED, GATE_FAILED, FAILED = STATES = ("published", "gate_failed", "failed")
 
 
 class RunStatus:
@@ -34,7 +34,7 @@ class RunStatus:
             "rows": figures["users"],
             "users": figures["sources"],
             "figures": {gate["figure"]: gate["value"] for gate in gates},
-            "alarms": {gate["name"]: not gate["holds"] for gate in gates},
+            "gate_failed": {gate["name"]: not gate["holds"] for gate in gates},
         }
 
     def ended(self, started: datetime, error: BaseException | None) -> None:
@@ -42,8 +42,8 @@ class RunStatus:
         if error is None:
             self.fields["state"] = PUBLISHED
         else:
-            raised = any(self.fields.get("alarms", {}).values())
-            self.fields |= {"state": ALARMED if raised else FAILED, "error": type(error).__name__}
+            raised = any(self.fields.get("gate_failed", {}).values())
+            self.fields |= {"state": GATE_FAILED if raised else FAILED, "error": type(error).__name__}
         self.fields |= {
             "started_at": started.isoformat(timespec="seconds"),
             "ended_at": now.isoformat(timespec="seconds"),

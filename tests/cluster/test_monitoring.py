@@ -56,7 +56,7 @@ def test_names_follow_prometheus_conventions(existing: set[str]) -> None:
 
 def test_every_alert_says_what_to_do() -> None:
     rules = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
-    assert {"AllmrecNightLate", "AllmrecNightMissing", "AllmrecNightAlarmed", "AllmrecShrinking"} <= {
+    assert {"AllmrecNightLate", "AllmrecNightMissing", "AllmrecQualityGateFailed", "AllmrecShrinking"} <= {
         rule["alert"] for rule in rules
     }
     for rule in rules:

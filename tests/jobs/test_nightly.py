@@ -63,7 +63,7 @@ def test_the_status_says_how_the_last_attempt_ended(tiny_workspace, undisturbed:
     with pytest.raises(ValueError, match="nothing is published"):
         nightly(config, QUIET, DATE)
     status = last_status(open_storage(output))
-    assert status and status["state"] == "alarmed" and status["alarms"]["min_coverage"]
+    assert status and status["state"] == "gate_failed" and status["gate_failed"]["min_coverage"]
 
 
 def test_every_user_once_and_nothing_seen(tiny_workspace, undisturbed: Config) -> None:

@@ -8,7 +8,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from allmrec.core.storage import LocalStorage
-from allmrec.nightly.metrics import METRICS, registry
+from allmrec.nightly.metrics import METRICS, runs_registry
 from allmrec.nightly.status import last_status, recording_status
 from allmrec.publishing.lease import hold_lease
 from allmrec.publishing.log import roll_back
@@ -32,7 +32,7 @@ def output(tmp_path: Path) -> LocalStorage:
 
 def exported(output: LocalStorage, timezone: str = "UTC") -> dict[str, float]:
     """Name and label → value, as Prometheus parses them."""
-    text = generate_latest(registry(output, timezone)).decode()
+    text = generate_latest(runs_registry(output, timezone)).decode()
     families = [*text_string_to_metric_families(text)]
     assert [family.name for family in families] == [*METRICS] and all(family.documentation for family in families)
     return {" ".join([s.name, *s.labels.values()]): s.value for family in families for s in family.samples}
@@ -53,17 +53,17 @@ def test_a_published_run(output: LocalStorage) -> None:
     assert found["allmrec_current_published_timestamp_seconds"] > midnight and found["allmrec_current_rows"] == 24
     assert found["allmrec_last_run_state published"] == 1 and found["allmrec_last_run_state failed"] == 0
     assert found["allmrec_last_run_users llm"] == 20 and found["allmrec_last_run_users popular"] == 4
-    assert found["allmrec_last_run_alarm min_overlap"] == 0 and "allmrec_last_run_figure overlap" not in found
+    assert found["allmrec_last_run_gate_failed min_overlap"] == 0 and "allmrec_last_run_figure overlap" not in found
     assert 0 <= found["allmrec_last_run_duration_seconds"] < 60
     assert exported(output, "Asia/Tokyo")["allmrec_last_run_date_timestamp_seconds"] == midnight - 9 * 3600
 
 
-def test_an_alarm_and_a_failure_are_told_apart(output: LocalStorage) -> None:
+def test_a_failed_gate_and_a_failure_are_told_apart(output: LocalStorage) -> None:
     with pytest.raises(ValueError, match="a gate"), recording_status(output, DAY, "a") as status:
         status.reported(REPORT)
         raise ValueError("a gate")
-    assert exported(output)["allmrec_last_run_state alarmed"] == 1
-    assert exported(output)["allmrec_last_run_alarm min_coverage"] == 1
+    assert exported(output)["allmrec_last_run_state gate_failed"] == 1
+    assert exported(output)["allmrec_last_run_gate_failed min_coverage"] == 1
     assert exported(output)["allmrec_last_run_figure coverage"] == 0.25
     with pytest.raises(KeyboardInterrupt), recording_status(output, DAY, "a"):
         raise KeyboardInterrupt("s3cret")
