@@ -17,7 +17,7 @@ DOCKERFILE = REPOSITORY / "cluster" / "Dockerfile"
 
 
 def steps() -> list[tuple[str, str]]:
-    """Instruction and argument of every step, lines that go on joined."""
+    """Instruction and argument of every step, continued lines joined."""
     lines = [line for line in DOCKERFILE.read_text().splitlines() if not line.startswith("#")]
     found = re.sub(r"\\\n\s*", "", "\n".join(lines))
     return [(step.split(" ", 1)[0], step.split(" ", 1)[1]) for step in found.splitlines() if step]

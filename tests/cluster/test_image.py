@@ -1,4 +1,4 @@
-"""The image: what goes into it, in which order, and as whom it runs."""
+"""The image: what goes into it, in which order, and as which user it runs."""
 
 import re
 import subprocess

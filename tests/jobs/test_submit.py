@@ -56,9 +56,9 @@ class Answer(BaseHTTPRequestHandler):
             self.send(self.server.jobs[name])
 
     def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.add(asked["submission_id"], entrypoint=asked["entrypoint"])
-        self.send({"job_id": asked["submission_id"], "submission_id": asked["submission_id"]})
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.add(request["submission_id"], entrypoint=request["entrypoint"])
+        self.send({"job_id": request["submission_id"], "submission_id": request["submission_id"]})
 
     def send(self, answer: Any, status: int = 200) -> None:
         body = json.dumps(answer).encode()

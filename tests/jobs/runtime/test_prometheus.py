@@ -62,7 +62,7 @@ def test_rejected_rows(exported: dict[str, float]) -> None:
     }
 
 
-def test_shards_of_a_night(exported: dict[str, float]) -> None:
+def test_shards_of_a_run(exported: dict[str, float]) -> None:
     report: Any = Report()
     report.counts.update(users=10, reused=4, tokens=100)
     report.seconds.update(worker=3.5)
