@@ -11,6 +11,7 @@ import pytest
 import yaml
 from jsonschema import ValidationError
 from kubernetes_validate import ValidationError as CoreValidationError
+from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from typer.testing import CliRunner
 
 from allmrec.core.version import __version__
@@ -78,18 +79,20 @@ def test_every_pod_is_unprivileged_sized_and_has_the_cloud_identity(overlay: str
             assert mounts <= volumes
 
 
-def test_workers_of_the_config_fit_into_the_pods() -> None:
-    for overlay, path in zip(("cpu-trial", "gpu"), CONFIGS, strict=True):
-        workers = load_config(CLUSTER / path).workers
-        groups = ray_spec(rendered(overlay))["workerGroupSpecs"]
-        room = 0
-        for group in groups:
-            requests = group["template"]["spec"]["containers"][0]["resources"]["requests"]
-            gpus, cpus = int(requests.get("nvidia.com/gpu", 0)), int(requests["cpu"])
-            if gpus >= workers.gpus_per_worker:
-                fit = cpus // workers.cpus_per_worker
-                room += group["maxReplicas"] * int(min(fit, gpus / workers.gpus_per_worker) if gpus else fit)
-        assert room >= workers.num_workers
+@pytest.mark.parametrize(("overlay", "path"), zip(("cpu-trial", "gpu"), CONFIGS, strict=True))
+def test_the_autoscaler_can_start_what_the_config_needs(overlay: str, path: str) -> None:
+    """By the pods' resources as Ray's autoscaler reads them."""
+    scaled = _derive_autoscaling_config_from_ray_cr(rendered(overlay)["RayCluster allmrec"])
+    nodes = scaled["available_node_types"]
+    assert nodes.pop(scaled["head_node_type"])["resources"]["CPU"] == 0, "tasks do not run beside the drivers"
+    workers = load_config(CLUSTER / path).workers
+    needed = {"CPU": workers.cpus_per_worker} | ({"GPU": workers.gpus_per_worker} if workers.gpus_per_worker else {})
+    room = [
+        node["max_workers"] * min(int(node["resources"].get(name, 0) // count) for name, count in needed.items())
+        for node in nodes.values()
+    ]
+    assert max(room) >= workers.num_workers, "a training's workers are of one kind"
+    assert all(node["min_workers"] == 0 for node in nodes.values()), "an idle cluster is its head"
 
 
 def test_gpu_pods_go_to_gpu_nodes_and_the_autoscaler_is_v2() -> None:
@@ -98,7 +101,6 @@ def test_gpu_pods_go_to_gpu_nodes_and_the_autoscaler_is_v2() -> None:
     assert spec["enableInTreeAutoscaling"] and spec["autoscalerOptions"]["version"] == "v2"
     gpu = next(group for group in spec["workerGroupSpecs"] if group["groupName"] == "gpu")["template"]["spec"]
     assert gpu["nodeSelector"] and gpu["tolerations"][0]["key"] == "nvidia.com/gpu"
-    assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0", "tasks do not run beside the drivers"
 
 
 def test_the_shared_cache_takes_the_place_of_every_pods_own(tmp_path: Path) -> None:
