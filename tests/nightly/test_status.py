@@ -19,8 +19,8 @@ from tests.publishing.test_run import NEXT_DAY, nightly
 REPORT: dict[str, Any] = {
     "figures": {"users": 24, "sources": {"llm": 20, "teacher": 0, "popular": 4}},
     "quality_gates": [
-        {"name": "min_overlap", "figure": "overlap", "value": None, "bound": 0.3, "holds": True},
-        {"name": "min_coverage", "figure": "coverage", "value": 0.25, "bound": 0.5, "holds": False},
+        {"name": "min_overlap", "figure": "overlap", "value": None, "bound": 0.3, "holds": True, "blocks": True},
+        {"name": "min_coverage", "figure": "coverage", "value": 0.25, "bound": 0.5, "holds": False, "blocks": True},
     ],
 }
 
@@ -70,6 +70,15 @@ def test_a_failed_gate_and_a_failure_are_told_apart(output: LocalStorage) -> Non
     status = last_status(output)
     assert status and (status["state"], status["error"]) == ("failed", "KeyboardInterrupt")
     assert "s3cret" not in str(status), "a message may hold a secret"
+
+
+def test_advice_that_holds_no_run_back_is_not_why_it_failed(output: LocalStorage) -> None:
+    advice = [REPORT["quality_gates"][1] | {"blocks": False}]
+    with pytest.raises(OSError), recording_status(output, DAY, "a") as status:
+        status.reported({**REPORT, "quality_gates": advice})
+        raise OSError("the store is away")
+    assert exported(output)["allmrec_last_run_state failed"] == 1
+    assert exported(output)["allmrec_last_run_gate_failed min_coverage"] == 1
 
 
 def test_a_rollback_shows_and_a_backfill_is_not_the_last_run(output: LocalStorage) -> None:
