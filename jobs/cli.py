@@ -149,12 +149,11 @@ def submit(
     from jobs.config import load_config
     from jobs.submit import submit as submit_daily
 
-    with errors_in_one_line():
-        settings = load_config(config, overrides)
-        day = run_date(date, settings.nightly.timezone)
-        sets = [part for override in overrides for part in ("--set", override)]
-        arguments = ["--config", str(config), "--date", str(day), *sets, "--log-json"]
-        raise typer.Exit(submit_daily(settings, Console(log_json), address, day, arguments))
+    settings = load_config(config, overrides)
+    day = run_date(date, settings.nightly.timezone)
+    sets = [part for override in overrides for part in ("--set", override)]
+    arguments = ["--config", str(config), "--date", str(day), *sets, "--log-json"]
+    raise typer.Exit(submit_daily(settings, Console(log_json), address, day, arguments))
 
 
 def _call(

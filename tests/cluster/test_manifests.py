@@ -14,7 +14,9 @@ from kubernetes_validate import ValidationError as CoreValidationError
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from typer.testing import CliRunner
 
+from allmrec.core.errors import QualityGateFailed, WorkersLost, exit_code
 from allmrec.core.version import __version__
+from allmrec.publishing.lease import RunHeld
 from jobs.cli import app
 from jobs.config import load_config
 from jobs.pipeline import TRAINING
@@ -121,7 +123,9 @@ def test_the_shared_cache_takes_the_place_of_every_pods_own(tmp_path: Path) -> N
 def test_only_what_another_attempt_may_mend_is_tried_again() -> None:
     job = rendered("gpu")["CronJob allmrec-daily"]["spec"]["jobTemplate"]["spec"]
     rule = job["podFailurePolicy"]["rules"][0]
-    assert rule["action"] == "FailJob" and rule["onExitCodes"]["values"] == [2, 3, 4]
+    final = [exit_code(error("")) for error in (ValueError, QualityGateFailed, RunHeld)]
+    assert rule["action"] == "FailJob" and rule["onExitCodes"]["values"] == final
+    assert exit_code(WorkersLost("")) not in final
     assert rule["onExitCodes"]["containerName"] == job["template"]["spec"]["containers"][0]["name"]
     assert job["backoffLimit"] and job["activeDeadlineSeconds"]
 
