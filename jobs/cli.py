@@ -183,6 +183,25 @@ def run(
     run_all(settings, Console(log_json), day, dry_run, force)
 
 
+@app.command()
+def submit(
+    config: ConfigFile,
+    address: Annotated[str, typer.Option(help="of the Ray head's dashboard, http://HOST:8265")],
+    overrides: Overrides = [],  # noqa: B006
+    date: RunDate = None,
+    log_json: LogJson = False,
+) -> None:
+    """Submit `daily` to a Ray cluster, wait, and fail unless the date is published. For schedulers."""
+    from jobs.config import load_config
+    from jobs.submit import submit as submit_daily
+
+    settings = load_config(config, overrides)
+    day = run_date(date, settings.nightly.timezone)
+    sets = [part for override in overrides for part in ("--set", override)]
+    arguments = ["--config", str(config), "--date", str(day), *sets, "--log-json"]
+    raise typer.Exit(submit_daily(settings, Console(log_json), address, day, arguments))
+
+
 def _call(
     module: str, function: str, config: Path, overrides: list[str], log_json: bool, *arguments: Any, **dates: str | None
 ) -> None:
@@ -278,6 +297,17 @@ def recommendations_verify(
 ) -> None:
     """Compare every file of a run with its hash."""
     _call("jobs.recommendations", "verify", config, overrides, log_json, run_date=date)
+
+
+@recommendations.command("metrics")
+def recommendations_metrics(
+    config: ConfigFile,
+    overrides: Overrides = [],  # noqa: B006
+    port: Annotated[int | None, typer.Option(help="serve them at this port; default: print them once")] = None,
+    log_json: LogJson = False,
+) -> None:
+    """The state of the nights as Prometheus metrics: when published, for how many users, and how the last run ended."""
+    _call("jobs.recommendations", "metrics", config, overrides, log_json, port)
 
 
 @recommendations.command("rollback")

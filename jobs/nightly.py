@@ -28,6 +28,7 @@ from allmrec.nightly.results import publish, published_run, report_of, write_rep
 from allmrec.nightly.samples import keep_samples
 from allmrec.nightly.score import NightlyJob, ScoreShards
 from allmrec.nightly.statistics import AuditShards
+from allmrec.nightly.status import recording_status
 from allmrec.publishing.iceberg import check
 from allmrec.publishing.lease import hold_lease
 from allmrec.publishing.log import manifest_key
@@ -161,7 +162,10 @@ def run(context: Context, job: NightlyJob, output: Storage, mirror: Callable[[],
     for count in job.lists:
         console.event("list", **count.stats)
     check(config.nightly.iceberg, config.storage)  # before anything is scored
-    with hold_lease(output, run_date, config.nightly.lease_s, lambda message: console.event(message)) as lease:
+    with (
+        hold_lease(output, run_date, config.nightly.lease_s, lambda message: console.event(message)) as lease,
+        recording_status(output, run_date, job.run.run_id) as status,
+    ):
         start_ray(config)
         metrics = NightlyMetrics(run_date)
         until = None if config.nightly.timeout_s is None else time.monotonic() + config.nightly.timeout_s
@@ -169,7 +173,7 @@ def run(context: Context, job: NightlyJob, output: Storage, mirror: Callable[[],
         lease.check()
         digests, total = audit(console, job, until)
         report = report_of(job, total, config.workers.gpus_per_worker)
-        metrics.reported(report["quality_gates"])
+        status.reported(report)
         where = write_report(output, report)
         write_samples(output, job, total)
         if not report["figures"]["users"]:

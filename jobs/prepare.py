@@ -33,6 +33,7 @@ from jobs.histories import over_shards, update_histories
 from jobs.runtime.cluster import start_ray
 from jobs.runtime.command import main
 from jobs.runtime.preflight import Needs
+from jobs.runtime.prometheus import PrepareMetrics
 from jobs.runtime.ray_data import iter_results, map_tasks
 from jobs.runtime.step import Context, Stats, Step
 from schemas import items as items_schema
@@ -212,6 +213,7 @@ def _totals(shards: list[dict[str, Any]], key: str) -> Counter[str]:
 def _refuse(table: str, used: int, reasons: Counter[str], most: float, rejected: Storage) -> None:
     """Raise ValueError if more than the fraction `most` of a table's rows was rejected."""
     total = used + reasons.total()
+    PrepareMetrics().read(table, used, reasons)
     if reasons.total() > most * total:
         counts = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
         raise ValueError(

@@ -14,12 +14,14 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from prometheus_client import generate_latest, start_http_server
 
 from allmrec.core.storage import Storage
 from allmrec.data.config import LINES, ListConfig, by_suffix
 from allmrec.data.known import Known
 from allmrec.data.sources.lists import IdList, read_list
 from allmrec.nightly.lists import ListCount, check_lists
+from allmrec.nightly.metrics import runs_registry
 from allmrec.publishing import maintenance, suppression
 from allmrec.publishing.iceberg import mirror
 from allmrec.publishing.lease import Lease, hold_lease
@@ -59,6 +61,17 @@ def list_runs(config: Config, console: Console) -> None:
 
 def verify(config: Config, console: Console, run_date: datetime.date | None) -> None:
     console.event("verified", **verify_run(published(config), run_date))
+
+
+def metrics(config: Config, console: Console, port: int | None) -> None:
+    """Print the state of the nights as Prometheus metrics, or serve it at `/metrics` until the process is stopped."""
+    registry = runs_registry(published(config), config.nightly.timezone)
+    if port is None:
+        print(generate_latest(registry).decode(), end="")
+        return
+    _, thread = start_http_server(port, registry=registry)
+    console.event("serving", port=port, output=published(config).uri)
+    thread.join()
 
 
 def rollback(config: Config, console: Console, run_date: datetime.date) -> None:

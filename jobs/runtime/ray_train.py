@@ -31,6 +31,7 @@ from allmrec.core.storage import Storage
 from allmrec.core.training_state import load_state, save_state
 from jobs.config import WorkersConfig
 from jobs.runtime.cluster import on_a_cluster, start_ray
+from jobs.runtime.prometheus import TrainingMetrics
 from jobs.runtime.resources import guarded
 from jobs.runtime.step import Context, Stats
 
@@ -84,7 +85,7 @@ def fit(context: Context, verb: str, loop: Loop, loop_config: dict[str, Any], to
         ),
     )
     with context.console.progress(verb, total) as bar:
-        reader = Thread(target=_show, args=(queue, bar), daemon=True)
+        reader = Thread(target=_show, args=(queue, bar, TrainingMetrics(verb)), daemon=True)
         reader.start()
         try:
             (result,) = guarded(call() for call in (trainer.fit,))
@@ -153,7 +154,7 @@ class _ToDriver(train.UserCallback):
         self.queue.put(metrics[0])
 
 
-def _show(queue: Queue, bar: Any) -> None:
+def _show(queue: Queue, bar: Any, exported: TrainingMetrics) -> None:
     """Move the bar until None comes. After a worker's death the loop repeats units; the bar does not go back."""
     while True:
         try:
@@ -164,6 +165,7 @@ def _show(queue: Queue, bar: Any) -> None:
             return
         done = metrics.pop("done")
         bar.advance(max(done - bar.done, 0), **metrics)
+        exported.reported(bar.done / max(bar.total, 1), metrics)
 
 
 def _with_threads(loop: Loop, workers: WorkersConfig) -> Loop:

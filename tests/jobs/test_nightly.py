@@ -20,6 +20,7 @@ from allmrec.bundle import bundle_versions
 from allmrec.core.artifacts import commit, read_manifest, read_table, read_tensors, write_tensors
 from allmrec.core.settings import read_settings
 from allmrec.core.storage import S3Config, open_storage
+from allmrec.nightly.status import last_status
 from allmrec.publishing.reader import read_recommendations
 from jobs import bundle
 from jobs.config import Config
@@ -52,6 +53,17 @@ def undisturbed(tiny_workspace, tmp_path_factory) -> Config:
 
 def recommendations(config: Config) -> pa.Table:
     return read_recommendations(str(config.nightly.output), s3=config.storage)
+
+
+def test_the_status_says_how_the_last_attempt_ended(tiny_workspace, undisturbed: Config, tmp_path: Path) -> None:
+    status = last_status(open_storage(str(undisturbed.nightly.output)))
+    assert status and status["state"] == "published" and status["rows"] == NUM_USERS == sum(status["users"].values())
+    output, gates = str(tmp_path), {"min_coverage": 1}
+    config = with_nightly(tiny_workspace[0], output=output, ranker="teacher", quality_gates=gates)
+    with pytest.raises(ValueError, match="nothing is published"):
+        nightly(config, QUIET, DATE)
+    status = last_status(open_storage(output))
+    assert status and status["state"] == "gate_failed" and status["gate_failed"]["min_coverage"]
 
 
 def test_every_user_once_and_nothing_seen(tiny_workspace, undisturbed: Config) -> None:

@@ -1,8 +1,13 @@
 """The verbs that manage published runs, as a user types them."""
 
+import contextlib
 import json
+import socket
+import time
+import urllib.request
 from datetime import timedelta
 from pathlib import Path
+from threading import Thread
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +20,9 @@ from allmrec.publishing.maintenance import TRIALS
 from allmrec.publishing.reader import read_recommendations
 from allmrec.publishing.run import Run
 from jobs.cli import app
+from jobs.config import load_config
+from jobs.recommendations import metrics
+from jobs.runtime.console import Console
 from tests.nightly.conftest import DAY, Shop
 from tests.publishing.test_run import IDENTITY, NEXT_DAY, nightly
 
@@ -138,3 +146,18 @@ def test_a_list_of_which_nothing_is_known_is_an_error(config: Path) -> None:
     (config.parent / "users.txt").write_text('u3\n"u4\n')
     unread = refusal(call("suppress", config, "--users", str(config.parent / "users.txt")))
     assert "1 lines of" in unread and "number 2" in unread
+
+
+def test_metrics_are_printed_and_served(config: Path) -> None:
+    printed = call("metrics", config)
+    assert printed.exit_code == 0 and f"allmrec_current_rows {float(Shop.num_users)}" in printed.stdout
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    Thread(target=metrics, args=(load_config(config), Console(log_json=True), port), daemon=True).start()
+    served = ""
+    while "allmrec_current_rows" not in served:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            served = answer.read().decode()
+        time.sleep(0.05)
+    assert served == printed.stdout
