@@ -23,7 +23,7 @@ def in_background(
             for result in results:
                 arrived.put(("result", result))
             arrived.put(("end", None))
-        except Exception as error:
+        except BaseException as error:  # whatever ends this thread ends the wait
             arrived.put(("error", error))
 
     Thread(target=copy_context().run, args=(take,), name=name, daemon=True).start()

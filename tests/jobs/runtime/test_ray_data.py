@@ -133,6 +133,15 @@ def test_what_comes_in_time_passes_and_errors_come_through():
         list(with_timeout((1 // number for number in (1, 0)), None, 60, lambda: ""))
 
 
+def test_whatever_ends_the_results_ends_the_wait() -> None:
+    def interrupted() -> Iterator[int]:
+        yield 0
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(with_timeout(interrupted(), None, 5, lambda: ""))
+
+
 def test_a_result_that_does_not_come_ends_the_wait_with_a_diagnosis():
     results = with_timeout(slowly(0, 30), None, 0.2, lambda: "shard 7 is unfinished")
     assert next(results) == 0
