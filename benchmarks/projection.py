@@ -202,7 +202,9 @@ def main(
         sides = Sides(workspace, LLMConfig.model_validate({"name": name, "dtype": dtype}), prompt, config)
         benchmark = Benchmark(NAME, console, settings, root, quick)
         compare(benchmark, sides, steps, matmul_rate(DEVICE, torch.bfloat16) if DEVICE.type == "cuda" else None)
-        dist.destroy_process_group()
+        from deepspeed import comm  # by now started, for the device that there is
+
+        comm.destroy_process_group()
         benchmark.finish()
 
 

@@ -109,8 +109,9 @@ def write_tiny_workspace(config: Config, llm: Any, tokenizer: Any, num_users: in
         out.add(save_alignment(storage.at("alignment"), network, e_NJ, q_NJ))
         out.stats["encoder"] = "tiny"
         write_trained_items(out, item_table)
+    item_dim = config.teacher.dim if config.projection.item_input == "teacher" else JOINT
     trained, untrained = (
-        fresh_projectors(config.teacher.dim, JOINT, llm.config.hidden_size, seed).state_dict() for seed in (0, 1)
+        fresh_projectors(config.teacher.dim, item_dim, llm.config.hidden_size, seed).state_dict() for seed in (0, 1)
     )
     files = save_projectors(storage.at("projectors"), trained, untrained)
     identity = model_identity(config.llm.name, config.llm.revision)

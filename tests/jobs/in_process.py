@@ -17,12 +17,12 @@ import ray
 import ray.data
 import torch
 from ray import cloudpickle
-from torch import distributed as dist
 
 from jobs import train_alignment, train_baselines, train_cf, train_projection
 from jobs.runtime import ray_train
 from jobs.runtime.ray_train import Loop
 from jobs.runtime.step import Context, Stats
+from tests.process_group import group_of_one
 
 TRAINERS = (train_alignment, train_baselines, train_cf, train_projection)
 
@@ -97,9 +97,8 @@ def fit(context: Context, verb: str, loop: Loop, loop_config: dict[str, Any], to
         for module in (ray_train, train_baselines, train_projection):
             patch.setattr(module, "resume", lambda: None)
             patch.setattr(module, "report", lambda *arguments, **numbers: None)
-        dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=0, world_size=1)
         try:
-            return loop(loop_config)
+            with group_of_one(folder):
+                return loop(loop_config)
         finally:
-            dist.destroy_process_group()
             torch.set_flush_denormal(False)

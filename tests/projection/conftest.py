@@ -7,12 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from torch import distributed as dist
 
 from allmrec.cf.teacher import Teacher, TeacherConfig, build_teacher
 from allmrec.data.sequences import Sequences, offsets_of
 from allmrec.llm.prompt import PromptBuilder, PromptConfig, Titles
 from tests.llm.tiny import titles_array
+from tests.process_group import group_of_one
 
 NUM_ITEMS, NUM_USERS = 12, 30
 TITLES = ["Moonfall", "Moonfall Chronicles", "The Last Garden", "Garden", "Deluxe Edition of the Last Garden", "II"]
@@ -55,11 +55,8 @@ def llm_folder(tiny_llm, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """A process group of one, which ends with the module: a process can have one at a time."""
+    """A process group of one, for the module's tests."""
     os.environ["LOCAL_RANK"] = "0"
-    dist.init_process_group(
-        "gloo", init_method=f"file://{tmp_path_factory.mktemp('group')}/group", rank=0, world_size=1
-    )
-    yield
-    dist.destroy_process_group()
+    with group_of_one(tmp_path_factory.mktemp("group")):
+        yield
     del os.environ["LOCAL_RANK"]

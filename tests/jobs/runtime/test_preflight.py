@@ -81,7 +81,7 @@ def test_folders_of_one_machine_are_refused_on_several(tmp_path: Path) -> None:
     refuse_local_folders(Needs("tasks"), config(tmp_path), [node("a"), node("a")])  # two nodes on one machine
     refuse_local_folders(Needs("tasks"), config(), two)
     output = config(nightly={"output": str(tmp_path)})
-    needs = nightly_step(output, DATE, full=False, limit=None, made_before=[]).needs
+    needs = nightly_step(output, DATE, full=False, limit=None, replace=False, made_before=[]).needs
     with pytest.raises(ValueError, match=f"{tmp_path} is a folder"):
         refuse_local_folders(needs, output, two)
 
@@ -136,7 +136,7 @@ def test_the_llm_fits_into_the_workers_memory(tiny_bundle: tuple[Config, Storage
     with pytest.raises(ValueError, match="for each of 1"):
         check_models(score, settings, Resources(2, 1, 1), [node(CPU=2, GPU=1)], small)
     teacher = settings.model_copy(update={"nightly": settings.nightly.model_copy(update={"ranker": "teacher"})})
-    needs = nightly_step(teacher, DATE, full=False, limit=None, made_before=[]).needs
+    needs = nightly_step(teacher, DATE, full=False, limit=None, replace=False, made_before=[]).needs
     check_models(needs, teacher, Resources(2), [node(CPU=2, memory=1000)], none)
 
 
