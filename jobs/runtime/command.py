@@ -91,6 +91,7 @@ def warnings_on(console: Console) -> Iterator[None]:
         yield
         return
     root.addHandler(handler)
+    logging.getLogger("allmrec").setLevel(logging.WARNING)  # whatever level libraries set for the root
     logging.captureWarnings(True)
     try:
         yield
