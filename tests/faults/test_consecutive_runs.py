@@ -29,6 +29,7 @@ from jobs.runtime.console import Console
 from jobs.runtime.step import execute
 from tests.evaluation.tiny import NUM_ITEMS, TITLES, tiny_config, write_tiny_workspace
 from tests.jobs.test_nightly import with_nightly
+from tests.jobs.test_transfer import write_texts
 from tests.s3_fixtures import new_bucket
 
 pytestmark = [pytest.mark.e2e, pytest.mark.faults, pytest.mark.timeout(7200)]
@@ -67,8 +68,9 @@ def with_log(config: Config, folder: Path, s3: S3Config) -> Config:
 
 
 def run_day(config: Config, day: date) -> None:
-    for step in (prepare.STEP, bundle.STEP):
-        execute(step, config, QUIET)
+    execute(prepare.STEP, config, QUIET)
+    write_texts(open_storage(config.workspace_uri), "tiny", seed=0)
+    execute(bundle.STEP, config, QUIET)
     nightly(config, QUIET, day)
 
 

@@ -30,8 +30,9 @@ pytestmark = pytest.mark.usefixtures("in_process")
 
 def write_texts(storage: Storage, encoder: str, seed: int) -> np.ndarray:
     vectors = np.random.default_rng(seed).normal(size=(NUM_ITEMS, 5)).astype(np.float32)
-    ids = read_table(storage.at("items")).column("item_id")
-    columns = [ids, ["-"] * NUM_ITEMS, [encoder] * NUM_ITEMS, vectors.tolist()]
+    items = read_table(storage.at("items"))
+    keys = (items.column(name).to_pylist() for name in ("item_id", "text_hash"))
+    columns = [*keys, [encoder] * NUM_ITEMS, vectors.tolist()]
     schema, target = item_text_embeddings.schema(5), storage.at("item_text_embeddings")
     table = pa.table(
         [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema=schema
