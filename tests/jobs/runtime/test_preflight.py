@@ -21,7 +21,7 @@ from jobs.runtime.preflight import Needs, check_models, doubts, refuse, refuse_l
 from jobs.runtime.resources import Resources, Watch, guarded, watching
 from jobs.runtime.step import Step, execute
 from tests.jobs.test_nightly import DATE, with_nightly
-from tests.s3_fixtures import Proxy, proxied
+from tests.s3_fixtures import Proxy, new_bucket, proxied
 
 GB = 1 << 30
 QUIET = Console(log_json=True)
@@ -91,9 +91,9 @@ class IgnoresConditions(Proxy):
         return {name: value for name, value in headers.items() if name.lower() != "if-none-match"}
 
 
-@pytest.mark.s3
-def test_the_store_is_probed_before_a_verb_writes(moto_endpoint: str, s3_uri: str, tmp_path: Path) -> None:
+def test_the_store_is_probed_before_a_verb_writes(moto_endpoint: str) -> None:
     honest = S3Config(endpoint_url=moto_endpoint, region="us-east-1", addressing_style="path")
+    s3_uri = new_bucket(honest)
     written = []
     step = Step("any", (), (), (), run=lambda context: written.append(1) or {}, plan=lambda context: {})
     with proxied(honest, IgnoresConditions) as s3, pytest.raises(ValueError, match="does not honour put-if-absent"):
