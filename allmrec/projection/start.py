@@ -41,7 +41,7 @@ def start(
     """
     users = _drawn(examples.hashes, key64(examples.seed, Draw.PROJECTION_START_USERS))
     x_BD = teacher.represent(examples.histories(users)).cpu()
-    projectors = fresh_projectors(x_BD.shape[1], e_NJ.shape[1], token_dim, examples.seed)
+    projectors = fresh_projectors(x_BD.shape[1], e_NJ.shape[1], token_dim, examples.seed, config.norm_layer)
     shown_N = torch.arange(len(e_NJ)) > 0
     if config.start == "teacher":
         shown_N &= ~uses_text_N
@@ -56,6 +56,8 @@ def start(
         start_as_teacher(projectors, x_BD, e_IJ, items_ID, norm)
     else:
         start_ordinary(projectors, x_BD, e_IJ, norm)
+    for gain in (module.weight for module in projectors.modules() if isinstance(module, nn.RMSNorm)):
+        nn.init.constant_(gain, norm / token_dim**0.5)
     return projectors
 
 
@@ -63,8 +65,8 @@ def start(
 def start_ordinary(projectors: Projectors, x_BD: torch.Tensor, e_IJ: torch.Tensor, norm: float) -> None:
     """Keep the weights as they were drawn, except for one factor per network: soft tokens get RMS norm `norm`."""
     for network, inputs in ((projectors.user, x_BD), (projectors.item, e_IJ)):
-        _, _, last = _layers(network)
-        scale = norm / network(inputs).square().sum(1).mean().sqrt().clamp_min(1e-12)
+        first, activation, last = _layers(network)
+        scale = norm / last(activation(first(inputs))).square().sum(1).mean().sqrt().clamp_min(1e-12)
         last.weight.mul_(scale)
         last.bias.mul_(scale)
 
@@ -121,7 +123,8 @@ def _drawn(hashes: np.ndarray, key: np.uint64) -> np.ndarray:
 
 
 def _layers(network: nn.Sequential) -> tuple[nn.Linear, nn.Module, nn.Linear]:
-    first, activation, last = network
+    """Without the norm layer."""
+    first, activation, last, *_ = network
     assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
     return first, activation, last
 
