@@ -1,4 +1,4 @@
-"""An LLM's layers and nothing else, on the prompts that are trained on or ranked: what nobody can leave out."""
+"""An LLM's layers and nothing else, on the prompts that are trained on or ranked: no step can leave these out."""
 
 from typing import Any
 

@@ -65,6 +65,8 @@ VARIANTS: dict[str, list[str]] = {
     "norm": _candidates(1e-3, "projection.start=teacher", "projection.norm_layer=true"),
     "distilled": _candidates(1e-3, "projection.start=teacher", "projection.distillation=0.5"),
     "before": _candidates(1e-3, "projection.start=teacher", *_BEFORE),
+    "vocabulary": _candidates(1e-3, "projection.start=vocabulary"),
+    "before-vocabulary": _candidates(1e-3, "projection.start=vocabulary", *_BEFORE),
     "before-1e-4": _candidates(1e-4, "projection.start=teacher", *_BEFORE),
     "before-ordinary": _candidates(1e-3, *_BEFORE),
     "before-title": ["projection.loss=title", "projection.learning_rate=1e-3", "projection.start=teacher", *_BEFORE],
@@ -124,10 +126,11 @@ def variant(bench: Bench, config: Config, cases: ValidationCases) -> Row:
     """Train once; what came of it."""
     run = bench.training(config, cases)
     numbers: Row = first_step(bench, config)
-    losses = [row["loss"] for row in run.rounds()]
+    rounds = list(run.rounds())
     last = run.curve[-1]["hit@1"]
     return numbers | {
-        "loss": losses[-1],
+        "loss": rounds[-1]["loss"],
+        "prompts/s": float(np.mean([row["prompts_per_s"] for row in rounds])),
         "Hit@1": last,
         "± se": (last * (1 - last) / max(len(cases), 1)) ** 0.5,
         "NDCG@10": run.curve[-1]["ndcg@10"],
@@ -170,8 +173,8 @@ def another_token(run: ProjectionTraining) -> float:
     batch = run.validation[0]
     before = run.engine(batch, *run._inputs(batch.histories, batch.items)).exp()
     x_BD, e_IJ = run._inputs(batch.histories, batch.items)
-    places = np.searchsorted(batch.items, batch.candidates[:, 0])
-    e_IJ[places] = e_IJ[np.roll(places, 1)]
+    targets = np.searchsorted(batch.items, batch.candidates[:, 0])
+    e_IJ[targets] = e_IJ[np.roll(targets, 1)]
     after = run.engine(batch, x_BD, e_IJ).exp()
     return float((before - after).abs().sum(1).mean() / 2)
 
@@ -216,6 +219,12 @@ def main(
                 changed = load_config(config, [*(overrides or []), *budget, *VARIANTS[name]])
                 numbers = variant(bench, changed, bench.cases(changed, users))
                 benchmark.measured({"variant": name, "prompts": prompts}, numbers)
+        if only_probe:
+            dist.destroy_process_group()
+        else:
+            from deepspeed import comm  # which keeps the group that it was started in
+
+            comm.destroy_process_group()
     benchmark.finish()
 
 

@@ -177,8 +177,8 @@ def _curves(report: Report) -> str | None:
     with _drawn(report) as (axes, image):
         for number, (part, curve) in enumerate(curves.items()):
             seen = next(iter(curve[0]))  # prompts or users
-            places, hits = ([point[key] for point in curve] for key in (seen, "hit@1"))
-            axes.plot(places, hits, marker="o", markersize=3, label=f"{part} ({seen})", color=_COLOURS[number])
+            counts, hits = ([point[key] for point in curve] for key in (seen, "hit@1"))
+            axes.plot(counts, hits, marker="o", markersize=3, label=f"{part} ({seen})", color=_COLOURS[number])
         axes.axhline(report.chance, color="black", linewidth=0.8, linestyle="--", label="chance")
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)

@@ -31,8 +31,8 @@ class PromptConfig(Section):
     user_slot: bool = True  # x_u at the front; false: a row of Table 9
     item_slots: bool = True  # an item's embedding after its title; false: a row of Table 9
     # behind: items' slots behind their titles and the user's in front, as in the paper. before: items' slots before
-    # their titles and the user's last: a language model that looks for an earlier place like the last one, and goes on
-    # as it went on there, then writes the title of the item whose soft token is like the user's.
+    # their titles and the user's last: an LLM that looks for an earlier token like the last one, and repeats what
+    # followed it, then writes the title of the item whose soft token is like the user's.
     slots: Literal["behind", "before"] = "behind"
     max_history: int = Field(10, ge=0)  # newest items of a user that the prompt shows
     max_title_tokens: int | None = Field(24, ge=1)  # longer titles are cut, in prompts and answers; null: never

@@ -65,8 +65,9 @@ class ProjectionConfig(Section):
     max_users: int | None = Field(None, ge=1)
     # What F_I projects: joint embeddings, the teacher's item embeddings (MLP-LLM), or random vectors (Table 9).
     item_input: Literal["joint", "teacher", "random"] = "joint"
-    # ordinary: random weights; teacher: maps under which products of soft tokens are the teacher's scores.
-    start: Literal["ordinary", "teacher"] = "ordinary"
+    # ordinary: random weights; teacher: maps under which products of soft tokens are the teacher's scores; vocabulary:
+    # likewise, in the directions in which the LLM's own tokens differ most and around their mean.
+    start: Literal["ordinary", "teacher", "vocabulary"] = "ordinary"
     # Initial norm of the soft tokens, as a multiple of the LLM's mean token embedding norm.
     soft_token_scale: float = Field(1.0, gt=0)
     norm_layer: bool = False  # an RMSNorm behind each projector, whose trained gain begins at that norm
@@ -87,9 +88,9 @@ class ProjectionConfig(Section):
 
     @model_validator(mode="after")
     def _no_knowledge_by_the_back_door(self) -> "ProjectionConfig":
-        if self.start == "teacher" and self.item_input == "random":
+        if self.start != "ordinary" and self.item_input == "random":
             raise ValueError(
-                "start: teacher begins with the teacher's scores, and item_input: random is meant to hold none of its "
+                f"start: {self.start} begins with the teacher's scores, and item_input: random is meant to hold none of its "
                 "knowledge; set start: ordinary"
             )
         return self

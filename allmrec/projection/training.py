@@ -111,9 +111,9 @@ class ProjectionTraining(Rounds):
         """
         Args:
             placement: where the LLM's weights are.
-            llm: from `load_placed_llm`, with the same placement.
+            llm: from `load_llm_with_placement`, with the same placement.
             e_NJ: what F_I projects, by item index (`item_inputs`).
-            uses_text_N: bool, of the items that it knows by their texts alone (`Forms.uses_text_N`).
+            uses_text_N: bool, of the items that it knows by their texts alone (`EmbeddingChoice.uses_text_N`).
             cases: this worker's share of those that choose the best epoch; without any the last one is kept.
             state: where to resume from.
 
@@ -126,9 +126,10 @@ class ProjectionTraining(Rounds):
         embedding = llm.get_input_embeddings()
         with gathered(embedding.parameters()):
             token_norm, token_dim = embedding.weight.float().norm(dim=1).mean().item(), embedding.weight.shape[1]
-        self.trained = self.projectors = start(
-            config, self.teacher, examples, e_NJ, uses_text_N, token_dim, config.soft_token_scale * token_norm
-        )
+            norm, tokens_TH = config.soft_token_scale * token_norm, embedding.weight
+            self.trained = self.projectors = start(
+                config, self.teacher, examples, e_NJ, uses_text_N, token_dim, norm, tokens_TH
+            )
         self.untrained = weights(self.projectors)
         if state is not None:
             self.projectors.load_state_dict(state["weights"])
