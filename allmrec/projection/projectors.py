@@ -90,8 +90,8 @@ class ProjectionConfig(Section):
     def _no_knowledge_by_the_back_door(self) -> "ProjectionConfig":
         if self.start != "ordinary" and self.item_input == "random":
             raise ValueError(
-                f"start: {self.start} begins with the teacher's scores, and item_input: random is meant to hold none of its "
-                "knowledge; set start: ordinary"
+                f"start: {self.start} begins with the teacher's scores, and item_input: random is meant to hold none "
+                "of its knowledge; set start: ordinary"
             )
         return self
 

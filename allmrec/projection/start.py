@@ -38,8 +38,8 @@ def start(
         embeddings_TH: the LLM's token embeddings, for `start: vocabulary`.
 
     Raises:
-        ValueError: an input is NaN or inf; or `start: teacher` or `vocabulary` where the teacher's score is no product, or no item is
-            shown by its E_i.
+        ValueError: an input is NaN or inf; or `start: teacher` or `vocabulary` where the teacher's score is no product,
+            or no item is shown by its E_i.
     """
     users = _drawn(examples.hashes, key64(examples.seed, Draw.PROJECTION_START_USERS))
     x_BD = teacher.represent(examples.histories(users)).cpu()
