@@ -10,6 +10,7 @@ One LLM, one bundle, one process and the same users, those of the run's stored t
     free generation      greedy, as the paper does it; a text that is no candidate's title names no candidate
     generate()           the same by transformers' own method: four prompts at once (paper section 5.1), as they come
     ..., ten by beams    and for a list of ten titles as a run publishes, where one text names one title
+    the layers alone     the LLM's layers on trie ranking's tokens and nothing else: no choice, only the rate
 
 All but the last two are batched by length under the same token budget; all that decode keep a KV cache. Seconds hold
 x_u, prompts and scores; loading and the first batch are outside of them. Without a GPU they are seconds of CPU time,
@@ -43,6 +44,7 @@ from allmrec.model import ALLMRec
 from benchmarks.clock import Stopwatch, now
 from benchmarks.decoding_methods import FREE, GENERATE, LIKELIHOOD, LISTED, TRIE, Ways
 from benchmarks.large_llm import as_large_as, opt_67b
+from benchmarks.layers_alone import LAYERS, read_as_ranked
 from benchmarks.report import ROOT, Benchmark, Row
 from jobs.config import Config
 from jobs.demo.sample_data import sample_data
@@ -81,7 +83,13 @@ def compare(benchmark: Benchmark, model: ALLMRec, cases: Cases, seed: int, trial
                 "named no candidate %": 100 * chosen.unnamed / len(cases),
             }
             benchmark.measured({"way": name, "trial": trial}, numbers)
+        started = now()
+        tokens = read_as_ranked(ways, cases)
+        seconds = now() - started
+        numbers = {"users/s": len(cases) / seconds, "tokens/s": tokens / seconds}
+        benchmark.measured({"way": LAYERS, "trial": trial}, numbers)
 
+    benchmark.at_least(f"users/s: {TRIE} / {LAYERS}", fastest(benchmark, TRIE) / fastest(benchmark, LAYERS), 0.95)
     judge_speed(benchmark, TRIE, FREE, GENERATE, LISTED)
     likelihood, trie = (fastest(benchmark, name) for name in (LIKELIHOOD, TRIE))
     benchmark.at_least("users/s: trie ranking / title likelihood", trie / likelihood, 1)
