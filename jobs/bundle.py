@@ -49,7 +49,7 @@ def run(context: Context) -> Stats:
     with writing(workspace.bundle, Workspace.bundle, context.fingerprint, config) as out:
         out.file(DESCRIPTION, json.dumps({"version": version}).encode())
         out.stats |= {"version": version, **counts}
-    return {**out.stats, "where": workspace.bundles.name(version)}
+    return {**out.stats, "folder": workspace.bundles.name(version)}
 
 
 def refresh(context: Context) -> Stats:
@@ -59,7 +59,7 @@ def refresh(context: Context) -> Stats:
     version = refresh_bundle(context.storage, used)
     promote(context.storage, version)
     counts = load_bundle(context.storage, version).item_counts()
-    return {"version": version, "models of": used, **counts, "where": workspace.bundles.name(version)}
+    return {"version": version, "models of": used, **counts, "folder": workspace.bundles.name(version)}
 
 
 def refreshed(context: Context) -> str | None:

@@ -96,8 +96,8 @@ def run(context: Context) -> Stats:
         out.stats |= {"bundle": version, **stats, "caveats": report.caveats}
 
     show(context.console, metrics)
-    for doubt in report.caveats:
-        context.console.event("doubt", why=doubt)
+    for caveat in report.caveats:
+        context.console.event("caveat", text=caveat)
     return {**stats, "report": context.storage.name("report.html")}
 
 
