@@ -156,7 +156,9 @@ def test_items_that_leave_the_catalogue_keep_their_events_however_much_is_read(c
         root = Path(folder)
         for step, catalogue in enumerate(catalogues):
             write_parquet(root / "shop.parquet", [SHOP[number] for number in sorted(catalogue)])
-            events = [{**row, "asin": f"i{int(row['asin'][1:]) % 6}"} for row in day_of(step) if row["asin"] != "nothing"]
+            events = [
+                {**row, "asin": f"i{int(row['asin'][1:]) % 6}"} for row in day_of(step) if row["asin"] != "nothing"
+            ]
             write_parquet(root / "log" / f"{step}.parquet", events)
             if lost[step]:
                 (root / "log" / f"{step - 1}.parquet").unlink(missing_ok=True)

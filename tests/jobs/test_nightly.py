@@ -220,7 +220,7 @@ class Started:
 
     def end(self, disturbed: bool = False) -> tuple[int, str]:
         """Exit code and output. Where its workers were killed (`disturbed`), Ray says so on standard error."""
-        out, err = self.process.communicate(timeout=300)
+        out, err = self.process.communicate(timeout=900)
         assert all(json.loads(line)["event"] for line in out.splitlines()), "JSON alone on standard output"
         if not disturbed:
             assert not err, "not a word of Ray's"
