@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from allmrec.core.artifacts import read_manifest
+from allmrec.core.hashing import fingerprint
 from allmrec.core.workspace import Workspace
 from allmrec.readout.network import ReadoutConfig
 from jobs import train_baselines
@@ -54,10 +55,10 @@ class Runs:
         """The config's own run, evaluated; steps that are up to date are skipped."""
         return self._made(self.base, WHOLE)
 
-    def row(self, name: str, changes: list[str]) -> Workspace:
+    def row(self, changes: list[str]) -> Workspace:
         """LLM-SRec trained with some keys changed; its systems are that one and the teacher."""
         compared = [f"evaluation.systems=[{TEACHER}, {SYSTEM}]", f"evaluation.baseline={TEACHER}"]
-        config = self._config(name, [*changes, *compared])
+        config = self._config(f"row-{fingerprint(changes)[:8]}", [*changes, *compared])
         if read_manifest(self.base.workspace.llm_srec).config == resolved(config, train_baselines.SECTIONS):
             return self.base.workspace
         self._share(config, SHARED)

@@ -55,7 +55,7 @@ def main_table(benchmark: Benchmark, runs: Runs, seeds: list[int]) -> None:
     learning_curve(benchmark, "6", SYSTEM, finished, runs.base.seed)
     for seed in seeds:
         if seed != runs.base.seed:
-            workspace = runs.row(f"table-6-{seed}", [f"seed={seed}"])
+            workspace = runs.row([f"seed={seed}"])
             paper = beside("NDCG@10", NDCG[SYSTEM], MAIN)
             benchmark.measured({"table": "6", "row": SYSTEM, "seed": seed}, figures(workspace, SYSTEM) | paper)
             learning_curve(benchmark, "6", SYSTEM, workspace, seed)
@@ -69,8 +69,8 @@ def changed_rows(benchmark: Benchmark, runs: Runs, table: str, seeds: list[int])
     runs.finished()
     for seed in seeds:
         first = None
-        for number, (name, changes) in enumerate(rows_of(table, runs.config).items()):
-            workspace = runs.row(f"table-{table}-{number}-{seed}", [f"seed={seed}", *changes])
+        for name, changes in rows_of(table, runs.config).items():
+            workspace = runs.row([f"seed={seed}", *changes])
             first = first or workspace
             numbers = figures(workspace, SYSTEM)
             if workspace != first:

@@ -59,7 +59,7 @@ def test_a_config_without_llm_srec_is_refused(tmp_path):
 def test_the_command(tmp_path):
     app = typer.Typer()
     app.command()(llm_srec.main)
-    options = ["--quick", "--tables", "6,8,3-5,9", "--seeds", "0,1", "--steps", "1", "--users", "4", "--log-json"]
+    options = ["--quick", "--tables", "6,8,3-5,9", "--seeds", "1", "--steps", "1", "--users", "4", "--log-json"]
     with jobs_in_process():
         done = CliRunner().invoke(app, [*options, "--root", str(tmp_path)], catch_exceptions=False)
     assert done.exit_code == 0, done.output
@@ -74,8 +74,8 @@ def test_the_command(tmp_path):
     assert main["teacher", 0]["paper's NDCG@10, CDs"] == 0.3451
     assert {"± se, NDCG@10", "NDCG@10 - teacher", "± 95 %, NDCG@10 - teacher"} <= main["llm-srec", 1].keys()
     assert main["llm-srec", 0]["NDCG@10"] != main["llm-srec", 1]["NDCG@10"]
-    assert [row["row"] for row in of("8")] == ["LLM-SRec", "w/o L_uniform", "w/o L_distil, L_uniform"] * 2
-    assert of("8")[0]["NDCG@10"] == main["llm-srec", 0]["NDCG@10"], "it is the config's own run"
+    assert [row["row"] for row in of("8")] == ["LLM-SRec", "w/o L_uniform", "w/o L_distil, L_uniform"]
+    assert of("8")[0]["NDCG@10"] == main["llm-srec", 1]["NDCG@10"], "it is made once"
     assert "NDCG@10 - first" in of("8")[1] and of("6, learning curve")[0]["users"] > 0
     shuffled = {row["row"]: row for row in of("3-5")}
     assert set(shuffled) == {"teacher", "a-llmrec", "llm-srec"}
