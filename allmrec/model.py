@@ -73,11 +73,13 @@ class ALLMRec:
 
     @cached_property
     def llm_srec(self) -> LLMSRec:
-        """Items that are new since training are read now, by their titles and the E_i that their texts stand for."""
+        """Items that are new since training are read now, by their titles, and q_i or the E_i that it stands for."""
         readout, trained_NV = load_readout(self.bundle.systems["llm-srec"])
         prompts = ReadoutPrompts(self.bundle.prompt, self.tokenizer, self.titles, max_positions(self.llm))
-        items_ND, budget = self.teacher.item_embeddings, self.config.tokens_per_batch
-        system = LLMSRec(self.llm, readout, prompts, items_ND, trained_NV[self.bundle.rows_N], budget).to(self.device)
+        items_NK, budget = self.teacher.item_embeddings, self.config.tokens_per_batch
+        if readout.item_input == "joint":
+            items_NK = self.bundle.joint_embeddings()
+        system = LLMSRec(self.llm, readout, prompts, items_NK, trained_NV[self.bundle.rows_N], budget).to(self.device)
         new = self.bundle.new_N.nonzero()[:, 0].numpy()
         if len(new):
             system.item_embeddings[new] = system.vectors_of(new)

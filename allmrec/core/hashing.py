@@ -20,6 +20,7 @@ class Draw(IntEnum):
     """What a draw is for: the last part of its key, so that no two purposes share their draws."""
 
     SPLIT_USERS = 0x5350
+    SPLIT_ORDER = 0x534F
     CASES_USERS = 0x4355
     CASES_NEGATIVES = 0x4556
     TEACHER_VALIDATION = 0x5341
@@ -46,6 +47,7 @@ class Draw(IntEnum):
     EVALUATION_SHOWN = 0x4553
     EVALUATION_PARTNERS = 0x5057
     EVALUATION_GENERATION = 0x4745
+    EVALUATION_ORDER = 0x454F
     EXPLAIN_USERS = 0x4558
     NIGHTLY_USERS = 0x4C49
     NIGHTLY_SHOWN = 0x4E49

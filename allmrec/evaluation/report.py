@@ -35,6 +35,8 @@ CANDIDATES = {
     "tells nothing. Targets that too few others are as popular as are left out.",
     "swap": "Random negatives, but every user has another user's representation and history. "
     "A system that is personal loses by it.",
+    "shuffle": "Random negatives, but every history is in a drawn order. What a system loses by it, it knew from the "
+    "order. Cosine: of the user's vectors by both orders, for systems that have one.",
 }
 PROTOCOLS = CANDIDATES | {
     "full": "All items of the filtered data that the history has not, for systems that can score them all. Recall@N is "
@@ -44,6 +46,8 @@ PROTOCOLS = CANDIDATES | {
     "the answer is the title of a candidate. Hit@1: it is the target's title and nothing else. Substring: the target's "
     "title appears anywhere in it.",
 }
+# Protocols in which a system is compared with itself: the words for what that has.
+ITSELF = {"swap": "itself without the swap", "shuffle": "itself with the true order"}
 SUBSETS = {
     "all": "all targets",
     "warm": "targets among the 35 % of items with the most interactions",
@@ -81,6 +85,7 @@ def render(report: Report) -> str:
         cell=lambda *key: figure(report.metrics, *key),
         difference=lambda *key: difference(report.metrics, *key),
         baseline=baseline_of(report.metrics),
+        itself=ITSELF,
         tied=lambda *key: (_row(report.metrics, *key) or {}).get("tied"),
         by_text=lambda *key: (_row(report.metrics, *key) or {}).get("by_text"),
         count=lambda protocol, subset: _count(report.metrics, protocol, subset),
@@ -103,6 +108,13 @@ def render(report: Report) -> str:
         },
         number=_number,
     )
+
+
+def sampled_figures(metrics: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str, str]]:
+    """FIGURES, and those of shuffled histories where there are any."""
+    if not distinct(metrics, "system", "shuffle"):
+        return FIGURES
+    return FIGURES | {"shuffle": ("shuffle", "all", "hit@1"), "cosine": ("shuffle", "all", "cosine")}
 
 
 def full_figures(metrics: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str, str]]:
@@ -128,8 +140,8 @@ def difference(metrics: Sequence[Mapping[str, Any]], system: str, protocol: str,
 
 
 def baseline_of(metrics: Sequence[Mapping[str, Any]]) -> str | None:
-    """The system that the others are compared with (under the swap, each with itself); None where there is none."""
-    return next((row["baseline"] for row in metrics if row["protocol"] != "swap" and row["baseline"]), None)
+    """The system that the others are compared with (but for the protocols of ITSELF); None where there is none."""
+    return next((row["baseline"] for row in metrics if row["protocol"] not in ITSELF and row["baseline"]), None)
 
 
 def distinct(metrics: Sequence[Mapping[str, Any]], column: str, protocol: str) -> list[str]:

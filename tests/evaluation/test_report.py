@@ -9,7 +9,16 @@ from html.parser import HTMLParser
 
 import pytest
 
-from allmrec.evaluation.report import Report, baseline_of, difference, figure, full_figures, render
+from allmrec.evaluation.report import (
+    FIGURES,
+    Report,
+    baseline_of,
+    difference,
+    figure,
+    full_figures,
+    render,
+    sampled_figures,
+)
 from allmrec.metrics import METRICS
 
 HOSTILE = "</title><script>alert('x')</script><img src=x onerror=alert(1)>{{ 7 * 7 }}\"'&"
@@ -177,3 +186,21 @@ def test_a_browser_draws_the_plots_and_runs_nothing(tmp_path):
     )
     assert done.stdout.count('<img src="data:image/svg+xml') == 2
     assert "<title>ran</title>" not in done.stdout, "the page's policy forbids scripts"
+
+
+def test_shuffled_histories_have_a_table_and_columns_of_their_own():
+    plain = report()
+    assert sampled_figures(plain.metrics) == FIGURES
+    more = [
+        {"system": system, "protocol": "shuffle", "subset": "all", "metric": metric, "value": 0.7, "stderr": 0.01}
+        | {"count": 900, "seed": 7}
+        | paired(system, system, 2)
+        for system in ("random", "teacher")
+        for metric in (*METRICS, *(["cosine"] if system == "teacher" else []))
+    ]
+    shuffled = replace(plain, metrics=[*plain.metrics, *more])
+    assert list(sampled_figures(shuffled.metrics)) == [*FIGURES, "shuffle", "cosine"]
+    text = re.sub(r"\s+", " ", " ".join(Tags(render(shuffled)).words))
+    assert "difference to itself with the true order" in text and "cosine" in text
+    assert "Protocol: shuffle" in text and "Protocol: shuffle" not in " ".join(Tags(render(plain)).words)
+    assert baseline_of(more) is None
