@@ -97,6 +97,7 @@ class Readout(nn.Module):
     def __init__(self, config: ReadoutConfig, teacher_dim: int, token_dim: int):
         super().__init__()
         self.unit, self.scaled = config.temperature is not None, config.soft_token_scale is not None
+        self.temperature = config.temperature or 1.0  # products over it are logits
         # Fixed numbers, beside the weights: what E_i is standardised by, and the norm of soft tokens.
         for name, shape in FIXED.items():
             self.register_buffer(name, torch.zeros(teacher_dim if shape else ()), persistent=False)
