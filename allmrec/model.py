@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from allmrec.bundle import Bundle
+from allmrec.bundle.loading import Bundle
 from allmrec.cf.teacher import Teacher
 from allmrec.data.sequences import Sequences
 from allmrec.llm.batches import SoftTokens

@@ -10,7 +10,8 @@ from typing import Literal
 from pyarrow.fs import FileSelector, FileType
 from pydantic import Field
 
-from allmrec.bundle import DESCRIPTION, bundle_versions
+from allmrec.bundle.description import DESCRIPTION
+from allmrec.bundle.versions import bundle_versions
 from allmrec.core.artifacts import find_manifest, read_table
 from allmrec.core.commit_log import entries_after, find_json
 from allmrec.core.settings import Section

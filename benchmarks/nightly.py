@@ -32,7 +32,8 @@ import ray
 import torch
 import typer
 
-from allmrec.bundle import latest_bundle, load_bundle
+from allmrec.bundle.loading import load_bundle
+from allmrec.bundle.versions import latest_bundle
 from allmrec.core.artifacts import read_table
 from allmrec.core.storage import open_storage
 from allmrec.core.workspace import open_workspace

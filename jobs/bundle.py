@@ -11,18 +11,11 @@ promote what they built. Promoting an older version goes back to it; refreshing 
 import json
 from typing import Any
 
-from allmrec.bundle import (
-    DESCRIPTION,
-    MODELS,
-    bundle_versions,
-    latest_bundle,
-    load_bundle,
-    probe,
-    promote,
-    read_description,
-)
-from allmrec.bundle_build import build_bundle, is_fine_tuned, refresh_bundle
-from allmrec.bundle_items import bundle_items, new_texts
+from allmrec.bundle.build import build_bundle, is_fine_tuned, refresh_bundle
+from allmrec.bundle.description import DESCRIPTION, MODELS, read_description
+from allmrec.bundle.items import bundle_items, new_texts
+from allmrec.bundle.loading import load_bundle, probe
+from allmrec.bundle.versions import bundle_versions, latest_bundle, promote
 from allmrec.core.artifacts import find_manifest, read_manifest, read_table, writing
 from allmrec.core.commit_log import entries_after
 from allmrec.core.pretrained import model_identity

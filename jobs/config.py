@@ -8,7 +8,7 @@ from typing import TypeVar
 from pydantic import Field, ValidationError
 
 from allmrec.alignment.network import AlignmentConfig
-from allmrec.bundle import BundleConfig
+from allmrec.bundle.build import BundleConfig
 from allmrec.cf.teacher import TeacherConfig
 from allmrec.core.settings import Section, one_line, read_settings
 from allmrec.core.storage import S3Config, open_storage

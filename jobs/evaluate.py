@@ -14,7 +14,8 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from allmrec.bundle import check_items, check_llm, check_system, latest_bundle, read_description
+from allmrec.bundle.description import check_items, check_llm, check_system, read_description
+from allmrec.bundle.versions import latest_bundle
 from allmrec.core.artifacts import read_manifest, writing
 from allmrec.core.pretrained import model_identity
 from allmrec.core.shard_tasks import Report as ShardReport

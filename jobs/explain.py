@@ -11,7 +11,8 @@ from functools import partial
 import polars as pl
 import pyarrow as pa
 
-from allmrec.bundle import check_items, check_llm, latest_bundle, read_description
+from allmrec.bundle.description import check_items, check_llm, read_description
+from allmrec.bundle.versions import latest_bundle
 from allmrec.core.artifacts import read_manifest, writing
 from allmrec.data.sequences import num_shards
 from allmrec.explain.shards import ExplainShards, sample_users, shards_of

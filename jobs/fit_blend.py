@@ -2,7 +2,7 @@
 
 import json
 
-from allmrec.bundle import latest_bundle
+from allmrec.bundle.versions import latest_bundle
 from allmrec.core.artifacts import read_manifest, writing
 from allmrec.core.pretrained import model_identity
 from allmrec.core.shard_tasks import read_reports

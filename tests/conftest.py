@@ -54,7 +54,7 @@ def tiny_original(
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_original: Path) -> "tuple[Config, Storage, str]":
     """For those who only read: config, storage and version of the bundle that all share."""
-    from allmrec.bundle import latest_bundle
+    from allmrec.bundle.versions import latest_bundle
     from allmrec.core.storage import open_storage
     from tests.evaluation.tiny import tiny_config
 
@@ -65,7 +65,7 @@ def tiny_bundle(tiny_original: Path) -> "tuple[Config, Storage, str]":
 
 @pytest.fixture(scope="session")
 def tiny_model(tiny_bundle: "tuple[Config, Storage, str]") -> "ALLMRec":
-    from allmrec.bundle import load_bundle
+    from allmrec.bundle.loading import load_bundle
     from allmrec.model import ALLMRec
 
     config, storage, version = tiny_bundle

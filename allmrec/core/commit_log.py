@@ -1,7 +1,7 @@
 """A commit log: `_log/00000007.json`, entries numbered from 1, put if absent, so that one writer wins each number.
 
 Entries are never changed or removed; undoing one is one more. The newest says what is current: which run is current
-(`allmrec.publishing.log`), which bundle is promoted (`allmrec.bundle`). Knows nothing of what entries say.
+(`allmrec.publishing.log`), which bundle is promoted (`allmrec.bundle.versions`). Knows nothing of what entries say.
 """
 
 import json

@@ -66,7 +66,7 @@ class Workspace:
     recommendations = Folder()
     text_cache = Folder()
 
-    # In a bundle alone: see `allmrec.bundle_items`.
+    # In a bundle alone: see `allmrec.bundle.items`.
     new_texts = Folder()
 
     def at(self, name: str) -> Storage:

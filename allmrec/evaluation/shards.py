@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from allmrec import metrics
-from allmrec.bundle import load_bundle
+from allmrec.bundle.loading import load_bundle
 from allmrec.core.artifacts import read_table, shard_name, write_shard
 from allmrec.core.shard_tasks import Report, ShardTask
 from allmrec.core.storage import Storage

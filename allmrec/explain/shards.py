@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from allmrec.bundle import load_bundle
+from allmrec.bundle.loading import load_bundle
 from allmrec.core.artifacts import read_table
 from allmrec.core.hashing import Draw, draws, key64, shard_of
 from allmrec.core.shard_tasks import Task

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from allmrec.bundle import load_bundle, renumbering
+from allmrec.bundle.items import renumbering
+from allmrec.bundle.loading import load_bundle
 from allmrec.core.artifacts import read_file, read_manifest, read_table
 from allmrec.core.shard_tasks import Report, ShardTask
 from allmrec.core.storage import Storage

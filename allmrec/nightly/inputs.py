@@ -5,15 +5,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from allmrec.bundle import (
-    check_llm,
-    check_system,
-    current_items,
-    latest_bundle,
-    new_since_training,
-    read_description,
-    renumbering,
-)
+from allmrec.bundle.description import check_llm, check_system, read_description
+from allmrec.bundle.items import current_items, new_since_training, renumbering
+from allmrec.bundle.versions import latest_bundle
 from allmrec.cf.approximate import load_faiss
 from allmrec.core.artifacts import read_manifest, read_table
 from allmrec.core.storage import S3Config, Storage

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from allmrec.bundle import renumbering
+from allmrec.bundle.items import renumbering
 from allmrec.core.commit_log import find_json
 from allmrec.core.shard_tasks import Report
 from allmrec.core.storage import Storage

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from allmrec.bundle import Bundle
+from allmrec.bundle.loading import Bundle
 from allmrec.core.artifacts import sha256, shard_name, to_parquet
 from allmrec.core.commit_log import find_json
 from allmrec.core.hashing import Draw, fingerprint, hash_strings, key64, mix64

@@ -20,7 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from allmrec.bundle import current_items, load_bundle, read_description
+from allmrec.bundle.description import read_description
+from allmrec.bundle.items import current_items
+from allmrec.bundle.loading import load_bundle
 from allmrec.core.artifacts import read_table
 from allmrec.core.hashing import Draw, key64
 from allmrec.core.shard_tasks import Report, ShardTask

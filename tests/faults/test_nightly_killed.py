@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from allmrec.bundle import latest_bundle, promote
-from allmrec.bundle_build import build_bundle
+from allmrec.bundle.build import build_bundle
+from allmrec.bundle.versions import latest_bundle, promote
 from allmrec.core.artifacts import file_entry, to_parquet
 from allmrec.core.commit_log import dump_json, load_json
 from allmrec.core.storage import S3Config, Storage, open_storage

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from allmrec.bundle import bundle_versions, latest_bundle
+from allmrec.bundle.versions import bundle_versions, latest_bundle
 from allmrec.core.commit_log import entries_after, load_json
 from allmrec.core.storage import S3Config
 from allmrec.nightly import inputs, report

@@ -16,7 +16,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from allmrec.alignment.network import AlignmentNetwork, save_alignment
-from allmrec.bundle import MODELS
+from allmrec.bundle.description import MODELS
 from allmrec.cf.teacher import load_teacher
 from allmrec.core.artifacts import read_manifest, read_table, writing
 from allmrec.core.storage import Storage

@@ -6,8 +6,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from allmrec.bundle import DESCRIPTION, latest_bundle
-from allmrec.bundle_build import build_bundle
+from allmrec.bundle.build import build_bundle
+from allmrec.bundle.description import DESCRIPTION
+from allmrec.bundle.versions import latest_bundle
 from allmrec.core.commit_log import entries_after
 from jobs import bundle
 from jobs.cli import app

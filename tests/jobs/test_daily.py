@@ -8,7 +8,8 @@ import pyiceberg.catalog
 import pytest
 from pyiceberg.utils.config import Config as IcebergSettings
 
-from allmrec.bundle import bundle_versions, latest_bundle, read_description
+from allmrec.bundle.description import read_description
+from allmrec.bundle.versions import bundle_versions, latest_bundle
 from allmrec.core.commit_log import entries_after
 from allmrec.publishing.lease import hold
 from allmrec.publishing.log import published_dates

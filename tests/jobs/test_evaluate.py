@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from allmrec.bundle import latest_bundle
+from allmrec.bundle.versions import latest_bundle
 from allmrec.core.artifacts import MANIFEST, read_manifest, read_table
 from jobs import bundle, evaluate
 from jobs.runtime.console import Console

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from allmrec.bundle import latest_bundle, promote
+from allmrec.bundle.versions import latest_bundle, promote
 from allmrec.core.artifacts import read_table
 from allmrec.publishing.reader import read_recommendations
 from jobs import bundle, evaluate

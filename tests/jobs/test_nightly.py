@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from allmrec.bundle import bundle_versions
+from allmrec.bundle.versions import bundle_versions
 from allmrec.core.artifacts import commit, read_manifest, read_table, read_tensors, write_tensors
 from allmrec.core.settings import read_settings
 from allmrec.core.storage import S3Config, open_storage

@@ -5,7 +5,9 @@ import json
 
 import pytest
 
-from allmrec.bundle import latest_bundle, load_bundle, read_description
+from allmrec.bundle.description import read_description
+from allmrec.bundle.loading import load_bundle
+from allmrec.bundle.versions import latest_bundle
 from allmrec.core.artifacts import commit, read_manifest, read_table, read_tensors
 from jobs import bundle, evaluate, train_baselines
 from jobs.config import Config

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from allmrec.alignment.network import AlignmentNetwork, save_alignment
-from allmrec.bundle import load_bundle
-from allmrec.bundle_build import build_bundle
+from allmrec.bundle.build import build_bundle
+from allmrec.bundle.loading import load_bundle
 from allmrec.cf.teacher import WEIGHTS as TEACHER
 from allmrec.cf.teacher import build_teacher, save_teacher
 from allmrec.core.artifacts import read_manifest, read_table, read_tensors, writing

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from allmrec.bundle import latest_bundle, load_bundle, promote
-from allmrec.bundle_build import refresh_bundle
+from allmrec.bundle.build import refresh_bundle
+from allmrec.bundle.loading import load_bundle
+from allmrec.bundle.versions import latest_bundle, promote
 from allmrec.core.artifacts import read_manifest, writing
 from allmrec.core.storage import Storage
 from allmrec.model import ALLMRec

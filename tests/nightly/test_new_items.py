@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from allmrec.alignment.network import load_network
-from allmrec.bundle import latest_bundle, load_bundle, promote
+from allmrec.bundle.loading import load_bundle
+from allmrec.bundle.versions import latest_bundle, promote
 from allmrec.cf.external import ExternalTeacher
 from allmrec.cf.teacher import Teacher, TeacherConfig, build_teacher
 from allmrec.core.artifacts import commit, read_table, shard_name, write_shard, writing

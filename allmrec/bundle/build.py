@@ -1,6 +1,6 @@
 """Building a bundle: the trained models and today's catalogue, written, probed, and made visible by `bundle.json`.
 
-What a bundle is and how it is loaded is the business of `bundle`; which items it has that of `bundle_items`.
+What a bundle is made of is said in `description`, how it is loaded in `loading`, which items it has in `items`.
 """
 
 import importlib.metadata
@@ -9,8 +9,11 @@ import platform
 from collections.abc import Mapping
 from typing import Any
 
-from allmrec.bundle import DESCRIPTION, FORMAT, MODELS, check_files, load_from, probe, read_description
-from allmrec.bundle_items import NEW_Q, bundle_items, embed_new_texts
+from pydantic import Field
+
+from allmrec.bundle.description import DESCRIPTION, FORMAT, MODELS, check_files, read_description
+from allmrec.bundle.items import NEW_Q, bundle_items, embed_new_texts
+from allmrec.bundle.loading import load_from, probe
 from allmrec.core.artifacts import (
     MANIFEST,
     Manifest,
@@ -24,12 +27,21 @@ from allmrec.core.artifacts import (
 )
 from allmrec.core.hashing import fingerprint
 from allmrec.core.pretrained import model_identity
+from allmrec.core.settings import Section
 from allmrec.core.storage import Storage
 from allmrec.core.version import __version__
 from allmrec.core.workspace import Workspace
 from allmrec.data.trained_items import ids_digest, words_digest
 
 DEPENDENCIES = ("torch", "transformers", "sentence-transformers", "tokenizers", "safetensors", "ray", "deepspeed")
+
+
+class BundleConfig(Section):
+    """What `bundle build` puts together."""
+
+    # Items with fewer training interactions, or without an E_i, are shown to the LLM by their text embedding q_i.
+    # Stage-2 trains on the same choice.
+    min_interactions_for_cf: int = Field(1, ge=0)
 
 
 def build_bundle(storage: Storage, config: Mapping[str, Any]) -> str:

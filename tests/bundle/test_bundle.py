@@ -7,8 +7,10 @@ import pyarrow as pa
 import pytest
 import torch
 
-from allmrec.bundle import DESCRIPTION, bundle_versions, check_items, check_llm, load_bundle, read_description
-from allmrec.bundle_build import build_bundle
+from allmrec.bundle.build import build_bundle
+from allmrec.bundle.description import DESCRIPTION, check_items, check_llm, read_description
+from allmrec.bundle.loading import load_bundle
+from allmrec.bundle.versions import bundle_versions
 from allmrec.cf.teacher import load_teacher
 from allmrec.core.artifacts import MANIFEST, read_manifest, read_table, writing
 from allmrec.data.sequences import Sequences

@@ -21,7 +21,7 @@ from allmrec.cf.teacher import Teacher, load_teacher
 from allmrec.core.artifacts import read_manifest, read_part, read_table, read_tensors
 from allmrec.core.storage import Storage
 from allmrec.core.workspace import Workspace
-from allmrec.data.trained_items import column_of, counts_of, ids_digest, indices_in, read_trained_items
+from allmrec.data.trained_items import column_of, counts_of, ids_digest, indices_in, read_trained_items, with_counts
 from schemas import items as items_schema
 
 NEW_Q = "q.safetensors"
@@ -102,6 +102,24 @@ def load_item_models(bundled: Workspace, items: pa.Table) -> ItemModels:
     return ItemModels(teacher, e_NJ, q_NJ, rows_N, num_trained)
 
 
+def current_items(storage: Storage, version: str) -> pa.Table:
+    """The bundle's `items`, with availability, categories and interactions as they are prepared now."""
+    return with_counts(_own_items(storage, version), read_table(Workspace(storage).items))
+
+
+def renumbering(storage: Storage, version: str) -> np.ndarray:
+    """The bundle's index of each item that is prepared now: int64 (I,); 0 where the bundle does not have the item."""
+    prepared = read_table(Workspace(storage).items).sort_by("item_index")
+    return indices_in(prepared.column("item_id"), _own_items(storage, version))
+
+
+def new_since_training(storage: Storage, version: str) -> np.ndarray:
+    """bool (N,): the bundle's items that its models were not trained on; padding is none of them."""
+    bundled = Workspace(Workspace(storage).bundles.at(version))
+    rows_N = indices_in(read_table(bundled.items).column("item_id"), read_trained_items(bundled.teacher))
+    return np.append(False, rows_N[1:] == 0)
+
+
 def _embeddings(texts: Storage, items: pa.Table, indices: np.ndarray) -> torch.Tensor:
     """Q of some items, (M, S); reads the shards that have them."""
     manifest, wanted, first, found = read_manifest(texts), items.take(pa.array(indices - 1)), 1, list[Any]()
@@ -116,3 +134,7 @@ def _embeddings(texts: Storage, items: pa.Table, indices: np.ndarray) -> torch.T
         raise ValueError(f"{texts.uri} does not hold the texts of the items that are prepared; run embed first")
     lists = table.column("embedding").combine_chunks()
     return torch.from_numpy(lists.flatten().to_numpy().copy()).view(len(table), -1)
+
+
+def _own_items(storage: Storage, version: str) -> pa.Table:
+    return read_table(Workspace(Workspace(storage).bundles.at(version)).items)
