@@ -1,4 +1,4 @@
-"""Fit the weight of a blend on the validation cases, for `nightly` with `nightly.ranker` `blend` or `llm-srec-blend`."""
+"""Fit the weight of a blend on the validation cases, for `nightly` with the ranker `blend` or `llm-srec-blend`."""
 
 import json
 

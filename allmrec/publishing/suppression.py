@@ -124,8 +124,8 @@ def suppress(
 def _suppress_work(storage: Storage, run_date: date, user_ids: pa.Array, item_ids: pa.Array) -> Suppressed:
     """Of a run that is not published: its attempts, and copies of them that no manifest names yet."""
     found = Suppressed()
-    for folder in (f"run_date={run_date}/", f"{work_folder(run_date)}/"):
-        for key in [entry.key for entry in storage.list(folder) if entry.key.endswith(".parquet")]:
+    for prefix in (f"run_date={run_date}/", f"{work_folder(run_date)}/"):
+        for key in [entry.key for entry in storage.list(prefix) if entry.key.endswith(".parquet")]:
             found.add(_without(pq.read_table(pa.BufferReader(storage.read(key))), user_ids, item_ids)[1])
     if found.files:
         delete_rest(storage, run_date, None)
