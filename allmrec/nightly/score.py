@@ -97,7 +97,8 @@ class ScoreShards(ShardTask):
         self.catalogue = job.catalogue()
         self.shown_I = item_digests(self.model.bundle)
         description = read_description(job.storage, self.model.bundle.version)
-        self.ranking, self.vectors = job.ranking(description), None
+        self.ranking = job.ranking(description)
+        self.vectors: NightlyVectors | None = None
         if job.config.uses_llm_srec:
             previous = job.previous if job.reuse else None
             self.vectors = NightlyVectors(self.model, job.run, previous, self.shown_I, description)
@@ -168,10 +169,9 @@ class ScoreShards(ShardTask):
             return None
         with clock.phase("retrieve"):
             found = self.vectors.of_users(shard, users)
-        config = self.job.config
-        with self._asking(clock, spent):
-            _ = self.vectors.items  # for those that are new since training the LLM is asked, too
-            if config.retriever == "llm-srec" or config.publish_vectors:
+        if self.job.config.retriever == "llm-srec" or self.job.config.publish_vectors:
+            with self._asking(clock, spent):
+                _ = self.vectors.items  # of which the LLM reads those that are new since training
                 self.vectors.ask(found, np.arange(len(users)))
         return found
 
@@ -188,9 +188,9 @@ class ScoreShards(ShardTask):
     @cached_property
     def retriever(self) -> Retriever:
         """Made by the first call and not with the worker: Ray hands on an error of a call as it was raised."""
-        job = self.job
-        by_vectors = self.vectors is not None and job.config.retriever == "llm-srec"
-        teacher = self.vectors.items if by_vectors else self.model.teacher
+        job, teacher = self.job, self.model.teacher
+        if self.vectors is not None and job.config.retriever == "llm-srec":
+            teacher = self.vectors.items
         return Retriever(teacher, self.catalogue, job.filter.allowed_I, job.config, job.seed, job.new_I)
 
     def candidates(self, shard: int, users: Sequences, vectors: UserVectors | None = None) -> Candidates:

@@ -102,8 +102,8 @@ class NightlyVectors:
         vectors_IV = self.model.readout[1].clone()
         new = self.model.bundle.new_N.nonzero()[:, 0].numpy()
         if len(new):
-            vectors_IV[new] = torch.from_numpy(self._new_items(new))
-        refuse_nonfinite(vectors_IV, self.model.bundle.catalogue.item_ids, f"{NAME} reads items")
+            vectors_IV[new] = torch.tensor(self._new_items(new))
+        refuse_nonfinite(vectors_IV, self.model.bundle.catalogue.item_ids, "reads items", NAME)
         return StoredVectors(vectors_IV.to(self.model.device))
 
     def of_users(self, shard: int, users: Sequences) -> UserVectors:
@@ -124,7 +124,7 @@ class NightlyVectors:
             return
         users = found.users.take(rows)
         vectors_UV = self.model.llm_srec.represent(users)
-        refuse_nonfinite(vectors_UV, users.user_ids, f"{NAME} reads users")
+        refuse_nonfinite(vectors_UV, users.user_ids, "reads users", NAME)
         found.vectors_UV[rows], found.known_U[rows] = vectors_UV.cpu().numpy(), True
         found.read += len(rows)
 
