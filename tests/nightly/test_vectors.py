@@ -65,7 +65,7 @@ def test_it_retrieves_from_the_whole_catalogue(shop, tmp_path: Path) -> None:
         assert made.lists()[user] == ids[best].tolist()
         np.testing.assert_allclose([item["score"] for item in made.by_user[user]["items"]], scores_I[best], atol=1e-5)
 
-    # Whoever ranks, the candidates are LLM-SRec's; and of two shards in hand none gets the other's.
+    # Whatever ranks, the candidates are LLM-SRec's; and of two shards in hand none gets the other's.
     by_teacher = make(with_nightly(config, tmp_path / "teacher", retriever="llm-srec", ranker="teacher"), storage)
     threads = make(with_nightly(config, tmp_path / "two", **ALONE), storage, threads=2)
     for user, scores_I in scores_of(by_teacher).items():
@@ -79,7 +79,7 @@ def test_it_retrieves_from_the_whole_catalogue(shop, tmp_path: Path) -> None:
 @pytest.mark.s3
 @pytest.mark.usefixtures("s3_environment")
 @pytest.mark.parametrize("by", [{"ranker": "llm-srec"}, ALONE], ids=["ranker", "retriever"])
-def test_nights_on_s3_are_resumed_and_an_unchanged_one_asks_nothing(shop, s3, by: dict[str, str]) -> None:
+def test_runs_on_s3_are_resumed_and_an_unchanged_one_asks_the_llm_nothing(shop, s3, by: dict[str, str]) -> None:
     config, storage = shop
     calm, disturbed = (with_nightly(config, new_bucket(s3), publish_vectors=True, **by) for _ in range(2))
     first = make(calm, storage)
@@ -254,7 +254,7 @@ def test_a_part_of_nan_makes_no_bundle(tiny_workspace, tiny_llm) -> None:
     assert latest_bundle(storage) == before
 
 
-def test_nan_at_night_names_users_and_is_not_written(shop, tmp_path: Path) -> None:
+def test_nan_of_the_llm_names_users_and_is_not_written(shop, tmp_path: Path) -> None:
     config = with_nightly(shop[0], tmp_path, **ALONE)
     inputs = NightlyInputs(config.workspace, config.nightly, config.llm, config.seed, config.storage)
     worker = ScoreShards(inputs.prepare_job(open_storage(str(tmp_path)), FIRST))
