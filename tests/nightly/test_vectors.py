@@ -15,6 +15,7 @@ from allmrec.core.shard_tasks import read_reports
 from allmrec.core.storage import Storage, open_storage
 from allmrec.nightly.blend import METRIC, NAME, FitShards, best_weight, blended, candidates_log_p
 from allmrec.nightly.config import NightlyConfig
+from allmrec.nightly.estimate import estimate
 from allmrec.nightly.inputs import NightlyInputs
 from allmrec.nightly.score import ScoreShards
 from allmrec.publishing.reader import read_recommendations, run_manifest, verify_run
@@ -275,6 +276,18 @@ def test_an_item_without_a_title_has_a_vector(shop, tmp_path: Path) -> None:
     assert system.vectors_of(np.array([NUM_ITEMS])).isfinite().all()
     assert any(untitled in items for items in made.lists().values())
     assert len(read_recommendations(str(tmp_path))) == NUM_USERS
+
+
+def test_a_plan_counts_the_prompts_of_both(shop, tmp_path: Path) -> None:
+    config, _ = shop
+    tokens = {}
+    for retriever, ranker, prompts in (("teacher", "teacher", 0), ("llm-srec", "teacher", 1), ("llm-srec", "llm", 2)):
+        found = with_nightly(config, tmp_path, retriever=retriever, ranker=ranker)
+        inputs = NightlyInputs(found.workspace, found.nightly, found.llm, found.seed, found.storage)
+        plan = estimate(inputs, open_storage(str(tmp_path)), FIRST, None, 0)
+        assert plan["prompts"] == prompts * NUM_USERS
+        tokens[prompts] = plan.get("tokens", 0)
+    assert 0 == tokens[0] < tokens[1] < tokens[2] - tokens[1], "a prompt of LLM-SRec lists no candidates"
 
 
 def test_vectors_need_llm_srec() -> None:
