@@ -78,12 +78,13 @@ def probe(
         user_BH, item_NH = others_BH[some].clone(), items_NH.clone()
         token = (user_BH if which == "user's" else item_NH).requires_grad_()
         optimiser = torch.optim.Adam([token], lr=_RATE * float(norm) / dim**0.5)
-        for _ in range(_STEPS + 1):
+        for step in range(_STEPS + 1):
             log_p = candidate_log_p(llm, prompts, tries, SoftTokens(user_BH, item_NH), builder.end)
+            if step in (0, _STEPS):
+                measured(f"{which} token after {step} steps for its prompt", log_p.detach().numpy())
             optimiser.zero_grad()
             (-log_p[torch.from_numpy(some), torch.from_numpy(place_B)].sum()).backward()
             if which == "target's":  # the others stay
                 kept_N1 = torch.zeros(len(item_NH), 1).index_fill(0, targets_B[some], 1.0)
                 token.grad = None if token.grad is None else token.grad * kept_N1
             optimiser.step()
-        measured(f"{which} token optimised for its prompt, {_STEPS} steps", log_p.detach().numpy())
