@@ -28,8 +28,9 @@ from allmrec.readout.prompts import ReadoutPrompts
 from allmrec.readout.teacher import LLMSRec
 from allmrec.readout.training import ReadoutTraining
 from benchmarks.decoding_methods import Chosen
+from benchmarks.layers_alone import hidden_states
 
-LLM_SREC, CANDIDATES, LAYERS = "LLM-SRec, 200 candidates", 200, "LLM-SRec, the LLM's layers alone"
+LLM_SREC, CANDIDATES, READOUT_LAYERS = "LLM-SRec, 200 candidates", 200, "LLM-SRec, the LLM's layers alone"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -96,15 +97,7 @@ class ReadoutSteps:
 
 def read_by_layers(llm: Any, prompts: Prompts, backward: bool = False) -> None:
     """Prompts and a token more behind each, forward, or forward and back to the inputs."""
-    embedding = llm.get_input_embeddings()
-    tokens_BT = padded_tokens(prompts, int(prompts.lengths.max()) + 1, 0).to(embedding.weight.device)
-    embeds_BTH = embedding(tokens_BT).requires_grad_(backward)
-    hidden_BTH = llm.base_model(
-        inputs_embeds=embeds_BTH,
-        attention_mask=torch.ones_like(tokens_BT),
-        position_ids=torch.arange(tokens_BT.shape[1], device=tokens_BT.device).expand_as(tokens_BT),
-        use_cache=False,
-    ).last_hidden_state
+    hidden_BTH = hidden_states(llm, padded_tokens(prompts, int(prompts.lengths.max()) + 1, 0), gradients=backward)
     if backward:
         hidden_BTH.backward(torch.randn_like(hidden_BTH))
 

@@ -16,10 +16,12 @@ import pyarrow.compute as pc
 
 from allmrec.bundle.description import check_items, check_llm, check_system, read_description
 from allmrec.bundle.versions import latest_bundle
+from allmrec.core import tracking
 from allmrec.core.artifacts import read_manifest, writing
 from allmrec.core.pretrained import model_identity
 from allmrec.core.shard_tasks import Report as ShardReport
 from allmrec.core.shard_tasks import gather
+from allmrec.core.workspace import Workspace
 from allmrec.data.catalogue import UNTITLED, Catalogue
 from allmrec.data.evaluation_cases import PROTOCOLS
 from allmrec.data.sequences import num_shards
@@ -51,6 +53,7 @@ Costs = dict[tuple[str, bool], Counter[str]]  # by system, and whether it writes
 
 def run(context: Context) -> Stats:
     # Read.
+    tracking.check(context.config.mlflow)
     config = context.config
     version = latest_bundle(context.storage)
     description = read_description(context.storage, version)
@@ -96,9 +99,10 @@ def run(context: Context) -> Stats:
             context.storage.write(name, data)
         out.stats |= {"bundle": version, **stats, "caveats": report.caveats}
 
+    record(context, version, metrics, files["report.html"].decode())
     show(context.console, metrics)
-    for doubt in report.caveats:
-        context.console.event("doubt", why=doubt)
+    for caveat in report.caveats:
+        context.console.event("caveat", text=caveat)
     return {**stats, "report": context.storage.name("report.html")}
 
 
@@ -125,6 +129,17 @@ def compared(context: Context) -> tuple[str, ...]:
 
 def tested_users(context: Context) -> int:
     return read_manifest(context.workspace.evaluation_cases).stats["test"]
+
+
+def record(context: Context, version: str, metrics: list[dict[str, Any]], report: str) -> None:
+    """Add the figures over all cases, and the report, to MLflow's run of the training of Stage-2."""
+    identity = read_manifest(Workspace(context.workspace.bundles.at(version)).projectors).fingerprint
+    config, whole = context.config, (row for row in metrics if row["subset"] == "all")
+    name, settings = f"{config.name} train-projection", config.model_dump(mode="json")
+    run = tracking.tracked_run(config.mlflow, name, identity, settings)
+    figures = {f"{row['protocol']}/{row['system']}/{row['metric']}": row["value"] for row in whole}
+    run.metrics(figures, prefix="evaluation/")
+    run.text("report.html", report)
 
 
 def total_costs(costs: Iterable[Mapping[str, Any]]) -> Costs:

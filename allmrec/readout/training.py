@@ -136,9 +136,6 @@ class ReadoutTraining(Rounds):
     def loss_weight(self, examples: np.ndarray) -> int:
         return len(examples)
 
-    def learning_rate(self, done: int) -> float:
-        return super().learning_rate(done) * min(1.0, (done + 1) / max(self.config.warmup_steps, 1))
-
     def due(self) -> bool:
         every, place = self.config.validate_every, self.step % self.steps_per_epoch
         return place == 0 or (every is not None and place % (every * self.config.checkpoint_every_steps) == 0)

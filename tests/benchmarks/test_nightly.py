@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 
 from benchmarks.decoding_methods import CONSTRAINED, FREE, GENERATE, LIKELIHOOD, LISTED, TRIE, Ways
 from benchmarks.large_llm import as_large_as
+from benchmarks.layers_alone import LAYERS, read_as_ranked
 from benchmarks.nightly import main, stored_cases
-from benchmarks.readout_rates import LAYERS, LLM_SREC, ReadoutRanking
+from benchmarks.readout_rates import LLM_SREC, READOUT_LAYERS, ReadoutRanking
 from benchmarks.report import Benchmark
 from jobs import bundle
 from jobs.runtime.console import Console
@@ -30,6 +31,11 @@ def test_trie_ranking_hits_what_the_evaluation_says(tiny_model, cases):
     score_BC = ways.systems.score("a-llmrec", cases)
     np.testing.assert_array_equal(chosen.hit_B > 0, score_BC.argmax(axis=1) == 0)
     assert chosen.tokens > 0 and not chosen.unnamed
+
+
+def test_the_layers_alone_read_what_trie_ranking_reads(tiny_model, cases):
+    ways = Ways(tiny_model, seed=0)
+    assert read_as_ranked(ways, cases) == ways.trie(cases).tokens
 
 
 def test_constrained_decoding_always_names_somebody(tiny_model, cases):
@@ -71,6 +77,7 @@ def test_the_command(tiny_bundle, tmp_path):
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
     content = json.loads((tmp_path / "nightly.json").read_text())
-    ways = [TRIE, LIKELIHOOD, CONSTRAINED, FREE, GENERATE, LISTED, f"{LLM_SREC}, untrained", LAYERS]
+    srec = (f"{LLM_SREC}, untrained", LAYERS, READOUT_LAYERS)
+    ways = [TRIE, LIKELIHOOD, CONSTRAINED, FREE, GENERATE, LISTED, *srec]
     assert [row["way"] for row in content["measurements"]] == ways
     assert {bar["holds"] for bar in content["bars"]} == {None}

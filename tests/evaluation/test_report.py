@@ -143,6 +143,17 @@ def test_differences_ties_and_text_embeddings_are_shown():
     assert "41 37.5 %" in random and "target tied" in random and "shown by q_i" in random
 
 
+def test_learning_curves_are_drawn_and_not_written_out():
+    whole = report()
+    curve = [{"prompts": 0, "hit@1": 0.05, "ndcg@10": 0.2}, {"prompts": 640, "hit@1": 0.1, "ndcg@10": 0.3}]
+    stats = whole.bundle["stats"] | {"projectors": {"steps": 40, "curve": curve}}
+    page = render(replace(whole, bundle={**whole.bundle, "stats": stats}))
+    tags, usual = Tags(page), Tags(render(whole))
+    assert tags.tags["img"] == usual.tags["img"] + 1 == 3 and 'alt="Learning curves"' in page
+    text = " ".join(tags.words)
+    assert "steps" in text and "640" not in text
+
+
 def test_answers_have_a_table_of_their_own():
     written = [
         {"system": "a-llmrec", "protocol": "generation", "subset": "all", "metric": metric}
