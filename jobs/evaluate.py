@@ -27,7 +27,6 @@ from allmrec.data.evaluation_cases import PROTOCOLS
 from allmrec.data.sequences import num_shards
 from allmrec.evaluation.caveats import caveats
 from allmrec.evaluation.report import (
-    FIGURES,
     WRITTEN_FIGURES,
     Report,
     baseline_of,
@@ -36,6 +35,7 @@ from allmrec.evaluation.report import (
     figure,
     full_figures,
     render,
+    sampled_figures,
 )
 from allmrec.evaluation.results import FULL, GENERATION
 from allmrec.evaluation.shards import EvaluateShards
@@ -113,7 +113,7 @@ def score(context: Context, version: str) -> tuple[list[ShardReport], ShardRepor
     evaluation = config.evaluation
     systems = compared(context)
     writing = min(1.0, evaluation.generation_users / max(1, tested_users(context)))
-    how = (systems, config.seed, config.nightly.num_candidates, evaluation.baseline, writing)
+    how = (systems, config.seed, config.nightly.num_candidates, evaluation.baseline, writing, evaluation.shuffle)
     arguments = (context.storage, version, config.llm, *how)
     dataset = map_actors(range(count), EvaluateShards, arguments, config.workers)
     with context.console.progress("evaluate", count) as bar:
@@ -185,10 +185,13 @@ def data_stats(context: Context) -> dict[str, int]:
 
 def show(console: Console, metrics: list[dict[str, Any]]) -> None:
     """One row a system: against the negatives, against the baseline, in the whole catalogue, and by what it writes."""
-    _show(console, metrics, "held-out item among its negatives", "random", FIGURES)
+    sampled = sampled_figures(metrics)
+    _show(console, metrics, "held-out item among its negatives", "random", sampled)
     if baseline := baseline_of(metrics):
         title = f"difference to {baseline} by user [95 % interval]; swap: to itself without the swap"
-        _show(console, metrics, title, "random", FIGURES, difference)
+        title += "; shuffle: to itself with the true order" if "shuffle" in sampled else ""
+        sampled = {name: key for name, key in sampled.items() if name != "cosine"}
+        _show(console, metrics, title, "random", sampled, difference)
     if figures := full_figures(metrics):
         _show(console, metrics, "held-out item in the whole catalogue", FULL, figures)
     if distinct(metrics, "system", GENERATION):
@@ -215,7 +218,7 @@ def plan(context: Context) -> Stats:
     systems = {*compared(context)}
     return {
         "shards": num_shards(context.workspace.evaluation_cases),
-        "cases": cases * ((len(PROTOCOLS) + 1) * len(systems) + len(IN_CATALOGUE & systems)),
+        "cases": cases * ((len(PROTOCOLS) + 1 + settings.shuffle) * len(systems) + len(IN_CATALOGUE & systems)),
         "systems": ", ".join(compared(context)),
         "answers": min(settings.generation_users, cases) * len(NEED_LLM & systems),
     }

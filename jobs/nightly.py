@@ -101,7 +101,7 @@ def steps(
 ) -> list[Step]:
     """The run of a date, behind what it needs beside the bundle: tables by user and the weight of the blend."""
     before = user_tables.steps(config)
-    before += [fit_blend.STEP] if config.nightly.ranker == "blend" else []
+    before += [fit_blend.STEP] if config.nightly.is_blend else []
     names = [name for step in before for name in step.outputs]
     return [*before, nightly_step(config, run_date, full, limit, replace, names)]
 
@@ -155,7 +155,7 @@ def nightly_step(
         late_inputs=tuple(made_before),
         needs=Needs(
             "pool",
-            models=lambda config: () if config.nightly.ranker == "teacher" else ("llm",),
+            models=lambda config: ("llm",) if config.nightly.uses_llm else (),
             writes=lambda config: (output,),
         ),
         finished=finished,

@@ -89,8 +89,8 @@ class NightlyInputs:
         """The bundle's description. Raises ValueError where bundle and LLM do not fit together."""
         description = read_description(self.workspace.storage, self.bundle)
         check_llm(description, self.llm)
-        if self.config.ranker == "llm-srec":
-            check_system(description, self.config.ranker)
+        if self.config.uses_llm_srec:
+            check_system(description, "llm-srec")
         above = self.config.approximate_above
         if above is not None and read_manifest(self.workspace.items).rows > above:
             load_faiss()  # before any worker starts
@@ -109,7 +109,7 @@ class NightlyInputs:
             # Of the prepared items: what the indices of `sequences` mean. What may be recommended is in the filter.
             "items": ids_digest(read_table(self.workspace.items).sort_by("item_index")),
             "filter": filter.digest,
-            "nightly": self.config.ranking(),
+            "nightly": self.config.identity(),
             "weight": fitted_weight(self.workspace) if fixed is None else fixed,
             "limit": limit,
             "seed": self.seed,
