@@ -79,13 +79,15 @@ class ALLMRec:
 
     @cached_property
     def llm_srec(self) -> LLMSRec:
-        """It reads items that are new since training by their titles and the E_i that their texts stand for."""
+        """It reads items that are new since training by their titles, and q_i or the E_i that it stands for."""
         readout, vectors_NV = self.readout
         prompts = ReadoutPrompts(self.bundle.prompt, self.tokenizer, self.titles, max_positions(self.llm))
-        items_ND, budget = self.teacher.item_embeddings, self.config.tokens_per_batch
+        items_NK, budget = self.teacher.item_embeddings, self.config.tokens_per_batch
+        if readout.item_input == "joint":
+            items_NK = self.bundle.joint_embeddings()
         new = self.bundle.new_N.nonzero()[:, 0].numpy()
         # A clone, for the vectors of new items are put into it.
-        return LLMSRec(self.llm, readout, prompts, items_ND, vectors_NV.clone(), budget, new).to(self.device)
+        return LLMSRec(self.llm, readout, prompts, items_NK, vectors_NV.clone(), budget, new).to(self.device)
 
     def spent(self) -> dict[str, int]:
         """Tokens read so far, padding among them, and what over-long prompts lost; see `Ranker`."""

@@ -33,6 +33,7 @@ from allmrec.projection.projectors import ProjectionConfig
 from allmrec.projection.training import ProjectionTraining
 from benchmarks.clock import now
 from benchmarks.large_llm import matmul_rate
+from benchmarks.layers_alone import hidden_states
 from benchmarks.projection_reference import ReferenceStage2
 from benchmarks.report import ROOT, Benchmark, Row
 from benchmarks.teachers import sample_store
@@ -128,15 +129,8 @@ class Sides:
         llm = self.ours.engine.module.llm
         examples, prompts = self.examples.global_batch(0, number, self.batch_size)
         for batch in self.examples.passes(examples, prompts, 0, 1, self.ours.config.tokens_per_pass):
-            tokens_BT = padded_tokens(batch.prompts, int(batch.prompts.lengths.max()), 0).to(DEVICE)
-            positions_BT = torch.arange(tokens_BT.shape[1], device=DEVICE).expand_as(tokens_BT)
-            embeds_BTH = llm.get_input_embeddings()(tokens_BT).requires_grad_()
-            hidden_BTH = llm.base_model(
-                inputs_embeds=embeds_BTH,
-                attention_mask=torch.ones_like(tokens_BT),
-                position_ids=positions_BT,
-                use_cache=False,
-            ).last_hidden_state
+            tokens_BT = padded_tokens(batch.prompts, int(batch.prompts.lengths.max()), 0)
+            hidden_BTH = hidden_states(llm, tokens_BT, gradients=True)
             hidden_BTH.backward(torch.randn_like(hidden_BTH))
 
     def reset_counts(self) -> None:
@@ -170,8 +164,10 @@ def compare(benchmark: Benchmark, sides: Sides, steps: int, ceiling: float | Non
         if ceiling:  # forward, and backward to the inputs: two operations a weight and token each
             numbers["MFU"] = 4 * sides.parameters * counts.read / seconds[side] / ceiling
         benchmark.measured({"side": side, "batch": sides.batch_size}, numbers)
-    alone = {"prompts/s": steps * sides.batch_size / seconds["layers alone"]}
-    benchmark.measured({"side": "layers alone", "batch": sides.batch_size}, alone)
+    alone = seconds["layers alone"]
+    numbers = {"prompts/s": steps * sides.batch_size / alone, "tokens/s": sides.ours.read / alone}
+    benchmark.measured({"side": "layers alone", "batch": sides.batch_size}, numbers)
+    benchmark.at_least("rate / the LLM's layers alone, forward and back", alone / seconds["ours"], 0.95)
     benchmark.at_least("speed over the reference implementation", seconds["reference"] / seconds["ours"], 3.0)
     benchmark.at_most("padding of ours, %", 100 * (1 - sides.ours.read / sides.ours.padded), 5.0)
 

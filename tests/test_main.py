@@ -135,7 +135,7 @@ def test_an_error_is_one_line_and_an_exit_code(
     assert ended.value.code == code
     if log_json:
         warning, failed = map(json.loads, shown.out.splitlines())
-        assert shown.err == "" and warning["event"] == "warning" and warning["what"] == "the store is slow"
+        assert shown.err == "" and warning["event"] == "warning" and warning["message"] == "the store is slow"
         assert failed["event"] == "failed" and failed["exit_code"] == code and failed["error"].endswith(text)
         assert ("traceback" in failed) is isinstance(error, RuntimeError)
         return

@@ -80,6 +80,10 @@ class Bundle:
             )
         return self.q_NJ
 
+    def joint_embeddings(self) -> torch.Tensor:
+        """e_i of every item, or q_i where that shows it, (N, J)."""
+        return self.embedding_choice().joint(self.e_NJ, self.q_NJ)
+
     def uses_text_embedding(self) -> torch.Tensor:
         """bool (N,): the items that q_i shows."""
         return self.embedding_choice().uses_text_N

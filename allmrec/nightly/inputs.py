@@ -81,6 +81,10 @@ class NightlyInputs:
             lists=tuple(lists),
         )
 
+    def run(self, output: Storage, run_date: datetime.date, limit: int | None = None) -> Run:
+        """The run that `prepare_job` would begin or resume; nothing is written."""
+        return Run.of(output, run_date, self.identity(self.item_filter()[0], limit))
+
     def check(self) -> dict[str, Any]:
         """The bundle's description. Raises ValueError where bundle and LLM do not fit together."""
         description = read_description(self.workspace.storage, self.bundle)

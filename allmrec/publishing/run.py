@@ -58,6 +58,12 @@ class Run:
     replaces: str | None = None  # the run that had the date before
 
     @classmethod
+    def of(cls, storage: Storage, run_date: date, identity: Mapping[str, Any]) -> "Run":
+        """The run of a date that is made of `identity`, JSON-able. Nothing is begun; see `open`."""
+        plain = json.loads(json.dumps(identity, default=str))
+        return cls(storage, run_date, plain, fingerprint({"run_date": str(run_date), "identity": plain})[:16])
+
+    @classmethod
     def open(
         cls, storage: Storage, run_date: date, identity: Mapping[str, Any], replacing: Lease | None = None
     ) -> "Run":
@@ -74,8 +80,7 @@ class Run:
             RunHeld: another process has taken the date over.
         """
         storage.probe_create()
-        plain = json.loads(json.dumps(identity, default=str))
-        run = cls(storage, run_date, plain, fingerprint({"run_date": str(run_date), "identity": plain})[:16])
+        run = cls.of(storage, run_date, identity)
         published, key = find_json(storage, manifest_key(run_date)), run_key(run_date)
         if published and published["run_id"] == run.run_id:
             return run
@@ -89,7 +94,7 @@ class Run:
                 return resumed
         assert current is not None
         if replacing is None:
-            raise run._is_another(current, manifest_key(run_date) if published else key)
+            raise run.is_another(current, manifest_key(run_date) if published else key)
         run = replace(run, replaces=current["run_id"])
         replacing.check()
         storage.write(key, dump_json(run._record()))
@@ -243,10 +248,11 @@ class Run:
         if manifest is None or manifest["run_id"] == self.replaces:
             return None
         if manifest["run_id"] != self.run_id:
-            raise self._is_another(manifest, key)
+            raise self.is_another(manifest, key)
         return manifest
 
-    def _is_another(self, other: dict[str, Any], key: str) -> ValueError:
+    def is_another(self, other: Mapping[str, Any], key: str) -> ValueError:
+        """The error of a date that has another run, whose record is at `key`; it names what differs."""
         return ValueError(
             f"{self.storage.name(key)} is of another run ({other['run_id']}, this is {self.run_id}): "
             f"{'; '.join(_differences(other['identity'], self.identity))}. Replace that run with `allmrec nightly "

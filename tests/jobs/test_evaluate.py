@@ -70,6 +70,26 @@ def test_only_the_systems_asked_for(tiny_workspace):
     assert {row["system"] for row in json.loads(storage.read("metrics.json"))} == {"teacher", "random"}
 
 
+def test_histories_in_a_drawn_order_where_the_config_asks_for_them(tiny_workspace, capsys):
+    _, storage = tiny_workspace
+    requested = {"systems": ["teacher", "popularity"]}
+    found = []
+    for more in ({}, {"shuffle": True}):
+        some = tiny_config(storage.root.parent, evaluation=requested | more)
+        execute(evaluate.STEP, some, Console(log_json=True), dry_run=True)
+        execute(evaluate.STEP, some, Console(log_json=True), force=True)
+        found.append(json.loads(storage.read("metrics.json")))
+    plain, shuffled = found
+    assert [row for row in shuffled if row["protocol"] != "shuffle"] == plain
+    planned, sampled, differences = [json.loads(line) for line in capsys.readouterr().out.splitlines()][-6:-3]
+    assert planned["cases"] == sum(
+        row["count"] for row in shuffled if (row["subset"], row["metric"]) == ("all", "hit@1")
+    )
+    by_popularity, by_teacher = sorted(sampled["rows"], key=lambda row: row["system"])
+    assert by_popularity["cosine"] == "–" and by_teacher["cosine"].startswith("0.")
+    assert "shuffle: to itself with the true order" in differences["title"] and "cosine" not in differences["rows"][0]
+
+
 def test_llm_systems_write_for_some_users(tiny_workspace, capsys):
     _, storage = tiny_workspace
     requested = {"systems": ["teacher", "llm-only"], "baseline": "llm-only", "generation_users": 20}
