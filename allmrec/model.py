@@ -41,7 +41,7 @@ class ALLMRec:
         self._item_tokens: dict[tuple[bool, bool], torch.Tensor] = {}
 
     @cached_property
-    def llm(self) -> torch.nn.Module:
+    def llm(self) -> Any:
         return load_llm(self.config).to(self.device)
 
     @cached_property

@@ -87,10 +87,7 @@ def compare(benchmark: Benchmark, model: ALLMRec, cases: Cases, seed: int, trial
                 "named no candidate %": 100 * chosen.unnamed / len(cases),
             }
             benchmark.measured({"way": name, "trial": trial}, numbers)
-        for name, layers in (
-            (LAYERS, lambda: read_as_ranked(ways, cases)),
-            (READOUT_LAYERS, lambda: readout.layers(cases)),
-        ):
+        for name, layers in alone.items():
             started = now()
             tokens = layers()
             seconds = now() - started

@@ -101,8 +101,8 @@ class Readout(nn.Module):
     def __init__(self, config: ReadoutConfig, item_dim: int, teacher_dim: int, token_dim: int):
         super().__init__()
         self.unit, self.scaled = config.temperature is not None, config.soft_token_scale is not None
-        self.temperature = config.temperature or 1.0  # products over it are logits
         self.item_input, self.teacher_dim = config.item_input, teacher_dim
+        self.temperature = config.temperature or 1.0  # products over it are logits
         # Fixed numbers, beside the weights: what items' inputs are standardised by, and the norm of soft tokens.
         for name, shape in FIXED.items():
             self.register_buffer(name, torch.zeros(item_dim if shape else ()), persistent=False)
