@@ -82,7 +82,9 @@ def test_histories_in_a_drawn_order_where_the_config_asks_for_them(tiny_workspac
         found.append(json.loads(storage.read("metrics.json")))
     plain, shuffled = found
     assert [row for row in shuffled if row["protocol"] != "shuffle"] == plain
-    planned, sampled, differences = [json.loads(line) for line in capsys.readouterr().out.splitlines()][-6:-3]
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    planned = [line for line in said if line["event"] == "plan"][-1]
+    sampled, differences, _ = [line for line in said if line["event"] == "table"][-3:]
     assert planned["cases"] == sum(
         row["count"] for row in shuffled if (row["subset"], row["metric"]) == ("all", "hit@1")
     )
