@@ -32,8 +32,8 @@ from allmrec.llm.prompt import PromptBuilder, Titles
 from allmrec.llm.ranking import Ranker
 from allmrec.metrics import evaluate_scores
 from allmrec.projection.examples import Examples
-from allmrec.projection.projectors import item_inputs
-from allmrec.projection.training import ProjectionTraining
+from allmrec.projection.projectors import Projectors, item_inputs
+from allmrec.projection.training import ProjectionTraining, Stage2Model
 from benchmarks.learning_probe import probe
 from benchmarks.report import ROOT, Benchmark, Row
 from jobs.config import Config, load_config
@@ -158,10 +158,14 @@ def first_step(bench: Bench, config: Config) -> Row:
     for loss in ("title", "candidates"):
         changed = config.projection.model_copy(update={"loss": loss, "distillation": 0.0, "validation_users": 0})
         run = bench.training(config.model_copy(update={"projection": changed}))
+        (token_dim, user_dim), (_, item_dim) = (run.untrained[f"{part}.0.weight"].shape for part in ("user", "item"))
+        projectors = Projectors(user_dim, item_dim, token_dim, changed.norm_layer)
+        projectors.load_state_dict(run.untrained)
+        run.engine = Stage2Model(bench.llm, projectors, run.examples.builder.end)  # without DeepSpeed's hooks
         users, prompts = run.examples.global_batch(0, 0, config.projection.batch_size)
         terms = len(users)  # of both, so that they can be compared
         total = torch.stack([run._forward(batch) for batch in run._passes(users, prompts)]).sum() / terms
-        gradients = torch.autograd.grad(total, list(run.projectors.parameters()))
+        gradients = torch.autograd.grad(total, list(projectors.parameters()))
         found[f"{loss} loss"] = total.item()
         found[f"{loss} gradient"] = torch.stack([gradient.norm() for gradient in gradients]).norm().item()
     return found | {"about which, %": 100 * found["candidates loss"] / found["title loss"]}
