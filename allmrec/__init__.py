@@ -2,12 +2,12 @@
 
 from allmrec.core.version import __version__
 
-__all__ = ["__version__", "read_recommendations"]
+__all__ = ["__version__", "read_recommendations", "read_vectors"]
 
 
 def __getattr__(name: str) -> object:
-    if name == "read_recommendations":  # importing the version alone stays quick
-        from allmrec.publishing.reader import read_recommendations
+    if name in ("read_recommendations", "read_vectors"):  # importing the version alone stays quick
+        from allmrec.publishing import reader
 
-        return read_recommendations
+        return getattr(reader, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

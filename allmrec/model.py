@@ -21,7 +21,7 @@ from allmrec.llm.loading import LLMConfig, load_llm, load_tokenizer, max_positio
 from allmrec.llm.prompt import PromptBuilder, Titles
 from allmrec.llm.ranking import Ranker
 from allmrec.llm.shown_order import ShownOrder
-from allmrec.readout.network import load_readout
+from allmrec.readout.network import Readout, load_readout
 from allmrec.readout.prompts import ReadoutPrompts
 from allmrec.readout.teacher import LLMSRec
 
@@ -41,7 +41,7 @@ class ALLMRec:
         self._item_tokens: dict[tuple[bool, bool], torch.Tensor] = {}
 
     @cached_property
-    def llm(self) -> torch.nn.Module:
+    def llm(self) -> Any:
         return load_llm(self.config).to(self.device)
 
     @cached_property
@@ -72,16 +72,22 @@ class ALLMRec:
         return teacher.scores(teacher.represent(histories), items_BC).cpu().numpy()
 
     @cached_property
-    def llm_srec(self) -> LLMSRec:
-        """Items that are new since training are read now, by their titles and the E_i that their texts stand for."""
+    def readout(self) -> tuple[Readout, torch.Tensor]:
+        """LLM-SRec's weights, and the vectors of the items that it was trained on, (N, V): zeros for the others."""
         readout, trained_NV = load_readout(self.bundle.systems["llm-srec"])
+        return readout, trained_NV[self.bundle.rows_N]
+
+    @cached_property
+    def llm_srec(self) -> LLMSRec:
+        """It reads items that are new since training by their titles, and q_i or the E_i that it stands for."""
+        readout, vectors_NV = self.readout
         prompts = ReadoutPrompts(self.bundle.prompt, self.tokenizer, self.titles, max_positions(self.llm))
-        items_ND, budget = self.teacher.item_embeddings, self.config.tokens_per_batch
-        system = LLMSRec(self.llm, readout, prompts, items_ND, trained_NV[self.bundle.rows_N], budget).to(self.device)
+        items_NK, budget = self.teacher.item_embeddings, self.config.tokens_per_batch
+        if readout.item_input == "joint":
+            items_NK = self.bundle.joint_embeddings()
         new = self.bundle.new_N.nonzero()[:, 0].numpy()
-        if len(new):
-            system.item_embeddings[new] = system.vectors_of(new)
-        return system
+        # A clone, for the vectors of new items are put into it.
+        return LLMSRec(self.llm, readout, prompts, items_NK, vectors_NV.clone(), budget, new).to(self.device)
 
     def spent(self) -> dict[str, int]:
         """Tokens read so far, padding among them, and what over-long prompts lost; see `Ranker`."""

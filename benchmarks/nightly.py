@@ -9,9 +9,11 @@ One LLM, one bundle, one process and the same users, those of the run's stored t
     constrained decoding greedy, token by token along the candidate trie
     free generation      greedy, as the paper does it; a text that is no candidate's title names no candidate
     generate()           the same by transformers' own method: four prompts at once (paper section 5.1), as they come
+    LLM-SRec             the product of a vector that the LLM reads off the history and those of 200 candidates
     ..., ten by beams    and for a list of ten titles as a run publishes, where one text names one title
+    the layers alone     the LLM's layers on trie ranking's tokens and nothing else: no choice, only the rate
 
-All but the last two are batched by length under the same token budget; all that decode keep a KV cache. Seconds hold
+All but generate() are batched by length under the same token budget; all that decode keep a KV cache. Seconds hold
 x_u, prompts and scores; loading and the first batch are outside of them. Without a GPU they are seconds of CPU time,
 so that other jobs on the machine do not count. Then the real nightly job runs on Ray and publishes to S3 (moto, over
 HTTP), by the wall clock, and where there is a GPU an OPT-6.7B of random weights does the same users, measured against
@@ -43,6 +45,8 @@ from allmrec.model import ALLMRec
 from benchmarks.clock import Stopwatch, now
 from benchmarks.decoding_methods import FREE, GENERATE, LIKELIHOOD, LISTED, TRIE, Ways
 from benchmarks.large_llm import as_large_as, opt_67b
+from benchmarks.layers_alone import LAYERS, read_as_ranked
+from benchmarks.readout_rates import READOUT_LAYERS, ReadoutRanking
 from benchmarks.report import ROOT, Benchmark, Row
 from jobs.config import Config
 from jobs.demo.sample_data import sample_data
@@ -60,9 +64,11 @@ DATE = datetime.date(2026, 1, 1)
 
 def compare(benchmark: Benchmark, model: ALLMRec, cases: Cases, seed: int, trials: int) -> None:
     """Every way on the same cases, one after another in each trial."""
-    ways, watch = Ways(model, seed), Stopwatch(model.llm)
+    ways, readout, watch = Ways(model, seed), ReadoutRanking(model, seed), Stopwatch(model.llm)
+    by_name = ways.by_name | {readout.name: readout.rank}
+    alone = {LAYERS: lambda: read_as_ranked(ways, cases), READOUT_LAYERS: lambda: readout.layers(cases)}
     for trial in range(trials):
-        for name, way in ways.by_name.items():
+        for name, way in by_name.items():
             if trial == 0:
                 way(cases.take(np.arange(min(len(cases), 8))))
             with watch.running():
@@ -81,10 +87,19 @@ def compare(benchmark: Benchmark, model: ALLMRec, cases: Cases, seed: int, trial
                 "named no candidate %": 100 * chosen.unnamed / len(cases),
             }
             benchmark.measured({"way": name, "trial": trial}, numbers)
+        for name, layers in alone.items():
+            started = now()
+            tokens = layers()
+            seconds = now() - started
+            benchmark.measured(
+                {"way": name, "trial": trial}, {"users/s": len(cases) / seconds, "tokens/s": tokens / seconds}
+            )
 
+    benchmark.at_least(f"users/s: {TRIE} / {LAYERS}", fastest(benchmark, TRIE) / fastest(benchmark, LAYERS), 0.95)
     judge_speed(benchmark, TRIE, FREE, GENERATE, LISTED)
     likelihood, trie = (fastest(benchmark, name) for name in (LIKELIHOOD, TRIE))
     benchmark.at_least("users/s: trie ranking / title likelihood", trie / likelihood, 1)
+    judge_readout(benchmark, readout.name)
     hits = {name: benchmark.mean("hit@1", way=name) for name in ways.by_name}
     benchmark.at_least("hit@1: trie ranking - free generation", hits[TRIE] - hits[FREE], 0)
     benchmark.at_least("hit@1: trie ranking - title likelihood", hits[TRIE] - hits[LIKELIHOOD], -0.01)
@@ -95,6 +110,13 @@ def judge_speed(benchmark: Benchmark, trie: str, *others: str) -> None:
     """Five times the speed of generation."""
     for other in others:
         benchmark.at_least(f"users/s: {trie} / {other}", fastest(benchmark, trie) / fastest(benchmark, other), 5)
+
+
+def judge_readout(benchmark: Benchmark, name: str) -> None:
+    """Two and a half times the speed of trie ranking of 20, and hardly more than the LLM's layers take."""
+    rate = fastest(benchmark, name)
+    benchmark.at_least(f"users/s: {name} / {TRIE}", rate / fastest(benchmark, TRIE), 2.5)
+    benchmark.at_least(f"users/s: {name} / {READOUT_LAYERS}", rate / fastest(benchmark, READOUT_LAYERS), 0.95)
 
 
 def fastest(benchmark: Benchmark, way: str) -> float:

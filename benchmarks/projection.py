@@ -11,14 +11,12 @@ GPU the rate is also given as a share of what matrix products reach there (MFU).
 """
 
 import copy
-import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import torch
 import typer
-from torch import distributed as dist
 
 from allmrec.cf.teacher import TeacherConfig, build_teacher
 from allmrec.core.workspace import open_workspace
@@ -33,6 +31,8 @@ from allmrec.projection.projectors import ProjectionConfig
 from allmrec.projection.training import ProjectionTraining
 from benchmarks.clock import now
 from benchmarks.large_llm import matmul_rate
+from benchmarks.layers_alone import hidden_states
+from benchmarks.process_group import group_of_one
 from benchmarks.projection_reference import ReferenceStage2
 from benchmarks.report import ROOT, Benchmark, Row
 from benchmarks.teachers import sample_store
@@ -128,15 +128,8 @@ class Sides:
         llm = self.ours.engine.module.llm
         examples, prompts = self.examples.global_batch(0, number, self.batch_size)
         for batch in self.examples.passes(examples, prompts, 0, 1, self.ours.config.tokens_per_pass):
-            tokens_BT = padded_tokens(batch.prompts, int(batch.prompts.lengths.max()), 0).to(DEVICE)
-            positions_BT = torch.arange(tokens_BT.shape[1], device=DEVICE).expand_as(tokens_BT)
-            embeds_BTH = llm.get_input_embeddings()(tokens_BT).requires_grad_()
-            hidden_BTH = llm.base_model(
-                inputs_embeds=embeds_BTH,
-                attention_mask=torch.ones_like(tokens_BT),
-                position_ids=positions_BT,
-                use_cache=False,
-            ).last_hidden_state
+            tokens_BT = padded_tokens(batch.prompts, int(batch.prompts.lengths.max()), 0)
+            hidden_BTH = hidden_states(llm, tokens_BT, gradients=True)
             hidden_BTH.backward(torch.randn_like(hidden_BTH))
 
     def reset_counts(self) -> None:
@@ -170,8 +163,10 @@ def compare(benchmark: Benchmark, sides: Sides, steps: int, ceiling: float | Non
         if ceiling:  # forward, and backward to the inputs: two operations a weight and token each
             numbers["MFU"] = 4 * sides.parameters * counts.read / seconds[side] / ceiling
         benchmark.measured({"side": side, "batch": sides.batch_size}, numbers)
-    alone = {"prompts/s": steps * sides.batch_size / seconds["layers alone"]}
-    benchmark.measured({"side": "layers alone", "batch": sides.batch_size}, alone)
+    alone = seconds["layers alone"]
+    numbers = {"prompts/s": steps * sides.batch_size / alone, "tokens/s": sides.ours.read / alone}
+    benchmark.measured({"side": "layers alone", "batch": sides.batch_size}, numbers)
+    benchmark.at_least("rate / the LLM's layers alone, forward and back", alone / seconds["ours"], 0.95)
     benchmark.at_least("speed over the reference implementation", seconds["reference"] / seconds["ours"], 3.0)
     benchmark.at_most("padding of ours, %", 100 * (1 - sides.ours.read / sides.ours.padded), 5.0)
 
@@ -191,20 +186,15 @@ def main(
     console, settings = Console(log_json), dict(locals())
     if quick:
         shape, steps = "tiny", 5
-    with errors_in_one_line(), TemporaryDirectory() as folder:
+    with errors_in_one_line(), TemporaryDirectory() as folder, group_of_one(folder):
         workspace = workspace or sample_store(*((600, 150) if quick else (20_000, 4_000)), root, console)
         prompt = PromptConfig()
         titles = Catalogue.read(open_workspace(str(workspace)).items).titles
         name = llm or shaped_llm(shape, titles, prompt, Path(folder))
-        os.environ.setdefault("LOCAL_RANK", "0")
-        dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=0, world_size=1)
         config = ProjectionConfig(batch_size=batch_size)
         sides = Sides(workspace, LLMConfig.model_validate({"name": name, "dtype": dtype}), prompt, config)
         benchmark = Benchmark(NAME, console, settings, root, quick)
         compare(benchmark, sides, steps, matmul_rate(DEVICE, torch.bfloat16) if DEVICE.type == "cuda" else None)
-        from deepspeed import comm  # by now started, for the device that there is
-
-        comm.destroy_process_group()
         benchmark.finish()
 
 

@@ -34,7 +34,8 @@ SECTIONS = ("text", "teacher", "alignment", "llm", "prompt", "projection", "base
 def run(context: Context) -> Stats:
     """Build the bundle and promote it, unless it is the one that was built last: a rollback from that one holds."""
     config, workspace = context.resolved(*SECTIONS), context.workspace
-    _embed_new_texts(context, workspace)
+    if not _embed_new_texts(context, workspace):
+        raise ValueError(f"{workspace.fine_tuned.uri} is not of {workspace.alignment.uri}; run train-alignment again")
     version, before = build_bundle(context.storage, config), find_manifest(workspace.bundle)
     counts = load_bundle(context.storage, version).item_counts()
     if before is None or before.stats["version"] != version:
@@ -42,17 +43,23 @@ def run(context: Context) -> Stats:
     with writing(workspace.bundle, Workspace.bundle, context.fingerprint, config) as out:
         out.file(DESCRIPTION, json.dumps({"version": version}).encode())
         out.stats |= {"version": version, **counts}
-    return {**out.stats, "where": workspace.bundles.name(version)}
+    return {**out.stats, "folder": workspace.bundles.name(version)}
 
 
 def refresh(context: Context) -> Stats:
     """Build a bundle of the models in use for the items that are prepared, and promote it."""
     used, workspace = latest_bundle(context.storage), context.workspace
-    _embed_new_texts(context, Workspace(workspace.bundles.at(used)))
+    models = Workspace(workspace.bundles.at(used))
+    if not _embed_new_texts(context, models):
+        context.console.warning(
+            f"bundle {used} stays, without the new items: {workspace.fine_tuned.uri} has another encoder than its "
+            "models, as train-alignment was started again; finish the training and build a bundle of it"
+        )
+        return {"version": used}
     version = refresh_bundle(context.storage, used)
     promote(context.storage, version)
     counts = load_bundle(context.storage, version).item_counts()
-    return {"version": version, "models of": used, **counts, "where": workspace.bundles.name(version)}
+    return {"version": version, "models of": used, **counts, "folder": workspace.bundles.name(version)}
 
 
 def refreshed(context: Context) -> str | None:
@@ -62,17 +69,20 @@ def refreshed(context: Context) -> str | None:
     return f"bundle {used} has the items" if read_description(context.storage, used)["items"] == current else None
 
 
-def _embed_new_texts(context: Context, models: Workspace) -> None:
-    """By the fine-tuned encoder, where there is one; `embed` has done so by the frozen one."""
+def _embed_new_texts(context: Context, models: Workspace) -> bool:
+    """By the fine-tuned encoder, where there is one; `embed` has done so by the frozen one.
+
+    Returns:
+        whether the new texts are embedded: not where the encoder of these models has been trained again since.
+    """
     workspace = context.workspace
     if not is_fine_tuned(models) or not len(new_texts(models, bundle_items(models, read_table(workspace.items)))):
-        return
-    if read_manifest(workspace.fine_tuned).fingerprint != read_manifest(models.alignment).fingerprint:
-        raise ValueError(
-            f"the encoder of {workspace.fine_tuned.uri} is not that of these models, as train-alignment was started "
-            "again; finish the training and build a bundle of it"
-        )
+        return True
+    tuned = find_manifest(workspace.fine_tuned)
+    if tuned is None or tuned.fingerprint != read_manifest(models.alignment).fingerprint:
+        return False
     embed_by(context, workspace.fine_tuned.name(ENCODER), Workspace.fine_tuned_text_embeddings)
+    return True
 
 
 def plan(context: Context) -> Stats:

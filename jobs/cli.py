@@ -13,9 +13,12 @@ from typing import Annotated, Any, Literal
 import typer
 
 from jobs.runtime.command import (
+    AnyDate,
+    BundleVersion,
     Commands,
     ConfigFile,
     DryRun,
+    ExistingDate,
     Force,
     LogJson,
     Overrides,
@@ -59,7 +62,7 @@ def command(module: str) -> Callable[..., None]:
 
     def run(
         config: ConfigFile,
-        overrides: Overrides = [],  # noqa: B006 - typer reads the default
+        overrides: Overrides,
         dry_run: DryRun = False,
         log_json: LogJson = False,
         force: Force = False,
@@ -88,7 +91,7 @@ app.add_typer(models, name="models")
 @app.command()
 def nightly(
     config: ConfigFile,
-    overrides: Overrides = [],  # noqa: B006
+    overrides: Overrides,
     date: RunDate = None,
     dry_run: DryRun = False,
     log_json: LogJson = False,
@@ -122,7 +125,7 @@ def nightly(
 @app.command()
 def daily(
     config: ConfigFile,
-    overrides: Overrides = [],  # noqa: B006
+    overrides: Overrides,
     date: RunDate = None,
     dry_run: DryRun = False,
     log_json: LogJson = False,
@@ -139,7 +142,7 @@ def daily(
 @app.command()
 def expire(
     config: ConfigFile,
-    overrides: Overrides = [],  # noqa: B006
+    overrides: Overrides,
     dry_run: DryRun = False,
     log_json: LogJson = False,
 ) -> None:
@@ -151,7 +154,7 @@ def expire(
 def explain(
     config: ConfigFile,
     task: Annotated[str, typer.Option(help="the question: favourite-genre")],
-    overrides: Overrides = [],  # noqa: B006
+    overrides: Overrides,
     users: Annotated[int, typer.Option(min=1, help="about how many users, drawn by hash")] = 20,
     user: Annotated[list[str], typer.Option(help="id of a user to ask about; repeatable")] = [],  # noqa: B006
     dry_run: DryRun = False,
@@ -168,7 +171,7 @@ def explain(
 @app.command()
 def run(
     config: ConfigFile,
-    overrides: Overrides = [],  # noqa: B006
+    overrides: Overrides,
     date: RunDate = None,
     dry_run: DryRun = False,
     log_json: LogJson = False,
@@ -187,7 +190,7 @@ def run(
 def submit(
     config: ConfigFile,
     address: Annotated[str, typer.Option(help="of the Ray head's dashboard, http://HOST:8265")],
-    overrides: Overrides = [],  # noqa: B006
+    overrides: Overrides,
     date: RunDate = None,
     log_json: LogJson = False,
 ) -> None:
@@ -216,8 +219,8 @@ def _call(
 @bundle.command("show")
 def bundle_show(
     config: ConfigFile,
-    version: Annotated[str | None, typer.Argument(help="default: the bundle in use")] = None,
-    overrides: Overrides = [],  # noqa: B006
+    overrides: Overrides,
+    version: BundleVersion = None,
     log_json: LogJson = False,
 ) -> None:
     """Show what a bundle was made from."""
@@ -227,8 +230,8 @@ def bundle_show(
 @bundle.command("verify")
 def bundle_verify(
     config: ConfigFile,
-    version: Annotated[str | None, typer.Argument(help="default: the bundle in use")] = None,
-    overrides: Overrides = [],  # noqa: B006
+    overrides: Overrides,
+    version: BundleVersion = None,
     log_json: LogJson = False,
 ) -> None:
     """Load a bundle, every file compared with its hash, and let it score."""
@@ -239,7 +242,7 @@ def bundle_verify(
 def bundle_promote(
     config: ConfigFile,
     version: Annotated[str, typer.Argument(help="as `allmrec bundle list` prints it")],
-    overrides: Overrides = [],  # noqa: B006
+    overrides: Overrides,
     log_json: LogJson = False,
 ) -> None:
     """Make a bundle, perhaps an older one, the one that evaluations and the next date's run use."""
@@ -247,7 +250,7 @@ def bundle_promote(
 
 
 @bundle.command("list")
-def bundle_list(config: ConfigFile, overrides: Overrides = [], log_json: LogJson = False) -> None:  # noqa: B006
+def bundle_list(config: ConfigFile, overrides: Overrides, log_json: LogJson = False) -> None:
     """List the bundles, and which one is in use."""
     _call("jobs.bundle", "list_bundles", config, overrides, log_json)
 
@@ -270,7 +273,7 @@ def models_import(
 def recommendations_show(
     config: ConfigFile,
     user: Annotated[str, typer.Option(help="id of the user")],
-    overrides: Overrides = [],  # noqa: B006
+    overrides: Overrides,
     date: PublishedDate = None,
     log_json: LogJson = False,
 ) -> None:
@@ -281,7 +284,7 @@ def recommendations_show(
 @recommendations.command("list")
 def recommendations_list(
     config: ConfigFile,
-    overrides: Overrides = [],  # noqa: B006
+    overrides: Overrides,
     log_json: LogJson = False,
 ) -> None:
     """List the dates that have a run, and which one is current."""
@@ -291,7 +294,7 @@ def recommendations_list(
 @recommendations.command("verify")
 def recommendations_verify(
     config: ConfigFile,
-    overrides: Overrides = [],  # noqa: B006
+    overrides: Overrides,
     date: PublishedDate = None,
     log_json: LogJson = False,
 ) -> None:
@@ -302,7 +305,7 @@ def recommendations_verify(
 @recommendations.command("metrics")
 def recommendations_metrics(
     config: ConfigFile,
-    overrides: Overrides = [],  # noqa: B006
+    overrides: Overrides,
     port: Annotated[int | None, typer.Option(help="serve them at this port; default: print them once")] = None,
     log_json: LogJson = False,
 ) -> None:
@@ -313,8 +316,8 @@ def recommendations_metrics(
 @recommendations.command("rollback")
 def recommendations_rollback(
     config: ConfigFile,
-    date: Annotated[str, typer.Option(help="date of the run to make current, YYYY-MM-DD")],
-    overrides: Overrides = [],  # noqa: B006
+    date: ExistingDate,
+    overrides: Overrides,
     log_json: LogJson = False,
 ) -> None:
     """Make the run of an earlier date the current one again."""
@@ -324,8 +327,8 @@ def recommendations_rollback(
 @recommendations.command("discard")
 def recommendations_discard(
     config: ConfigFile,
-    date: Annotated[str, typer.Option(help="date of the run, YYYY-MM-DD")],
-    overrides: Overrides = [],  # noqa: B006
+    date: ExistingDate,
+    overrides: Overrides,
     log_json: LogJson = False,
 ) -> None:
     """Delete what was begun for a date and never published."""
@@ -335,13 +338,13 @@ def recommendations_discard(
 @recommendations.command("suppress")
 def recommendations_suppress(
     config: ConfigFile,
+    overrides: Overrides,
     users: Annotated[str | None, typer.Option(help="list of user ids: lines, or Parquet, CSV, JSON lines")] = None,
     items: Annotated[str | None, typer.Option(help="list of item ids")] = None,
     least: Annotated[
         float | None, typer.Option("--min-known-fraction", min=0, max=1, help="known share of a list; 0 takes any")
     ] = None,
-    overrides: Overrides = [],  # noqa: B006
-    date: Annotated[str | None, typer.Option("--date", help="date of the run, YYYY-MM-DD; default: all")] = None,
+    date: AnyDate = None,
     log_json: LogJson = False,
 ) -> None:
     """Remove users and items from published runs: those listed, or the config's excluded and suppressed ones."""

@@ -13,6 +13,7 @@ from allmrec.cf.teacher import TeacherConfig
 from allmrec.core.settings import Section, one_line, read_settings
 from allmrec.core.storage import S3Config, open_storage
 from allmrec.core.storage.s3 import store_environment
+from allmrec.core.tracking import MLflowConfig
 from allmrec.core.workspace import Workspace
 from allmrec.data.config import DataConfig
 from allmrec.data.evaluation_cases import EvaluationConfig
@@ -64,6 +65,7 @@ class Config(Section):
     retention: RetentionConfig = RetentionConfig()  # what `expire` keeps
     evaluation: EvaluationConfig = EvaluationConfig()  # the split, the test cases and the systems compared
     explain: ExplainConfig = ExplainConfig()  # the favourite-genre task
+    mlflow: MLflowConfig | None = None  # where trainings are recorded; null: nowhere
     workers: WorkersConfig = WorkersConfig()  # Ray's workers
     storage: S3Config = S3Config()  # the object store
 

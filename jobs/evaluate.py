@@ -16,16 +16,17 @@ import pyarrow.compute as pc
 
 from allmrec.bundle.description import check_items, check_llm, check_system, read_description
 from allmrec.bundle.versions import latest_bundle
+from allmrec.core import tracking
 from allmrec.core.artifacts import read_manifest, writing
 from allmrec.core.pretrained import model_identity
 from allmrec.core.shard_tasks import Report as ShardReport
 from allmrec.core.shard_tasks import gather
+from allmrec.core.workspace import Workspace
 from allmrec.data.catalogue import UNTITLED, Catalogue
 from allmrec.data.evaluation_cases import PROTOCOLS
 from allmrec.data.sequences import num_shards
 from allmrec.evaluation.caveats import caveats
 from allmrec.evaluation.report import (
-    FIGURES,
     WRITTEN_FIGURES,
     Report,
     baseline_of,
@@ -34,6 +35,7 @@ from allmrec.evaluation.report import (
     figure,
     full_figures,
     render,
+    sampled_figures,
 )
 from allmrec.evaluation.results import FULL, GENERATION
 from allmrec.evaluation.shards import EvaluateShards
@@ -51,6 +53,7 @@ Costs = dict[tuple[str, bool], Counter[str]]  # by system, and whether it writes
 
 def run(context: Context) -> Stats:
     # Read.
+    tracking.check(context.config.mlflow)
     config = context.config
     version = latest_bundle(context.storage)
     description = read_description(context.storage, version)
@@ -96,9 +99,10 @@ def run(context: Context) -> Stats:
             context.storage.write(name, data)
         out.stats |= {"bundle": version, **stats, "caveats": report.caveats}
 
+    record(context, version, metrics, files["report.html"].decode())
     show(context.console, metrics)
-    for doubt in report.caveats:
-        context.console.event("doubt", why=doubt)
+    for caveat in report.caveats:
+        context.console.event("caveat", text=caveat)
     return {**stats, "report": context.storage.name("report.html")}
 
 
@@ -109,7 +113,7 @@ def score(context: Context, version: str) -> tuple[list[ShardReport], ShardRepor
     evaluation = config.evaluation
     systems = compared(context)
     writing = min(1.0, evaluation.generation_users / max(1, tested_users(context)))
-    how = (systems, config.seed, config.nightly.num_candidates, evaluation.baseline, writing)
+    how = (systems, config.seed, config.nightly.num_candidates, evaluation.baseline, writing, evaluation.shuffle)
     arguments = (context.storage, version, config.llm, *how)
     dataset = map_actors(range(count), EvaluateShards, arguments, config.workers)
     with context.console.progress("evaluate", count) as bar:
@@ -125,6 +129,17 @@ def compared(context: Context) -> tuple[str, ...]:
 
 def tested_users(context: Context) -> int:
     return read_manifest(context.workspace.evaluation_cases).stats["test"]
+
+
+def record(context: Context, version: str, metrics: list[dict[str, Any]], report: str) -> None:
+    """Add the figures over all cases, and the report, to MLflow's run of the training of Stage-2."""
+    identity = read_manifest(Workspace(context.workspace.bundles.at(version)).projectors).fingerprint
+    config, whole = context.config, (row for row in metrics if row["subset"] == "all")
+    name, settings = f"{config.name} train-projection", config.model_dump(mode="json")
+    run = tracking.tracked_run(config.mlflow, name, identity, settings)
+    figures = {f"{row['protocol']}/{row['system']}/{row['metric']}": row["value"] for row in whole}
+    run.metrics(figures, prefix="evaluation/")
+    run.text("report.html", report)
 
 
 def total_costs(costs: Iterable[Mapping[str, Any]]) -> Costs:
@@ -170,10 +185,13 @@ def data_stats(context: Context) -> dict[str, int]:
 
 def show(console: Console, metrics: list[dict[str, Any]]) -> None:
     """One row a system: against the negatives, against the baseline, in the whole catalogue, and by what it writes."""
-    _show(console, metrics, "held-out item among its negatives", "random", FIGURES)
+    sampled = sampled_figures(metrics)
+    _show(console, metrics, "held-out item among its negatives", "random", sampled)
     if baseline := baseline_of(metrics):
         title = f"difference to {baseline} by user [95 % interval]; swap: to itself without the swap"
-        _show(console, metrics, title, "random", FIGURES, difference)
+        title += "; shuffle: to itself with the true order" if "shuffle" in sampled else ""
+        sampled = {name: key for name, key in sampled.items() if name != "cosine"}
+        _show(console, metrics, title, "random", sampled, difference)
     if figures := full_figures(metrics):
         _show(console, metrics, "held-out item in the whole catalogue", FULL, figures)
     if distinct(metrics, "system", GENERATION):
@@ -200,7 +218,7 @@ def plan(context: Context) -> Stats:
     systems = {*compared(context)}
     return {
         "shards": num_shards(context.workspace.evaluation_cases),
-        "cases": cases * ((len(PROTOCOLS) + 1) * len(systems) + len(IN_CATALOGUE & systems)),
+        "cases": cases * ((len(PROTOCOLS) + 1 + settings.shuffle) * len(systems) + len(IN_CATALOGUE & systems)),
         "systems": ", ".join(compared(context)),
         "answers": min(settings.generation_users, cases) * len(NEED_LLM & systems),
     }

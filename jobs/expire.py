@@ -44,15 +44,16 @@ def expire(config: Config, console: Console, dry_run: bool = False) -> None:
         raise ValueError("nothing expires: set retention.runs, retention.bundles or another key of `retention`")
     for kind, found in expired(config, console):
         if dry_run:
-            console.plan(f"expire {kind}", {kind: len(found), "which": ", ".join(found) or "none"})
+            console.plan(f"expire {kind}", {"count": len(found), "would_delete": ", ".join(found) or "none"})
             continue
-        held = []
+        held = {}
         for name, delete in found.items():
             try:
                 delete()
             except RunHeld as error:
-                held.append(f"{name}: {error}")
-        console.event("expired", kind=kind, count=len(found) - len(held), which=[*found], held=held)
+                held[name] = str(error)
+        deleted = [name for name in found if name not in held]
+        console.event("expired", kind=kind, count=len(deleted), deleted=deleted, skipped=held)
 
 
 def expired(config: Config, console: Console) -> Iterator[Found]:

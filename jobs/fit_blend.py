@@ -1,4 +1,4 @@
-"""Fit the weight of the blend on the validation cases, for `nightly` with `nightly.ranker: blend`."""
+"""Fit the weight of a blend on the validation cases, for `nightly` with the ranker `blend` or `llm-srec-blend`."""
 
 import json
 
@@ -19,13 +19,14 @@ def run(context: Context) -> Stats:
     config, version = context.config, latest_bundle(context.storage)
     shards = num_shards(context.workspace.evaluation_cases)
     start_ray(config)
-    fitted = map_actors(range(shards), FitShards, (context.storage, version, config.llm, config.seed), config.workers)
+    told = (context.storage, version, config.llm, config.seed, config.nightly.ranker)
+    fitted = map_actors(range(shards), FitShards, told, config.workers)
     reports = []
     with context.console.progress("fit blend", shards) as bar:
         for report in read_reports(iter_results(fitted)):
             reports.append(report)
             bar.advance()
-    fit = {"bundle": version, **best_weight(reports)}
+    fit = {"bundle": version, "ranker": config.nightly.ranker, **best_weight(reports)}
     with writing(context.workspace.blend, Workspace.blend, context.fingerprint, context.resolved("llm")) as out:
         out.file(NAME, json.dumps(fit, indent=1).encode())
         out.stats |= fit
@@ -38,6 +39,12 @@ def plan(context: Context) -> Stats:
     return {"cases": read_manifest(context.workspace.evaluation_cases).stats["valid"]}
 
 
+def external_inputs(context: Context) -> list[str]:
+    config = context.config
+    found = [model_identity(config.llm.name, config.llm.revision), latest_bundle(context.storage)]
+    return found if config.nightly.ranker == "blend" else [*found, config.nightly.ranker]
+
+
 STEP = Step(
     verb="fit blend",
     sections=("llm",),
@@ -46,8 +53,5 @@ STEP = Step(
     run=run,
     plan=plan,
     needs=Needs("pool", models=lambda config: ("llm",)),
-    external_inputs=lambda context: [
-        model_identity(context.config.llm.name, context.config.llm.revision),
-        latest_bundle(context.storage),
-    ],
+    external_inputs=external_inputs,
 )

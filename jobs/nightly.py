@@ -101,7 +101,7 @@ def steps(
 ) -> list[Step]:
     """The run of a date, behind what it needs beside the bundle: tables by user and the weight of the blend."""
     before = user_tables.steps(config)
-    before += [fit_blend.STEP] if config.nightly.ranker == "blend" else []
+    before += [fit_blend.STEP] if config.nightly.is_blend else []
     names = [name for step in before for name in step.outputs]
     return [*before, nightly_step(config, run_date, full, limit, replace, names)]
 
@@ -124,14 +124,20 @@ def nightly_step(
         if not replace:
             return inputs.prepare_job(output, run_date, full, limit)
         with hold_lease(output, run_date, config.nightly.lease_s, console.event) as lease:
+            published_run(output, run_date, mirror)  # so that it is in the log, too
             return inputs.prepare_job(output, run_date, full, limit, lease)
 
     def finished(context: Context) -> str | None:
-        if find_json(output, manifest_key(run_date)) is None:
-            return None  # and nothing of a run is written before the preflight
-        run, manifest = job(context.console).run, published_run(output, run_date, mirror)
-        if manifest is None or manifest["run_id"] != run.run_id:
+        """Begins no run: that is for after the preflight."""
+        manifest = find_json(output, manifest_key(run_date))
+        if manifest is None:
             return None
+        run = inputs.run(output, run_date, limit)
+        if manifest["run_id"] != run.run_id:
+            if replace:
+                return None
+            raise run.is_another(manifest, manifest_key(run_date))
+        published_run(output, run_date, mirror)
         return f"{run_date} is published already, as run {run.run_id} in {output.uri}"
 
     def plan(context: Context) -> Stats:
@@ -149,7 +155,7 @@ def nightly_step(
         late_inputs=tuple(made_before),
         needs=Needs(
             "pool",
-            models=lambda config: () if config.nightly.ranker == "teacher" else ("llm",),
+            models=lambda config: ("llm",) if config.nightly.uses_llm else (),
             writes=lambda config: (output,),
         ),
         finished=finished,
@@ -183,7 +189,7 @@ def run(context: Context, job: NightlyJob, output: Storage, mirror: Callable[[],
             bound = {f"nightly.quality_gates.{gate['name']}": gate["bound"]}
             console.event("time to train again", **{gate["figure"]: gate["value"], **bound})
         entry = publish(job.run, digests, lease, mirror)
-    return {**stats, "run": job.run.run_id, "log_entry": entry["n"], "published_at": output.uri, "report": where}
+    return {**stats, "run": job.run.run_id, "log_entry": entry["n"], "output": output.uri, "report": where}
 
 
 def score(config: Config, console: Console, job: NightlyJob, metrics: NightlyMetrics, until: float | None) -> Stats:

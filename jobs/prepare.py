@@ -54,7 +54,9 @@ def run(context: Context) -> Stats:
     before = read_table(workspace.items) if known and find_manifest(workspace.items) else None
     item_table, bad_items = index_items(cleaned, known, excluded[1], before)
     item_ids, bad_item_reasons = item_table.column("item_id").combine_chunks(), count_values(bad_items.column("reason"))
-    if not len(item_ids):
+    listed_ids = cleaned.filter(pc.is_null(cleaned.column("reason"))).column("item_id")
+    gone = len(item_ids) - (pc.sum(pc.is_in(item_ids, value_set=listed_ids)).as_py() or 0)
+    if gone == len(item_ids):
         raise ValueError(f"items: no row is left of {bad_items.num_rows:,}: {bad_item_reasons}")
     logged = update_histories(context, histories, item_ids)
     listed = _lists_known(lists, histories.excluded_known(logged))
@@ -64,7 +66,7 @@ def run(context: Context) -> Stats:
     shards = logged.stats["shards"]
     reasons, filtered_out = (_totals(shards, key) for key in ("reasons", "filtered_out"))
     rows = sum(shard["kept"] for shard in shards) + filtered_out.total() + reasons.total()
-    _refuse("items", len(item_table), bad_item_reasons, data.max_rejected_fraction, workspace.rejected)
+    _refuse("items", len(item_table) - gone, bad_item_reasons, data.max_rejected_fraction, workspace.rejected)
     _refuse("interactions", rows - reasons.total(), reasons, data.max_rejected_fraction, workspace.rejected)
 
     frequent_I = _frequent_items(context, len(item_ids))
@@ -104,7 +106,8 @@ def run(context: Context) -> Stats:
         "rejected items": bad_items.num_rows,
         **listed,
         **sizes,
-        "items of the catalogue": len(item_ids),
+        "items of the catalogue": len(item_ids) - gone,
+        **({"items that have left the catalogue": gone} if gone else {}),
         "items with training interactions": int(np.count_nonzero(popularity_I)),
         "interactions per user": interactions / users,
         "evaluation cases": sum(entry["rows"] for entry in drawn.files.values()),

@@ -121,7 +121,7 @@ def suppress(
         with hold_date(config, console, storage, one) as lease:
             found = suppression.suppress(storage, one, user_ids, item_ids, lease, mirror_of(config))
         taken_out.add(found)
-        console.event("suppressed", run_date=one, where=storage.uri, **found.counts)
+        console.event("suppressed", run_date=one, output=storage.uri, **found.counts)
     known = Known(config.workspace)
     counts = [_count(found, "users", taken_out.named_users, known.users, least) for found in user_lists]
     counts += [_count(found, "items", taken_out.named_items, known.items, least) for found in item_lists]

@@ -2,8 +2,9 @@
 
     python -m jobs.train_baselines --config jobs/configs/real-small.yaml
 
-Reads `teacher`, `sequences`, `items` and the validation part of `evaluation_cases`, and the LLM; writes
-`systems/llm-srec`: the readout's weights and all items' vectors. The LLM is held as by `train-projection`.
+Reads `teacher`, `sequences`, `items` and the validation part of `evaluation_cases`, the LLM, and for `item_input:
+joint` the `alignment`; writes `systems/llm-srec`: the readout's weights and all items' vectors. The LLM is held as by
+`train-projection`.
 """
 
 from typing import Any
@@ -12,14 +13,16 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from allmrec.cf.teacher import load_teacher
+from allmrec.alignment.joint import EmbeddingChoice
+from allmrec.alignment.network import load_joint
+from allmrec.cf.teacher import Teacher, load_teacher
 from allmrec.cf.training import ValidationCases
 from allmrec.core.artifacts import read_manifest, read_table, shard_name, writing
 from allmrec.core.distributed import rank_and_world_size
 from allmrec.core.workspace import Workspace
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
-from allmrec.data.trained_items import check_trained_on
+from allmrec.data.trained_items import check_trained_on, read_trained_items
 from allmrec.llm.loading import load_tokenizer, max_positions
 from allmrec.llm.prompt import Titles
 from allmrec.projection.engine import checksum, load_llm_with_placement
@@ -28,9 +31,10 @@ from allmrec.readout.examples import ReadoutExamples
 from allmrec.readout.network import ReadoutConfig, save_readout
 from allmrec.readout.prompts import ReadoutPrompts
 from allmrec.readout.training import ReadoutTraining
+from jobs.config import Config
 from jobs.runtime.command import main
 from jobs.runtime.preflight import Needs
-from jobs.runtime.ray_train import device, fit, report, resume
+from jobs.runtime.ray_train import device, fit, resume, run_rounds
 from jobs.runtime.step import Context, Stats, Step
 from jobs.train_projection import identity, placed
 
@@ -40,16 +44,20 @@ _SAMPLE = 2000  # items and users whose prompts are counted for a plan
 
 def run(context: Context) -> Stats:
     config, workspace, readout = context.config, context.workspace, named(context)
-    check_trained_on(workspace.teacher, read_table(workspace.items))
+    inputs = STEP.under(config).inputs
+    for model in {Workspace.teacher, Workspace.alignment}.intersection(inputs):
+        check_trained_on(workspace.at(model), read_table(workspace.items))
     settings = {
         "readout": readout,
-        **{name: getattr(config, name) for name in ("prompt", "llm", "seed")},
-        **{name: workspace.at(name) for name in (*STEP.inputs, *STEP.outputs)},
+        **{name: getattr(config, name) for name in ("prompt", "llm", "bundle", "seed")},
+        **{name: workspace.at(name) for name in (*inputs, *STEP.outputs)},
     }
     resolved = context.resolved(*SECTIONS)
     with writing(workspace.llm_srec, Workspace.llm_srec, context.fingerprint, resolved) as out:
         out.stats |= fit(context, "train-baselines", loop, settings, total=100)  # per cent
         out.stats |= {"llm": identity(context), "teacher": read_manifest(workspace.teacher).digest}
+        if readout.item_input == "joint":
+            out.stats |= {"alignment": read_manifest(workspace.alignment).digest, **_form(config)}
         out.add(out.stats.pop("files"))
     return out.stats
 
@@ -75,21 +83,20 @@ def loop(settings: dict[str, Any]) -> Stats:
     prompts, cases = ReadoutPrompts(settings["prompt"], tokenizer, titles, max_positions(llm)), None
     if config.validation_users:
         cases = ValidationCases.read(settings[Workspace.evaluation_cases], sequences, config.validation_users, seed)
+    teacher = load_teacher(settings[Workspace.teacher])
     training = ReadoutTraining(
         config,
         llm_config,
         placement,
         llm,
-        load_teacher(settings[Workspace.teacher]),
+        teacher,
+        item_inputs(settings, teacher),
         ReadoutExamples(config, Sequences.read_train(sequences), prompts, seed, catalogue.drawable),
         cases,
         device(),
         resume(),
     )
-    rounds: list[dict[str, float]] = []
-    for numbers in training.rounds():
-        rounds.append(numbers)
-        report(100 * training.step // training.total_steps, training.state_dict(), step=training.step, **numbers)
+    rounds = run_rounds(training)
     weights = training.best_weights()
     vectors_NV, frozen_checksum = training.best_vectors(weights), checksum(llm)
     assert frozen_checksum == training.frozen_checksum, "training must not touch the LLM"
@@ -107,6 +114,16 @@ def loop(settings: dict[str, Any]) -> Stats:
         **{name: round(float(np.mean([numbers[name] for numbers in rounds])), 2) for name in speeds if rounds},
         "frozen_checksum": frozen_checksum,
     }
+
+
+def item_inputs(settings: dict[str, Any], teacher: Teacher) -> torch.Tensor:
+    """What f_I reads, by item index."""
+    items_ND = teacher.item_embeddings.detach()
+    if settings["readout"].item_input == "teacher":
+        return items_ND
+    popularity_N = np.append(0, read_trained_items(settings[Workspace.teacher]).column("popularity").to_numpy())
+    choice = EmbeddingChoice.of(popularity_N, items_ND, settings["bundle"].min_interactions_for_cf)
+    return choice.joint(*load_joint(settings[Workspace.alignment]))
 
 
 def plan(context: Context) -> Stats:
@@ -139,6 +156,21 @@ def plan(context: Context) -> Stats:
     }
 
 
+def external_inputs(context: Context) -> Any:
+    """The LLM, and where the form of an item counts what decides it."""
+    joint = named(context).item_input == "joint"
+    return [identity(context), _form(context.config)] if joint else identity(context)
+
+
+def _form(config: Config) -> Stats:
+    return {"bundle.min_interactions_for_cf": config.bundle.min_interactions_for_cf}
+
+
+def _alignment(config: Config) -> tuple[str, ...]:
+    joint = config.llm_srec is not None and config.llm_srec.item_input == "joint"
+    return (Workspace.alignment,) if joint else ()
+
+
 STEP = Step(
     "train-baselines",
     sections=SECTIONS,
@@ -146,7 +178,8 @@ STEP = Step(
     outputs=(Workspace.llm_srec,),
     run=run,
     plan=plan,
-    external_inputs=identity,
+    optional_inputs=_alignment,
+    external_inputs=external_inputs,
     needs=Needs("training", models=lambda config: ("llm",)),
 )
 

@@ -23,10 +23,11 @@ from allmrec.core.workspace import Workspace
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
 from allmrec.data.trained_items import check_trained_on, read_trained_items
-from allmrec.llm.loading import LLMConfig, Placement, load_tokenizer, max_positions
+from allmrec.llm.loading import LLMConfig, Placement, load_tokenizer, max_positions, torch_dtype
 from allmrec.llm.prompt import PromptBuilder, Titles
+from allmrec.metrics import METRICS
 from allmrec.projection.engine import checksum, load_llm_with_placement
-from allmrec.projection.estimate import tokens_per_prompt
+from allmrec.projection.estimate import matmul_rate, tokens_per_prompt
 from allmrec.projection.examples import Examples
 from allmrec.projection.placement import (
     Outline,
@@ -40,8 +41,9 @@ from allmrec.projection.placement import (
 from allmrec.projection.projectors import item_inputs, save_projectors
 from allmrec.projection.training import ProjectionTraining
 from jobs.runtime.command import main
+from jobs.runtime.console import Console
 from jobs.runtime.preflight import Needs
-from jobs.runtime.ray_train import device, fit, report, resume
+from jobs.runtime.ray_train import device, fit, resume, run_rounds
 from jobs.runtime.step import Context, Stats, Step
 
 SECTIONS = ("projection", "prompt", "llm", "bundle")  # bundle says which form shows an item
@@ -61,7 +63,14 @@ def run(context: Context) -> Stats:
         out.stats |= fit(context, "train-projection", loop, settings, total=100)  # per cent
         out.stats |= {"llm": identity(context)}
         out.add(out.stats.pop("files"))
-    return out.stats
+    show_curve(context.console, out.stats["curve"])
+    return {name: value for name, value in out.stats.items() if name != "curve"}
+
+
+def show_curve(console: Console, curve: list[dict[str, float]]) -> None:
+    """What validation found, and after how many prompts."""
+    if curve:
+        console.table("validation", list(curve[0]), [list(point.values()) for point in curve])
 
 
 def loop(settings: dict[str, Any]) -> Stats:
@@ -99,15 +108,13 @@ def loop(settings: dict[str, Any]) -> Stats:
             seed,
             projection.targets,
             catalogue.drawable,
+            projection.max_users,
         ),
         cases,
         device(),
         resume(),
     )
-    rounds: list[dict[str, float]] = []
-    for numbers in training.rounds():
-        rounds.append(numbers)
-        report(100 * training.step // training.total_steps, training.state_dict(), step=training.step, **numbers)
+    rounds = run_rounds(training)
     weights, frozen_checksum = training.best_weights(), checksum(llm)
     assert frozen_checksum == training.frozen_checksum, "training must not touch the LLM"
     if rank_and_world_size()[0] != 0:
@@ -120,7 +127,8 @@ def loop(settings: dict[str, Any]) -> Stats:
         **training.examples.shortened(),
         "steps": training.step,
         "losses": [round(loss, 5) for loss in training.epoch_losses()],
-        **{f"best_{name}": value for name, value in training.best.items() if name in ("epoch", "hit@1", "ndcg@10")},
+        "curve": training.curve,
+        **{f"best_{name}": training.best[name] for name in ("epoch", "prompts", *METRICS) if name in training.best},
         **{name: round(float(np.mean([numbers[name] for numbers in rounds])), 2) for name in speeds if rounds},
         "frozen_checksum": frozen_checksum,
     }
@@ -141,7 +149,9 @@ def plan(context: Context) -> Stats:
     sample, manifest = Sequences.read_train(table, [0]), read_manifest(table)
     sampled = sample.lengths[sample.lengths >= 2]
     share = manifest.files[shard_name(0)]["rows"] / max(manifest.rows, 1)
-    prompts = round((len(sampled) if projection.targets == "last" else int((sampled - 1).sum())) / max(share, 1e-9))
+    users = round(len(sampled) / max(share, 1e-9))
+    per_user = 1 if projection.targets == "last" else float((sampled - 1).mean())
+    prompts = round(min(users, projection.max_users or users) * per_user)
     titles = Catalogue.read(context.workspace.items).titles
     length = tokens_per_prompt(config.llm, config.prompt, projection, outline.positions, sample, titles)
     tokens = round(prompts * length)
@@ -149,6 +159,10 @@ def plan(context: Context) -> Stats:
     placements = get_args(Placement) if config.llm.placement == "auto" else (config.llm.placement,)
     # Forward and backward to the inputs, two operations a weight each; no weight of the LLM has a gradient.
     operations = 4 * outline.parameters * tokens * projection.epochs
+    on_cpus = {}
+    if not config.workers.gpus_per_worker:
+        rate = world * matmul_rate(outline.token_dim, torch_dtype(config.llm), config.workers.cpus_per_worker)
+        on_cpus["hours_at_this_hosts_matmul"] = round(operations / rate / 3600, 2)
     return {
         "llm": config.llm.name,
         "llm_parameters": outline.parameters,
@@ -161,6 +175,7 @@ def plan(context: Context) -> Stats:
         "tokens_per_epoch": tokens,
         "steps": projection.epochs * -(-prompts // projection.batch_size),
         "workers": world,
+        **on_cpus,
         "gpu_hours_at_100_tflops": round(operations / 1e14 / 3600, 4),
     }
 

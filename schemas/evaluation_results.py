@@ -9,7 +9,7 @@ SCHEMA = pa.schema(
     [
         pa.field("user_id", pa.string(), nullable=False),  # whose candidates these are; in the swap not whose history
         pa.field("system", pa.string(), nullable=False),  # of evaluation.systems
-        pa.field("protocol", pa.string(), nullable=False),  # random, matched, swap, full or generation
+        pa.field("protocol", pa.string(), nullable=False),  # random, matched, swap, shuffle, full or generation
         pa.field("warm", pa.bool_(), nullable=False),  # as in evaluation_cases
         pa.field("cold", pa.bool_(), nullable=False),
         pa.field("tied", pa.int32(), nullable=False),  # others that the system cannot tell from the target
@@ -22,5 +22,6 @@ SCHEMA = pa.schema(
         pa.field("recall", pa.float64()),  # protocol full: Recall@N; the manifest has N
         pa.field("named", pa.float64()),  # protocol generation: whether the answer is a candidate's title
         pa.field("hit@1 substring", pa.float64()),  # protocol generation: whether the target's title is in the answer
+        pa.field("cosine", pa.float64()),  # protocol shuffle: of the user's vectors by both orders, if there are any
     ]
 )

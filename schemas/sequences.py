@@ -10,4 +10,6 @@ SCHEMA = pa.schema(
         pa.field("train_length", pa.int32(), nullable=False),  # items at the start that train; 0: a held-out user
     ]
 )
+# Where `evaluation.split.shuffle_training` is set: what trains, in the order in which it does.
+SHUFFLED = SCHEMA.append(pa.field("train_item_index", pa.list_(pa.int32()), nullable=False))
 HISTORY = SCHEMA.remove(SCHEMA.get_field_index("train_length"))  # before the log is split

@@ -78,7 +78,13 @@ def refresh_bundle(storage: Storage, version: str) -> str:
 def _build(workspace: Workspace, models: Workspace, config: Mapping[str, Any], identities: Mapping[str, Any]) -> str:
     systems = (Workspace.llm_srec,) if (config.get("baselines") or {}).get("llm_srec") else ()
     manifests = {model: read_manifest(models.at(model)) for model in (*MODELS, *systems)}
-    _check_systems({system: manifests[system] for system in systems}, manifests["teacher"], identities["llm"])
+    made_of = {
+        "llm": identities["llm"]["identity"],
+        "teacher": manifests["teacher"].digest,
+        "alignment": manifests["alignment"].digest,
+        "bundle.min_interactions_for_cf": config["bundle"]["min_interactions_for_cf"],
+    }
+    _check_systems({system: manifests[system] for system in systems}, made_of)
     items = bundle_items(models, read_table(workspace.items))
     content = {
         "format": FORMAT,
@@ -162,11 +168,11 @@ def _check_embeddings(projectors: Manifest, config: Mapping[str, Any]) -> None:
             )
 
 
-def _check_systems(systems: Mapping[str, Manifest], teacher: Manifest, llm: Mapping[str, str]) -> None:
-    """Raises ValueError when a system was trained with another LLM or teacher than the bundle's."""
+def _check_systems(systems: Mapping[str, Manifest], made_of: Mapping[str, Any]) -> None:
+    """Raises ValueError when a system was trained with something else than the bundle's; each says what it was."""
     for system, manifest in systems.items():
-        for what, expected in (("llm", llm["identity"]), ("teacher", teacher.digest)):
-            if manifest.stats[what] != expected:
+        for what, expected in made_of.items():
+            if manifest.stats.get(what, expected) != expected:
                 raise ValueError(
                     f"{system} was trained with another {what} than the bundle's; run train-baselines again"
                 )

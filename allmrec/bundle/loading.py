@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from torch.nn.utils import parameters_to_vector
 
 from allmrec.alignment.joint import EmbeddingChoice
 from allmrec.bundle.description import verify_bundle
@@ -24,6 +25,7 @@ from allmrec.data.trained_items import with_counts
 from allmrec.llm.loading import LLMConfig
 from allmrec.llm.prompt import PromptConfig
 from allmrec.projection.projectors import ProjectionConfig, Projectors, item_inputs, load_projectors, random_inputs
+from allmrec.readout.network import load_readout
 
 _PROBES = 4  # users and items that a bundle is tried on
 
@@ -77,6 +79,10 @@ class Bundle:
                 "leave a-llmrec-sbert out of evaluation.systems"
             )
         return self.q_NJ
+
+    def joint_embeddings(self) -> torch.Tensor:
+        """e_i of every item, or q_i where that shows it, (N, J)."""
+        return self.embedding_choice().joint(self.e_NJ, self.q_NJ)
 
     def uses_text_embedding(self) -> torch.Tensor:
         """bool (N,): the items that q_i shows."""
@@ -147,6 +153,10 @@ def probe(bundle: Bundle) -> None:
         raise ValueError(
             f"bundle {bundle.version}: its parts do not fit together ({error}); run the training steps again"
         ) from error
+    for name, part in bundle.systems.items():
+        readout, vectors_NV = load_readout(part)
+        weights = parameters_to_vector(readout.parameters())
+        found |= {f"{name}'s weights": weights, f"{name}'s vectors of items": vectors_NV}
     for what, values in found.items():
         if not values.isfinite().all():
             raise ValueError(f"bundle {bundle.version}: {what} hold NaN or inf; look at the training of its models")

@@ -107,12 +107,12 @@ def held_out_ranks(
     return better_B.cpu().numpy(), tied_B.cpu().numpy()
 
 
-def refuse_nonfinite(vectors_ND: torch.Tensor, ids: pa.Array, what: str) -> None:
+def refuse_nonfinite(vectors_ND: torch.Tensor, ids: pa.Array, what: str, who: str = "the teacher") -> None:
     """Raises ValueError for vectors with NaN or inf, whose scores would be nowhere in an order; names five of them."""
     wrong_N = ~vectors_ND.isfinite().all(1).cpu().numpy()
     if wrong_N.any():
         some = ids.filter(pa.array(wrong_N))[:5].to_pylist()
-        raise ValueError(f"the teacher {what} {some} … as NaN or inf; check its training")
+        raise ValueError(f"{who} {what} {some} … as NaN or inf; check its training")
 
 
 class _Best:

@@ -92,6 +92,10 @@ class Cases:
             np.flatnonzero(uniforms(self.hashes, key64(seed, Draw.EVALUATION_GENERATION), 1)[:, 0] < share)
         )
 
+    def shuffled(self, seed: int) -> "Cases":
+        """Every user with the same history in a drawn order."""
+        return replace(self, histories=self.histories.shuffled(key64(seed, Draw.EVALUATION_ORDER)))
+
     def swapped(self, seed: int) -> "Cases":
         """Every user with the history of the next one in a shuffled circle. A single user has no partner: no cases."""
         if len(self) < 2:

@@ -47,6 +47,7 @@ class EvaluationConfig(Section):
     # The systems to compare. Unless they are named here, those of `baselines` are, too.
     systems: tuple[System, ...] = BUILT_IN
     baseline: System | None = "teacher"  # that the others are compared to, user by user; null: no comparison
+    shuffle: bool = False  # whether systems also score the users by their histories in a drawn order
     generation_users: int = Field(0, ge=0)  # about how many users LLM systems also write answers for
 
     @model_validator(mode="after")

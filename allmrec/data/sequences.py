@@ -1,6 +1,7 @@
 """Users' histories as flat arrays: what every model, sampler and job takes a batch of users from.
 
-How much of a history trains is in the `sequences` table (`splits` decides it), and `read_train` keeps to it.
+How much of a history trains, and in which order, is in the `sequences` table (`splits` decides it), and `read_train`
+keeps to it.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from allmrec.core.artifacts import read_manifest, read_table
-from allmrec.core.hashing import hash_strings
+from allmrec.core.hashing import hash_strings, mix64
 from allmrec.core.storage import Storage
 
 
@@ -23,9 +24,9 @@ class Sequences:
     items: np.ndarray  # int32 (sum of lengths,)
 
     @classmethod
-    def from_table(cls, table: pa.Table) -> "Sequences":
+    def from_table(cls, table: pa.Table, column: str = "item_index") -> "Sequences":
         """From rows of the `sequences` table."""
-        lists = table.column("item_index").combine_chunks()
+        lists = table.column(column).combine_chunks()
         user_ids = table.column("user_id").combine_chunks()
         if isinstance(lists, pa.ChunkedArray):  # an empty table has no chunk to combine
             lists, user_ids = pa.array([], lists.type), pa.array([], pa.string())
@@ -41,7 +42,10 @@ class Sequences:
     def read_train(cls, storage: Storage, shards: Sequence[int] | None = None) -> "Sequences":
         """The training part of the stored `sequences`, or of some shards of it, without held-out users."""
         table = read_table(storage, shards)
-        users = cls.from_table(table).shortened(table.column("train_length").to_numpy().astype(np.int64))
+        if "train_item_index" in table.column_names:
+            users = cls.from_table(table, "train_item_index")
+        else:
+            users = cls.from_table(table).shortened(table.column("train_length").to_numpy().astype(np.int64))
         return users.take(np.flatnonzero(users.lengths))
 
     def __len__(self) -> int:
@@ -71,6 +75,18 @@ class Sequences:
         """The newest `count` items of every user."""
         lengths = np.minimum(self.lengths, count)
         return Sequences(self.user_ids, offsets_of(lengths), self.items[ranges(self.offsets[1:] - lengths, lengths)])
+
+    def shuffled(self, key: np.uint64, keep_last: bool = False) -> "Sequences":
+        """Every user's items in an order that is drawn by user.
+
+        Args:
+            keep_last: the newest item keeps its place.
+        """
+        rows = self.rows()
+        place = np.arange(len(self.items)) - self.offsets[rows]
+        drawn = mix64(mix64(self.hashes() ^ key)[rows] ^ place.astype(np.uint64))
+        last = place + keep_last == self.lengths[rows]
+        return Sequences(self.user_ids, self.offsets, self.items[np.lexsort((drawn, last, rows))])
 
     def renumbered(self, index_I: np.ndarray) -> "Sequences":
         """The same users under other item indices, without the items that have none (0)."""

@@ -38,6 +38,8 @@ class SplitConfig(Section):
     trained_in: str | None = None  # cross-domain: folder or URI of the workspace whose models are taken
     item_embeddings: Literal["decoded", "drawn"] = "decoded"  # cross-domain: E_i from its text, or of any trained item
     users: int | None = Field(None, ge=1)  # few-shot: how many train; cold-users: how many are held out, null: all
+    # Train on histories in a drawn order, their last item kept in its place; held-out items have true histories.
+    shuffle_training: bool = False
 
     @model_validator(mode="after")
     def _complete(self) -> "SplitConfig":
@@ -109,6 +111,13 @@ class Split:
         elif kind == "cross-domain":
             train, valid = np.zeros_like(length), np.full_like(length, NONE)
         return Parts(train, valid, test)
+
+    def training(self, users: Sequences, parts: Parts) -> Sequences:
+        """The items that train, in the order in which they do."""
+        users = users.shortened(parts.train)
+        if not self.config.shuffle_training:
+            return users
+        return users.shuffled(key64(self.seed, Draw.SPLIT_ORDER), keep_last=True)
 
     def _eligible(self, lengths: np.ndarray) -> np.ndarray:
         return lengths == COLD if self.config.kind == "cold-users" else lengths >= 3

@@ -126,6 +126,10 @@ def write_circuits(
         final.weight.zero_()
         final.weight[CODE] = LOGITS
         final.bias.zero_()
+        # What is gathered of soft tokens is in the last hidden state, for what reads that (LLM-SRec), and in no logit:
+        # tokens are zero there.
+        final.weight[SOFT] = 1
+        decoder.project_out.weight[SOFT, SOFT] = torch.eye(MATCHED)
         # Where a title is due, tokens that begin one: else Stage-2's loss is mostly about all the others.
         decoder.embed_tokens.weight[:, _BEGINS] = begins.float()
         final.weight[_FLAG["decide"]] = 1

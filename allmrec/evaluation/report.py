@@ -7,7 +7,8 @@ runs are free text.
 import base64
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,8 @@ CANDIDATES = {
     "tells nothing. Targets that too few others are as popular as are left out.",
     "swap": "Random negatives, but every user has another user's representation and history. "
     "A system that is personal loses by it.",
+    "shuffle": "Random negatives, but every history is in a drawn order. What a system loses by it, it knew from the "
+    "order. Cosine: of the user's vectors by both orders, for systems that have one.",
 }
 PROTOCOLS = CANDIDATES | {
     "full": "All items of the filtered data that the history has not, for systems that can score them all. Recall@N is "
@@ -43,6 +46,8 @@ PROTOCOLS = CANDIDATES | {
     "the answer is the title of a candidate. Hit@1: it is the target's title and nothing else. Substring: the target's "
     "title appears anywhere in it.",
 }
+# Protocols in which a system is compared with itself: the words for what that has.
+ITSELF = {"swap": "itself without the swap", "shuffle": "itself with the true order"}
 SUBSETS = {
     "all": "all targets",
     "warm": "targets among the 35 % of items with the most interactions",
@@ -80,6 +85,7 @@ def render(report: Report) -> str:
         cell=lambda *key: figure(report.metrics, *key),
         difference=lambda *key: difference(report.metrics, *key),
         baseline=baseline_of(report.metrics),
+        itself=ITSELF,
         tied=lambda *key: (_row(report.metrics, *key) or {}).get("tied"),
         by_text=lambda *key: (_row(report.metrics, *key) or {}).get("by_text"),
         count=lambda protocol, subset: _count(report.metrics, protocol, subset),
@@ -95,12 +101,20 @@ def render(report: Report) -> str:
                 _bars(report, systems["random"], [(subset, ("random", subset, "hit@1")) for subset in SUBSETS]),
             ),
         ],
+        curves=_curves(report),
         training={
-            part: {name: _number(value) for name, value in stats.items() if value is not None}
+            part: {name: _number(value) for name, value in stats.items() if value is not None and name != "curve"}
             for part, stats in report.bundle["stats"].items()
         },
         number=_number,
     )
+
+
+def sampled_figures(metrics: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str, str]]:
+    """FIGURES, and those of shuffled histories where there are any."""
+    if not distinct(metrics, "system", "shuffle"):
+        return FIGURES
+    return FIGURES | {"shuffle": ("shuffle", "all", "hit@1"), "cosine": ("shuffle", "all", "cosine")}
 
 
 def full_figures(metrics: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str, str]]:
@@ -126,8 +140,8 @@ def difference(metrics: Sequence[Mapping[str, Any]], system: str, protocol: str,
 
 
 def baseline_of(metrics: Sequence[Mapping[str, Any]]) -> str | None:
-    """The system that the others are compared with (under the swap, each with itself); None where there is none."""
-    return next((row["baseline"] for row in metrics if row["protocol"] != "swap" and row["baseline"]), None)
+    """The system that the others are compared with (but for the protocols of ITSELF); None where there is none."""
+    return next((row["baseline"] for row in metrics if row["protocol"] not in ITSELF and row["baseline"]), None)
 
 
 def distinct(metrics: Sequence[Mapping[str, Any]], column: str, protocol: str) -> list[str]:
@@ -155,12 +169,7 @@ def _number(value: Any) -> str:
 
 def _bars(report: Report, systems: Sequence[str], groups: Sequence[tuple[str, tuple[str, str, str]]]) -> str:
     """Bars of hit@1 with standard errors, a colour for each group, as a data URI of an SVG image."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context({"svg.hashsalt": report.name, "font.size": 9, "font.family": "DejaVu Sans"}):
-        canvas = Figure(figsize=(7.2, 2.9), layout="constrained")
-        axes = canvas.add_subplot()
+    with _drawn(report) as (axes, image):
         width = 0.8 / len(groups)
         for number, (label, key) in enumerate(groups):
             rows = [_row(report.metrics, system, *key) or {"value": 0.0, "stderr": None} for system in systems]
@@ -169,9 +178,39 @@ def _bars(report: Report, systems: Sequence[str], groups: Sequence[tuple[str, tu
             axes.bar(at, [row["value"] for row in rows], width, yerr=errors, label=label, color=_COLOURS[number])
         axes.axhline(report.chance, color="black", linewidth=0.8, linestyle="--", label="chance")
         axes.set_xticks(np.arange(len(systems)), systems)
+    return image[0]
+
+
+def _curves(report: Report) -> str | None:
+    """Hit@1 of validation users against the examples seen, a line for each part that kept its curve; else None."""
+    curves = {part: stats["curve"] for part, stats in report.bundle["stats"].items() if stats.get("curve")}
+    if not curves:
+        return None
+    with _drawn(report) as (axes, image):
+        for number, (part, curve) in enumerate(curves.items()):
+            seen = next(iter(curve[0]))  # prompts or users
+            counts, hits = ([point[key] for point in curve] for key in (seen, "hit@1"))
+            axes.plot(counts, hits, marker="o", markersize=3, label=f"{part} ({seen})", color=_COLOURS[number])
+        axes.axhline(report.chance, color="black", linewidth=0.8, linestyle="--", label="chance")
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
+    return image[0]
+
+
+@contextmanager
+def _drawn(report: Report) -> Iterator[tuple[Any, list[str]]]:
+    """Axes to draw on; afterwards the list has the image, a data URI of an SVG."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    image: list[str] = []
+    with matplotlib.rc_context({"svg.hashsalt": report.name, "font.size": 9, "font.family": "DejaVu Sans"}):
+        canvas = Figure(figsize=(7.2, 2.9), layout="constrained")
+        axes = canvas.add_subplot()
+        yield axes, image
         axes.set_ylabel("Hit@1")
         axes.legend(frameon=False, ncols=4, loc="lower right", bbox_to_anchor=(1, 1))
         axes.spines[["top", "right"]].set_visible(False)
-        image = io.BytesIO()
-        canvas.savefig(image, format="svg", metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(image.getvalue()).decode()
+        file = io.BytesIO()
+        canvas.savefig(file, format="svg", metadata={"Date": None})
+    image.append("data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode())

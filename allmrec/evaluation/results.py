@@ -18,9 +18,11 @@ from allmrec.data.cases import Cases
 from allmrec.metrics import METRICS, summarise, sums
 from schemas.evaluation_results import SCHEMA
 
-FULL, GENERATION, SWAP = "full", "generation", "swap"
+FULL, GENERATION, SHUFFLE, SWAP = "full", "generation", "shuffle", "swap"
+CHANGED = (SWAP, SHUFFLE)  # protocols of other histories: a system's baseline is itself with its own
 WRITTEN = ("named", "hit@1", "hit@1 substring")
-_METRICS = {FULL: (*METRICS, "recall"), GENERATION: WRITTEN}  # of the other protocols: METRICS
+# Of the other protocols: METRICS. The cosine is that of systems which represent users by vectors.
+_METRICS = {FULL: (*METRICS, "recall"), SHUFFLE: (*METRICS, "cosine"), GENERATION: WRITTEN}
 
 Results = Mapping[Any, pa.Table]  # by protocol and system: rows of `evaluation_results`
 
@@ -35,11 +37,12 @@ def rows(
     """Rows of `evaluation_results`, in the order of the cases.
 
     Args:
-        values_BM: the protocol's metrics.
+        values_BM: the protocol's metrics; NaN for one that the system has not.
         tied_B: how many others are tied with the target.
         by_text: bool (n + 1,): items whose soft token is made of q_i; None where items have no soft tokens.
     """
-    columns: dict[str, Any] = dict(zip(metrics_of(protocol), values_BM.T, strict=True))
+    metrics = zip(metrics_of(protocol), values_BM.T, strict=True)
+    columns: dict[str, Any] = {name: pa.array(values_B, from_pandas=True) for name, values_B in metrics}
     if by_text is not None:
         columns["candidates"] = (cases.candidates_BC > 0).sum(axis=1)
         columns["by_text"] = ((cases.candidates_BC > 0) & by_text[cases.candidates_BC]).sum(axis=1)
@@ -64,6 +67,7 @@ def sums_of(results: Results, baseline: str | None, recall_at: int) -> list[dict
     """A shard's sums (see `metrics.sums`), with differences to the baseline system.
 
     Under the swap a system's baseline is itself with everybody's own history: what it loses is what it knew of users.
+    So it is with shuffled histories: what it loses is what it knew of their order.
     Answers are compared with the baseline's, or with its choice among the same candidates where it writes none.
 
     Args:
@@ -73,8 +77,8 @@ def sums_of(results: Results, baseline: str | None, recall_at: int) -> list[dict
     for (protocol, system), own in results.items():
         columns = {metric: metric for metric in metrics_of(protocol)}
         key: tuple[str, str | None] = (protocol, baseline)
-        if protocol == SWAP:
-            key = ("random", system)
+        if protocol in CHANGED:
+            key, columns = ("random", system), {metric: metric for metric in METRICS}
         elif protocol == GENERATION and key not in results:
             key, columns = ("random", baseline), {"hit@1": "hit@1", "hit@1 substring": "hit@1"}
         other = results[key] if key in results and key != (protocol, system) else None
@@ -132,7 +136,7 @@ def _sums(
     Args:
         columns: the other's by metric; a metric that is not among them has no differences.
     """
-    metrics = metrics_of(protocol)
+    metrics = [metric for metric in metrics_of(protocol) if not own.column(metric).null_count]
     values_BM = np.column_stack([own.column(metric).to_numpy() for metric in metrics])
     differences_BM = np.full(values_BM.shape, np.nan)
     if other is not None:

@@ -26,7 +26,7 @@ from allmrec.data.evaluation_cases import PROTOCOLS
 from allmrec.data.sequences import Sequences
 from allmrec.evaluation.answers import Answers
 from allmrec.evaluation.caveats import thin_cases
-from allmrec.evaluation.results import FULL, GENERATION, SWAP, metrics_of, rows, sums_of
+from allmrec.evaluation.results import FULL, GENERATION, SHUFFLE, SWAP, metrics_of, rows, sums_of
 from allmrec.evaluation.systems import IN_CATALOGUE, NEED_LLM, TEACHERS, Systems
 from allmrec.llm.loading import LLMConfig
 from allmrec.model import ALLMRec
@@ -53,12 +53,14 @@ class EvaluateShards(ShardTask):
         recall_at: int,
         baseline: str | None = None,
         generation: float = 0.0,
+        shuffle: bool = False,
     ):
         """
         Args:
             recall_at: N of protocol full's Recall@N.
             baseline: the system that the others are compared with, user by user.
             generation: share of the users that LLM systems generate text for.
+            shuffle: whether systems are also shown histories in a drawn order.
         """
         workspace = Workspace(storage)
         self.sequences, self.cases = workspace.sequences, workspace.evaluation_cases
@@ -67,7 +69,7 @@ class EvaluateShards(ShardTask):
         self.systems = Systems(self.model, seed)
         self.answers = Answers(self.systems)
         self.names, self.seed, self.recall_at = names, seed, recall_at
-        self.baseline, self.generation = baseline, generation
+        self.baseline, self.generation, self.shuffle = baseline, generation, shuffle
         if not NEED_LLM.isdisjoint(names):
             self.model.ranker(soft=True)  # loads the LLM now, while no clock runs
         for name in names:
@@ -79,6 +81,8 @@ class EvaluateShards(ShardTask):
         by_protocol = {protocol: Cases.select(table, sequences, SPLIT, protocol) for protocol in PROTOCOLS}
         drawn = by_protocol["random"]
         by_protocol |= {SWAP: drawn.swapped(self.seed), FULL: drawn}
+        if self.shuffle:
+            by_protocol[SHUFFLE] = drawn
         by_protocol[GENERATION] = drawn.sample(self.generation, self.seed)
         results, costs = {}, []
         for protocol, cases in by_protocol.items():
@@ -101,7 +105,8 @@ class EvaluateShards(ShardTask):
 
     def _evaluated(self, name: str, protocol: str, cases: Cases) -> tuple[pa.Table, dict[str, Any]]:
         """Rows and costs of one system."""
-        evaluate = {FULL: self._in_catalogue, GENERATION: self.answers.evaluate}.get(protocol, self._among_candidates)
+        ways = {FULL: self._in_catalogue, SHUFFLE: self._shuffled, GENERATION: self.answers.evaluate}
+        evaluate = ways.get(protocol, self._among_candidates)
         before, started = self._spent(), time.perf_counter()
         values, tied = [np.zeros((0, len(metrics_of(protocol))))], [np.zeros(0, dtype=np.int64)]
         for block in cases.blocks(_BLOCK):
@@ -120,6 +125,12 @@ class EvaluateShards(ShardTask):
     def _among_candidates(self, name: str, cases: Cases) -> tuple[np.ndarray, np.ndarray]:
         better_B, tied_B = metrics.standing(self.systems.score(name, cases), cases.candidates_BC)
         return metrics.expected_metrics(better_B, tied_B, cases.candidates_BC.shape[1]), tied_B
+
+    def _shuffled(self, name: str, cases: Cases) -> tuple[np.ndarray, np.ndarray]:
+        shuffled = cases.shuffled(self.seed)
+        cosine_B = self.systems.cosines(name, cases.histories, shuffled.histories)
+        metrics_BM, tied_B = self._among_candidates(name, shuffled)
+        return np.column_stack([metrics_BM, cosine_B]), tied_B
 
     def _in_catalogue(self, name: str, cases: Cases) -> tuple[np.ndarray, np.ndarray]:
         better_B, tied_B = self.systems.in_catalogue[name](cases)

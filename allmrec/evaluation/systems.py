@@ -4,6 +4,7 @@ All see the same cases. LLM systems show a case's candidates in the same shuffle
 first. Candidates of the same probability, such as those of one title, stay tied for all of them: the nightly run
 orders these by the teacher, but the figure of an LLM holds nothing that another model knows. *The swap* gives every
 user another user's representation and history and leaves the candidates: a system that is personal must lose by it.
+A *shuffle* gives every user the own history in another order: what a system loses by it, it knew from the order.
 Systems that can score every item also place the target in the whole catalogue.
 
 Dimensions: B cases, C candidates (the target first)
@@ -14,10 +15,12 @@ from functools import partial
 
 import numpy as np
 import pyarrow as pa
+from torch.nn import functional as F
 
 from allmrec.cf.retrieval import held_out_ranks, refuse_nonfinite
 from allmrec.core.hashing import Draw, draws, key64, mix64
 from allmrec.data.cases import Cases
+from allmrec.data.sequences import Sequences
 from allmrec.llm.batches import SoftTokens
 from allmrec.llm.shown_order import ShownOrder
 from allmrec.model import ALLMRec
@@ -99,6 +102,13 @@ class Systems:
 
     def by_teacher(self, name: str, cases: Cases) -> np.ndarray:
         return self.model.scores_by(name, cases.histories, cases.candidates_BC)
+
+    def cosines(self, name: str, histories: Sequences, others: Sequences) -> np.ndarray:
+        """Of each user's vectors by both histories, float64 (B,); NaN for systems that represent users by no vector."""
+        if name not in TEACHERS:
+            return np.full(len(histories), np.nan)
+        teacher = self.model.by_name(name)
+        return F.cosine_similarity(teacher.represent(histories), teacher.represent(others)).double().cpu().numpy()
 
     def teacher_in_catalogue(self, name: str, cases: Cases) -> tuple[np.ndarray, np.ndarray]:
         """Raises ValueError for NaN and inf, which would be below every target."""

@@ -14,7 +14,7 @@ from allmrec.llm.forward import tree_logits_at
 from allmrec.llm.prompt import Prompts
 from allmrec.llm.trie import ROOT, Tries
 
-# B prompts, C candidates, T prompt tokens, K inner tokens, L = T + K, M nodes, E edges
+# B prompts, C candidates, T prompt tokens, K inner tokens, L = T + K, M nodes, E edges, P edges on candidates' paths
 
 
 def rank(llm: Any, prompts: Prompts, tries: Tries, soft: SoftTokens | None, padding: int) -> np.ndarray:
@@ -24,6 +24,11 @@ def rank(llm: Any, prompts: Prompts, tries: Tries, soft: SoftTokens | None, padd
         tries: the candidates' of these prompts.
         padding: a token for where nothing is.
     """
+    return candidate_log_p(llm, prompts, tries, soft, padding).float().numpy()
+
+
+def candidate_log_p(llm: Any, prompts: Prompts, tries: Tries, soft: SoftTokens | None, padding: int) -> torch.Tensor:
+    """As `rank`, float64 (B, C) on the CPU; gradients flow to the soft tokens."""
     embedding = llm.get_input_embeddings()
     device = embedding.weight.device
     lengths_B = torch.from_numpy(prompts.lengths)
@@ -47,14 +52,14 @@ def rank(llm: Any, prompts: Prompts, tries: Tries, soft: SoftTokens | None, padd
     visible_BLL = _visible(lengths_B, width, tries, column_M)
     logits_KV = tree_logits_at(
         llm, torch.from_numpy(nodes).to(device), embeds_BLH, visible_BLL.to(device), positions_BL.to(device)
-    ).cpu()
-    node_E = torch.from_numpy(node_of_edge)
-    logits_E = logits_KV[node_E, torch.from_numpy(tries.edge_token.astype(np.int64))].double()
+    )
+    node_E, token_E = torch.from_numpy(node_of_edge), torch.from_numpy(tries.edge_token.astype(np.int64))
+    logits_E = logits_KV[node_E.to(device), token_E.to(device)].cpu().double()
     log_p_E = logits_E - _segment_logsumexp(logits_E, node_E, len(nodes))[node_E]
-    log_p = np.bincount(
-        tries.path_candidate, weights=log_p_E.numpy()[tries.path_edge], minlength=tries.title_multiplicity.size
-    ).reshape(tries.title_multiplicity.shape)
-    return (log_p - np.log(np.maximum(tries.title_multiplicity, 1))).astype(np.float32)
+    sharing_BC = torch.from_numpy(np.maximum(tries.title_multiplicity, 1))
+    candidate_P, edge_P = torch.from_numpy(tries.path_candidate), torch.from_numpy(tries.path_edge)
+    total = log_p_E.new_zeros(sharing_BC.numel()).index_add(0, candidate_P, log_p_E[edge_P])
+    return total.view(sharing_BC.shape) - sharing_BC.double().log()
 
 
 def _columns(prompts: Prompts, tries: Tries) -> np.ndarray:
@@ -85,5 +90,5 @@ def _visible(lengths_B: torch.Tensor, width: int, tries: Tries, column_M: torch.
 
 
 def _segment_logsumexp(values_E: torch.Tensor, segment_E: torch.Tensor, count: int) -> torch.Tensor:
-    top = torch.full((count,), -torch.inf, dtype=values_E.dtype).scatter_reduce(0, segment_E, values_E, "amax")
+    top = values_E.detach().new_full((count,), -torch.inf).scatter_reduce(0, segment_E, values_E.detach(), "amax")
     return top + torch.zeros_like(top).index_add(0, segment_E, (values_E - top[segment_E]).exp()).log()

@@ -8,7 +8,7 @@ The same builder serves Stage-2, ranking and evaluation, so training and inferen
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,10 @@ class PromptConfig(Section):
     noun: str = "item"  # "... set of item titles"
     user_slot: bool = True  # x_u at the front; false: a row of Table 9
     item_slots: bool = True  # an item's embedding after its title; false: a row of Table 9
+    # behind: items' slots behind their titles and the user's in front, as in the paper. before: items' slots before
+    # their titles and the user's last: an LLM that looks for an earlier token like the last one, and repeats what
+    # followed it, then writes the title of the item whose soft token is like the user's.
+    slots: Literal["behind", "before"] = "behind"
     max_history: int = Field(10, ge=0)  # newest items of a user that the prompt shows
     max_title_tokens: int | None = Field(24, ge=1)  # longer titles are cut, in prompts and answers; null: never
 
@@ -52,7 +56,7 @@ class Template:
     answer: str  # what the LLM continues
 
 
-ABOUT_USER, NOTHING = " is a user representation.", " nothing"  # behind the user's slot; in the place of no history
+ABOUT_USER, NOTHING = " is a user representation.", " nothing"  # behind the user's slot in front; for no history
 
 
 def recommendation(config: PromptConfig) -> Template:
@@ -141,13 +145,14 @@ class PromptBuilder:
     ):
         self.config, self.titles, self.soft, self.max_tokens = config, titles, soft, max_tokens
         self.user_slot, self.item_slots = soft and config.user_slot, soft and config.item_slots
+        self.slots_first = config.slots == "before"
         self.end = tokenizer.eos_token_id
         words = template or recommendation(config)
         segments = {
             "empty": [],
             "bos": [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else [],
             "slot": [tokenizer.pad_token_id],  # a placeholder: its embedding is replaced
-            "intro": _ids(tokenizer, ABOUT_USER * self.user_slot + words.opening),
+            "intro": _ids(tokenizer, ABOUT_USER * (self.user_slot and not self.slots_first) + words.opening),
             "nothing": _ids(tokenizer, NOTHING),
             "comma": _ids(tokenizer, ","),
             "middle": _ids(tokenizer, words.question),
@@ -173,19 +178,20 @@ class PromptBuilder:
         candidate_rows, candidate_items = np.nonzero(shown)[0], candidates[shown]
         recent, caps = self._fitted(recent, candidates)
         num_history, num_candidates = recent.lengths, shown.sum(axis=1)
-        # Pieces of a prompt: bos slot intro nothing | 3 per history item | middle | 3 per candidate | end
-        counts = 4 + 3 * num_history + 1 + 3 * num_candidates + 1
+        # Pieces of a prompt: bos slot intro nothing | 3 per history item | middle | 3 per candidate | end slot
+        counts = 4 + 3 * num_history + 1 + 3 * num_candidates + 2
         base = offsets_of(counts)
         pieces = np.full(base[-1], piece["empty"], dtype=np.int64)
         items = np.full(base[-1], -1, dtype=np.int64)  # the item of a slot
         head, middle = base[:-1], base[:-1] + 4 + 3 * num_history
         pieces[head] = piece["bos"]
         if self.user_slot:
-            pieces[head + 1], items[head + 1] = piece["slot"], USER_SLOT
+            at = base[1:] - 1 if self.slots_first else head + 1
+            pieces[at], items[at] = piece["slot"], USER_SLOT
         pieces[head + 2] = piece["intro"]
         pieces[head + 3] = np.where(num_history == 0, piece["nothing"], piece["empty"])
         pieces[middle] = piece["middle"]
-        pieces[base[1:] - 1] = piece["end"]
+        pieces[base[1:] - 2] = piece["end"]
         cap = np.full(base[-1], _WHOLE, dtype=np.int64)
         for first, rows, listed in (
             (head + 4, recent.rows(), recent.items),
@@ -194,9 +200,10 @@ class PromptBuilder:
             place = np.arange(len(rows)) - np.searchsorted(rows, rows)  # 0, 1, 2, ... within the prompt
             at = first[rows] + 3 * place
             pieces[at] = np.where(place == 0, piece["empty"], piece["comma"])
-            pieces[at + 1], cap[at + 1] = self._first_title + listed, caps[rows]
+            title, slot = (at + 2, at + 1) if self.slots_first else (at + 1, at + 2)
+            pieces[title], cap[title] = self._first_title + listed, caps[rows]
             if self.item_slots:
-                pieces[at + 2], items[at + 2] = piece["slot"], listed
+                pieces[slot], items[slot] = piece["slot"], listed
         lengths = np.minimum(self._lengths[pieces], cap)
         starts = offsets_of(lengths)
         tokens = self._bank[ranges(self._starts[pieces], lengths)]

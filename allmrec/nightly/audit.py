@@ -12,6 +12,7 @@ from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
 from allmrec.nightly.filters import REASONS, ItemFilter
 from allmrec.publishing.run import Run
+from allmrec.publishing.vectors import IDS
 
 _REFUSED = {
     "unavailable": "an item is not available",
@@ -37,11 +38,37 @@ def audit_finished_shard(
     """
     table, digest = run.read_shard(shard)
     name = f"run {run.run_id} of {run.run_date}, shard {shard}"
-    for column, value in (("run_date", run.run_date), ("run_id", run.run_id)):
-        if pc.any(pc.not_equal(table.column(column), value)).as_py():
-            raise ValueError(f"{name}: {column} is not {value} everywhere")
+    _refuse_strange_rows(table, run, name)
     audit_shard(table, expected_user_ids, seen, catalogue, top_k, name, filter)
     return digest
+
+
+def audit_finished_vectors(run: Run, shard: int, users: Sequences, items: np.ndarray, catalogue: Catalogue) -> None:
+    """Refuse published vectors that break a rule: every user with a history and every item that belongs to the shard
+    is in them once and no other, and all numbers are finite.
+
+    Args:
+        users: the shard's, with their histories.
+        items: indices of the shard's share of those that may be recommended.
+
+    Raises:
+        ValueError: names the shard, and the rule or one user or item.
+    """
+    tables = run.read_shard_vectors(shard)
+    expected = {
+        "users": users.user_ids.filter(pa.array(users.lengths > 0)),
+        "items": catalogue.item_ids.take(pa.array(items)),
+    }
+    for kind, ids in expected.items():
+        name = f"run {run.run_id} of {run.run_date}, vectors of {kind} of shard {shard}"
+        if kind not in tables:
+            raise ValueError(f"{name} are missing")
+        table = tables[kind]
+        _refuse_strange_rows(table, run, name)
+        _each_once(table.column(IDS[kind]), pa.chunked_array([ids]), name, kind)
+        vectors = pc.list_flatten(table.column("vector"))
+        if not pc.all(pc.is_finite(vectors), min_count=0).as_py():
+            raise ValueError(f"{name}: a number is not finite")
 
 
 def audit_shard(
@@ -70,7 +97,7 @@ def audit_shard(
         ValueError: names the shard, the rule, how often it is broken, and one user.
     """
     users = table.column("user_id")
-    _users_once(
+    _each_once(
         users,
         pa.chunked_array([expected_user_ids]) if isinstance(expected_user_ids, pa.Array) else expected_user_ids,
         name,
@@ -130,15 +157,21 @@ def audit_shard(
         )
 
 
-def _users_once(users: pa.ChunkedArray, expected: pa.ChunkedArray, name: str) -> None:
-    positions = pc.index_in(users, value_set=expected)
+def _refuse_strange_rows(table: pa.Table, run: Run, name: str) -> None:
+    for column, value in (("run_date", run.run_date), ("run_id", run.run_id)):
+        if pc.any(pc.not_equal(table.column(column), value)).as_py():
+            raise ValueError(f"{name}: {column} is not {value} everywhere")
+
+
+def _each_once(ids: pa.ChunkedArray, expected: pa.ChunkedArray, name: str, of: str = "users") -> None:
+    positions = pc.index_in(ids, value_set=expected)
     if positions.null_count:
-        stranger = users.filter(positions.is_null())[0].as_py()
-        raise ValueError(f"{name}: {positions.null_count} users do not belong to it, the first is {stranger!r}")
+        stranger = ids.filter(positions.is_null())[0].as_py()
+        raise ValueError(f"{name}: {positions.null_count} {of} do not belong to it, the first is {stranger!r}")
     counts = np.bincount(positions.to_numpy(), minlength=len(expected))
     if (counts != 1).any():
         first = int(np.flatnonzero(counts != 1)[0])
         raise ValueError(
-            f"{name}: {(counts == 0).sum()} users are missing and {(counts > 1).sum()} occur more than once, "
+            f"{name}: {(counts == 0).sum()} {of} are missing and {(counts > 1).sum()} occur more than once, "
             f"the first is {expected[first].as_py()!r}"
         )

@@ -1,4 +1,4 @@
-"""The blend of the LLM and the teacher, and the fit of its weight on validation cases.
+"""The blend of the LLM, or LLM-SRec, and the teacher, and the fit of its weight on validation cases.
 
 Both opinions are log-probabilities over a user's candidates; the blend is their weighted sum, normalised again. The
 weight is the one of a grid, 0 and 1 among them, that has the best NDCG@10 on the stored validation cases of both
@@ -32,6 +32,7 @@ WEIGHTS = np.arange(21) / 20
 SPLIT, METRIC = "valid", "ndcg@10"
 NAME = "blend.json"
 _BLOCK = 2048  # cases scored at once
+BLENDED = {"blend": "a-llmrec", "llm-srec-blend": "llm-srec"}  # ranker → the system that is blended with the teacher
 
 
 def blended(log_p_BC: np.ndarray, teacher_BC: np.ndarray, weight: float) -> np.ndarray:
@@ -45,6 +46,11 @@ def blended(log_p_BC: np.ndarray, teacher_BC: np.ndarray, weight: float) -> np.n
     return _normalised(mixed_BC).astype(np.float32)
 
 
+def candidates_log_p(scores_BC: np.ndarray, candidates_BC: np.ndarray, temperature: float) -> np.ndarray:
+    """log-probabilities (B, C) of candidates by logits `scores_BC / temperature`; -inf for zeros."""
+    return _normalised(np.where(candidates_BC > 0, scores_BC / temperature, -np.inf)).astype(np.float32)
+
+
 def _normalised(scores_BC: np.ndarray) -> np.ndarray:
     top_B1 = np.maximum(scores_BC.max(axis=1, keepdims=True), np.finfo(np.float32).min)
     return scores_BC - top_B1 - np.log(np.maximum(np.exp(scores_BC - top_B1).sum(axis=1, keepdims=True), 1))
@@ -53,8 +59,8 @@ def _normalised(scores_BC: np.ndarray) -> np.ndarray:
 class FitShards(ShardTask):
     """Counts a shard's validation cases, and sums NDCG@10 over them for each weight."""
 
-    def __init__(self, storage: Storage, version: str, llm: LLMConfig, seed: int):
-        self.workspace = Workspace(storage)
+    def __init__(self, storage: Storage, version: str, llm: LLMConfig, seed: int, ranker: str = "blend"):
+        self.workspace, self.system = Workspace(storage), BLENDED[ranker]
         self.systems = Systems(ALLMRec(load_bundle(storage, version), llm), seed)
         self.index_I = renumbering(storage, version)
 
@@ -70,7 +76,10 @@ class FitShards(ShardTask):
 
     def ndcg_by_weight(self, cases: Cases) -> np.ndarray:
         """The sum of NDCG@10 by weight, float64 (W,). The teacher breaks ties, as in the nightly run."""
-        llm_BC, teacher_BC = (self.systems.score(name, cases) for name in ("a-llmrec", "teacher"))
+        llm_BC, teacher_BC = (self.systems.score(name, cases) for name in (self.system, "teacher"))
+        if self.system == "llm-srec":
+            temperature = self.systems.model.readout[0].temperature
+            llm_BC = candidates_log_p(llm_BC, cases.candidates_BC, temperature)
         ranks = (ALLMRec.rank(blended(llm_BC, teacher_BC, weight), teacher_BC) for weight in WEIGHTS.tolist())
         column = METRICS.index(METRIC)
         return np.array([evaluate_scores(rank_BC, cases.candidates_BC)[:, column].sum() for rank_BC in ranks])

@@ -37,7 +37,7 @@ class Candidates:
 
 
 class Retriever:
-    """The teacher's best unseen, allowed items: exactly, or through an index where the catalogue is large."""
+    """A teacher's best unseen, allowed items: exactly, or through an index where the catalogue is large."""
 
     def __init__(
         self,
@@ -65,9 +65,15 @@ class Retriever:
         if config.approximate_above is not None and allowed_I.sum() > config.approximate_above:
             self.index = ApproximateIndex(teacher, self.allowed_I, seed)
 
-    def __call__(self, users: Sequences) -> Candidates:
-        """Raises ValueError for representations that are NaN or inf; names users."""
-        x_UD = self.teacher.represent(users)
+    def __call__(self, users: Sequences, x_UD: torch.Tensor | None = None) -> Candidates:
+        """
+        Args:
+            x_UD: the users' representations; by default the teacher makes them.
+
+        Raises:
+            ValueError: they are NaN or inf; names users.
+        """
+        x_UD = self.teacher.represent(users) if x_UD is None else x_UD
         refuse_nonfinite(x_UD, users.user_ids, "represents users")
         if self.index is None:
             return Candidates(self._with_new(users, x_UD, self._exact(users, x_UD)))

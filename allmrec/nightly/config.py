@@ -8,6 +8,8 @@ from allmrec.core.settings import Section, Timezone
 from allmrec.data.config import ListConfig, by_suffix
 from allmrec.publishing.iceberg import IcebergConfig
 
+LLM_SREC_RANKERS = ("llm-srec", "llm-srec-blend")
+
 
 class ItemsConfig(ListConfig):
     """A list of items: ids, a table of `item_id`, or both."""
@@ -37,7 +39,9 @@ class NightlyConfig(Section):
     # A list of user_id: exactly these users get recommendations, popular items if they have no history; null: all users
     # with a history.
     users: ListConfig | None = None
-    # Retrieved per user and ranked; ranker llm-srec, whose prompts list none, has 200 by default.
+    # What retrieves the candidates from the whole catalogue: the teacher, or LLM-SRec, by vectors of its own.
+    retriever: Literal["teacher", "llm-srec"] = "teacher"
+    # Retrieved per user and ranked; rankers with LLM-SRec, whose prompts list none, have 200 by default.
     num_candidates: int = Field(20, ge=1)
     # With more available items than this, retrieval uses an approximate index (the extra `faiss`); null: always exact.
     # Worth it from some hundred thousand items on CPUs; the log reports the index's recall.
@@ -46,13 +50,15 @@ class NightlyConfig(Section):
     new_item_candidates: int = Field(2, ge=0)
     top_k: int = Field(10, ge=1)  # recommended items per user
     # blend: a weighted sum of the LLM's and the teacher's log-probabilities, fitted on the validation cases; llm-srec:
-    # the system of `baselines`.
-    ranker: Literal["llm", "teacher", "blend", "llm-srec"] = "llm"
+    # the system of `baselines`; llm-srec-blend: the same of LLM-SRec and the teacher.
+    ranker: Literal["llm", "teacher", "blend", "llm-srec", "llm-srec-blend"] = "llm"
     recommend_seen: bool = False  # whether items that the user has seen may be recommended again
     allowed_categories: list[str] | None = Field(None, min_length=1)  # recommended items have one of them; null: any
     blocked_items: ItemsConfig = ItemsConfig()  # never recommended, besides unavailable items
     suppressed_items: ItemsConfig = ItemsConfig()  # recalls: as blocked_items, counted separately
     suppressed_users: ListConfig | None = None  # a list of user_id: privacy requests; these users get no row
+    # Users' and items' vectors, as Parquet beside the recommendations; LLM-SRec must retrieve or rank.
+    publish_vectors: bool = False
     lease_s: float = Field(60, gt=0)  # a run that has not renewed its lease for this long is considered dead
     timeout_s: float | None = Field(None, gt=0)  # a longer run ends with exit code 1 and a diagnosis; null: no limit
     stall_timeout_s: float | None = Field(10_800, gt=0)  # so does a run that has finished no shard for this long
@@ -64,7 +70,7 @@ class NightlyConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("ranker") == "llm-srec":
+        if isinstance(values, dict) and values.get("ranker") in LLM_SREC_RANKERS:
             return {"num_candidates": 200} | values
         return values
 
@@ -83,9 +89,36 @@ class NightlyConfig(Section):
             raise ValueError(f"top_k {self.top_k} is more than num_candidates {self.num_candidates}; raise the latter")
         return self
 
+    @model_validator(mode="after")
+    def _has_vectors(self) -> "NightlyConfig":
+        if self.publish_vectors and not self.uses_llm_srec:
+            raise ValueError("publish_vectors: the vectors are LLM-SRec's; set retriever or ranker to llm-srec")
+        return self
+
+    @property
+    def ranks_by_llm_srec(self) -> bool:
+        return self.ranker in LLM_SREC_RANKERS
+
+    @property
+    def uses_llm_srec(self) -> bool:
+        return self.retriever == "llm-srec" or self.ranks_by_llm_srec
+
+    @property
+    def uses_llm(self) -> bool:
+        return self.ranker != "teacher" or self.uses_llm_srec
+
+    @property
+    def is_blend(self) -> bool:
+        return self.ranker in ("blend", "llm-srec-blend")
+
     def ranking(self) -> dict[str, Any]:
         """The keys that a user's row depends on, beyond the tables that are named here."""
         keys = {"num_candidates", "approximate_above", "top_k", "ranker", "recommend_seen", "timezone"}
         later = {"new_item_candidates"}  # keys since the first release: a run of a release without them stays the same
         new = self.model_dump(mode="json", include=later, exclude_defaults=True)
         return self.model_dump(mode="json", include=keys) | new
+
+    def identity(self) -> dict[str, Any]:
+        """The keys that a run depends on. What retrieves shows in the candidates: no user's row depends on its name."""
+        later = {"retriever", "publish_vectors"}
+        return self.ranking() | self.model_dump(mode="json", include=later, exclude_defaults=True)

@@ -44,15 +44,16 @@ def estimate(
     known = {count.name: f"{count.known:,} of {count.listed:,} known" for count in lists}
     shards = num_shards(workspace.sequences)
     stats: dict[str, Any] = {"users": count, "shards": shards, "prompts": 0, "output": output.uri, **known}
-    if config.ranker == "teacher":
+    if not config.uses_llm:
         return stats
     prompt = PromptConfig(**description["config"]["prompt"])
     sample = EligibleUsers(workspace.sequences, run_date, timezone=config.timezone).read(0).users
     catalogue = Catalogue.read(workspace.items)
-    shown = None if config.ranker == "llm-srec" else config.num_candidates
-    tokens = count * tokens_of_a_prompt(sample, catalogue, inputs.llm, prompt, shown)
+    shown: list[int | None] = [None] if config.uses_llm_srec else []  # LLM-SRec's prompts list no candidates
+    shown += [config.num_candidates] if config.ranker in ("llm", "blend") else []
+    tokens = count * sum(tokens_of_a_prompt(sample, catalogue, inputs.llm, prompt, number) for number in shown)
     costs = cost_of(tokens, last_speed(output, run_date), gpus_per_worker, config.price_per_gpu_hour)
-    return {**stats, "prompts": count, "tokens": round(tokens), **costs}
+    return {**stats, "prompts": count * len(shown), "tokens": round(tokens), **costs}
 
 
 def tokens_of_a_prompt(

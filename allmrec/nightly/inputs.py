@@ -81,12 +81,16 @@ class NightlyInputs:
             lists=tuple(lists),
         )
 
+    def run(self, output: Storage, run_date: datetime.date, limit: int | None = None) -> Run:
+        """The run that `prepare_job` would begin or resume; nothing is written."""
+        return Run.of(output, run_date, self.identity(self.item_filter()[0], limit))
+
     def check(self) -> dict[str, Any]:
         """The bundle's description. Raises ValueError where bundle and LLM do not fit together."""
         description = read_description(self.workspace.storage, self.bundle)
         check_llm(description, self.llm)
-        if self.config.ranker == "llm-srec":
-            check_system(description, self.config.ranker)
+        if self.config.uses_llm_srec:
+            check_system(description, "llm-srec")
         above = self.config.approximate_above
         if above is not None and read_manifest(self.workspace.items).rows > above:
             load_faiss()  # before any worker starts
@@ -105,7 +109,7 @@ class NightlyInputs:
             # Of the prepared items: what the indices of `sequences` mean. What may be recommended is in the filter.
             "items": ids_digest(read_table(self.workspace.items).sort_by("item_index")),
             "filter": filter.digest,
-            "nightly": self.config.ranking(),
+            "nightly": self.config.identity(),
             "weight": fitted_weight(self.workspace) if fixed is None else fixed,
             "limit": limit,
             "seed": self.seed,

@@ -67,6 +67,8 @@ def summarise(
         "sources": dict(zip(SOURCES, sums["sources"].astype(int).tolist(), strict=True)),
         "scored_by_llm": counts["scored_by_llm"],
         "reused": counts["reused"],
+        "vectors_read": counts["vectors_read"],
+        "vectors_reused": counts["vectors_reused"],
         "suppressed_users": counts["suppressed_users"],
         "filled_from_teacher": counts["filled_from_teacher"],
         "dropped": dict(sorted(total.dropped.items())),

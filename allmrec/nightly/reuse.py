@@ -6,6 +6,7 @@ nowhere else. Digests are outside of `_runs/`, which may be expired, and do not 
 
     _inputs/run_date=D/<run id>/part-00003.parquet
 
+`vectors` keeps what the LLM said of users beside them.
 A row that is not found, or is incomplete (an item was removed from it), is made again.
 
 Dimensions: U users, N candidates, S interactions
@@ -56,17 +57,26 @@ def input_digests(
         items_I: from `item_digests`.
         ranking: JSON-able; what ranks them: models, wording, ranker, seed, code version.
     """
+    entries_UN = _entries(items_I[candidates_UN], np.arange(candidates_UN.shape[1]), Draw.REUSE_CANDIDATES)
+    candidates_U = entries_UN.sum(axis=1, dtype=np.uint64)
+    return keyed(mix64(history_digests(users, items_I) ^ candidates_U), ranking)
+
+
+def history_digests(users: Sequences, items_I: np.ndarray) -> np.ndarray:
+    """A digest of each user with the history, uint64 (U,); see `input_digests`."""
     place_S = np.arange(len(users.items)) - np.repeat(users.offsets[:-1], users.lengths)
     # Sums wrap around, and so do differences of the running sum: each user's own is exact.
     running = np.concatenate(
         [np.zeros(1, np.uint64), np.cumsum(_entries(items_I[users.items], place_S, Draw.REUSE_HISTORY))]
     )
     history_U = np.diff(running[users.offsets])
-    entries_UN = _entries(items_I[candidates_UN], np.arange(candidates_UN.shape[1]), Draw.REUSE_CANDIDATES)
-    key = np.uint64(int(fingerprint(ranking)[:16], 16))
     with np.errstate(over="ignore"):
-        digest_U = mix64(users.hashes() ^ mix64(history_U + mix64(users.lengths.astype(np.uint64))))
-        return mix64(mix64(digest_U ^ entries_UN.sum(axis=1, dtype=np.uint64)) ^ key)
+        return mix64(users.hashes() ^ mix64(history_U + mix64(users.lengths.astype(np.uint64))))
+
+
+def keyed(digests: np.ndarray, made_with: Mapping[str, Any]) -> np.ndarray:
+    """Digests, uint64 (any shape), together with what is the same for all of them."""
+    return mix64(digests ^ np.uint64(int(fingerprint(made_with)[:16], 16)))
 
 
 def _entries(items: np.ndarray, positions: np.ndarray, purpose: int) -> np.ndarray:
@@ -76,7 +86,7 @@ def _entries(items: np.ndarray, positions: np.ndarray, purpose: int) -> np.ndarr
 def write_digests(run: Run, shard: int, digests_U: np.ndarray) -> None:
     """Put a shard's digests beside it. Every attempt at the shard writes the same."""
     data = to_parquet(pa.table({"digest": np.sort(digests_U)}), dictionary=False)
-    run.storage.write(_key(run.run_date, run.run_id, shard), data)
+    run.storage.write(inputs_key(run.run_date, run.run_id, shard_name(shard)), data)
 
 
 @dataclass(frozen=True)
@@ -101,6 +111,10 @@ class PreviousRun:
         data = _find(self.storage, file["key"])
         return pq.read_table(io.BytesIO(data)) if data is not None and sha256(data) == file["sha256"] else None
 
+    def read_inputs(self, name: str) -> pa.Table | None:
+        """A table that the run kept for this one; None when it did not, or when it is gone."""
+        return find_table(self.storage, inputs_key(self.manifest["run_date"], self.manifest["run_id"], name))
+
     def unchanged(self, shard: int, users: Sequences, digests_U: np.ndarray, lengths_U: np.ndarray) -> pa.Table:
         """The shard's rows of users whose inputs have not changed.
 
@@ -108,10 +122,10 @@ class PreviousRun:
             lengths_U: how many items in this run's lists have; a row of another length is not whole.
         """
         rows = self.read(shard)
-        data = _find(self.storage, _key(self.manifest["run_date"], self.manifest["run_id"], shard))
-        if rows is None or data is None:
+        known = self.read_inputs(shard_name(shard))
+        if rows is None or known is None:
             return SCHEMA.empty_table()
-        same_U = np.isin(digests_U, pq.read_table(io.BytesIO(data)).column("digest").to_numpy())
+        same_U = np.isin(digests_U, known.column("digest").to_numpy())
         rows = rows.filter(pc.is_in(rows.column("user_id"), users.user_ids.filter(pa.array(same_U))))
         at = pc.index_in(rows.column("user_id"), users.user_ids).to_numpy()
         return rows.filter(pa.array(pc.list_value_length(rows.column("items")).to_numpy() == lengths_U[at]))
@@ -124,5 +138,10 @@ def _find(storage: Storage, key: str) -> bytes | None:
         return None
 
 
-def _key(run_date: date | str, run_id: str, shard: int) -> str:
-    return f"_inputs/run_date={run_date}/{run_id}/{shard_name(shard)}"
+def find_table(storage: Storage, key: str) -> pa.Table | None:
+    data = _find(storage, key)
+    return None if data is None else pq.read_table(io.BytesIO(data))
+
+
+def inputs_key(run_date: date | str, run_id: str, name: str) -> str:
+    return f"_inputs/run_date={run_date}/{run_id}/{name}"

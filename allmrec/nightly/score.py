@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 
 from allmrec.bundle.description import read_description
 from allmrec.bundle.items import current_items
@@ -27,11 +28,11 @@ from allmrec.core.hashing import Draw, key64
 from allmrec.core.shard_tasks import Report, ShardTask
 from allmrec.core.storage import Storage
 from allmrec.data.catalogue import Catalogue
-from allmrec.data.sequences import Sequences, offsets_of
+from allmrec.data.sequences import Sequences, num_shards, offsets_of
 from allmrec.llm.loading import LLMConfig
 from allmrec.llm.shown_order import ShownOrder
 from allmrec.model import ALLMRec
-from allmrec.nightly.blend import blended
+from allmrec.nightly.blend import blended, candidates_log_p
 from allmrec.nightly.candidates import Candidates, Retriever, external_candidates, hidden, most_popular
 from allmrec.nightly.config import NightlyConfig
 from allmrec.nightly.counters import counters_of
@@ -40,7 +41,8 @@ from allmrec.nightly.lists import ListCount
 from allmrec.nightly.progress import note
 from allmrec.nightly.reuse import PreviousRun, input_digests, item_digests, write_digests
 from allmrec.nightly.users import EligibleUsers
-from allmrec.publishing.run import Run
+from allmrec.nightly.vectors import NightlyVectors, UserVectors, items_of_shard
+from allmrec.publishing.run import Run, stamped
 from schemas.recommendations import ITEM, SCHEMA
 
 POPULAR, TEACHER, LLM = "popular", "teacher", "llm"
@@ -76,7 +78,7 @@ class NightlyJob:
         """
         kept = {name: self.run.identity[name] for name in ("llm", "dtype", "seed", "algorithm")}
         models = dict(description["parts"])
-        if self.config.ranker == "llm-srec":
+        if self.config.ranks_by_llm_srec:
             models |= description["systems"]
         wording = {section: description["config"][section] for section in ("prompt", "projection")}
         return {**kept, **models, **wording, **self.config.ranking(), "weight": self.weight}
@@ -94,33 +96,43 @@ class ScoreShards(ShardTask):
         self.model = ALLMRec(load_bundle(job.storage, job.run.identity["bundle"]), job.llm)
         self.catalogue = job.catalogue()
         self.shown_I = item_digests(self.model.bundle)
-        self.ranking = job.ranking(read_description(job.storage, self.model.bundle.version))
+        description = read_description(job.storage, self.model.bundle.version)
+        self.ranking = job.ranking(description)
+        self.vectors: NightlyVectors | None = None
+        if job.config.uses_llm_srec:
+            previous = job.previous if job.reuse else None
+            self.vectors = NightlyVectors(self.model, job.run, previous, self.shown_I, description)
         self._preparing, self._ranking = Lock(), Lock()
 
     def process(self, shard: int) -> Report:
         job, clock = self.job, Phases(lambda doing: note(self.job.run, shard, doing))
-        with self._preparing, clock.phase("retrieve"):
-            read = job.users.read(shard)
-            users = read.users
-            candidates = self.candidates(shard, users)
-            digests_U = input_digests(users, candidates.items, self.shown_I, self.ranking)
-            kept = self._reused(shard, users, candidates.items, digests_U)
+        spent = Counter[str]()
+        with self._preparing:
+            with clock.phase("retrieve"):
+                read = job.users.read(shard)
+                users = read.users
+            vectors = self._users_vectors(shard, users, clock, spent)
+            with clock.phase("retrieve"):
+                candidates = self.candidates(shard, users, vectors)
+                digests_U = input_digests(users, candidates.items, self.shown_I, self.ranking)
+                kept = self._reused(shard, users, candidates.items, digests_U)
         rows = np.flatnonzero(~pc.is_in(users.user_ids, kept.column("user_id")).to_numpy(zero_copy_only=False))
         clock.now("wait for the LLM")
-        with self._ranking, clock.phase("rank"):
-            before = self.model.spent()
-            scores_RN = self.scores(users.take(rows), candidates.items[rows])
-            spent = {name: count - before.get(name, 0) for name, count in self.model.spent().items()}
+        with self._asking(clock, spent):
+            vectors_RV = self._vectors_of(vectors, rows)
+            scores_RN = self.scores(users.take(rows), candidates.items[rows], vectors_RV)
         with clock.phase("write"):
             table = self.recommendations(users.take(rows), candidates.items[rows], scores_RN)
-            table = pa.concat_tables([table, *([self._stamped(kept)] if len(kept) else [])])
+            table = pa.concat_tables([table, *([stamped(kept, job.run, SCHEMA)] if len(kept) else [])])
             table = table.take(pc.index_in(users.user_ids, table.column("user_id").combine_chunks()))
             write_digests(job.run, shard, digests_U)
+            published = self._published_vectors(shard, vectors)
         counts = {
             "users": len(users),
             "reused": len(kept),
             "scored_by_llm": int((users.lengths[rows] > 0).sum()) if job.weight else 0,
             "filled_from_teacher": candidates.filled,
+            **({} if vectors is None else vectors.counts),
             **read.filtered_out,
             **candidates.index,
             **spent,
@@ -132,22 +144,66 @@ class ScoreShards(ShardTask):
             sources=+Counter(sources),
             seconds={**clock.seconds, "worker": self._worker_seconds()},
         )
-        job.run.commit_shard(shard, table, counters_of(report))
+        job.run.commit_shard(shard, table, counters_of(report), published)
         clock.now("done")
         return report
+
+    @contextmanager
+    def _asking(self, clock: "Phases", spent: Counter[str]) -> Iterator[None]:
+        """The LLM is asked by one thread at a time, and what that costs is added to `spent`."""
+        with self._ranking, clock.phase("rank"):
+            before = self.model.spent()
+            yield
+            spent.update({name: count - before.get(name, 0) for name, count in self.model.spent().items()})
+
+    def _vectors_of(self, found: UserVectors | None, rows: np.ndarray) -> np.ndarray | None:
+        """Those of the users who are ranked now, where LLM-SRec ranks."""
+        if self.vectors is None or found is None or not self.job.config.ranks_by_llm_srec or not self.job.weight:
+            return None
+        self.vectors.ask(found, rows)
+        return found.vectors_UV[rows]
+
+    def _users_vectors(self, shard: int, users: Sequences, clock: "Phases", spent: Counter[str]) -> UserVectors | None:
+        """LLM-SRec's vectors: of all users where they retrieve or are published, else those that are known."""
+        if self.vectors is None:
+            return None
+        with clock.phase("retrieve"):
+            found = self.vectors.of_users(shard, users)
+        if self.job.config.retriever == "llm-srec" or self.job.config.publish_vectors:
+            with self._asking(clock, spent):
+                _ = self.vectors.items  # of which the LLM reads those that are new since training
+                self.vectors.ask(found, np.arange(len(users)))
+        return found
+
+    def _published_vectors(self, shard: int, found: UserVectors | None) -> dict[str, pa.Table] | None:
+        """Keeps the users' vectors; the tables of those that are to be published."""
+        if self.vectors is None or found is None:
+            return None
+        self.vectors.keep(shard, found)
+        if not self.job.config.publish_vectors:
+            return None
+        items = items_of_shard(self.job.filter, shard, num_shards(self.job.users.sequences))
+        return self.vectors.tables(found, self.catalogue.item_ids, items)
 
     @cached_property
     def retriever(self) -> Retriever:
         """Made by the first call and not with the worker: Ray hands on an error of a call as it was raised."""
-        job = self.job
-        return Retriever(self.model.teacher, self.catalogue, job.filter.allowed_I, job.config, job.seed, job.new_I)
+        job, teacher = self.job, self.model.teacher
+        if self.vectors is not None and job.config.retriever == "llm-srec":
+            teacher = self.vectors.items
+        return Retriever(teacher, self.catalogue, job.filter.allowed_I, job.config, job.seed, job.new_I)
 
-    def candidates(self, shard: int, users: Sequences) -> Candidates:
+    def candidates(self, shard: int, users: Sequences, vectors: UserVectors | None = None) -> Candidates:
         """(U, N) items that each user may be recommended; popular ones where there is no history."""
         job = self.job
         popular = most_popular(self.catalogue.popularity, job.filter.allowed_I, job.config.num_candidates)
         known = np.flatnonzero(users.lengths)
-        proposals = self.retriever(users.take(known)) if len(known) else Candidates(np.zeros((0, len(popular)), int))
+        x_UV = None
+        if vectors is not None and job.config.retriever == "llm-srec":
+            x_UV = torch.from_numpy(vectors.vectors_UV[known]).to(self.model.device)
+        proposals = Candidates(np.zeros((0, len(popular)), int))
+        if len(known):
+            proposals = self.retriever(users.take(known), x_UV)
         items_UN = np.tile(popular, (len(users), 1))
         items_UN[known] = proposals.items
         proposals = replace(proposals, items=items_UN)
@@ -158,29 +214,42 @@ class ScoreShards(ShardTask):
             read_table(job.external_candidates, [shard]), proposals, self.catalogue, job.filter, seen
         )
 
-    def scores(self, users: Sequences, candidates_UN: np.ndarray) -> np.ndarray:
+    def scores(self, users: Sequences, candidates_UN: np.ndarray, vectors_UV: np.ndarray | None = None) -> np.ndarray:
         """float32 (U, N), higher is better; -inf for no candidate.
 
         The LLM's probability of a candidate, or the blend's; the teacher's or LLM-SRec's score where it ranks alone;
         the number of interactions for users without a history.
+
+        Args:
+            vectors_UV: LLM-SRec's, where it ranks.
         """
         scores_UN = self.catalogue.popularity[candidates_UN].astype(np.float32)
         if len(known := np.flatnonzero(users.lengths)):
-            scores_UN[known] = self._personal(users.take(known), candidates_UN[known])
+            mine_UV = None if vectors_UV is None else vectors_UV[known]
+            scores_UN[known] = self._personal(users.take(known), candidates_UN[known], mine_UV)
         return np.where(candidates_UN > 0, scores_UN, -np.inf)
 
-    def _personal(self, users: Sequences, candidates_UN: np.ndarray) -> np.ndarray:
+    def _personal(self, users: Sequences, candidates_UN: np.ndarray, vectors_UV: np.ndarray | None) -> np.ndarray:
+        weight = self.job.weight
         if self.job.config.ranker == "llm-srec":
-            return self.model.scores_by("llm-srec", users, candidates_UN)
-        x_UD, weight = self.model.represent(users), self.job.weight
+            return self._by_llm_srec(vectors_UV, candidates_UN)
+        x_UD = self.model.represent(users)
         if weight == 0:
             return self.model.teacher_scores(x_UD, candidates_UN)
-        key = key64(self.job.seed, Draw.NIGHTLY_SHOWN)
-        order = ShownOrder.draw(users.hashes(), key, candidates_UN.shape[1])
-        log_p_UN = self.model.log_probabilities(users, candidates_UN, order, self.model.soft_tokens(x_UD))
+        if self.job.config.ranks_by_llm_srec:
+            scores_UN, temperature = self._by_llm_srec(vectors_UV, candidates_UN), self.model.readout[0].temperature
+            log_p_UN = candidates_log_p(scores_UN, candidates_UN, temperature)
+        else:
+            key = key64(self.job.seed, Draw.NIGHTLY_SHOWN)
+            order = ShownOrder.draw(users.hashes(), key, candidates_UN.shape[1])
+            log_p_UN = self.model.log_probabilities(users, candidates_UN, order, self.model.soft_tokens(x_UD))
         if weight < 1:
             log_p_UN = blended(log_p_UN, self.model.teacher_scores(x_UD, candidates_UN), weight)
         return np.exp(log_p_UN)
+
+    def _by_llm_srec(self, vectors_UV: np.ndarray | None, candidates_UN: np.ndarray) -> np.ndarray:
+        assert self.vectors is not None and vectors_UV is not None, "LLM-SRec ranks, so it has read them"
+        return self.vectors.scores(vectors_UV, candidates_UN)
 
     def recommendations(self, users: Sequences, candidates_UN: np.ndarray, scores_UN: np.ndarray) -> pa.Table:
         """The best `top_k` of each user, as rows of the `recommendations` table.
@@ -201,7 +270,8 @@ class ScoreShards(ShardTask):
         )
         personal = LLM if self.job.weight else TEACHER
         source = pc.if_else(pa.array(users.lengths > 0), personal, POPULAR)
-        return self._stamped(pa.table({"user_id": users.user_ids, "items": lists, "source": source}))
+        rows = pa.table({"user_id": users.user_ids, "items": lists, "source": source})
+        return stamped(rows, self.job.run, SCHEMA)
 
     def _reused(self, shard: int, users: Sequences, candidates_UN: np.ndarray, digests_U: np.ndarray) -> pa.Table:
         job = self.job
@@ -216,14 +286,6 @@ class ScoreShards(ShardTask):
         now = time.perf_counter()
         seconds, self._finished = now - self._finished, now
         return seconds
-
-    def _stamped(self, rows: pa.Table) -> pa.Table:
-        """Rows with user_id, items and source as rows of this run."""
-        run = self.job.run
-        same = {"run_date": run.run_date, "bundle": run.identity["bundle"], "run_id": run.run_id}
-        columns = {name: pa.repeat(pa.scalar(value), len(rows)) for name, value in same.items()}
-        columns |= {name: rows.column(name) for name in ("user_id", "items", "source")}
-        return pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)
 
 
 class Phases:
@@ -240,7 +302,7 @@ class Phases:
         self.tell(name)
         started = time.perf_counter()
         yield
-        self.seconds[name] = time.perf_counter() - started
+        self.seconds[name] = self.seconds.get(name, 0) + time.perf_counter() - started
 
 
 def _count(table: pa.Table, source: str) -> int:

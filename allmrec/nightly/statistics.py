@@ -11,11 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from allmrec.core.shard_tasks import Report, ShardTask
-from allmrec.nightly.audit import audit_finished_shard
+from allmrec.data.sequences import num_shards
+from allmrec.nightly.audit import audit_finished_shard, audit_finished_vectors
 from allmrec.nightly.candidates import hidden
 from allmrec.nightly.counters import report_of_counters
 from allmrec.nightly.samples import sample_key, sample_users
 from allmrec.nightly.score import LLM, POPULAR, TEACHER, NightlyJob
+from allmrec.nightly.vectors import items_of_shard
 
 SOURCES = (LLM, TEACHER, POPULAR)
 _TAIL = (1, 3, 10, 30, 100, 300, 1000)
@@ -50,6 +52,9 @@ class AuditShards(ShardTask):
         users = job.users.read(shard).users
         seen, top_k = hidden(users, job.config), job.config.top_k
         digest = audit_finished_shard(job.run, shard, users.user_ids, seen, catalogue, top_k, job.filter)
+        if job.config.publish_vectors:
+            items = items_of_shard(job.filter, shard, num_shards(job.users.sequences))
+            audit_finished_vectors(job.run, shard, users, items, catalogue)
         rows, last = job.run.read_shard(shard)[0], job.previous and job.previous.read(shard)
         report = report_of_counters(job.run.shard_stats(shard))
         report.sums = statistics(rows, last, catalogue.item_ids, top_k)

@@ -1,9 +1,12 @@
-"""How long Stage-2's prompts are, from a sample of users: for a plan, before anything is loaded."""
+"""How long Stage-2's prompts are, from a sample of users, and what a CPU does a second: for a plan, before anything is
+loaded."""
 
+import time
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from allmrec.data.sequences import Sequences
 from allmrec.llm.loading import LLMConfig, load_tokenizer
@@ -12,6 +15,7 @@ from allmrec.projection.examples import Examples
 from allmrec.projection.projectors import ProjectionConfig
 
 _USERS, _TITLES = 256, 2000  # of the sample
+_TOKENS = 512  # multiplied at once
 
 
 def tokens_per_prompt(
@@ -38,3 +42,20 @@ def tokens_per_prompt(
     everyone = np.arange(len(examples))
     tokens = examples.prompts(everyone, epoch=0).lengths.sum() + examples.target_tokens(everyone) - len(examples)
     return float(tokens) / len(examples)
+
+
+def matmul_rate(token_dim: int, dtype: torch.dtype, threads: float) -> float:
+    """Floating point operations a second of this host's CPUs in the products of a feed-forward part, the best of five.
+
+    An LLM's layers reach some part of it: attention, norms and padding are on top.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, int(threads)))
+    rows_TH, weight_HF = torch.ones(_TOKENS, token_dim, dtype=dtype), torch.ones(token_dim, 4 * token_dim, dtype=dtype)
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        rows_TH @ weight_HF
+        seconds.append(time.perf_counter() - started)
+    torch.set_num_threads(before)
+    return 2 * _TOKENS * weight_HF.numel() / min(seconds)

@@ -1,9 +1,9 @@
 """What Stage-2 trains on: prompts whose answer is the title of an item that its user came to.
 
 By default a user's last training item (paper section 4.2), or every item behind the first (A-LLMRec_all, section
-5.4.2). A step's global batch is a function of (seed, epoch, step) alone, whatever the number of workers: the epoch's
-order, the negatives and the order of candidates are drawn by counter. Prompts of a batch are of similar length.
-Arrays all the way; knows no LLM beyond its token ids.
+5.4.2), of all users or of a sample. A step's global batch is a function of (seed, epoch, step) alone, whatever the
+number of workers: the epoch's order, the negatives and the order of candidates are drawn by counter. Prompts of a batch
+are of similar length. Arrays all the way; knows no LLM beyond its token ids.
 
 Dimensions: E examples, B prompts of a batch, T tokens, S slots, I items in slots, K target tokens, C candidates
 """
@@ -18,7 +18,9 @@ from allmrec.core.hashing import Draw, draws, key64, mix64, permutations
 from allmrec.data.negative_sampling import draw_negatives
 from allmrec.data.sequences import Sequences, offsets_of, ranges
 from allmrec.llm.batches import distinct_items, take
+from allmrec.llm.packed import packed_width
 from allmrec.llm.prompt import PromptBuilder, Prompts
+from allmrec.llm.trie import Tries, build_tries
 
 Targets = Literal["last", "all"]
 _BLOCK = 4096  # prompts built at once to be counted
@@ -39,10 +41,43 @@ class Batch:
     def __len__(self) -> int:
         return len(self.examples)
 
+    @property
+    def tokens(self) -> int:
+        return len(self.prompts.tokens)
+
+    @property
+    def padded(self) -> int:
+        """Tokens with padding."""
+        return len(self) * int(self.prompts.lengths.max())
+
     def unlabelled(self) -> "Batch":
         return replace(
             self, target_rows=self.target_rows[:0], target_columns=self.target_columns[:0], labels=self.labels[:0]
         )
+
+
+@dataclass(frozen=True)
+class CandidateBatch:
+    """B prompts with their candidates' tries."""
+
+    examples: np.ndarray  # int64 (B,)
+    prompts: Prompts  # slot_items are positions in `items`
+    items: np.ndarray  # int32 (I,): the distinct items in slots; items[0] is USER_SLOT
+    candidates: np.ndarray  # int32 (B, C), in the order shown
+    tries: Tries
+    counts: bool = True  # or it exists only because every worker must run the same passes
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @property
+    def tokens(self) -> int:
+        return len(self.prompts.tokens) + len(self.tries.node_row)
+
+    @property
+    def padded(self) -> int:
+        """Tokens with padding."""
+        return len(self) * packed_width(self.prompts, self.tries)
 
 
 class Examples:
@@ -53,6 +88,7 @@ class Examples:
         num_candidates: titles that a prompt offers.
         targets: which items are answers.
         drawable: `Catalogue.drawable`, which negatives come from; by default every item.
+        max_users: more are left out: those whose draws by a hash of their ids are the least stay.
     """
 
     def __init__(
@@ -63,11 +99,15 @@ class Examples:
         seed: int,
         targets: Targets = "last",
         drawable: np.ndarray | None = None,
+        max_users: int | None = None,
     ):
         learnable = np.flatnonzero(sequences.lengths >= 2)  # one item is a target without a history
         if not len(learnable):
             raise ValueError("no user has two training interactions, so there is nothing to learn; add data")
         self.sequences = sequences.take(learnable)
+        if max_users is not None and len(learnable) > max_users:
+            drawn = draws(self.sequences.hashes(), key64(seed, Draw.PROJECTION_USERS), 1)[:, 0]
+            self.sequences = self.sequences.take(np.sort(drawn.argsort(kind="stable")[:max_users]))
         self.builder, self.num_candidates, self.seed = builder, num_candidates, seed
         self.drawable = np.arange(1, len(builder.titles.lengths)) if drawable is None else drawable
         lengths = self.sequences.lengths
@@ -177,6 +217,25 @@ class Examples:
             batch = self.batch(examples[rows], take(prompts, rows))
             batches.append(batch if counts else batch.unlabelled())
         return batches
+
+    def candidate_passes(
+        self, examples: np.ndarray, prompts: Prompts, epoch: int, rank: int, world: int, max_tokens: int
+    ) -> list[CandidateBatch]:
+        """As `passes`, of prompts without answers and with their candidates' tries."""
+        candidates = self.candidates(examples, epoch)
+        tries = build_tries(self.builder.titles, candidates, self.builder.end)
+        lengths = prompts.lengths + np.bincount(tries.node_row, minlength=len(examples))
+        return [
+            self.candidate_batch(examples[rows], take(prompts, rows), candidates[rows], counts)
+            for rows, counts in shares(lengths, rank, world, max_tokens)
+        ]
+
+    def candidate_batch(
+        self, examples: np.ndarray, prompts: Prompts, candidates: np.ndarray, counts: bool = True
+    ) -> CandidateBatch:
+        items, prompts = distinct_items(prompts)
+        tries = build_tries(self.builder.titles, candidates, self.builder.end)
+        return CandidateBatch(examples, prompts, items, candidates, tries, counts)
 
 
 def shares(lengths: np.ndarray, rank: int, world: int, max_tokens: int) -> list[tuple[np.ndarray, bool]]:

@@ -22,14 +22,19 @@ WEIGHTS, UNTRAINED = "projectors.safetensors", "untrained.safetensors"
 
 # How the paper trains Stage-2 (Table 3, sections 4.2 and 5.1). It names no clipping, and no choice among epochs.
 _PAPER: dict[str, Any] = {
+    "loss": "title",
+    "distillation": 0.0,
     "learning_rate": 1e-4,
     "learning_rate_schedule": "constant",
+    "warmup_steps": 0,
     "epochs": 5,
     "batch_size": 4,
     "num_candidates": 20,
     "targets": "last",
+    "max_users": None,
     "item_input": "joint",
     "start": "ordinary",
+    "norm_layer": False,
     "max_gradient_norm": 0.0,
     "validation_users": 0,
     "patience": None,
@@ -40,25 +45,38 @@ class ProjectionConfig(Section):
     """`preset` sets the defaults of the other keys; the ones below are those of "strong"."""
 
     preset: Literal["strong", "paper"] = "strong"  # paper: no gradient clipping, and the last epoch is kept
+    # title: the likelihood of the target's whole title (equation 8). candidates: the target's probability among the
+    # candidates on their trie, which is what ranking reads; no part of it rewards writing a title as such.
+    loss: Literal["title", "candidates"] = "title"
+    # With loss: candidates, the share of the teacher's distribution over the candidates in what is to be learnt; the
+    # target has the rest. 0: the target alone.
+    distillation: float = Field(0.0, ge=0, le=1)
     learning_rate: float = Field(1e-4, gt=0)  # of Adam, Table 3
     # linear: falls to zero over the epochs, which averages out the last steps' noise; the paper's is constant.
     learning_rate_schedule: Literal["constant", "linear"] = "constant"
+    warmup_steps: int = Field(0, ge=0)  # over which the rate rises from zero
     epochs: int = Field(5, ge=1)  # at most; paper section 5.1
     batch_size: int = Field(4, ge=1)  # prompts per step, over all workers; paper section 5.1
     tokens_per_pass: int = Field(8192, ge=1)  # padded tokens in one forward pass of a worker; larger steps take several
     activation_checkpointing: bool = False  # recompute the LLM's activations: less memory, a third slower
     num_candidates: int = Field(20, ge=2)  # titles offered by a training prompt: the target and negatives
     targets: Targets = "last"  # last: a user's last training item; all: all but the first (section 5.4.2)
+    # Users to train on, drawn by a hash of their ids; null: all. What an epoch is, follows from it.
+    max_users: int | None = Field(None, ge=1)
     # What F_I projects: joint embeddings, the teacher's item embeddings (MLP-LLM), or random vectors (Table 9).
     item_input: Literal["joint", "teacher", "random"] = "joint"
-    # ordinary: random weights; teacher: maps under which products of soft tokens are the teacher's scores.
-    start: Literal["ordinary", "teacher"] = "ordinary"
+    # ordinary: random weights; teacher: maps under which products of soft tokens are the teacher's scores; vocabulary:
+    # likewise, in the directions in which the LLM's own tokens differ most and around their mean.
+    start: Literal["ordinary", "teacher", "vocabulary"] = "ordinary"
     # Initial norm of the soft tokens, as a multiple of the LLM's mean token embedding norm.
     soft_token_scale: float = Field(1.0, gt=0)
+    norm_layer: bool = False  # an RMSNorm behind each projector, whose trained gain begins at that norm
     max_gradient_norm: float = Field(1.0, ge=0)  # longer gradients are clipped to it; 0: never
     checkpoint_every_steps: int = Field(50, ge=1)  # steps between checkpoints; there is one after every epoch, too
-    # About how many validation cases choose the best epoch by Hit@1; 0: the last epoch is kept.
+    # About how many validation cases choose the best weights by Hit@1; 0: the last ones are kept.
     validation_users: int = Field(1000, ge=0)
+    # Prompts between validations, which draw the learning curve; null: after every epoch alone.
+    validate_every_prompts: int | None = Field(None, ge=1)
     patience: int | None = Field(None, ge=1)  # epochs without a better Hit@1 that end the training; null: never
 
     @model_validator(mode="before")
@@ -70,21 +88,30 @@ class ProjectionConfig(Section):
 
     @model_validator(mode="after")
     def _no_knowledge_by_the_back_door(self) -> "ProjectionConfig":
-        if self.start == "teacher" and self.item_input == "random":
+        if self.start != "ordinary" and self.item_input == "random":
             raise ValueError(
-                "start: teacher begins with the teacher's scores, and item_input: random is meant to hold none of its "
-                "knowledge; set start: ordinary"
+                f"start: {self.start} begins with the teacher's scores, and item_input: random is meant to hold none "
+                "of its knowledge; set start: ordinary"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _distils_where_candidates_are_compared(self) -> "ProjectionConfig":
+        if self.distillation and self.loss != "candidates":
+            raise ValueError(
+                "distillation: the teacher has a distribution over the candidates, and loss: title compares none; set "
+                "loss: candidates"
             )
         return self
 
 
 class Projectors(nn.Module):
-    """F_U (`user`) and F_I (`item`), two-layer perceptrons in float32."""
+    """F_U (`user`) and F_I (`item`), two-layer perceptrons in float32, each with a norm layer behind it or without."""
 
-    def __init__(self, user_dim: int, joint_dim: int, token_dim: int):
+    def __init__(self, user_dim: int, joint_dim: int, token_dim: int, norm_layer: bool = False):
         super().__init__()
-        self.user = _perceptron(user_dim, token_dim)  # O_u = F_U(x^u), equation 7
-        self.item = _perceptron(joint_dim, token_dim)  # O_i = F_I(e_i)
+        self.user = _perceptron(user_dim, token_dim, norm_layer)  # O_u = F_U(x^u), equation 7
+        self.item = _perceptron(joint_dim, token_dim, norm_layer)  # O_i = F_I(e_i)
 
 
 def item_inputs(
@@ -116,11 +143,11 @@ def random_inputs(num_rows: int, dim: int, seed: int) -> torch.Tensor:
     return torch.randn(num_rows, dim, generator=generator) * (torch.arange(num_rows) > 0)[:, None]
 
 
-def fresh_projectors(user_dim: int, joint_dim: int, token_dim: int, seed: int) -> Projectors:
+def fresh_projectors(user_dim: int, joint_dim: int, token_dim: int, seed: int, norm_layer: bool = False) -> Projectors:
     """Weights drawn from `seed` alone; torch's global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Projectors(user_dim, joint_dim, token_dim)
+        return Projectors(user_dim, joint_dim, token_dim, norm_layer)
 
 
 def save_projectors(
@@ -141,10 +168,12 @@ def load_projectors(storage: Storage, untrained: bool = False) -> Projectors:
     """
     weights = read_tensors(storage, UNTRAINED if untrained else WEIGHTS)
     token_dim, user_dim = weights["user.0.weight"].shape
-    projectors = Projectors(user_dim, weights["item.0.weight"].shape[1], token_dim)
+    norm_layer = "item.3.weight" in weights
+    projectors = Projectors(user_dim, weights["item.0.weight"].shape[1], token_dim, norm_layer)
     projectors.load_state_dict(weights)
     return projectors.eval().requires_grad_(False)
 
 
-def _perceptron(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(inputs, outputs), nn.GELU(), nn.Linear(outputs, outputs))
+def _perceptron(inputs: int, outputs: int, norm_layer: bool) -> nn.Sequential:
+    norm = [nn.RMSNorm(outputs)] if norm_layer else []
+    return nn.Sequential(nn.Linear(inputs, outputs), nn.GELU(), nn.Linear(outputs, outputs), *norm)

@@ -28,6 +28,8 @@ class Schedule(Protocol):
     @property
     def learning_rate_schedule(self) -> str: ...
     @property
+    def warmup_steps(self) -> int: ...
+    @property
     def epochs(self) -> int: ...
     @property
     def batch_size(self) -> int: ...
@@ -116,7 +118,8 @@ class Rounds(ABC):
     def learning_rate(self, done: int) -> float:
         """Of Adam, after `done` steps."""
         falling = self.config.learning_rate_schedule == "linear"
-        return self.config.learning_rate * (1 - done / self.total_steps if falling else 1)
+        rate = self.config.learning_rate * (1 - done / self.total_steps if falling else 1)
+        return rate * min(1.0, (done + 1) / max(self.config.warmup_steps, 1))
 
     def rounds(self) -> Iterator[dict[str, float]]:
         """Train to the end, and yield the numbers of every `checkpoint_every_steps` steps and of an epoch's rest.
@@ -127,7 +130,7 @@ class Rounds(ABC):
         config = self.config
         while not self.finished:
             epoch, first = divmod(self.step, self.steps_per_epoch)
-            last = min(first + config.checkpoint_every_steps, self.steps_per_epoch)
+            last = min(first + self.round_steps(), self.steps_per_epoch)
             started, loss = time.monotonic(), torch.zeros((), dtype=torch.float64, device=self.device)
             self.read, self.padded, terms, count = 0, 0, 0, 0
             for step in range(first, last):
@@ -154,8 +157,12 @@ class Rounds(ABC):
             if last == self.steps_per_epoch:
                 self.losses.append(0.0)
             if self.due():
-                numbers |= self._choose()
-            yield numbers
+                self._choose()
+            yield numbers | self._last_validation()
+
+    def round_steps(self) -> int:
+        """Steps of the next round, unless the epoch ends before."""
+        return self.config.checkpoint_every_steps
 
     def due(self) -> bool:
         """Whether to validate now, after a round."""
@@ -166,12 +173,20 @@ class Rounds(ABC):
         terms = self.loss_weight(np.arange(len(self.examples)))
         return [total / terms for total in self.losses[:-1]]
 
-    def _choose(self) -> dict[str, float]:
+    @property
+    def seen(self) -> int:
+        """Examples so far."""
+        return self.epoch * len(self.examples) + self.step % self.steps_per_epoch * self.config.batch_size
+
+    def _choose(self) -> None:
         """Validate, and keep the weights if they are the best so far."""
         metrics = self.validate()
         if metrics:
-            seen = self.epoch * len(self.examples) + self.step % self.steps_per_epoch * self.config.batch_size
-            self.curve.append({self.unit: seen, **metrics})
+            self.curve.append({self.unit: self.seen, **metrics})
         if metrics and metrics[self.chosen_by] > self.best[self.chosen_by]:
-            self.best = {"epoch": len(self.losses) - 1, **metrics, "weights": weights(self.trained)}
-        return {f"valid_{name}": value for name, value in metrics.items()}
+            found = {"epoch": len(self.losses) - 1, self.unit: self.seen, **metrics}
+            self.best = found | {"weights": weights(self.trained)}
+
+    def _last_validation(self) -> dict[str, float]:
+        """Its metrics and how many examples were seen by then, for the console; nothing before the first."""
+        return {f"valid_{name}": value for name, value in (self.curve[-1] if self.curve else {}).items()}

@@ -4,7 +4,7 @@ Ordinary weights are drawn, and all that training adds is seen beside them. The 
 teacher's score before any training; its result says little about training, and it is a choice by name.
 
 Dimensions: B users, I items, N = n + 1 items (0 is padding), D = teacher's dim, J = joint dim, H = token dim of the
-LLM, K pairs of hidden units
+LLM, T tokens of its vocabulary, K pairs of hidden units
 """
 
 import numpy as np
@@ -27,6 +27,7 @@ def start(
     uses_text_N: torch.Tensor,
     token_dim: int,
     norm: float,
+    embeddings_TH: torch.Tensor | None = None,
 ) -> Projectors:
     """Projectors before any step, on the CPU: by the seed and a sample of users and items, drawn by hash.
 
@@ -34,28 +35,34 @@ def start(
         e_NJ: what F_I projects, by item index.
         uses_text_N: bool, of the items that it knows by their texts alone; E_i is not fitted to these.
         norm: root mean square norm of the soft tokens.
+        embeddings_TH: the LLM's token embeddings, for `start: vocabulary`.
 
     Raises:
-        ValueError: an input is NaN or inf; or `start: teacher` where the teacher's score is no product, or no item is
-            shown by its E_i.
+        ValueError: an input is NaN or inf; or `start: teacher` or `vocabulary` where the teacher's score is no product,
+            or no item is shown by its E_i.
     """
     users = _drawn(examples.hashes, key64(examples.seed, Draw.PROJECTION_START_USERS))
     x_BD = teacher.represent(examples.histories(users)).cpu()
-    projectors = fresh_projectors(x_BD.shape[1], e_NJ.shape[1], token_dim, examples.seed)
+    projectors = fresh_projectors(x_BD.shape[1], e_NJ.shape[1], token_dim, examples.seed, config.norm_layer)
     shown_N = torch.arange(len(e_NJ)) > 0
-    if config.start == "teacher":
+    if config.start != "ordinary":
         shown_N &= ~uses_text_N
-        _refuse_what_has_no_product(teacher, shown_N)
+        _refuse_what_has_no_product(config.start, teacher, shown_N)
     items = shown_N.nonzero()[:, 0].numpy()
     items = items[_drawn(items.astype(np.uint64), key64(examples.seed, Draw.PROJECTION_START_ITEMS))]
     e_IJ, items_ID = e_NJ[items].cpu(), teacher.item_embeddings.detach()[items].cpu()
     for name, rows in (("user representations", x_BD), ("joint embeddings", e_IJ), ("item embeddings", items_ID)):
         if not rows.isfinite().all():
             raise ValueError(f"the {name} hold NaN or inf; run train-cf and train-alignment again")
-    if config.start == "teacher":
+    if config.start == "ordinary":
+        start_ordinary(projectors, x_BD, e_IJ, norm)
+    elif config.start == "teacher":
         start_as_teacher(projectors, x_BD, e_IJ, items_ID, norm)
     else:
-        start_ordinary(projectors, x_BD, e_IJ, norm)
+        assert embeddings_TH is not None, "the vocabulary's start needs the vocabulary"
+        start_in_vocabulary(projectors, x_BD, e_IJ, items_ID, norm, embeddings_TH)
+    for gain in (module.weight for module in projectors.modules() if isinstance(module, nn.RMSNorm)):
+        nn.init.constant_(gain, norm / token_dim**0.5)
     return projectors
 
 
@@ -63,15 +70,46 @@ def start(
 def start_ordinary(projectors: Projectors, x_BD: torch.Tensor, e_IJ: torch.Tensor, norm: float) -> None:
     """Keep the weights as they were drawn, except for one factor per network: soft tokens get RMS norm `norm`."""
     for network, inputs in ((projectors.user, x_BD), (projectors.item, e_IJ)):
-        _, _, last = _layers(network)
-        scale = norm / network(inputs).square().sum(1).mean().sqrt().clamp_min(1e-12)
+        first, activation, last = _layers(network)
+        scale = norm / last(activation(first(inputs))).square().sum(1).mean().sqrt().clamp_min(1e-12)
         last.weight.mul_(scale)
         last.bias.mul_(scale)
 
 
 @torch.no_grad()
+def start_in_vocabulary(
+    projectors: Projectors,
+    x_BD: torch.Tensor,
+    e_IJ: torch.Tensor,
+    items_ID: torch.Tensor,
+    norm: float,
+    embeddings_TH: torch.Tensor,
+) -> None:
+    """As `start_as_teacher`, in the directions in which the LLM's tokens differ most and around their mean.
+
+    So soft tokens are where an LLM that was trained on text has learnt to tell tokens apart.
+    """
+    embeddings_TH = embeddings_TH.detach().float().cpu()
+    mean_H = embeddings_TH.mean(0)
+    deviation_TH = embeddings_TH - mean_H
+    _, vectors_HH = torch.linalg.eigh((deviation_TH.T @ deviation_TH).double())
+    basis_HD = vectors_HH.flip(1)[:, : x_BD.shape[1]]
+    largest_1D = basis_HD.gather(0, basis_HD.abs().argmax(0, keepdim=True))
+    basis_HD = (basis_HD * largest_1D.sign()).float()  # or their signs were the linear algebra library's choice
+    spread = max(norm**2 - float(mean_H.square().sum()), (norm / 2) ** 2) ** 0.5
+    start_as_teacher(projectors, x_BD, e_IJ, items_ID, spread, basis_HD)
+    for network in (projectors.user, projectors.item):
+        _layers(network)[2].bias.add_(mean_H)
+
+
+@torch.no_grad()
 def start_as_teacher(
-    projectors: Projectors, x_BD: torch.Tensor, e_IJ: torch.Tensor, items_ID: torch.Tensor, norm: float
+    projectors: Projectors,
+    x_BD: torch.Tensor,
+    e_IJ: torch.Tensor,
+    items_ID: torch.Tensor,
+    norm: float,
+    basis_HD: torch.Tensor | None = None,
 ) -> None:
     """Make both networks the teacher's vectors, repeated along the token, at mean zero and RMS norm `norm`.
 
@@ -80,6 +118,7 @@ def start_as_teacher(
 
     Args:
         items_ID: E_i of the items of `e_IJ`.
+        basis_HD: orthonormal directions of the tokens in the place of the repetition.
     """
     deviation_IJ = (e_IJ - e_IJ.mean(0)).double()
     to_teacher_JD = torch.linalg.lstsq(deviation_IJ, (items_ID - items_ID.mean(0)).double(), driver="gelsd")[0]
@@ -89,7 +128,7 @@ def start_as_teacher(
     # of a token's, as the stand-in LLM does, would find it blurred under a random map.
     left, _, right = torch.linalg.svd(first.weight[:half], full_matrices=False)
     map_KD = left @ right
-    out_HK = map_KD.T[torch.arange(last.out_features) % dim]
+    out_HK = map_KD.T[torch.arange(last.out_features) % dim] if basis_HD is None else basis_HD @ map_KD.T
     for network, inputs, map_K in (
         (projectors.user, x_BD, map_KD),
         (projectors.item, e_IJ, map_KD @ to_teacher_JD.T.to(map_KD.dtype)),
@@ -104,13 +143,13 @@ def start_as_teacher(
         _standardise(last, activation(first(inputs)), norm)
 
 
-def _refuse_what_has_no_product(teacher: Teacher, shown_N: torch.Tensor) -> None:
+def _refuse_what_has_no_product(start: str, teacher: Teacher, shown_N: torch.Tensor) -> None:
     kind = type(teacher).__name__
     if not shown_N.any():
-        raise ValueError(f"projection.start: teacher fits E_i, and {kind} has none for any item; set start: ordinary")
+        raise ValueError(f"projection.start: {start} fits E_i, and {kind} has none for any item; set start: ordinary")
     if not teacher.scores_by_product():
         raise ValueError(
-            f"projection.start: teacher starts from the product of x^u and E_i, and {kind} does not score by it; set "
+            f"projection.start: {start} starts from the product of x^u and E_i, and {kind} does not score by it; set "
             "start: ordinary"
         )
 
@@ -121,7 +160,8 @@ def _drawn(hashes: np.ndarray, key: np.uint64) -> np.ndarray:
 
 
 def _layers(network: nn.Sequential) -> tuple[nn.Linear, nn.Module, nn.Linear]:
-    first, activation, last = network
+    """Without the norm layer."""
+    first, activation, last, *_ = network
     assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
     return first, activation, last
 

@@ -1,13 +1,15 @@
-"""Stage-2: the projectors learn to make the frozen LLM complete prompts with the right title (paper equation 8).
+"""Stage-2: the projectors learn to make the frozen LLM complete prompts with the right title (paper equation 8), or to
+find it among the candidates.
 
 Runs in a process group, under DeepSpeed; knows nothing of Ray, artifacts or checkpoint files. The batch of a step
-is global and its loss is a mean over all its tokens, so the number of workers changes nothing but the order of
-floating point additions. After an epoch the validation cases are ranked, and the best epoch's weights are kept.
+is global and its loss is a mean over all its tokens or prompts, so the number of workers changes nothing but the order
+of floating point additions. After an epoch, or more often, the validation cases are ranked, and the best weights kept.
 
-Dimensions: B prompts of a pass, T tokens, I items in slots, K target tokens, D = teacher's dim, J = joint dim,
-H = token dim, V = vocabulary
+Dimensions: B prompts of a pass, T tokens, I items in slots, C candidates, K target tokens, D = teacher's dim,
+J = joint dim, H = token dim, V = vocabulary
 """
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ from allmrec.data.sequences import Sequences
 from allmrec.llm.batches import SoftTokens, fill_slots, padded_tokens, token_budget_batches
 from allmrec.llm.forward import logits_at
 from allmrec.llm.loading import LLMConfig, Placement
-from allmrec.llm.packed import rank
+from allmrec.llm.packed import candidate_log_p
 from allmrec.llm.probe import deviation, refuse_deviating
 from allmrec.llm.prompt import Prompts
 from allmrec.metrics import METRICS, evaluate_scores
@@ -35,7 +37,7 @@ from allmrec.projection.engine import (
     start_engine,
     weights,
 )
-from allmrec.projection.examples import Batch, Examples
+from allmrec.projection.examples import Batch, CandidateBatch, Examples
 from allmrec.projection.projectors import ProjectionConfig, Projectors
 from allmrec.projection.rounds import Rounds
 from allmrec.projection.start import start
@@ -49,9 +51,11 @@ class Stage2Model(nn.Module):
         super().__init__()
         self.llm, self.projectors, self.padding = llm, projectors, padding
 
-    def forward(self, work: Batch | ValidationBatch | None, x_BD: torch.Tensor, e_IJ: torch.Tensor) -> torch.Tensor:
-        """The summed negative log likelihood of a `Batch`'s answers, (); `rank` of a `ValidationBatch`, (B, C); of None
-        the LLM's `deviation`, ().
+    def forward(
+        self, work: Batch | CandidateBatch | ValidationBatch | None, x_BD: torch.Tensor, e_IJ: torch.Tensor
+    ) -> torch.Tensor:
+        """The summed negative log likelihood of a `Batch`'s answers, (); log P of the others' candidates, float64
+        (B, C) on the CPU; of None the LLM's `deviation`, ().
 
         Args:
             x_BD: the users' representations.
@@ -60,11 +64,11 @@ class Stage2Model(nn.Module):
         if work is None:
             return torch.tensor(deviation(self.llm))
         soft = SoftTokens(self.projectors.user(x_BD), self.projectors.item(e_IJ))  # O_u and O_i, equation 7
-        if isinstance(work, ValidationBatch):
-            return torch.from_numpy(rank(self.llm, work.prompts, work.tries, soft, self.padding))
-        return self._loss(work, soft)
+        if isinstance(work, Batch):
+            return self._title_loss(work, soft)
+        return candidate_log_p(self.llm, work.prompts, work.tries, soft, self.padding)
 
-    def _loss(self, batch: Batch, soft: SoftTokens) -> torch.Tensor:
+    def _title_loss(self, batch: Batch, soft: SoftTokens) -> torch.Tensor:
         device, prompts = soft.user_BH.device, batch.prompts
         tokens_BT = padded_tokens(prompts, int(prompts.lengths.max()), self.padding).to(device)
         embeds_BTH = fill_slots(self.llm.get_input_embeddings()(tokens_BT), prompts, soft)
@@ -107,9 +111,9 @@ class ProjectionTraining(Rounds):
         """
         Args:
             placement: where the LLM's weights are.
-            llm: from `load_placed_llm`, with the same placement.
+            llm: from `load_llm_with_placement`, with the same placement.
             e_NJ: what F_I projects, by item index (`item_inputs`).
-            uses_text_N: bool, of the items that it knows by their texts alone (`Forms.uses_text_N`).
+            uses_text_N: bool, of the items that it knows by their texts alone (`EmbeddingChoice.uses_text_N`).
             cases: this worker's share of those that choose the best epoch; without any the last one is kept.
             state: where to resume from.
 
@@ -122,9 +126,10 @@ class ProjectionTraining(Rounds):
         embedding = llm.get_input_embeddings()
         with gathered(embedding.parameters()):
             token_norm, token_dim = embedding.weight.float().norm(dim=1).mean().item(), embedding.weight.shape[1]
-        self.trained = self.projectors = start(
-            config, self.teacher, examples, e_NJ, uses_text_N, token_dim, config.soft_token_scale * token_norm
-        )
+            norm, tokens_TH = config.soft_token_scale * token_norm, embedding.weight
+            self.trained = self.projectors = start(
+                config, self.teacher, examples, e_NJ, uses_text_N, token_dim, norm, tokens_TH
+            )
         self.untrained = weights(self.projectors)
         if state is not None:
             self.projectors.load_state_dict(state["weights"])
@@ -143,29 +148,55 @@ class ProjectionTraining(Rounds):
         self.resume(state)
 
     def loss_weight(self, examples: np.ndarray) -> int:
-        return self.examples.target_tokens(examples)
+        """Target tokens, or prompts."""
+        return self.examples.target_tokens(examples) if self.config.loss == "title" else len(examples)
+
+    def round_steps(self) -> int:
+        """No validation is passed over."""
+        every = self._validation_steps()
+        return min(self.config.checkpoint_every_steps, every - self.step % every)
+
+    def due(self) -> bool:
+        return super().due() or self.step % self._validation_steps() == 0
+
+    def _validation_steps(self) -> int:
+        every = self.config.validate_every_prompts
+        return self.total_steps if every is None else max(1, round(every / self.config.batch_size))
+
+    def rounds(self) -> Iterator[dict[str, float]]:
+        """A learning curve begins before the first step."""
+        if self.step == 0 and self.config.validate_every_prompts is not None:
+            metrics = self.validate()
+            self.curve = [{self.unit: 0, **metrics}] if metrics else []
+        yield from super().rounds()
 
     def train_step(self, examples: np.ndarray, prompts: Prompts) -> torch.Tensor:
-        tokens = self.examples.target_tokens(examples)
+        terms = self.loss_weight(examples)
         total = torch.zeros((), device=self.device)
-        passes = self.examples.passes(examples, prompts, self.rank, self.world, self.config.tokens_per_pass)
+        passes = self._passes(examples, prompts)
         for number, batch in enumerate(passes, start=1):
             self.engine.set_gradient_accumulation_boundary(number == len(passes))
             loss = self._forward(batch)
-            # The engine averages gradients over workers; they are to be summed, over the batch's tokens.
-            self.engine.backward(loss * (self.world / tokens))
+            # The engine averages gradients over workers; they are to be summed, over the batch's tokens or prompts.
+            self.engine.backward(loss * (self.world / terms))
             total += loss.detach()
-            self.read += len(batch.prompts.tokens)
-            self.padded += len(batch) * int(batch.prompts.lengths.max())
+            self.read += batch.tokens
+            self.padded += batch.padded
         self.engine.step()
         return total
 
     @torch.no_grad()
     def loss(self, examples: np.ndarray, prompts: Prompts) -> float:
-        """The mean loss of a global batch's target tokens, without a step. Every worker must call it."""
-        passes = self.examples.passes(examples, prompts, self.rank, self.world, self.config.tokens_per_pass)
-        total = torch.stack([self._forward(batch) for batch in passes]).sum()
-        return float(all_reduce_sum(total)) / self.examples.target_tokens(examples)
+        """The mean loss of a global batch, without a step. Every worker must call it."""
+        total = torch.stack([self._forward(batch) for batch in self._passes(examples, prompts)]).sum()
+        return float(all_reduce_sum(total)) / self.loss_weight(examples)
+
+    def _passes(self, examples: np.ndarray, prompts: Prompts) -> Sequence[Batch | CandidateBatch]:
+        """This worker's share of a global batch of the running epoch."""
+        budget = self.config.tokens_per_pass
+        if self.config.loss == "title":
+            return self.examples.passes(examples, prompts, self.rank, self.world, budget)
+        return self.examples.candidate_passes(examples, prompts, self.epoch, self.rank, self.world, budget)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -176,7 +207,7 @@ class ProjectionTraining(Rounds):
         total_M = torch.zeros(len(METRICS) + 1, dtype=torch.float64, device=self.device)
         for number in range(all_reduce_max(len(self.validation))):
             batch = self.validation[min(number, len(self.validation) - 1)]
-            log_p = self.engine(batch, *self._inputs(batch.histories, batch.items))
+            log_p = self.engine(batch, *self._inputs(batch.histories, batch.items)).float()
             if number < len(self.validation) and batch.counts:
                 values_BM = evaluate_scores(batch.order.unshuffled(log_p.numpy()), batch.candidates)
                 total_M += torch.from_numpy(np.append(values_BM.sum(axis=0), len(values_BM))).to(self.device)
@@ -196,8 +227,24 @@ class ProjectionTraining(Rounds):
             for rows in token_budget_batches(lengths, tokens_per_batch)
         ]
 
-    def _forward(self, batch: Batch) -> torch.Tensor:
-        return self.engine(batch, *self._inputs(self.examples.histories(batch.examples), batch.items))
+    def _forward(self, batch: Batch | CandidateBatch) -> torch.Tensor:
+        """The summed loss of a pass, float32 ()."""
+        x_BD, e_IJ = self._inputs(self.examples.histories(batch.examples), batch.items)
+        found = self.engine(batch, x_BD, e_IJ)
+        if isinstance(batch, Batch):
+            return found
+        return -(self._wanted(batch, x_BD) * found).sum().float().to(self.device)
+
+    def _wanted(self, batch: CandidateBatch, x_BD: torch.Tensor) -> torch.Tensor:
+        """The distribution over the candidates that the LLM is to have: the target and the teacher's (B, C)."""
+        candidates_BC = torch.from_numpy(batch.candidates).long()
+        target_B = torch.from_numpy(self.examples.targets[batch.examples]).long()
+        wanted_BC = (candidates_BC == target_B[:, None]).double()
+        if self.config.distillation:
+            score_BC = self.teacher.scores(x_BD, candidates_BC.to(self.device)).detach().cpu().double()
+            of_teacher_BC = score_BC.masked_fill(candidates_BC == 0, -torch.inf).softmax(1)
+            wanted_BC = wanted_BC.lerp(of_teacher_BC, self.config.distillation)
+        return wanted_BC * batch.counts
 
     def _inputs(self, histories: Sequences, items: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """x^u of the histories' users, and what F_I projects of the items."""
@@ -206,6 +253,5 @@ class ProjectionTraining(Rounds):
 
     def idle_step(self) -> None:
         examples, prompts = self.examples.global_batch(0, 0, 1)
-        batch = self.examples.passes(examples, prompts, self.rank, self.world, self.config.tokens_per_pass)[0]
-        self.engine.backward(self._forward(batch) * 0)
+        self.engine.backward(self._forward(self._passes(examples, prompts)[0]) * 0)
         self.engine.step()

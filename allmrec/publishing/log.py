@@ -22,6 +22,7 @@ from allmrec.core.commit_log import (
     load_json,
 )
 from allmrec.core.storage import Storage
+from allmrec.publishing.vectors import named_files
 
 LATEST = "latest.json"
 
@@ -81,7 +82,9 @@ def republish(storage: Storage, manifest: Mapping[str, Any]) -> Entry | None:
     """If the run of this date is the current one, one more entry, unless the newest names these very files."""
 
     def is_current(newest: Entry | None) -> bool:
-        return newest is None or newest["run_id"] != manifest["run_id"] or newest["files"] == manifest["files"]
+        if newest is None or newest["run_id"] != manifest["run_id"]:
+            return True
+        return named_files(newest) == named_files(manifest)
 
     entry = append_next(storage, _entry(manifest), is_current)
     refresh_latest(storage)
@@ -150,5 +153,6 @@ def _entry(manifest: Mapping[str, Any]) -> Entry:
         "manifest": manifest_key(manifest["run_date"]),
         "rows": manifest["rows"],
         "files": manifest["files"],
+        **({"vectors": manifest["vectors"]} if "vectors" in manifest else {}),
         "published_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }

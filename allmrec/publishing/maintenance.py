@@ -20,10 +20,11 @@ from allmrec.publishing.log import (
     symlinks_key,
     work_folder,
 )
+from allmrec.publishing.vectors import named_files
 
 TRIALS = "_trial"  # the folder of trial runs, with the same layout
-_DIGESTS = "_inputs/"  # by run below the date
-_BESIDE = ("_symlink_format_manifest/", _DIGESTS, "_reports/")  # what else a run leaves, by date
+INPUTS = "_inputs/"  # what rows and vectors were made of, by run below the date
+_BESIDE = ("_symlink_format_manifest/", INPUTS, "_reports/")  # what else a run leaves, by date
 _PARALLEL = 8  # files at a time
 
 
@@ -111,9 +112,9 @@ def _rest(storage: Storage, run_date: date, manifest: Mapping[str, Any] | None) 
     beside = [key for folder in _BESIDE for key in _keys(storage, folder + day)]
     kept = set[str]()
     if manifest is not None:
-        digests = f"{_DIGESTS}{day}"
+        digests = f"{INPUTS}{day}"
         beside = [key for key in beside if key.startswith(digests) and f"/{manifest['run_id']}/" not in key]
-        kept = {manifest_key(run_date), *(file["key"] for file in manifest["files"])}
+        kept = {manifest_key(run_date), *(file["key"] for file in named_files(manifest))}
     files = [key for key in _keys(storage, day) if key not in kept]
     work = [key for key in _keys(storage, f"{work_folder(run_date)}/") if "/lease/" not in key]
     return [*beside, *files, *work]

@@ -19,6 +19,7 @@ from allmrec.core.commit_log import Entry, entries_after, find_json, newest_entr
 from allmrec.core.hashing import shard_of
 from allmrec.core.storage import S3Config, Storage, open_storage
 from allmrec.publishing.log import LATEST, manifest_key, published_dates
+from allmrec.publishing.vectors import named_files
 
 T = TypeVar("T")
 _PARALLEL = 8  # files at a time
@@ -35,10 +36,25 @@ def read_recommendations(uri: str, run_date: date | str | None = None, s3: S3Con
         ValueError: nothing is published there, or a file is missing or damaged; names it.
     """
     storage = open_storage(uri, s3)
+    return _whole(storage, run_date, lambda manifest: _read_files(storage, manifest["files"]))
+
+
+def read_vectors(uri: str, of: str, run_date: date | str | None = None, s3: S3Config | None = None) -> pa.Table:
+    """LLM-SRec's vectors, as the current run or a date's published them (`nightly.publish_vectors`).
+
+    Args:
+        uri, run_date, s3: as for `read_recommendations`.
+        of: "users" or "items"; `schemas.user_vectors` and `schemas.item_vectors` have the columns.
+
+    Raises:
+        ValueError: as `read_recommendations`, or the run has published none.
+    """
+    storage = open_storage(uri, s3)
 
     def read(manifest: Entry) -> pa.Table:
-        with ThreadPoolExecutor(_PARALLEL) as pool:
-            return pa.concat_tables(pool.map(lambda file: read_published(storage, file), manifest["files"]))
+        if "vectors" not in manifest:
+            raise ValueError(f"{uri}: the run of {manifest['run_date']} has no vectors; set nightly.publish_vectors")
+        return _read_files(storage, manifest["vectors"][of])
 
     return _whole(storage, run_date, read)
 
@@ -78,7 +94,7 @@ def published_runs(storage: Storage) -> list[dict[str, Any]]:
                     **{name: manifest[name] for name in ("run_date", "run_id")},
                     "bundle": manifest["identity"].get("bundle"),
                     "rows": manifest["rows"],
-                    "megabytes": round(sum(file["size"] for file in manifest["files"]) / 1e6, 1),
+                    "megabytes": round(sum(file["size"] for file in named_files(manifest)) / 1e6, 1),
                     "published_at": published_at.get(manifest["run_id"]),
                     "current": current is not None and current["run_id"] == manifest["run_id"],
                 }
@@ -104,14 +120,20 @@ def verify_run(storage: Storage, run_date: date | str | None = None) -> dict[str
         return None if rows == file["rows"] else f"{storage.name(file['key'])} has {rows} rows and not {file['rows']}"
 
     def verify(manifest: Entry) -> dict[str, Any]:
+        files = named_files(manifest)
         with ThreadPoolExecutor(_PARALLEL) as pool:
-            found = [message for message in pool.map(wrong, manifest["files"]) if message]
+            found = [message for message in pool.map(wrong, files) if message]
         if found:
             raise ValueError("; ".join(found))
         stats = {name: manifest[name] for name in ("run_date", "run_id", "rows")}
-        return {**stats, "files": len(manifest["files"])}
+        return {**stats, "files": len(files)}
 
     return _whole(storage, run_date, verify)
+
+
+def _read_files(storage: Storage, files: list[dict[str, Any]]) -> pa.Table:
+    with ThreadPoolExecutor(_PARALLEL) as pool:
+        return pa.concat_tables(pool.map(lambda file: read_published(storage, file), files))
 
 
 def read_published(storage: Storage, file: dict[str, Any]) -> pa.Table:
@@ -132,7 +154,7 @@ def _whole(storage: Storage, run_date: date | str | None, read: Callable[[Entry]
         try:
             return read(manifest)
         except ValueError:
-            if run_manifest(storage, run_date)["files"] == manifest["files"]:
+            if named_files(run_manifest(storage, run_date)) == named_files(manifest):
                 raise
 
 

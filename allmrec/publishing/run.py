@@ -4,6 +4,7 @@
     _runs/run_date=D/<run id>/attempts/part-00003-<random>.parquet     one attempt at a shard
     _runs/run_date=D/<run id>/shards/part-00003.json     put-if-absent: the attempt that won
     run_date=D/part-00003.parquet      copies of the winners, once all have passed the audit
+    run_date=D/_vectors/…              likewise, where vectors are published (`allmrec.publishing.vectors`)
     run_date=D/_SUCCESS                put-if-absent: the manifest of these files
 
 and then a list of them for engines that read such lists, and an entry of the publish log. Only put-if-absent decides
@@ -38,6 +39,7 @@ from allmrec.core.hashing import fingerprint
 from allmrec.core.storage import Storage
 from allmrec.publishing.lease import Lease
 from allmrec.publishing.log import announce, manifest_key, run_key, work_folder
+from allmrec.publishing.vectors import folder, named_files, schema_of
 from schemas import check
 from schemas.recommendations import SCHEMA
 
@@ -56,6 +58,12 @@ class Run:
     replaces: str | None = None  # the run that had the date before
 
     @classmethod
+    def of(cls, storage: Storage, run_date: date, identity: Mapping[str, Any]) -> "Run":
+        """The run of a date that is made of `identity`, JSON-able. Nothing is begun; see `open`."""
+        plain = json.loads(json.dumps(identity, default=str))
+        return cls(storage, run_date, plain, fingerprint({"run_date": str(run_date), "identity": plain})[:16])
+
+    @classmethod
     def open(
         cls, storage: Storage, run_date: date, identity: Mapping[str, Any], replacing: Lease | None = None
     ) -> "Run":
@@ -72,8 +80,7 @@ class Run:
             RunHeld: another process has taken the date over.
         """
         storage.probe_create()
-        plain = json.loads(json.dumps(identity, default=str))
-        run = cls(storage, run_date, plain, fingerprint({"run_date": str(run_date), "identity": plain})[:16])
+        run = cls.of(storage, run_date, identity)
         published, key = find_json(storage, manifest_key(run_date)), run_key(run_date)
         if published and published["run_id"] == run.run_id:
             return run
@@ -87,7 +94,7 @@ class Run:
                 return resumed
         assert current is not None
         if replacing is None:
-            raise run._is_another(current, manifest_key(run_date) if published else key)
+            raise run.is_another(current, manifest_key(run_date) if published else key)
         run = replace(run, replaces=current["run_id"])
         replacing.check()
         storage.write(key, dump_json(run._record()))
@@ -98,32 +105,56 @@ class Run:
         entries = self.storage.list(f"{self.work}/shards/part-")
         return {int(entry.key.removesuffix(".json").rpartition("-")[2]) for entry in entries}
 
-    def commit_shard(self, shard: int, table: pa.Table, stats: Counters | None = None) -> bool:
+    def commit_shard(
+        self,
+        shard: int,
+        table: pa.Table,
+        stats: Counters | None = None,
+        vectors: Mapping[str, pa.Table] | None = None,
+    ) -> bool:
         """Offer an attempt at a shard; returns whether it won. A losing attempt leaves nothing.
 
         Args:
             table: of the `recommendations` schema, at most 5 GB as Parquet.
             stats: counts by kind and name, which the published manifest adds up over the shards.
+            vectors: that are published with the shard, by kind; see `allmrec.publishing.vectors`.
         """
-        data = to_parquet(check(table, SCHEMA))
-        attempt = f"{self.work}/attempts/part-{shard:05d}-{secrets.token_hex(8)}.parquet"
-        self.storage.write(attempt, data)
-        entry = file_entry(data, file=attempt, rows=table.num_rows, stats=dict(stats or {}))
+        attempt = f"{self.work}/attempts/part-{shard:05d}-{secrets.token_hex(8)}"
+        entry = self._write_attempt(f"{attempt}.parquet", check(table, SCHEMA)) | {"stats": dict(stats or {})}
+        if vectors is not None:
+            entry["vectors"] = {
+                kind: self._write_attempt(f"{attempt}-{kind}.parquet", check(part, schema_of(kind, part)))
+                for kind, part in vectors.items()
+            }
         if self.storage.create(self._entry_key(shard), dump_json(entry)):
             return True
-        self.storage.delete(attempt)
+        for file in _files(entry):
+            self.storage.delete(file["file"])
         return False
 
+    def _write_attempt(self, key: str, table: pa.Table) -> dict[str, Any]:
+        data = to_parquet(table)
+        self.storage.write(key, data)
+        return file_entry(data, file=key, rows=table.num_rows)
+
     def read_shard(self, shard: int) -> tuple[pa.Table, str]:
-        """A finished shard as stored, and its sha256. Raises ValueError when it is damaged."""
+        """A finished shard as stored, and a digest of all its files. Raises ValueError when it is damaged."""
         entry = load_json(self.storage, self._entry_key(shard))
+        return self._read_attempt(shard, entry), _digest(entry)
+
+    def read_shard_vectors(self, shard: int) -> dict[str, pa.Table]:
+        """Its vectors by kind, of which there may be none. Raises ValueError when they are damaged."""
+        files = load_json(self.storage, self._entry_key(shard)).get("vectors", {})
+        return {kind: self._read_attempt(shard, file) for kind, file in files.items()}
+
+    def _read_attempt(self, shard: int, entry: dict[str, Any]) -> pa.Table:
         try:
             data = self.storage.read(entry["file"])
         except FileNotFoundError:
             raise self._unusable(shard, entry, "is missing") from None
         if sha256(data) != entry["sha256"]:
             raise self._unusable(shard, entry, "is damaged")
-        return pq.read_table(io.BytesIO(data)), entry["sha256"]
+        return pq.read_table(io.BytesIO(data))
 
     def shard_stats(self, shard: int) -> Counters:
         """What the attempt that won said of itself."""
@@ -168,13 +199,19 @@ class Run:
         with ThreadPoolExecutor(_PARALLEL) as pool:
             entries = list(pool.map(lambda shard: load_json(self.storage, self._entry_key(shard)), shards))
             for shard, entry in zip(shards, entries, strict=True):
-                if entry["sha256"] != audited[shard]:
+                if _digest(entry) != audited[shard]:
                     raise self._unusable(shard, entry, "is not what was audited")
             if lease:
                 lease.check()
-            keys = [self._published_key(shard) for shard in shards]
-            list(pool.map(self.storage.copy, [entry["file"] for entry in entries], keys))
-        self._check_copies({key: entry["size"] for key, entry in zip(keys, entries, strict=True)})
+            files = [self._published_file(shard, entry) for shard, entry in zip(shards, entries, strict=True)]
+            vectors = {
+                kind: [self._published_file(shard, entry["vectors"][kind], kind) for shard, entry in enumerate(entries)]
+                for kind in entries[0].get("vectors", {})
+            }
+            published = named_files({"files": files, "vectors": vectors})
+            attempts = [file["file"] for group in zip(*map(_files, entries), strict=True) for file in group]
+            list(pool.map(self.storage.copy, attempts, [file["key"] for file in published]))
+        self._check_copies({file["key"]: file["size"] for file in published})
         stats: dict[str, Counter[str]] = {}
         for entry in entries:
             for kind, counts in entry["stats"].items():
@@ -184,10 +221,8 @@ class Run:
             "run_id": self.run_id,
             "identity": self.identity,
             "rows": sum(entry["rows"] for entry in entries),
-            "files": [
-                {"key": key, **{name: entry[name] for name in ("sha256", "size", "rows")}}
-                for key, entry in zip(keys, entries, strict=True)
-            ],
+            "files": files,
+            **({"vectors": vectors} if vectors else {}),
             "facts": stats,
             "log": last_number(self.storage),  # the run's own entry comes behind this number
         }
@@ -197,7 +232,8 @@ class Run:
 
         Beside the files of a run that is replaced, only its own count.
         """
-        there = {entry.key: entry.size for entry in self.storage.list(f"run_date={self.run_date}/part-")}
+        prefixes = (f"run_date={self.run_date}/part-", folder(self.run_date))
+        there = {entry.key: entry.size for prefix in prefixes for entry in self.storage.list(prefix)}
         if self.replaces is not None:
             there = {key: size for key, size in there.items() if key in expected}
         wrong = sorted(key for key in expected.keys() | there.keys() if expected.get(key) != there.get(key))
@@ -212,10 +248,11 @@ class Run:
         if manifest is None or manifest["run_id"] == self.replaces:
             return None
         if manifest["run_id"] != self.run_id:
-            raise self._is_another(manifest, key)
+            raise self.is_another(manifest, key)
         return manifest
 
-    def _is_another(self, other: dict[str, Any], key: str) -> ValueError:
+    def is_another(self, other: Mapping[str, Any], key: str) -> ValueError:
+        """The error of a date that has another run, whose record is at `key`; it names what differs."""
         return ValueError(
             f"{self.storage.name(key)} is of another run ({other['run_id']}, this is {self.run_id}): "
             f"{'; '.join(_differences(other['identity'], self.identity))}. Replace that run with `allmrec nightly "
@@ -226,11 +263,12 @@ class Run:
         record = {"run_id": self.run_id, "identity": self.identity}
         return record if self.replaces is None else {**record, "replaces": self.replaces}
 
-    def _published_key(self, shard: int) -> str:
+    def _published_file(self, shard: int, entry: dict[str, Any], kind: str | None = None) -> dict[str, Any]:
         name = shard_name(shard)
         if self.replaces is not None:
             name = name.replace(".parquet", f"-{self.run_id}.parquet")
-        return f"run_date={self.run_date}/{name}"
+        where = f"run_date={self.run_date}/" if kind is None else f"{folder(self.run_date, kind)}/"
+        return {"key": where + name, **{name: entry[name] for name in ("sha256", "size", "rows")}}
 
     def _unusable(self, shard: int, entry: dict[str, Any], how: str) -> ValueError:
         return ValueError(
@@ -245,6 +283,26 @@ class Run:
     def work(self) -> str:
         """The folder of the run's work in progress."""
         return f"{work_folder(self.run_date)}/{self.run_id}"
+
+
+def stamped(rows: pa.Table, run: Run, schema: pa.Schema) -> pa.Table:
+    """Rows as rows of this run and schema, which adds the run's date, id and bundle."""
+    same = {"run_date": run.run_date, "bundle": run.identity["bundle"], "run_id": run.run_id}
+    columns = {name: pa.repeat(pa.scalar(value), len(rows)) for name, value in same.items()}
+    own = [name for name in schema.names if name not in same]
+    columns |= {name: rows.column(name) for name in own}
+    return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+def _files(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Of a shard's entry: its recommendations, and vectors by kind."""
+    return [entry, *entry.get("vectors", {}).values()]
+
+
+def _digest(entry: Mapping[str, Any]) -> str:
+    """Of all its files."""
+    digests = [file["sha256"] for file in _files(entry)]
+    return digests[0] if len(digests) == 1 else sha256("".join(digests).encode())
 
 
 def _differences(theirs: Any, ours: Any, path: str = "") -> Iterator[str]:

@@ -20,8 +20,9 @@ from allmrec.core.commit_log import dump_json, find_json
 from allmrec.core.storage import Storage
 from allmrec.publishing.lease import Lease
 from allmrec.publishing.log import manifest_key, republish, work_folder, write_symlinks
-from allmrec.publishing.maintenance import delete_rest, unfinished
+from allmrec.publishing.maintenance import INPUTS, delete_rest, unfinished
 from allmrec.publishing.reader import read_published
+from allmrec.publishing.vectors import folder
 from schemas.recommendations import ITEM, SCHEMA
 
 _PARALLEL = 8  # files at a time
@@ -65,7 +66,8 @@ def suppress(
     """Take users' rows and items' places out of a date; ranks are dense again. The lease must be this date's.
 
     A published file that names one of them is rewritten under another name; the old ones and the run's work are
-    deleted at the end. So is the work of a run that is not published and names one of them: it starts again.
+    deleted at the end. So is the work of a run that is not published and names one of them: it starts again. Vectors
+    go as well, those that were published and those of users that were kept for the next run.
 
     Args:
         user_ids, item_ids: string; those that the run does not name do no harm.
@@ -77,52 +79,91 @@ def suppress(
     """
     manifest = find_json(storage, manifest_key(run_date))
     if manifest is None:
-        return _suppress_work(storage, run_date, user_ids, item_ids)
+        found = _suppress_work(storage, run_date, user_ids, item_ids)
+        _suppress_kept(storage, run_date, user_ids)
+        return found
+    found = Suppressed()
 
-    def rewrite(numbered: tuple[int, dict[str, Any]]) -> tuple[dict[str, Any], Suppressed]:
-        shard, file = numbered
-        table = read_published(storage, file)
-        left, found = _without(table, user_ids, item_ids)
-        if not found.files:
-            return file, found
-        data = to_parquet(left)
-        entry = file_entry(data, rows=left.num_rows)
-        name = shard_name(shard).replace(".parquet", f"-{entry['sha256'][:16]}.parquet")
-        key = f"run_date={run_date}/{name}"
-        storage.write(key, data)
-        return {"key": key, **{name: entry[name] for name in ("sha256", "size", "rows")}}, found
+    def rewritten(files: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
+        def rewrite(numbered: tuple[int, dict[str, Any]]) -> tuple[dict[str, Any], Suppressed]:
+            shard, file = numbered
+            left, taken_out = _without(read_published(storage, file), user_ids, item_ids)
+            if not taken_out.files:
+                return file, taken_out
+            data = to_parquet(left)
+            entry = file_entry(data, rows=left.num_rows)
+            key = where + shard_name(shard).replace(".parquet", f"-{entry['sha256'][:16]}.parquet")
+            storage.write(key, data)
+            return {"key": key, **{name: entry[name] for name in ("sha256", "size", "rows")}}, taken_out
 
-    with ThreadPoolExecutor(_PARALLEL) as pool:
-        rewritten = list(pool.map(rewrite, enumerate(manifest["files"])))
-    files, found = [file for file, _ in rewritten], Suppressed()
-    for _, part in rewritten:
-        found.add(part)
+        with ThreadPoolExecutor(_PARALLEL) as pool:
+            pairs = list(pool.map(rewrite, enumerate(files)))
+        for _, taken_out in pairs:
+            found.add(taken_out)
+        return [file for file, _ in pairs]
+
+    files = rewritten(manifest["files"], f"run_date={run_date}/")
+    vectors = {
+        kind: rewritten(parts, f"{folder(run_date, kind)}/") for kind, parts in manifest.get("vectors", {}).items()
+    }
     if found.files or unfinished(storage, run_date):  # the page may be of a run that is to replace this one
         storage.delete(users_page(run_date))
     if found.files:
         manifest = manifest | {"files": files, "rows": sum(file["rows"] for file in files)}
+        manifest |= {"vectors": vectors} if vectors else {}
         lease.check()
         storage.write(manifest_key(run_date), dump_json(manifest))
     write_symlinks(storage, manifest)
     republish(storage, manifest)
     mirror()
     delete_rest(storage, run_date, manifest)
+    _suppress_kept(storage, run_date, user_ids)
     return found
 
 
 def _suppress_work(storage: Storage, run_date: date, user_ids: pa.Array, item_ids: pa.Array) -> Suppressed:
     """Of a run that is not published: its attempts, and copies of them that no manifest names yet."""
     found = Suppressed()
-    for folder in (f"run_date={run_date}/", f"{work_folder(run_date)}/"):
-        for key in [entry.key for entry in storage.list(folder) if entry.key.endswith(".parquet")]:
+    for prefix in (f"run_date={run_date}/", f"{work_folder(run_date)}/"):
+        for key in [entry.key for entry in storage.list(prefix) if entry.key.endswith(".parquet")]:
             found.add(_without(pq.read_table(pa.BufferReader(storage.read(key))), user_ids, item_ids)[1])
     if found.files:
         delete_rest(storage, run_date, None)
     return found
 
 
+def _suppress_kept(storage: Storage, run_date: date, user_ids: pa.Array) -> None:
+    """The users' vectors that the next run may take."""
+
+    def rewrite(key: str) -> None:
+        left, found = _rows_without(pq.read_table(pa.BufferReader(storage.read(key))), "user_id", user_ids)
+        if len(found):
+            storage.write(key, to_parquet(left, dictionary=False))
+
+    kept = [entry.key for entry in storage.list(f"{INPUTS}run_date={run_date}/") if "/users/" in entry.key]
+    with ThreadPoolExecutor(_PARALLEL) as pool:
+        list(pool.map(rewrite, kept if len(user_ids) else []))
+
+
 def _without(table: pa.Table, user_ids: pa.Array, item_ids: pa.Array) -> tuple[pa.Table, Suppressed]:
-    """The rows of other users with the places of other items, of one file."""
+    """One file without them."""
+    if "items" in table.column_names:
+        return _lists_without(table, user_ids, item_ids)
+    if "user_id" in table.column_names:
+        left, gone = _rows_without(table, "user_id", user_ids)
+        return left, Suppressed(files=int(len(gone) > 0), named_users={*gone.to_pylist()})
+    left, gone = _rows_without(table, "item_id", item_ids)
+    return left, Suppressed(files=int(len(gone) > 0), named_items={*gone.to_pylist()})
+
+
+def _rows_without(table: pa.Table, column: str, ids: pa.Array) -> tuple[pa.Table, pa.ChunkedArray]:
+    """The other rows, and the ids of those that go."""
+    gone = pc.is_in(table.column(column), value_set=ids)
+    return table.filter(pc.invert(gone)), table.column(column).filter(gone)
+
+
+def _lists_without(table: pa.Table, user_ids: pa.Array, item_ids: pa.Array) -> tuple[pa.Table, Suppressed]:
+    """The rows of other users with the places of other items."""
     gone = pc.is_in(table.column("user_id"), value_set=user_ids)
     left, users = table.filter(pc.invert(gone)).combine_chunks(), table.column("user_id").filter(gone)
     # Also rows that go may name a listed item, which is known then.

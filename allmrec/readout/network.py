@@ -4,7 +4,8 @@ Kim et al., "Lost in Sequence" (KDD 2025), section 3. A user's and an item's vec
 state at a readout token behind their prompts, and their product is the score. Knows the network and its files; prompts
 are the business of `prompts`, losses that of `losses`.
 
-Dimensions: B prompts, I items, N = n + 1 items (0 is padding), D = teacher's dim, H = token dim, V = readout dim
+Dimensions: B prompts, I items, N = n + 1 items (0 is padding), D = teacher's dim, K of what f_I reads (D, or the joint
+dim), H = token dim, V = readout dim
 """
 
 from typing import Any, Literal
@@ -21,7 +22,7 @@ from allmrec.projection.examples import Targets
 
 WEIGHTS, VECTORS = "readout.safetensors", "vectors.safetensors"
 USER, ITEM = 0, 1  # the readout tokens
-FIXED = {"mean": True, "spread": False, "norm": False}  # buffers: whether of the teacher's dimension, or a number
+FIXED = {"mean": True, "spread": False, "norm": False}  # buffers: whether of the items' dimension, or a number
 _NOISE = 0.1  # of the readout tokens around the mean token, in its spread
 
 Loss = Literal["retrieval", "distil", "uniform", "teacher-map", "teacher-scores"]
@@ -58,6 +59,9 @@ class ReadoutConfig(Section):
     num_negatives: int = Field(3, ge=1)  # items drawn for each user in each step, which the user has not seen
     temperature: float | None = Field(0.07, gt=0)  # of unit vectors' products; null: vectors of any length
     layer_norm: bool = True  # before the maps
+    # What f_I makes an item's soft token of. teacher: E_i; joint: e_i, and q_i where `bundle.min_interactions_for_cf`
+    # says so, which needs Stage-1 and also tells of items that hardly anyone has.
+    item_input: Literal["teacher", "joint"] = "teacher"
     # Norm of the soft tokens as a multiple of the LLM's mean token embedding norm; null: as they come out.
     soft_token_scale: float | None = Field(1.0, gt=0)
     targets: Targets = "last"  # last: a user's last training item; all: all but the first
@@ -94,22 +98,24 @@ class Readout(nn.Module):
     spread: torch.Tensor
     norm: torch.Tensor
 
-    def __init__(self, config: ReadoutConfig, teacher_dim: int, token_dim: int):
+    def __init__(self, config: ReadoutConfig, item_dim: int, teacher_dim: int, token_dim: int):
         super().__init__()
         self.unit, self.scaled = config.temperature is not None, config.soft_token_scale is not None
-        # Fixed numbers, beside the weights: what E_i is standardised by, and the norm of soft tokens.
+        self.item_input, self.teacher_dim = config.item_input, teacher_dim
+        self.temperature = config.temperature or 1.0  # products over it are logits
+        # Fixed numbers, beside the weights: what items' inputs are standardised by, and the norm of soft tokens.
         for name, shape in FIXED.items():
-            self.register_buffer(name, torch.zeros(teacher_dim if shape else ()), persistent=False)
+            self.register_buffer(name, torch.zeros(item_dim if shape else ()), persistent=False)
         self.soft = nn.Sequential(
-            nn.Linear(teacher_dim, token_dim), nn.LayerNorm(token_dim), nn.LeakyReLU(), nn.Linear(token_dim, token_dim)
+            nn.Linear(item_dim, token_dim), nn.LayerNorm(token_dim), nn.LeakyReLU(), nn.Linear(token_dim, token_dim)
         )
         self.user, self.item = (_map(token_dim, config.hidden, config) for _ in range(2))
         self.teacher = _map(teacher_dim, 2 * config.dim, config)
         self.tokens = nn.Embedding(2, token_dim)
 
-    def soft_tokens(self, items_ID: torch.Tensor) -> torch.Tensor:
-        """What goes into the slots of items with these E_i, (I, H)."""
-        tokens_IH = self.soft((items_ID - self.mean) / self.spread)
+    def soft_tokens(self, items_IK: torch.Tensor) -> torch.Tensor:
+        """What goes into the slots of items with these inputs, (I, H)."""
+        tokens_IH = self.soft((items_IK - self.mean) / self.spread)
         return self.norm * F.normalize(tokens_IH, dim=1) if self.scaled else tokens_IH
 
     def fixed(self) -> dict[str, torch.Tensor]:
@@ -130,36 +136,44 @@ class Readout(nn.Module):
     def reached(self) -> torch.Tensor:
         """A number to which every weight of the maps contributes, ()."""
         nothing_1H = torch.zeros_like(self.token(USER))[None]
-        nothing_1D = torch.zeros_like(self.mean)[None]
+        nothing_1D = self.mean.new_zeros(1, self.teacher_dim)
         return self.user(nothing_1H).sum() + self.item(nothing_1H).sum() + self.teacher(nothing_1D).sum()
 
     def _finished(self, vectors_BV: torch.Tensor) -> torch.Tensor:
         return F.normalize(vectors_BV, dim=1) if self.unit else vectors_BV
 
 
-def fresh_readout(config: ReadoutConfig, items_ND: torch.Tensor, embeddings_TH: torch.Tensor, seed: int) -> Readout:
+def fresh_readout(
+    config: ReadoutConfig,
+    items_NK: torch.Tensor,
+    embeddings_TH: torch.Tensor,
+    seed: int,
+    teacher_dim: int | None = None,
+) -> Readout:
     """Weights drawn from `seed` alone; torch's global generator is left as it was.
 
     The readout tokens begin near the mean token: from noise, an LLM may not look at what is before them.
 
     Args:
-        items_ND: the teacher's item embeddings.
+        items_NK: `item_input` of all items.
         embeddings_TH: the LLM's token embeddings.
+        teacher_dim: of x^u; by default that of the items.
 
     Raises:
         ValueError: an item embedding is NaN or inf.
     """
-    embeddings_TH, items_ND = (part.detach().float().cpu() for part in (embeddings_TH, items_ND))
-    if not items_ND.isfinite().all():
-        raise ValueError("the teacher's item embeddings hold NaN or inf; run train-cf again")
-    known_KD = items_ND[items_ND.any(1)]
+    embeddings_TH, items_NK = (part.detach().float().cpu() for part in (embeddings_TH, items_NK))
+    if not items_NK.isfinite().all():
+        stage = {"teacher": "train-cf", "joint": "train-alignment"}[config.item_input]
+        raise ValueError(f"the item embeddings of {stage} hold NaN or inf; run it again")
+    known_IK = items_NK[items_NK.any(1)]
     spread_H, mean_H = torch.std_mean(embeddings_TH, 0)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        readout = Readout(config, items_ND.shape[1], embeddings_TH.shape[1])
+        readout = Readout(config, items_NK.shape[1], teacher_dim or items_NK.shape[1], embeddings_TH.shape[1])
         readout.tokens.weight.copy_(mean_H + _NOISE * spread_H * torch.randn_like(readout.tokens.weight))
-    readout.mean = known_KD.mean(0)
-    readout.spread = known_KD.std().clamp_min(1e-12)
+    readout.mean = known_IK.mean(0)
+    readout.spread = known_IK.std().clamp_min(1e-12)
     readout.norm = (config.soft_token_scale or 0.0) * embeddings_TH.norm(dim=1).mean()
     return readout
 
@@ -183,8 +197,8 @@ def load_readout(storage: Storage) -> tuple[Readout, torch.Tensor]:
     """The stored network, frozen, in eval mode, and the items' vectors (N, V). Raises ValueError when damaged."""
     config = ReadoutConfig(**read_manifest(storage).config["baselines"]["llm_srec"])
     weights = read_tensors(storage, WEIGHTS)
-    token_dim, teacher_dim = weights["soft.0.weight"].shape
-    readout = Readout(config, teacher_dim, token_dim)
+    token_dim, item_dim = weights["soft.0.weight"].shape
+    readout = Readout(config, item_dim, weights["teacher.0.weight"].shape[-1], token_dim)
     for name in FIXED:
         setattr(readout, name, weights.pop(name))
     readout.load_state_dict(weights)

@@ -40,7 +40,7 @@ class ReadoutPrompts:
         Args:
             positions: how many the LLM has.
         """
-        slots = {"user_slot": False, "item_slots": True}
+        slots = {"user_slot": False, "item_slots": True, "slots": "behind"}
         user, item = (config.model_copy(update={**slots, **more}) for more in ({}, {"max_history": 1}))
         self.users = PromptBuilder(user, tokenizer, titles, True, positions - 1, taste(config))
         self._items = PromptBuilder(item, tokenizer, titles, True, positions - 1, character(config))

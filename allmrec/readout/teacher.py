@@ -3,7 +3,7 @@
 So whatever works with a teacher works with it: evaluation, the whole catalogue, retrieval. A candidate's score does
 not depend on the other candidates, which no prompt lists.
 
-Dimensions: U users, B of a batch, N = n + 1 items (0 is padding), D = teacher's dim, V readout dim
+Dimensions: U users, B of a batch, N = n + 1 items (0 is padding), K of what f_I reads, V readout dim
 """
 
 from typing import Any
@@ -23,7 +23,8 @@ from allmrec.readout.prompts import ReadoutPrompts, read_out
 class LLMSRec(Teacher):
     """Represents users by the frozen LLM.
 
-    A user who is asked about again with the same history, by another protocol of an evaluation, costs nothing.
+    A user who is asked about again with the same history, by another protocol of an evaluation, costs nothing. Items
+    without a vector are read when the items' vectors are first asked for.
 
     Attributes:
         tokens, padding: real and padding tokens read so far.
@@ -35,30 +36,36 @@ class LLMSRec(Teacher):
         llm: Any,
         readout: Readout,
         prompts: ReadoutPrompts,
-        items_ND: torch.Tensor,
+        items_NK: torch.Tensor,
         vectors_NV: torch.Tensor,
         tokens_per_batch: int,
+        unread: np.ndarray | None = None,
     ):
         """
         Args:
-            items_ND: E_i, for the items' soft tokens.
+            items_NK: `ReadoutConfig.item_input`, for the items' soft tokens.
             vectors_NV: the items' own, which were made after training.
             tokens_per_batch: padded tokens in one forward pass.
+            unread: indices of the items that have no vector yet; by default none.
         """
         super().__init__()
         self.llm, self.readout, self.prompts, self.tokens_per_batch = llm, readout, prompts, tokens_per_batch
-        self.register_buffer("inputs", items_ND, persistent=False)
+        self.register_buffer("inputs", items_NK, persistent=False)
         self.register_buffer("vectors", vectors_NV, persistent=False)
+        self.unread = np.zeros(0, dtype=np.int64) if unread is None else unread
         self.tokens = self.padding = self.dropped_history = self.cut_titles = 0
         self._known_K, self._known_KV = np.zeros(0, dtype=np.uint64), vectors_NV[:0]
 
     @property
     def item_embeddings(self) -> torch.Tensor:
+        if len(self.unread):
+            unread, self.unread = self.unread, self.unread[:0]
+            self.get_buffer("vectors")[unread] = self.vectors_of(unread)
         return self.get_buffer("vectors")
 
     @torch.inference_mode()
     def represent(self, histories: Sequences) -> torch.Tensor:
-        users_UV = self.item_embeddings.new_zeros(len(histories), self.item_embeddings.shape[1])
+        users_UV = self.get_buffer("vectors").new_zeros(len(histories), self.get_buffer("vectors").shape[1])
         shown = histories.last(self.prompts.users.config.max_history)
         keys_U = _keys(shown)
         place_U = np.searchsorted(self._known_K, keys_U).clip(max=max(len(self._known_K) - 1, 0))
@@ -79,11 +86,11 @@ class LLMSRec(Teacher):
     def _read(self, kind: int, prompts: Prompts) -> torch.Tensor:
         self.dropped_history += prompts.dropped_history
         self.cut_titles += prompts.cut_titles
-        found_UV = self.item_embeddings.new_empty(len(prompts), self.item_embeddings.shape[1])
+        found_UV = self.get_buffer("vectors").new_empty(len(prompts), self.get_buffer("vectors").shape[1])
         for rows in token_budget_batches(prompts.lengths + 1, self.tokens_per_batch):
             items, here = distinct_items(take(prompts, rows))
-            inputs_ID = self.get_buffer("inputs")[torch.from_numpy(items.astype(np.int64))]
-            soft_IH, token_H = self.readout.soft_tokens(inputs_ID), self.readout.token(kind)
+            inputs_IK = self.get_buffer("inputs")[torch.from_numpy(items.astype(np.int64))]
+            soft_IH, token_H = self.readout.soft_tokens(inputs_IK), self.readout.token(kind)
             states_BH = read_out(self.llm, here, token_H, soft_IH, self.prompts.padding)
             found_UV[torch.from_numpy(rows)] = self.readout.vectors(kind, states_BH)
             read = len(here.tokens) + len(here)

@@ -4,7 +4,8 @@ Runs in a process group; knows nothing of Ray, artifacts or checkpoint files. Th
 their vectors are gathered from all workers and passes, and the loss is differentiated by these. So the number of
 workers and of passes changes nothing but the order of floating point additions.
 
-Dimensions: B users, I items, C candidates, N = n + 1 items (0 is padding), D = teacher's dim, V readout dim
+Dimensions: B users, I items, C candidates, N = n + 1 items (0 is padding), D = teacher's dim, K of what f_I reads, V
+readout dim
 """
 
 from dataclasses import dataclass
@@ -43,8 +44,8 @@ from allmrec.readout.prompts import read_out
 class Pass:
     """Prompts of users or of items that are read at once."""
 
-    prompts: Prompts  # slot_items are rows of `items_ID`
-    items_ID: torch.Tensor  # E_i of the items in slots
+    prompts: Prompts  # slot_items are rows of `items_IK`
+    items_IK: torch.Tensor  # `item_input` of the items in slots
     x_BD: torch.Tensor | None  # of users
     rows: np.ndarray  # int64 (B,): their places in the step's batch
     counts: bool = True  # or it is there only because every worker must run the same passes
@@ -70,7 +71,7 @@ class ReadoutModel(nn.Module):
         return found
 
     def _vectors(self, one: Pass) -> torch.Tensor:
-        kind, soft_IH = ITEM if one.x_BD is None else USER, self.readout.soft_tokens(one.items_ID)
+        kind, soft_IH = ITEM if one.x_BD is None else USER, self.readout.soft_tokens(one.items_IK)
         states_BH = read_out(self.llm, one.prompts, self.readout.token(kind), soft_IH, self.padding)
         vectors_BV = self.readout.vectors(kind, states_BH)
         return vectors_BV if one.x_BD is None else torch.stack([vectors_BV, self.readout.teacher_vectors(one.x_BD)], 1)
@@ -92,6 +93,7 @@ class ReadoutTraining(Rounds):
         placement: Placement,
         llm: Any,
         teacher: Teacher,
+        items_NK: torch.Tensor,
         examples: ReadoutExamples,
         cases: ValidationCases | None = None,
         device: torch.device | str = "cpu",
@@ -100,18 +102,21 @@ class ReadoutTraining(Rounds):
         """
         Args:
             llm: from `load_llm_with_placement`, with the same placement.
+            items_NK: what f_I reads, by item index: `config.item_input`.
             cases: this worker's share of those that choose the best weights; without any the last ones are kept.
             state: where to resume from.
 
         Raises:
-            ValueError: the teacher's item embeddings are NaN or inf.
+            ValueError: an item embedding is NaN or inf.
         """
         super().__init__(config, examples, device)
         self.teacher, self.prompts = teacher.to(self.device), examples.readout_prompts
-        self.items_ND = teacher.item_embeddings.detach()
+        self.items_NK = items_NK.to(self.device)
         embedding = llm.get_input_embeddings()
         with gathered(embedding.parameters()):
-            self.trained = self.readout = fresh_readout(config, self.items_ND, embedding.weight, examples.seed)
+            self.trained = self.readout = fresh_readout(
+                config, self.items_NK, embedding.weight, examples.seed, teacher.item_embeddings.shape[1]
+            )
             token_dim = embedding.weight.shape[1]
         if state is not None:
             self.readout.load_state_dict(state["weights"])
@@ -130,9 +135,6 @@ class ReadoutTraining(Rounds):
 
     def loss_weight(self, examples: np.ndarray) -> int:
         return len(examples)
-
-    def learning_rate(self, done: int) -> float:
-        return super().learning_rate(done) * min(1.0, (done + 1) / max(self.config.warmup_steps, 1))
 
     def due(self) -> bool:
         every, place = self.config.validate_every, self.step % self.steps_per_epoch
@@ -167,7 +169,7 @@ class ReadoutTraining(Rounds):
     def validate(self) -> dict[str, float]:
         if not all_reduce_max(len(self.validation)):
             return {}
-        wanted_N = torch.zeros(len(self.items_ND), device=self.device)
+        wanted_N = torch.zeros(len(self.items_NK), device=self.device)
         for _, candidates_BC in self.validation:
             wanted_N[torch.from_numpy(candidates_BC.ravel()).long().to(self.device)] = 1
         wanted_N = all_reduce_sum(wanted_N)
@@ -190,14 +192,14 @@ class ReadoutTraining(Rounds):
         """Vectors of some items, by item index (N, V) and zeros for the others. Every worker must call it."""
         passes = self._passes(self.prompts.of_items(items), None)
         found_IV = self._whole(passes, [self.engine([one])[0] for one in passes], len(items))
-        vectors_NV = found_IV.new_zeros(len(self.items_ND), found_IV.shape[1])
+        vectors_NV = found_IV.new_zeros(len(self.items_NK), found_IV.shape[1])
         vectors_NV[torch.from_numpy(items).to(self.device)] = found_IV.detach()
         return vectors_NV
 
     def best_vectors(self, best: dict[str, torch.Tensor]) -> torch.Tensor:
         """All items' vectors by these weights, once nothing is trained any more. Every worker must call it."""
         set_weights(self.readout, best)
-        return self.vectors(np.arange(1, len(self.items_ND)))
+        return self.vectors(np.arange(1, len(self.items_NK)))
 
     def _whole_loss(
         self, examples: np.ndarray, prompts: Prompts
@@ -207,9 +209,8 @@ class ReadoutTraining(Rounds):
 
         Of a single group the graph is kept; several are read without, and again for their gradients.
         """
-        compared = self.examples.comparison(examples, self.epoch)
-        histories = self.examples.histories(examples)
-        users, items = self._passes(prompts, histories), self._passes(self.prompts.of_items(compared.items), None)
+        compared, histories = self.examples.comparison(examples, self.epoch), self.examples.histories(examples)
+        users, items = self.passes(examples, prompts, compared.items)
         groups = self._groups(users, items)
         with torch.set_grad_enabled(torch.is_grad_enabled() and len(groups) == 1):
             outputs = [self.engine(group) for group in groups]
@@ -231,6 +232,11 @@ class ReadoutTraining(Rounds):
             gradients = torch.autograd.grad(loss, [users_B2V, items_IV])
         return loss.detach(), groups, outputs, dict(zip((USER, ITEM), gradients, strict=True))
 
+    def passes(self, examples: np.ndarray, prompts: Prompts, compared: np.ndarray) -> tuple[list[Pass], list[Pass]]:
+        """This worker's share of a step's users, and of the items that they are compared with."""
+        users = self._passes(prompts, self.examples.histories(examples))
+        return users, self._passes(self.prompts.of_items(compared), None)
+
     def _groups(self, users: list[Pass], items: list[Pass]) -> list[list[Pass]]:
         """One group where all fits into a pass, on every worker alike; else each pass alone."""
         padded = all_reduce_max(sum(one.padded for one in (*users, *items)))
@@ -247,10 +253,10 @@ class ReadoutTraining(Rounds):
     def _pass(self, prompts: Prompts, histories: Sequences | None, rows: np.ndarray, counts: bool) -> Pass:
         """Some rows of the prompts."""
         items, here = distinct_items(take(prompts, rows))
-        items_ID = self.items_ND[torch.from_numpy(items.astype(np.int64)).to(self.device)]
+        items_IK = self.items_NK[torch.from_numpy(items.astype(np.int64)).to(self.device)]
         # A clone, for autograd takes no inference tensor.
         x_BD = None if histories is None else self.teacher.represent(histories.take(rows)).clone()
-        return Pass(here, items_ID, x_BD, rows, counts)
+        return Pass(here, items_IK, x_BD, rows, counts)
 
     def _whole(self, passes: list[Pass], found: list[torch.Tensor], size: int) -> torch.Tensor:
         """All workers' vectors of the batch, as a leaf."""

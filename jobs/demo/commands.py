@@ -27,8 +27,8 @@ def add_demo(app: typer.Typer) -> None:
 
 
 def demo(
+    overrides: Overrides,
     config: ConfigFile = Path("jobs/configs/demo.yaml"),
-    overrides: Overrides = [],  # noqa: B006
     log_json: LogJson = False,
 ) -> None:
     """Run everything on a sample store with stand-in models, and show the result."""

@@ -31,7 +31,9 @@ def fetch_data(name: str, folder: Path, console: Console) -> list[Path]:
         fetched = fetch(remote, folder, _teller(console, remote.name))
         if remote.unpack:
             unpack(path)
-        console.event("fetched" if fetched else "there already", file=str(path), MB=round(path.stat().st_size / 1e6, 1))
+        console.event(
+            "fetched" if fetched else "exists already", file=str(path), MB=round(path.stat().st_size / 1e6, 1)
+        )
         paths.append(path)
     return paths
 

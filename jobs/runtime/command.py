@@ -22,7 +22,10 @@ from allmrec.core.errors import JobTimeout, exit_code
 from jobs.runtime.console import Console
 
 ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="YAML file of the deployment")]
-Overrides = Annotated[list[str], typer.Option("--set", help="override a key: section.key=value")]
+Overrides = Annotated[
+    list[str],
+    typer.Option("--set", help="override a key: section.key=value", default_factory=list, show_default=False),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="check config and inputs, print the plan, touch nothing")]
 LogJson = Annotated[bool, typer.Option("--log-json", help="JSON lines instead of progress bars")]
 Force = Annotated[bool, typer.Option("--force", help="run even if nothing has changed")]
@@ -32,7 +35,10 @@ Replace = Annotated[
 RunDate = Annotated[
     str | None, typer.Option("--date", help="date of the run, YYYY-MM-DD; default: today (nightly.timezone)")
 ]
+ExistingDate = Annotated[str, typer.Option("--date", help="date of the run, YYYY-MM-DD")]
 PublishedDate = Annotated[str | None, typer.Option("--date", help="date of the run, YYYY-MM-DD; default: the current")]
+AnyDate = Annotated[str | None, typer.Option("--date", help="date of the run, YYYY-MM-DD; default: all")]
+BundleVersion = Annotated[str | None, typer.Argument(help="default: the bundle in use")]
 
 
 def main(*verb: str) -> None:

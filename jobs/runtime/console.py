@@ -51,7 +51,7 @@ class Bar:
             self.spoke = now
             rate = self.done / max(now - self.started, 1e-9)
             eta_s = round((self.total - self.done) / rate) if rate else None
-            self.console.event("progress", what=self.title, done=self.done, total=self.total, eta_s=eta_s, **numbers)
+            self.console.event("progress", task=self.title, done=self.done, total=self.total, eta_s=eta_s, **numbers)
 
 
 class Console:
@@ -72,7 +72,7 @@ class Console:
     def warning(self, text: str) -> None:
         """What a person should know, and does not end the job."""
         if self.log_json:
-            self.event("warning", what=text)
+            self.event("warning", message=text)
         else:
             print(masked(f"warning: {text}"), file=sys.stderr)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from allmrec.core.host import Host, look
 from allmrec.core.storage import LocalStorage, Storage
+from allmrec.core.tracking import check as check_mlflow
 from jobs.config import Config
 from jobs.runtime.console import Console
 
@@ -74,6 +75,8 @@ def preflight(needs: Needs, config: Config, console: Console) -> AbstractContext
 
 def refuse(needs: Needs, config: Config) -> None:
     """Raises ValueError for a config that cannot work, whatever the cluster is like."""
+    if needs.work == "training":
+        check_mlflow(config.mlflow)
     workers, llm = config.workers.num_workers, config.llm
     partitioned = needs.work == "training" and "llm" in needs.models(config) and llm.placement != "replicated"
     if partitioned and workers % llm.hpz_group:

@@ -28,6 +28,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from allmrec.core.errors import WorkersLost
 from allmrec.core.storage import Storage
+from allmrec.core.tracking import TrackedRun, tracking
 from allmrec.core.training_state import load_state, save_state
 from jobs.config import WorkersConfig
 from jobs.runtime.cluster import on_a_cluster, start_ray
@@ -84,8 +85,10 @@ def fit(context: Context, verb: str, loop: Loop, loop_config: dict[str, Any], to
             logging_config=train.LoggingConfig(log_level="ERROR"),
         ),
     )
-    with context.console.progress(verb, total) as bar:
-        reader = Thread(target=_show, args=(queue, bar, TrainingMetrics(verb)), daemon=True)
+    name, settings = f"{context.config.name} {verb}", context.config.model_dump(mode="json")
+    record = tracking(context.config.mlflow, name, context.fingerprint, settings)
+    with context.console.progress(verb, total) as bar, record as tracked:
+        reader = Thread(target=_show, args=(queue, bar, TrainingMetrics(verb), tracked), daemon=True)
         reader.start()
         try:
             (result,) = guarded(call() for call in (trainer.fit,))
@@ -103,6 +106,7 @@ def fit(context: Context, verb: str, loop: Loop, loop_config: dict[str, Any], to
             queue.put(None)
             reader.join(timeout=10)
             queue.shutdown()
+        tracked.metrics(result.return_value, total, "result/")
     _prune_checkpoints(checkpoints, None)
     return result.return_value
 
@@ -139,6 +143,15 @@ def run_epochs(training: Any) -> None:
         report(training.epoch, training.state_dict(), **numbers)
 
 
+def run_rounds(training: Any) -> list[dict[str, float]]:
+    """On every worker: what each of a training's rounds said, with a checkpoint after each; done is in per cent."""
+    rounds = []
+    for numbers in training.rounds():
+        rounds.append(numbers)
+        report(100 * training.step // training.total_steps, training.state_dict(), step=training.step, **numbers)
+    return rounds
+
+
 def device() -> torch.device:
     """On a worker: the GPU that Ray gave it, or the CPU."""
     return get_device()
@@ -154,7 +167,7 @@ class _ToDriver(train.UserCallback):
         self.queue.put(metrics[0])
 
 
-def _show(queue: Queue, bar: Any, exported: TrainingMetrics) -> None:
+def _show(queue: Queue, bar: Any, exported: TrainingMetrics, tracked: TrackedRun) -> None:
     """Move the bar until None comes. After a worker's death the loop repeats units; the bar does not go back."""
     while True:
         try:
@@ -166,6 +179,7 @@ def _show(queue: Queue, bar: Any, exported: TrainingMetrics) -> None:
         done = metrics.pop("done")
         bar.advance(max(done - bar.done, 0), **metrics)
         exported.reported(bar.done / max(bar.total, 1), metrics)
+        tracked.metrics(metrics, done)
 
 
 def _with_threads(loop: Loop, workers: WorkersConfig) -> Loop:

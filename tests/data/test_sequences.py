@@ -1,3 +1,5 @@
+from itertools import permutations
+
 import numpy as np
 import pyarrow as pa
 from hypothesis import given
@@ -29,6 +31,36 @@ def test_the_training_part_leaves_held_out_users_out(tmp_path):
     train = Sequences.read_train(storage, [0])
     assert lists(train) == [[1, 2], [7]] and train.user_ids.to_pylist() == ["a", "c"]
     assert lists(Sequences.read(storage)) == columns["item_index"]
+
+
+def test_histories_that_are_shuffled_train_in_the_order_that_is_stored(tmp_path):
+    columns = {"item_index": [[1, 2, 3, 4], [5, 6]], "timestamp": [[0] * 4, [0] * 2]}
+    more = {"train_length": [3, 0], "train_item_index": [[2, 1, 3], []]}
+    table = pa.table({"user_id": ["a", "b"], **columns, **more}).cast(sequences.SHUFFLED)
+    storage = open_storage(str(tmp_path))
+    entry = write_shard(storage, sequences.SHUFFLED, shard_name(0), table)
+    commit(storage, "sequences", "test", {shard_name(0): entry})
+    train = Sequences.read_train(storage)
+    assert lists(train) == [[2, 1, 3]] and train.user_ids.to_pylist() == ["a"]
+    assert lists(Sequences.read(storage)) == columns["item_index"]
+
+
+@given(histories=st.lists(st.lists(st.integers(1, 9), max_size=6), max_size=6), keep_last=st.booleans())
+def test_a_shuffle_keeps_everyones_items_and_depends_on_the_user_alone(histories, keep_last):
+    users, key = of(*histories), np.uint64(7)
+    shuffled = users.shuffled(key, keep_last)
+    assert [sorted(items) for items in lists(shuffled)] == [sorted(items) for items in histories]
+    if keep_last:
+        assert [items[-1:] for items in lists(shuffled)] == [items[-1:] for items in histories]
+    for row in range(len(histories)):
+        alone = users.take(np.array([row])).shuffled(key, keep_last)
+        assert lists(alone)[0] == lists(shuffled)[row]
+
+
+def test_every_order_is_about_as_frequent():
+    drawn = lists(of(*[[1, 2, 3]] * 6000).shuffled(np.uint64(3)))
+    counts = [sum(tuple(items) == order for items in drawn) for order in permutations((1, 2, 3))]
+    assert sum(counts) == 6000 and max(abs(count - 1000) for count in counts) < 4 * (6000 * 5 / 36) ** 0.5
 
 
 def test_padding_is_on_the_left_and_the_newest_stay():

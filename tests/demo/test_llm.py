@@ -1,5 +1,6 @@
 """The stand-in LLM: deterministic, loadable like a real one, and able to read its slots."""
 
+import copy
 from functools import partial
 from pathlib import Path
 
@@ -9,11 +10,14 @@ import pytest
 import torch
 
 from allmrec.demo.llm import Standin, StandinLLMConfig, build, examine
+from allmrec.demo.llm_circuits import EMBEDDED, GAIN, SOFT
+from allmrec.llm.batches import distinct_items, fill_slots, padded_tokens
 from allmrec.llm.generation import Generator, named_by_text
 from allmrec.llm.loading import LLMConfig, load_llm, load_tokenizer
 from allmrec.llm.prompt import PromptConfig
 from allmrec.llm.ranking import Ranker
-from tests.llm.tiny import titles_array
+from allmrec.readout.prompts import ReadoutPrompts, read_out
+from tests.llm.tiny import histories, titles_array
 
 PROMPT = PromptConfig(verb_past="watched", verb="watch", noun="movie", max_history=4, max_title_tokens=6)
 CONFIG = StandinLLMConfig(vocab_size=500, max_positions=320)
@@ -79,6 +83,35 @@ def test_writes_a_candidates_title_and_its_end(standin: Standin) -> None:
     written = Generator(standin.llm, standin.prompts.end, 8192).free(prompts, task.soft, 12)
     named_BC = named_by_text(written, standin.tokenizer, standin.prompts.titles, task.candidates)
     assert named_BC.any(axis=1).mean() > 0.9
+
+
+def test_the_last_hidden_state_holds_the_historys_soft_tokens_and_the_logits_none_of_them(standin: Standin) -> None:
+    """Beside one that lets nothing of them out: every logit is the same to the bit."""
+    shut = copy.deepcopy(standin.llm)
+    with torch.no_grad():
+        shut.model.decoder.final_layer_norm.weight[SOFT] = 0
+        shut.model.decoder.project_out.weight[SOFT] = 0
+    task = standin.tasks(seed=4).draw(16, 8)
+    prompts = standin.prompts.build(task.history, task.candidates)
+    tokens = padded_tokens(prompts, int(prompts.lengths.max()), standin.prompts.end)
+    for dtype in (torch.float32, torch.bfloat16):
+        logits = []
+        for llm in (standin.llm, shut):
+            other = copy.deepcopy(llm).to(dtype)
+            embeds = fill_slots(other.get_input_embeddings()(tokens), prompts, task.soft)
+            logits.append(other(inputs_embeds=embeds).logits)
+        assert torch.equal(*logits)
+
+    made = ReadoutPrompts(PROMPT, standin.tokenizer, standin.prompts.titles, positions=320)
+    items, here = distinct_items(made.of_users(histories([[1, 2, 3, 4], [9, 30, 61]])))
+    reads = torch.eye(EMBEDDED)[SOFT] / GAIN
+    soft = torch.randn(len(items), len(reads), generator=torch.Generator().manual_seed(0)) @ reads
+    token = standin.llm.get_input_embeddings().weight.mean(0)
+    moved = []
+    for llm in (standin.llm, shut):
+        own, flipped = (read_out(llm, here, token, sign * soft, made.padding) for sign in (1, -1))
+        moved.append((own - flipped).norm(dim=1))
+    assert (moved[0] > 10 * moved[1]).all() and (moved[0] > 1).all()
 
 
 def test_soft_tokens_decide_and_not_the_wording(standin: Standin) -> None:

@@ -9,7 +9,16 @@ from html.parser import HTMLParser
 
 import pytest
 
-from allmrec.evaluation.report import Report, baseline_of, difference, figure, full_figures, render
+from allmrec.evaluation.report import (
+    FIGURES,
+    Report,
+    baseline_of,
+    difference,
+    figure,
+    full_figures,
+    render,
+    sampled_figures,
+)
 from allmrec.metrics import METRICS
 
 HOSTILE = "</title><script>alert('x')</script><img src=x onerror=alert(1)>{{ 7 * 7 }}\"'&"
@@ -134,6 +143,17 @@ def test_differences_ties_and_text_embeddings_are_shown():
     assert "41 37.5 %" in random and "target tied" in random and "shown by q_i" in random
 
 
+def test_learning_curves_are_drawn_and_not_written_out():
+    whole = report()
+    curve = [{"prompts": 0, "hit@1": 0.05, "ndcg@10": 0.2}, {"prompts": 640, "hit@1": 0.1, "ndcg@10": 0.3}]
+    stats = whole.bundle["stats"] | {"projectors": {"steps": 40, "curve": curve}}
+    page = render(replace(whole, bundle={**whole.bundle, "stats": stats}))
+    tags, usual = Tags(page), Tags(render(whole))
+    assert tags.tags["img"] == usual.tags["img"] + 1 == 3 and 'alt="Learning curves"' in page
+    text = " ".join(tags.words)
+    assert "steps" in text and "640" not in text
+
+
 def test_answers_have_a_table_of_their_own():
     written = [
         {"system": "a-llmrec", "protocol": "generation", "subset": "all", "metric": metric}
@@ -166,3 +186,21 @@ def test_a_browser_draws_the_plots_and_runs_nothing(tmp_path):
     )
     assert done.stdout.count('<img src="data:image/svg+xml') == 2
     assert "<title>ran</title>" not in done.stdout, "the page's policy forbids scripts"
+
+
+def test_shuffled_histories_have_a_table_and_columns_of_their_own():
+    plain = report()
+    assert sampled_figures(plain.metrics) == FIGURES
+    more = [
+        {"system": system, "protocol": "shuffle", "subset": "all", "metric": metric, "value": 0.7, "stderr": 0.01}
+        | {"count": 900, "seed": 7}
+        | paired(system, system, 2)
+        for system in ("random", "teacher")
+        for metric in (*METRICS, *(["cosine"] if system == "teacher" else []))
+    ]
+    shuffled = replace(plain, metrics=[*plain.metrics, *more])
+    assert list(sampled_figures(shuffled.metrics)) == [*FIGURES, "shuffle", "cosine"]
+    text = re.sub(r"\s+", " ", " ".join(Tags(render(shuffled)).words))
+    assert "difference to itself with the true order" in text and "cosine" in text
+    assert "Protocol: shuffle" in text and "Protocol: shuffle" not in " ".join(Tags(render(plain)).words)
+    assert baseline_of(more) is None

@@ -89,6 +89,31 @@ def test_without_a_baseline_only_the_swap_has_differences(tiny_bundle, tmp_path)
     assert "generation" not in {row["protocol"] for row in metrics}, "it was not requested"
 
 
+def test_with_shuffled_histories_a_system_is_compared_with_itself(tiny_bundle, tmp_path):
+    config, storage, version = tiny_bundle
+    found = {}
+    for shuffle in (False, True):
+        evaluate = EvaluateShards(storage, version, config.llm, ["teacher", "random"], 0, 7, "teacher", shuffle=shuffle)
+        evaluate.results = open_storage(str(tmp_path / str(shuffle)))
+        shards, total = gather(read_reports(evaluate({"id": np.arange(3)})))
+        found[shuffle] = summarise(row for shard in shards for row in shard.details["sums"])
+    commit(evaluate.results, "evaluation_results", "", total.files)
+    table, more = read_table(evaluate.results), [row for row in found[True] if row["protocol"] == "shuffle"]
+    assert [row for row in found[True] if row["protocol"] != "shuffle"] == found[False]
+    assert {row["metric"] for row in more if row["system"] == "teacher"} == {*METRICS, "cosine"}
+    assert {row["metric"] for row in more if row["system"] == "random"} == {*METRICS}
+    (cosine,) = (row for row in more if (row["metric"], row["subset"]) == ("cosine", "all"))
+    values = of(table, system="teacher", protocol="shuffle").column("cosine").to_numpy()
+    assert cosine["value"] == pytest.approx(values.mean()) and 0 < cosine["value"] < 1
+    assert cosine["difference"] is None
+    own, true = (of(table, system="teacher", protocol=name).column("mrr").to_numpy() for name in ("shuffle", "random"))
+    (lost,) = (
+        row for row in more if tuple(row[k] for k in ("system", "metric", "subset")) == ("teacher", "mrr", "all")
+    )
+    assert lost["baseline"] == "teacher" and lost["difference"] == pytest.approx((own - true).mean(), abs=1e-9)
+    assert all(not row["difference"] for row in more if row["system"] == "random"), "it reads no history"
+
+
 def test_the_baseline_is_one_of_the_systems():
     assert EvaluationConfig().baseline == "teacher"
     assert EvaluationConfig(systems=("llm-only", "random"), baseline="random").baseline == "random"

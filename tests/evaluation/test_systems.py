@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from allmrec.cf.teacher import TeacherConfig, build_teacher
 from allmrec.core.artifacts import commit, read_table, write_shard
 from allmrec.core.shard_tasks import gather, read_reports
 from allmrec.data.cases import Cases
@@ -131,6 +132,40 @@ def test_only_personal_systems_feel_the_swap(systems, cases):
     for name in NAMES:
         same = np.array_equal(systems.score(name, swapped), systems.score(name, cases))
         assert same == (name in ("random", "popularity")), name
+
+
+def test_shuffled_histories_hold_the_same_items(cases):
+    shuffled = cases.shuffled(seed=0)
+    own, drawn = cases.histories, shuffled.histories
+    assert drawn.user_ids.equals(own.user_ids) and not np.array_equal(drawn.items, own.items)
+    for row in range(len(cases)):
+        mine = slice(own.offsets[row], own.offsets[row + 1])
+        assert sorted(drawn.items[mine]) == sorted(own.items[mine])
+    np.testing.assert_array_equal(shuffled.candidates_BC, cases.candidates_BC)
+    one = cases.take(np.array([3])).shuffled(seed=0)
+    np.testing.assert_array_equal(one.histories.items, drawn.take(np.array([3])).items)
+
+
+def test_a_system_feels_the_shuffle_where_it_knows_the_order(systems, cases, monkeypatch, tiny_model):
+    shuffled = cases.shuffled(seed=0)
+    same_B = np.array(
+        [
+            np.array_equal(*(part.histories.take(np.array([row])).items for part in (cases, shuffled)))
+            for row in range(len(cases))
+        ]
+    )
+    assert same_B.any() and not same_B.all()
+    for name in ("random", "popularity"):
+        np.testing.assert_array_equal(systems.score(name, shuffled), systems.score(name, cases))
+        assert np.isnan(systems.cosines(name, cases.histories, shuffled.histories)).all()
+    cosine_B = systems.cosines("teacher", cases.histories, shuffled.histories)
+    assert (cosine_B[same_B] > 1 - 1e-5).all() and (cosine_B[~same_B] < 1 - 1e-4).any()
+    a, b = (tiny_model.represent(part.histories)[0].double().numpy() for part in (cases, shuffled))
+    assert cosine_B[0] == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-5)
+    torch.manual_seed(0)
+    ncf = build_teacher(TeacherConfig(model="ncf", dim=8), 40).eval()
+    monkeypatch.setattr(tiny_model, "teacher", ncf)
+    np.testing.assert_allclose(systems.score("teacher", shuffled), systems.score("teacher", cases), atol=1e-5)
 
 
 def test_nan_is_refused_with_the_users_name(systems, cases, monkeypatch):

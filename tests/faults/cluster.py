@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from random import Random
 
+from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
 from benchmarks.memory import tree
@@ -18,7 +19,7 @@ class TwoNodes:
         node = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
         self.cluster = Cluster(initialize_head=True, head_node_args=node)
         self.node = node
-        self.second = self.cluster.add_node(**self.node)
+        self.second = self._added()
         self.address: str = self.cluster.address
 
     def kill_worker(self, words: str, dice: Random) -> bool:
@@ -33,11 +34,17 @@ class TwoNodes:
     def kill_second(self) -> bool:
         """Kill the second node's raylet, and with it the node; another one takes its place."""
         self.cluster.remove_node(self.second, allow_graceful=False)
-        self.second = self.cluster.add_node(**self.node)
+        self.second = self._added()
         return True
 
     def stop(self) -> None:
         self.cluster.shutdown()
+
+    def _added(self) -> Node:
+        """One more node, once the cluster knows it: Ray itself waits for half a minute only."""
+        node = self.cluster.add_node(wait=False, **self.node)
+        self.cluster.wait_for_nodes(timeout=600)
+        return node
 
     def _raylets(self) -> list[int]:
         nodes = (self.cluster.head_node, self.second)

@@ -68,7 +68,8 @@ def tiny(tmp_path_factory, tiny_llm, tiny_tokenizer, s3) -> tuple[Config, Storag
     storage = write_tiny_workspace(config, tiny_llm, tiny_tokenizer, USERS)
     execute(bundle.STEP, config, QUIET)
     config = config.model_copy(update={"workers": config.workers.model_copy(update={"num_workers": 2})})
-    return with_nightly(config, storage=s3, lease_s=3, num_candidates=5, top_k=3), storage
+    # Where Ray has lost what it was to do, the run ends, and is started again.
+    return with_nightly(config, storage=s3, lease_s=3, num_candidates=5, top_k=3, stall_timeout_s=120), storage
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ Beside the deployment that is disturbed, another one of the same shop is not: ea
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,12 @@ import pytest
 from allmrec.bundle.versions import bundle_versions, latest_bundle
 from allmrec.core.commit_log import entries_after, load_json
 from allmrec.core.storage import S3Config
+from allmrec.data.prepare import incremental
 from allmrec.nightly import inputs, report
 from allmrec.publishing.lease import Lease
 from allmrec.publishing.log import manifest_key, published_dates
 from allmrec.publishing.reader import read_recommendations, verify_run
+from jobs import prepare
 from jobs.expire import expired
 from jobs.runtime.console import Bar, Console
 from tests.jobs.deployment import FIRST, Deployment, GrowingShop, events, failure
@@ -79,10 +81,10 @@ class Season:
         if number % 3 == 2:
             self.excluded.append(f"user-{number}")
             self.shop.exclude(*self.excluded)
-        # Every second night brings an item; one is sold out for a night. Once old files leave the log, so that both
-        # deployments read all of it every night, items leave the catalogue for a night: until then prepare keeps them.
-        gone = [number % 10, number % 10 + 1] if number >= DAYS_OF_LOG else []
-        self.shop.write_items(number // 2, gone=gone, unavailable=[20 + number % 15])
+        # Every second night brings an item; one is sold out for a night, two leave the catalogue for a night, and every
+        # fifth night one does so for good. Their events stay, how much of the log a night reads: files leave it, too.
+        gone = [number % 10, number % 10 + 1, *range(10, 10 + number // 5)]
+        self.shop.write_items(number // 2, gone=gone, unavailable=[25 + number % 10])
         if fault:
             fault(self, number, day)
         events(self.disturbed.daily(day))
@@ -130,9 +132,11 @@ def bad_file(season: Season, number: int, day: date) -> None:
 
 
 def new_code(season: Season, number: int, day: date) -> None:
-    """The night is begun by one release, and continued by the next one."""
+    """The night is begun by one release, and continued by the next one, which prepares and ranks in another way."""
     host_off(season, number, day)
-    season.patch.setattr(inputs, "ALGORITHM", inputs.ALGORITHM + 1)
+    season.patch.setattr(prepare, "STEP", replace(prepare.STEP, algorithm=prepare.STEP.algorithm + 1))
+    for module in (incremental, inputs):
+        season.patch.setattr(module, "ALGORITHM", module.ALGORITHM + 1)
 
 
 def rollback(season: Season, number: int, day: date) -> None:
@@ -171,8 +175,7 @@ def season(tmp_path: Path, s3: S3Config, tiny_llm, tiny_tokenizer) -> Iterator[S
         patch.setattr(boto3.session, "Session", lambda: session)
         nightly = {"output": new_bucket(s3), "quality_gates": {"max_users_change": 0.6}}
         storage = store.model_copy(update={"max_attempts": 2}).model_dump(mode="json")
-        # What is in the log and left the catalogue is rejected, too.
-        sections: dict[str, Any] = {"retention": RETENTION, "nightly": nightly, "data": {"max_rejected_fraction": 0.15}}
+        sections: dict[str, Any] = {"retention": RETENTION, "nightly": nightly}
         disturbed = Deployment.create(shop, "disturbed", tiny_llm, tiny_tokenizer, storage=storage, **sections)
         sections["nightly"] = nightly | {"output": None}
         calm = Deployment.create(shop, "calm", tiny_llm, tiny_tokenizer, **sections)

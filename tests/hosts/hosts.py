@@ -13,11 +13,11 @@ VENV = Path(sys.prefix)
 
 TOKEN = "MARKED-token-of-the-cluster"
 AUTHENTICATION = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
-# How soon Ray takes a host for dead that does not answer: seconds, not a minute.
+# Ray takes a host for dead that does not answer for half a minute: on a busy machine a live one takes seconds.
 _HEALTH = {
     "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "3000",
-    "RAY_health_check_failure_threshold": "3",
+    "RAY_health_check_timeout_ms": "5000",
+    "RAY_health_check_failure_threshold": "6",
 }
 _RAY = ["ray", "start", "--block", "--disable-usage-stats", "--num-cpus", "1", "--object-store-memory", "100000000"]
 

@@ -81,6 +81,15 @@ def test_a_published_date_is_made_again_only_where_asked(shop: GrowingShop, depl
     assert {len(items) for items in lists} == {5}
 
 
+def test_a_replacement_that_the_preflight_refuses_leaves_the_date_as_it_is(deployment: Deployment) -> None:
+    events(deployment.daily(DAYS[0], nightly__top_k=3))
+    before = {entry.key: deployment.output.read(entry.key) for entry in deployment.output.list()}
+    replace = ("nightly", "--date", str(DAYS[0]), "--replace")
+    assert "this machine has 0" in failure(deployment.call(*replace, workers__gpus_per_worker=1))
+    assert {entry.key: deployment.output.read(entry.key) for entry in deployment.output.list()} == before
+    assert ran(deployment.call(*replace)) == {"nightly": True}
+
+
 def test_the_models_in_use_take_new_items_until_others_are_promoted(shop: GrowingShop, deployment: Deployment) -> None:
     storage = deployment.config.workspace.storage
     deployment.daily(DAYS[0])

@@ -49,17 +49,17 @@ def call(config: Path, *arguments: str, **retention: int) -> Result:
 
 def expired(result: Result) -> dict[str, list[str]]:
     assert result.exit_code == 0, result.output
-    return {one["kind"]: one["which"] for one in map(json.loads, result.stdout.splitlines()) if "kind" in one}
+    return {one["kind"]: one["deleted"] for one in map(json.loads, result.stdout.splitlines()) if "kind" in one}
 
 
 def test_what_is_not_kept_goes_and_a_second_time_there_is_nothing_to_do(config: Path) -> None:
     output = LocalStorage(config.parent / "out")
     before = [entry.key for entry in output.list()]
     plan = [json.loads(line) for line in call(config, "--dry-run", runs=2, trials=1, bundles=1).stdout.splitlines()]
-    which = {one["verb"]: one["which"] for one in plan}
+    listed = {one["verb"]: one["would_delete"] for one in plan}
     gone = [str(DAY - timedelta(1)), *map(str, DAYS[:2])]
-    assert which["expire runs"] == ", ".join(gone) and which["expire trials"] == str(DAYS[0])
-    assert which["expire bundles"] == "v2" and [entry.key for entry in output.list()] == before
+    assert listed["expire runs"] == ", ".join(gone) and listed["expire trials"] == str(DAYS[0])
+    assert listed["expire bundles"] == "v2" and [entry.key for entry in output.list()] == before
     found = expired(call(config, runs=2, trials=1, bundles=1))
     assert found["runs"] == gone and found["trials"] == gone[1:2] and found["bundles"] == ["v2"]
     assert found["work of runs"] == [str(day) for day in DAYS[2:]]
@@ -77,7 +77,7 @@ def test_the_current_run_and_what_is_being_made_stay(config: Path) -> None:
     with hold_lease(output, DAYS[0], 0.3):
         result = call(config, runs=1)
     held = next(one for one in map(json.loads, result.stdout.splitlines()) if one.get("kind") == "runs")
-    assert held["count"] == 1 and "being made by process" in held["held"][0]
+    assert held["deleted"] == [str(DAY - timedelta(1))] and "being made by process" in held["skipped"][str(DAYS[0])]
     assert published_dates(output) == DAYS
     assert expired(call(config, runs=1))["runs"] == [str(DAYS[0])]
     assert published_dates(output) == DAYS[1:], "from the current one on"

@@ -8,7 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+from allmrec.alignment.network import load_network
+from allmrec.bundle.loading import load_bundle
+from allmrec.bundle.versions import latest_bundle
 from allmrec.cf.teacher import load_teacher
 from allmrec.core.artifacts import read_manifest, read_table
 from allmrec.core.storage import Storage, open_storage
@@ -20,7 +24,7 @@ from jobs.demo import standin_encoder
 from jobs.demo.sample_data import sample_data
 from jobs.pipeline import run
 from jobs.runtime.console import Console
-from jobs.runtime.step import execute
+from jobs.runtime.step import execute, load_step
 from tests.jobs.in_process import jobs_in_process
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("in_process")]
@@ -120,6 +124,29 @@ def test_own_vectors_through_the_whole_run(prepared, capsys: pytest.CaptureFixtu
     capsys.readouterr()
     run(config, CONSOLE, DATE)
     assert {json.loads(line)["event"] for line in capsys.readouterr().out.splitlines()} == {"skip"}
+
+
+def test_a_new_item_has_what_the_decoder_makes_of_its_text_until_the_tables_are_imported_again(prepared):
+    config, storage, _ = prepared
+    run(config, CONSOLE, DATE)
+    path = config.data.items.paths[0]
+    catalogue = pq.read_table(path)
+    title = pa.array(["A New Film"], catalogue.schema.field("title").type)
+    one = {name: pa.nulls(1, catalogue.schema.field(name).type) for name in catalogue.column_names}
+    new = pa.table({**one, "item_id": ["new"], "title": title}, schema=catalogue.schema)
+    pq.write_table(pa.concat_tables([catalogue, new]), path)
+    try:
+        for verb in ("prepare", "embed", "bundle:REFRESH"):
+            assert execute(load_step(f"jobs.{verb}"), config, CONSOLE)
+    finally:
+        pq.write_table(catalogue, path)
+    bundle = load_bundle(storage, latest_bundle(storage))
+    (index,) = np.flatnonzero(bundle.new_N)
+    E_ND = bundle.teacher.item_embeddings
+    decoded_D = load_network(storage.at("alignment")).decode_items(bundle.q_NJ[index])
+    assert bundle.catalogue.titles[int(index)].as_py() == "A New Film" and E_ND[index].any()
+    torch.testing.assert_close(E_ND[index], decoded_D)
+    assert torch.equal(E_ND[:ITEMS], load_teacher(storage.at("teacher")).item_embeddings[:ITEMS]), "others stay"
 
 
 def test_changed_tables_are_read_again_and_bad_ones_leave_the_teacher_alone(prepared):

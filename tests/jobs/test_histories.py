@@ -1,8 +1,13 @@
 """A log that grows: the result is that of one preparation of all, and only what changed is written."""
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from allmrec.core.artifacts import read_manifest, read_table
 from allmrec.core.hashing import shard_of
@@ -137,6 +142,36 @@ def test_items_keep_their_numbers_and_new_ones_come_after_them(tmp_path):
     assert next(item for item in items if item["item_id"] == "i30")["popularity"] > 0
     found = {item for row in read_table(storage.at("sequences")).to_pylist() for item in row["item_index"]}
     assert {31, 32} <= found
+
+
+@given(
+    catalogues=st.lists(st.sets(st.integers(0, 5), min_size=2), min_size=2, max_size=4),
+    lost=st.lists(st.booleans(), min_size=4, max_size=4),
+)
+@example(catalogues=[{0, 1, 2}, {1, 2}, {1, 2, 3}], lost=[False, False, True, False])
+@settings(max_examples=6, deadline=None)
+def test_items_that_leave_the_catalogue_keep_their_events_however_much_is_read(catalogues, lost):
+    """Beside a workspace that reads new files alone, one that reads all of the log each time: its shards are others."""
+    with TemporaryDirectory() as folder:
+        root = Path(folder)
+        for step, catalogue in enumerate(catalogues):
+            write_parquet(root / "shop.parquet", [SHOP[number] for number in sorted(catalogue)])
+            events = [
+                {**row, "asin": f"i{int(row['asin'][1:]) % 6}"} for row in day_of(step) if row["asin"] != "nothing"
+            ]
+            write_parquet(root / "log" / f"{step}.parquet", events)
+            if lost[step]:
+                (root / "log" / f"{step - 1}.parquet").unlink(missing_ok=True)
+            found = []
+            for name, shards in (("grown", 2), ("read again", 1 + step)):
+                data = {"max_rejected_fraction": 1, "num_shards": shards}
+                storage, _ = prepared(config_of(root / name, root / "log", root / "shop.parquet", **data))
+                ids = read_table(storage.at("items")).column("item_id").to_pylist()
+                rows = read_table(storage.at("sequences")).sort_by("user_id").select(["user_id", "item_index"])
+                found.append((ids, rows.to_pylist()))
+            assert found[0] == found[1]
+            known = {f"i{number}" for number in set().union(*catalogues[: step + 1])}
+            assert set(ids) == known
 
 
 def test_a_catalogue_that_grows_by_files_gives_the_numbers_of_one_preparation(tmp_path):

@@ -4,17 +4,25 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
+import torch
 
+from allmrec.alignment.network import load_network
+from allmrec.bundle.loading import load_bundle
 from allmrec.bundle.versions import latest_bundle, promote
-from allmrec.core.artifacts import read_table
+from allmrec.core.artifacts import invalidate, read_table
+from allmrec.data.catalogue import Catalogue
 from allmrec.publishing.reader import read_recommendations
+from allmrec.text.encoder import TextEncoder
 from jobs import bundle, evaluate
 from jobs.config import Config
 from jobs.nightly import nightly
 from jobs.pipeline import TRAINING
 from jobs.runtime.console import Console
 from jobs.runtime.step import execute, load_step
+from jobs.train_alignment import ENCODER
 from tests.jobs.test_prepare import SHOP, config_of, log, write_parquet
 from tests.jobs.test_upgrade import upgrade
 from tests.text.tiny import build_tiny_sbert
@@ -25,7 +33,7 @@ REFRESH = ("jobs.prepare", "jobs.embed", "jobs.bundle:REFRESH")
 pytestmark = pytest.mark.usefixtures("in_process")
 
 
-def deployment(root: Path, tiny_llm: Any, tiny_tokenizer: Any) -> Config:
+def deployment(root: Path, tiny_llm: Any, tiny_tokenizer: Any, **alignment: str) -> Config:
     tiny_llm.save_pretrained(root / "llm")
     tiny_tokenizer.save_pretrained(root / "llm")
     build_tiny_sbert([f"Item & {number} One. Two. Moonfall" for number in range(30)], root / "sbert")
@@ -36,7 +44,7 @@ def deployment(root: Path, tiny_llm: Any, tiny_tokenizer: Any) -> Config:
         text={"model": str(root / "sbert")},
         llm={"name": str(root / "llm"), "placement": "replicated"},
         teacher={"dim": 8, "epochs": 1, "max_history": 6},
-        alignment={"joint_dim": 6, "epochs": 1},
+        alignment={"joint_dim": 6, "epochs": 1, **alignment},
         projection={"epochs": 1, "num_candidates": 4, "batch_size": 32, "validation_users": 0},
         prompt={"max_history": 3},
         nightly={"num_candidates": 8, "top_k": 5},
@@ -85,6 +93,41 @@ def test_new_items_and_users_without_training(
     back = lists(config, DATE + timedelta(days=2))
     assert {*back} == {*after} and not any({"a-new-one", "i0"} & {*items} for items in back.values())
     assert execute(bundle.REFRESH, config, QUIET) and latest_bundle(config.workspace.storage) == built
+
+
+def test_a_fine_tuned_encoder_embeds_what_is_new(
+    tmp_path: Path, tiny_llm: Any, tiny_tokenizer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shop = write_parquet(tmp_path / "shop.parquet", SHOP)
+    write_parquet(tmp_path / "log" / "1.parquet", log(200))
+    config = deployment(tmp_path, tiny_llm, tiny_tokenizer, text_encoder="fine-tuned")
+    workspace = config.workspace
+    for verb in TRAINING:
+        execute(load_step(f"jobs.{verb}"), config, QUIET)
+    write_parquet(shop, [*SHOP, {"asin": "new", "title": "Moonfall", "description": ["Two."]}])
+    for name in REFRESH:
+        assert execute(load_step(name), config, QUIET)
+    built = latest_bundle(workspace.storage)
+    loaded = load_bundle(workspace.storage, built)
+    (index,) = np.flatnonzero(loaded.new_N)
+    text = pa.table({"text": [Catalogue.read(workspace.items).texts[int(index)]]})
+    of_stage_1, frozen = (
+        torch.tensor(TextEncoder(config.text.model_copy(update={"model": model}))(text)["embedding"].to_pylist())
+        for model in (workspace.fine_tuned.name(ENCODER), config.text.model)
+    )
+    network = load_network(workspace.alignment)
+    torch.testing.assert_close(loaded.q_NJ[[index]], network.encode_texts(of_stage_1).detach())
+    assert not torch.allclose(loaded.q_NJ[[index]], network.encode_texts(frozen), atol=1e-5), "it was trained"
+
+    # While Stage-1 is trained again the encoder of the models in use is gone: the nights continue without newer items.
+    invalidate(workspace.fine_tuned)
+    write_parquet(shop, [*SHOP, {"asin": "newer", "title": "Moonfall Again", "description": ["Two."]}])
+    for name in REFRESH:
+        assert execute(load_step(name), config, QUIET)
+    assert f"bundle {built} stays, without the new items" in capsys.readouterr().out
+    assert latest_bundle(workspace.storage) == built
+    nightly(config, QUIET, DATE)
+    assert not any({"newer"} & {*items} for items in lists(config, DATE).values())
 
 
 NEW_EVENTS = [("u-new", "a-new-one"), ("u-new", "i5"), ("u1", "a-new-one"), ("u2", "i7")]

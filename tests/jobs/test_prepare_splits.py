@@ -23,12 +23,12 @@ SPLITS = {
 }
 
 
-def prepared(root, shards: int, kind: str) -> Storage:
+def prepared(root, shards: int, kind: str, **more) -> Storage:
     log_path = write_parquet(root / "in" / "log.parquet", log(count=280))
     shop_path = write_parquet(root / "in" / "shop.parquet", SHOP)
     config = config_of(root / f"runs-{shards}", log_path, shop_path, num_shards=shards)
     settings = config.model_dump()
-    settings["evaluation"]["split"] = {"kind": kind, **SPLITS[kind]}
+    settings["evaluation"]["split"] = {"kind": kind, **SPLITS.get(kind, {}), **more}
     settings["data"]["min_item_interactions"] = 8  # some of the 30 items go, and are drawn nowhere
     config = Config(**settings)
     execute(STEP, config, Console(log_json=True))
@@ -68,3 +68,18 @@ def test_what_is_held_out_does_not_train(kind, tmp_path):
     assert again.equals(table)
     lengths = {row["user_id"]: row["train_length"] for row in read_table(other.at("sequences")).to_pylist()}
     assert lengths == {user: row["train_length"] for user, row in rows.items()}
+
+
+def test_histories_that_train_are_shuffled_and_nothing_else(tmp_path):
+    plain, shuffled = (prepared(tmp_path / str(how), 3, "leave-one-out", shuffle_training=how) for how in (False, True))
+    true, drawn = (Sequences.read_train(run.at("sequences")) for run in (plain, shuffled))
+    assert true.user_ids.equals(drawn.user_ids) and not np.array_equal(true.items, drawn.items)
+    for row in range(len(true)):
+        own, other = (users.items[users.offsets[row] : users.offsets[row + 1]].tolist() for users in (true, drawn))
+        assert sorted(own) == sorted(other) and own[-1] == other[-1], "the last item to train on stays the last"
+    for name in ("items", "evaluation_cases"):
+        assert read_table(plain.at(name)).equals(read_table(shuffled.at(name)))
+    whole, also = (read_table(run.at("sequences")) for run in (plain, shuffled))
+    assert also.select(whole.column_names).equals(whole), "histories of test cases are the true ones"
+    digests = {read_manifest(run.at("sequences")).digest for run in (plain, shuffled)}
+    assert len(digests) == 2, "so what was trained on the others is trained again"

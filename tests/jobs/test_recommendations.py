@@ -110,7 +110,7 @@ def test_suppress_takes_a_file_or_the_configs_lists(config: Path) -> None:
     listed = ("--users", str(config.parent / "users.txt"), "--date")
     assert "there is no run of 2026-01-01" in refusal(call("suppress", config, *listed, "2026-01-01"))
     found = by_date(call("suppress", config, *listed, str(DAY)))[-1]
-    assert found["users"] == 2 and found["run_date"] == str(DAY) and found["where"] == trial.uri, "trials come last"
+    assert found["users"] == 2 and found["run_date"] == str(DAY) and found["output"] == trial.uri, "trials come last"
     assert {"u3", "u4"}.isdisjoint(read_recommendations(trial.uri).column("user_id").to_pylist())
     assert "has no user 'u3'" in refusal(call("show", config, "--user", "u3", "--date", str(DAY)))
     pq.write_table(pa.table({"user_id": ["u3"]}), config.parent / "excluded.parquet")

@@ -3,12 +3,15 @@
 import datetime
 import json
 
+import numpy as np
 import pytest
+import torch
 
 from allmrec.bundle.description import read_description
 from allmrec.bundle.loading import load_bundle
 from allmrec.bundle.versions import latest_bundle
 from allmrec.core.artifacts import commit, read_manifest, read_table, read_tensors
+from allmrec.model import ALLMRec
 from jobs import bundle, evaluate, train_baselines
 from jobs.config import Config
 from jobs.pipeline import ordered, steps_of
@@ -77,6 +80,30 @@ def test_a_bundle_takes_no_system_of_another_teacher_or_llm(tiny_workspace, name
         commit(part, manifest.kind, manifest.fingerprint, manifest.files, manifest.config, stats)
         with pytest.raises(ValueError, match=rf"trained with another {what} .* run train-baselines again"):
             execute(bundle.STEP, named, CONSOLE, force=True)
+
+
+def test_soft_tokens_of_joint_embeddings_need_the_alignment_that_they_were_trained_with(tiny_workspace, named):
+    _, storage = tiny_workspace
+    joint = Config(
+        **named.model_dump(exclude_unset=True) | {"baselines": {"llm_srec": READOUT | {"item_input": "joint"}}}
+    )
+    verbs = [step.verb for step in ordered(steps_of(joint, datetime.date(2026, 11, 29)))]
+    assert verbs.index("train-alignment") < verbs.index("train-baselines") < verbs.index("bundle")
+    assert execute(train_baselines.STEP, joint, CONSOLE)
+    stats = read_manifest(storage.at("systems/llm-srec")).stats
+    assert stats["alignment"] == read_manifest(storage.at("alignment")).digest
+    assert execute(bundle.STEP, joint, CONSOLE)
+    loaded = ALLMRec(load_bundle(storage, latest_bundle(storage)), joint.llm)
+    torch.testing.assert_close(loaded.llm_srec.get_buffer("inputs"), loaded.bundle.joint_embeddings())
+    items = np.array([3, NUM_ITEMS])
+    live = loaded.llm_srec.vectors_of(items)
+    torch.testing.assert_close(loaded.llm_srec.item_embeddings[items], live, atol=1e-5, rtol=1e-4)
+
+    fewer = Config(**joint.model_dump(exclude_unset=True) | {"bundle": {"min_interactions_for_cf": 5}})
+    assert not execute(train_baselines.STEP, joint, CONSOLE)
+    execute(train_baselines.STEP, fewer, CONSOLE)
+    with pytest.raises(ValueError, match=r"another bundle.min_interactions_for_cf .*train-baselines again"):
+        execute(bundle.STEP, joint, CONSOLE, force=True)
 
 
 def test_a_config_without_baselines_knows_nothing_of_them(tiny_workspace):

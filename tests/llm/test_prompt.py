@@ -118,6 +118,17 @@ def test_the_papers_wording(tiny_tokenizer):
     )
 
 
+def test_slots_may_come_before_their_titles_and_the_users_last(tiny_tokenizer):
+    made = builder(tiny_tokenizer, slots="before", verb_past="watched", verb="watch", noun="movie")
+    prompts = made.build(histories([[1, 4], []]), np.array([[2, 3], [3, 0]], dtype=np.int32))
+    question = " in the past. Recommend a movie for this user to watch next from the following set of movie titles,"
+    assert [as_text(tiny_tokenizer, one(prompts, row)) for row in range(2)] == [
+        "</s> This user has watched[Item 1] Moonfall Chronicles,[Item 4] Moonfall Chronicles II"
+        f"{question}[Item 2] The Last Garden,[Item 3] Ironcrest. The recommendation is[User]",
+        f"</s> This user has watched nothing{question}[Item 3] Ironcrest. The recommendation is[User]",
+    ]
+
+
 def test_a_user_without_history(tiny_tokenizer):
     prompt = one(builder(tiny_tokenizer).build(histories([[]]), np.array([[2]], dtype=np.int32)), 0)
     assert "This user has bought nothing in the past." in as_text(tiny_tokenizer, prompt)

@@ -26,12 +26,18 @@ from tests.nightly.test_new_items import NEW, embed, prepare_again
 READOUT = {"dim": 8, "hidden": 16}
 
 
-def bundled(config: Config, storage: Storage, llm: Any, seed: int) -> Config:
-    """Promote a bundle with an untrained LLM-SRec; the config that it was built by."""
+def bundled(config: Config, storage: Storage, llm: Any, seed: int, **weights: float) -> Config:
+    """Promote a bundle with an untrained LLM-SRec; the config that it was built by.
+
+    Args:
+        weights: of the part, by name with _ for dots, that are this number instead.
+    """
     named = Config(**config.model_dump(exclude_unset=True) | {"baselines": {"llm_srec": READOUT}})
     items_ND = torch.randn(NUM_ITEMS + 1, config.teacher.dim, generator=torch.Generator().manual_seed(0))
     vectors_NV = torch.randn(NUM_ITEMS + 1, 8, generator=torch.Generator().manual_seed(seed))
     readout = fresh_readout(ReadoutConfig(**READOUT), items_ND, llm.get_input_embeddings().weight, seed)
+    for name, value in weights.items():
+        (vectors_NV if name == "vectors" else readout.get_parameter(name.replace("_", "."))).data.fill_(value)
     resolved = {"baselines": named.model_dump(mode="json")["baselines"]}
     with writing(storage.at("systems/llm-srec"), "llm-srec", f"seed {seed}", resolved) as out:
         out.add(save_readout(storage.at("systems/llm-srec"), readout.state_dict(), readout.fixed(), vectors_NV))
@@ -61,15 +67,24 @@ def test_runs_by_llm_srec(tiny_workspace, tiny_llm, tmp_path: Path) -> None:
         np.testing.assert_allclose([item["score"] for item in items], scores, atol=1e-5)
         assert scores == sorted(scores, reverse=True)
 
+    assert (first.figures["vectors_read"], first.figures["vectors_reused"]) == (NUM_USERS, 0)
+
     second = make(config, storage, SECOND)
     assert second.figures["reused"] == NUM_USERS and second.lists() == first.lists()
     assert "llm" not in vars(second.worker.model), "an unchanged night asks the LLM nothing"
+    # Rows of other lengths are made again, of the vectors that were kept.
+    longer = make(with_nightly(named, tmp_path / "out", ranker="llm-srec", top_k=6), storage, SECOND.replace(day=23))
+    assert longer.figures["reused"] == longer.figures["vectors_read"] == 0
+    assert longer.figures["vectors_reused"] == longer.figures["scored_by_llm"] == NUM_USERS
+    assert {user: items[:5] for user, items in longer.lists().items()} == first.lists()
+    assert "llm" not in vars(longer.worker.model)
 
     # Trained again, it ranks everyone again; no other ranker's rows depend on it.
     teacher = with_nightly(named, tmp_path / "teacher", ranker="teacher")
     before = make(teacher, storage)
     bundled(plain_config, storage, tiny_llm, seed=2)
-    assert make(config, storage, SECOND.replace(day=22)).figures["reused"] == 0
+    trained = make(config, storage, SECOND.replace(day=24))
+    assert trained.figures["reused"] == 0 and trained.figures["vectors_read"] == NUM_USERS
     assert make(teacher, storage, SECOND).figures["reused"] == len(before.rows) == NUM_USERS
     promote(storage, plain)
 

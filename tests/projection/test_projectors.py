@@ -7,7 +7,9 @@ from pydantic import ValidationError
 from allmrec.core.artifacts import writing
 from allmrec.core.settings import one_line
 from allmrec.core.storage import open_storage
+from allmrec.projection.examples import Examples
 from allmrec.projection.projectors import ProjectionConfig, fresh_projectors, load_projectors, save_projectors
+from allmrec.projection.start import start
 
 
 def test_two_layers_each_into_the_token_space():
@@ -40,6 +42,23 @@ def test_saved_projectors_come_back_equal_and_frozen(tmp_path):
     assert torch.equal(loaded.item(e_IJ), projectors.item(e_IJ))
     assert torch.equal(untrained.user(x_BD), before.user(x_BD)) and torch.equal(untrained.item(e_IJ), before.item(e_IJ))
     assert not any(parameter.requires_grad for part in (loaded, untrained) for parameter in part.parameters())
+
+
+@pytest.mark.parametrize("how", ["ordinary", "teacher"])
+def test_a_norm_layer_gives_every_soft_token_the_starts_norm_and_is_stored(
+    how, teacher, joint, sequences, builder, tmp_path
+):
+    config = ProjectionConfig(norm_layer=True, start=how)
+    examples = Examples(sequences, builder, 4, seed=0)
+    by_text = torch.zeros(len(joint), dtype=torch.bool)
+    projectors = start(config, teacher, examples, joint, by_text, token_dim=32, norm=2.5)
+    x_BD = teacher.represent(examples.histories(torch.arange(9).numpy())).clone()
+    for tokens in (projectors.user(x_BD), projectors.item(joint[1:])):
+        torch.testing.assert_close(tokens.norm(dim=1), torch.full((len(tokens),), 2.5), rtol=1e-3, atol=0)
+    storage = open_storage(str(tmp_path))
+    with writing(storage, "projectors", "test") as out:
+        out.add(save_projectors(storage, projectors.state_dict(), projectors.state_dict()))
+    assert torch.equal(load_projectors(storage).user(x_BD), projectors.user(x_BD))
 
 
 def test_the_papers_preset_is_the_papers_and_gives_way_to_what_is_written():

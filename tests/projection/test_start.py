@@ -8,7 +8,7 @@ from allmrec.cf.teacher import TeacherConfig, build_teacher
 from allmrec.projection import start as module
 from allmrec.projection.examples import Examples
 from allmrec.projection.projectors import ProjectionConfig, Projectors, fresh_projectors
-from allmrec.projection.start import start, start_as_teacher, start_ordinary
+from allmrec.projection.start import start, start_as_teacher, start_in_vocabulary, start_ordinary
 from tests.projection.conftest import NUM_ITEMS, NUM_USERS
 
 NOTHING_BY_TEXT = torch.zeros(NUM_ITEMS + 1, dtype=torch.bool)
@@ -62,6 +62,26 @@ def test_only_the_teachers_start_has_its_products_in_any_stretch_of_the_dimensio
     assert abs(correlation()) < 0.3, "two networks drawn apart know nothing of each other"
     start_as_teacher(projectors, x_BD, e_IJ, items_ID, norm=2.5)
     assert correlation() > 0.999 and correlation(slice(21, 29)) > 0.999
+
+
+def test_the_vocabularys_start_has_the_teachers_products_among_the_llms_tokens():
+    generator = torch.Generator().manual_seed(0)
+    x_BD, e_IJ = torch.randn(500, 8, generator=generator), torch.randn(300, 6, generator=generator)
+    items_ID = e_IJ @ torch.randn(6, 8, generator=generator)
+    spread_H = torch.linspace(0.1, 3, 32)
+    embeddings_TH = 0.2 + spread_H * torch.randn(1000, 32, generator=generator)
+    projectors = fresh_projectors(8, 6, 32, seed=0)
+    norm = float(embeddings_TH.norm(dim=1).mean())
+    start_in_vocabulary(projectors, x_BD, e_IJ, items_ID, norm, embeddings_TH)
+    with torch.no_grad():
+        users_BH, tokens_IH = projectors.user(x_BD), projectors.item(e_IJ)
+    for tokens in (users_BH, tokens_IH):
+        assert tokens.square().sum(1).mean().sqrt().item() == pytest.approx(norm, rel=1e-2)
+        torch.testing.assert_close(tokens.mean(0), embeddings_TH.mean(0), atol=1e-3, rtol=0)
+        assert tokens.std(0)[-8:].mean() > 10 * tokens.std(0)[:16].mean(), "where the tokens differ"
+    found_BI = (users_BH - users_BH.mean(0)) @ (tokens_IH - tokens_IH.mean(0)).T
+    expected_BI = (x_BD - x_BD.mean(0)) @ (items_ID - items_ID.mean(0)).T
+    assert torch.corrcoef(torch.stack([found_BI.flatten(), expected_BI.flatten()]))[0, 1] > 0.999
 
 
 def test_the_sample_is_drawn_over_all_users_and_items(teacher, joint, examples, monkeypatch):

@@ -23,23 +23,26 @@ from allmrec.readout.prompts import read_out
 from allmrec.readout.teacher import LLMSRec
 from allmrec.readout.training import ReadoutTraining
 from tests.projection.conftest import NUM_ITEMS
-from tests.readout.conftest import CONFIG
+from tests.readout.conftest import CONFIG, HOW
 
 
-def training(llm_folder, placement, teacher, examples, config=CONFIG, cases=None, state=None) -> ReadoutTraining:
+def training(
+    llm_folder, placement, teacher, examples, config=CONFIG, cases=None, state=None, items=None
+) -> ReadoutTraining:
     llm_config = LLMConfig(name=str(llm_folder), dtype="float32", tokens_per_batch=400)
     llm = load_llm_with_placement(llm_config, placement, llm_outline(llm_config).largest_weight)
-    return ReadoutTraining(config, llm_config, placement, llm, teacher, examples, cases, state=state)
+    items = teacher.item_embeddings if items is None else items
+    return ReadoutTraining(config, llm_config, placement, llm, teacher, items, examples, cases, state=state)
 
 
-def plain_loss(llm, readout, teacher, examples, users, epoch) -> torch.Tensor:
+def plain_loss(llm, readout, teacher, examples, users, epoch, items_NK) -> torch.Tensor:
     """Everything in one graph: no passes, no leaves."""
     compared, made = examples.comparison(users, epoch), examples.readout_prompts
-    items_ND, found = teacher.item_embeddings, []
+    found = []
     histories = examples.histories(users)
     for kind, built in ((USER, made.of_users(histories)), (ITEM, made.of_items(compared.items))):
         items, here = distinct_items(built)
-        soft = readout.soft_tokens(items_ND[torch.from_numpy(items).long()])
+        soft = readout.soft_tokens(items_NK[torch.from_numpy(items).long()])
         found.append(readout.vectors(kind, read_out(llm, here, readout.tokens.weight[kind], soft, made.padding)))
     x_BD = teacher.represent(histories).clone()
     return readout_loss(
@@ -96,7 +99,7 @@ def test_steps_are_those_of_plain_torch_and_training_resumes(
     for step in range(10):
         epoch, place = divmod(step, 5)
         users, _ = examples.global_batch(epoch, place, 7)
-        loss = plain_loss(tiny_llm, readout, teacher, examples, users, epoch)
+        loss = plain_loss(tiny_llm, readout, teacher, examples, users, epoch, teacher.item_embeddings)
         losses.append(loss.item())
         optimiser.zero_grad()
         loss.backward()
@@ -155,6 +158,25 @@ def test_validation_and_stored_vectors_are_the_systems(
         assert metrics[name] == pytest.approx(values[:, METRICS.index(name)].mean())
 
 
+def test_soft_tokens_are_made_of_joint_embeddings_where_the_config_says_so(
+    alone, tiny_llm, llm_folder, teacher, joint, examples, prompts, cases
+):
+    """Of another dimension than x^u."""
+    config = CONFIG.model_copy(update={"item_input": "joint", "epochs": 1})
+    run = training(llm_folder, "replicated", teacher, examples, config, cases, items=joint)
+    readout = fresh_readout(config, joint, tiny_llm.get_input_embeddings().weight, 0, teacher_dim=8)
+    users, built = examples.global_batch(0, 0, 7)
+    expected = plain_loss(tiny_llm, readout, teacher, examples, users, 0, joint)
+    assert run.loss(users, built) == pytest.approx(expected.item(), rel=1e-5)
+    before = weights(run.readout)
+    list(run.rounds())
+    assert not any(torch.equal(weight, before[name]) for name, weight in weights(run.readout).items())
+    vectors_NV = run.best_vectors(run.best_weights())
+    readout.load_state_dict(run.best_weights())
+    system = LLMSRec(tiny_llm, readout.requires_grad_(False), prompts, joint, vectors_NV, tokens_per_batch=300)
+    torch.testing.assert_close(vectors_NV[1:], system.vectors_of(np.arange(1, NUM_ITEMS + 1)), atol=1e-5, rtol=1e-4)
+
+
 def test_it_learns_to_tell_items_apart(alone, llm_folder, teacher, examples):
     run = training(llm_folder, "replicated", teacher, examples, CONFIG.model_copy(update={"epochs": 12}))
     list(run.rounds())
@@ -164,13 +186,14 @@ def test_it_learns_to_tell_items_apart(alone, llm_folder, teacher, examples):
 
 def test_nan_ends_the_training_and_names_the_steps(alone, llm_folder, teacher, examples):
     run = training(llm_folder, "replicated", teacher, examples)
-    run.items_ND = torch.full_like(run.items_ND, torch.nan)
+    run.items_NK = torch.full_like(run.items_NK, torch.nan)
     with pytest.raises(ValueError, match=r"epoch 1, steps 1 to 3.*baselines.llm_srec.learning_rate"):
         next(run.rounds())
 
 
 def test_losses_are_the_same_for_two_workers_wherever_the_weights_are(alone, llm_folder, teacher, examples, tmp_path):
-    """Twenty steps of one worker, and of two with unequal shares, also with ZeRO-3 and checkpointed activations."""
+    """Twenty steps of one worker, and of two with unequal shares: with whole weights and ZeRO-3, with and without
+    checkpointed activations."""
     config = CONFIG.model_copy(update={"epochs": 4, "checkpoint_every_steps": 1, "tokens_per_pass": 400})
     expected = [numbers["loss"] for numbers in training(llm_folder, "replicated", teacher, examples, config).rounds()]
     assert len(expected) == 20
@@ -180,6 +203,6 @@ def test_losses_are_the_same_for_two_workers_wherever_the_weights_are(alone, llm
     workers = [subprocess.Popen([*command, str(rank)], **quiet) for rank in range(2)]
     assert [worker.wait(timeout=240) for worker in workers] == [0, 0]
     found = json.loads((tmp_path / "losses.json").read_text())
-    assert set(found) == {"replicated", "sharded, checkpointed"}
+    assert set(found) == set(HOW)
     for how, losses in found.items():
         assert losses == pytest.approx(expected, abs=1e-5), how

@@ -11,7 +11,7 @@ from allmrec.readout.examples import ReadoutExamples
 from allmrec.readout.prompts import ReadoutPrompts
 from tests.llm.tiny import make_tokenizer
 from tests.projection import conftest as shared
-from tests.readout.conftest import CONFIG
+from tests.readout.conftest import CONFIG, HOW
 from tests.readout.test_training import training
 
 
@@ -26,7 +26,7 @@ def main(llm_folder: str, folder: Path, rank: int) -> None:
     prompts = ReadoutPrompts(builder.config, tokenizer, builder.titles, positions=480)
     examples = ReadoutExamples(CONFIG, sequences, prompts, seed=0)
     losses = {}
-    for how in ("replicated", "sharded, checkpointed"):
+    for how in HOW:
         settings = {"epochs": 4, "checkpoint_every_steps": 1, "tokens_per_pass": 400}
         config = CONFIG.model_copy(update=settings | {"activation_checkpointing": "checkpointed" in how})
         run = training(llm_folder, how.partition(",")[0], teacher, examples, config)

@@ -2,7 +2,8 @@
 
 It remembers which files of the log it was made of. If those are unchanged and others were added (a new day), only the
 new ones are read, and only the shards whose users appear in them are written; else everything is read. Either way gives
-the same bytes. Knows neither tasks nor Ray; `histories` has what is done for each shard.
+the same bytes: also then an item that a catalogue had once is known, so its events stay when it leaves the catalogue.
+Knows neither tasks nor Ray; `histories` has what is done for each shard.
 """
 
 from collections.abc import Sequence
@@ -65,10 +66,10 @@ class HistoriesPlan:
             return None
 
     def known_items(self) -> list[str]:
-        """Ids of the items that have their numbers, by index from 1."""
-        if self.previous is None:
+        """Ids of the items that have their numbers, by index from 1: of all catalogues that were prepared here."""
+        if self._existing is None or "items" not in self._existing.stats:
             return []
-        table = read_part(self.storage, self.previous, self.previous.stats["items"])
+        table = read_part(self.storage, self._existing, self._existing.stats["items"])
         ids: list[str] = table.column("item_id").to_pylist()
         return ids
 

@@ -67,9 +67,14 @@ class BuildSequences(ShardTask):
         table, name = filtered(_histories(self.histories, shard), self.data, self.frequent_I), shard_name(shard)
         users = Sequences.from_table(table)
         parts = self.split.divide(users, times_of(table))
-        table = table.append_column(sequences.SCHEMA.field("train_length"), pa.array(parts.train, pa.int32()))
+        training, schema = self.split.training(users, parts), sequences.SCHEMA
+        table = table.append_column(schema.field("train_length"), pa.array(parts.train, pa.int32()))
+        if self.split.config.shuffle_training:
+            schema = sequences.SHUFFLED
+            lists = pa.ListArray.from_arrays(training.offsets.astype(np.int32), training.items)
+            table = table.append_column(schema.field("train_item_index"), lists)
         before = None if self.before is None else self.before.files.get(name)
-        counted = {"train": users.shortened(parts.train).items, "all": users.items}
+        counted = {"train": training.items, "all": users.items}
         return Report(
             counts=Counter(
                 users=len(users),
@@ -77,7 +82,7 @@ class BuildSequences(ShardTask):
                 valid=int((parts.valid != NONE).sum()),
                 test=int((parts.test != NONE).sum()),
             ),
-            files={name: write_shard(self.sequences, sequences.SCHEMA, name, table, before, dictionary=False)},
+            files={name: write_shard(self.sequences, schema, name, table, before, dictionary=False)},
             item_counts={part: np.bincount(items, minlength=len(self.frequent_I)) for part, items in counted.items()},
         )
 

@@ -31,7 +31,7 @@ def test_files_are_fetched_and_told(tmp_path, monkeypatch, capsys):
         table.parent.mkdir()
         table.write_text(json.dumps({"shop": {"example": "data", "files": [{"url": url.replace("data", "{part}")}]}}))
         monkeypatch.setattr("jobs.demo.fetch_data.files", lambda _: tmp_path)
-        for event in ("fetched", "there already"):
+        for event in ("fetched", "exists already"):
             (path,) = fetch_data("shop/data", tmp_path / "to", Console(log_json=True))
             assert json.loads(capsys.readouterr().out)["event"] == event
     assert path.read_bytes() == DATA
