@@ -17,10 +17,12 @@ _BLOCK = 1 << 16  # texts that are mapped at once
 class TextItems(nn.Embedding):
     """A table of items that is made of their texts, and is made again whenever training ends or pauses (`eval`).
 
-    In training a step maps the texts of the items that it asks for, each once. Otherwise, and wherever it is loaded,
+    In training a step says which items it reads, and their texts are mapped once. Otherwise, and wherever it is loaded,
     this is an ordinary table, and f is beside it for texts that come later.
     """
 
+    items_K: torch.Tensor  # of the step, ascending
+    e_KD: torch.Tensor
     texts_NS: torch.Tensor | None
     mean: torch.Tensor
     scale: torch.Tensor
@@ -54,13 +56,16 @@ class TextItems(nn.Embedding):
         """f(Q) of any texts of the same encoder: (R, D)."""
         return self.text(self._standard(texts_RS))
 
+    def begin_step(self, items: torch.Tensor) -> None:
+        """Map the texts of all items that a training step reads; padding may be among them."""
+        assert self.texts_NS is not None, "it trains on the texts that it has read"
+        self.items_K = items.unique()
+        self.e_KD = self.text(self.texts_NS[self.items_K]).float() * (self.items_K > 0)[:, None]
+
     def forward(self, items: torch.Tensor) -> torch.Tensor:
         if not self.training:
             return super().forward(items)
-        distinct_K, row = items.unique(return_inverse=True)
-        assert self.texts_NS is not None, "it trains on the texts that it has read"
-        e_KD = self.text(self.texts_NS[distinct_K]) * (distinct_K > 0)[:, None]
-        return F.embedding(row, e_KD)
+        return F.embedding(torch.searchsorted(self.items_K, items.contiguous()), self.e_KD)
 
     def train(self, mode: bool = True) -> "TextItems":
         super().train(mode)

@@ -160,9 +160,11 @@ class Pretraining:
         torch.manual_seed(int(key64(self.seed, self.steps, number, Draw.PRETRAINING_DROPOUT)))
         self.teacher.masks.rows = len(positions)
         width = min(int(self.users.sequences.lengths[positions].max()), self.teacher.max_history)
-        history_RT = self.users.sequences.take(local_shard(positions)).padded(width)
+        padded_RT = self.users.sequences.take(local_shard(positions)).padded(width)
+        history_RT = torch.from_numpy(padded_RT).long().to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            x_RD = self.teacher.user_representations(torch.from_numpy(history_RT).long().to(self.device))
+            self.teacher.begin_step(history_RT)
+            x_RD = self.teacher.user_representations(history_RT)
         return self.heads.users(x_RD.float())
 
 

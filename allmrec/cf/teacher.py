@@ -188,6 +188,11 @@ class SequenceTeacher(Teacher):
     def embed_texts(self, texts_RS: torch.Tensor) -> torch.Tensor | None:
         return self.items.embed(texts_RS) if isinstance(self.items, TextItems) else None
 
+    def begin_step(self, items: torch.Tensor) -> None:
+        """Say which items a training step reads, in any shape, before it reads them."""
+        if isinstance(self.items, TextItems):
+            self.items.begin_step(items)
+
     def lookup(self, items: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = self.items(items)
         return found

@@ -245,7 +245,12 @@ class TeacherTraining:
         items_BT = torch.from_numpy(batch.padded(width)).long().to(self.device)
         predicted_BT = items_BT[:, :-1] > 0
         target_P = items_BT[:, 1:][predicted_BT]
+        if negative_K is None:
+            key = key64(self.seed, self.epoch, Draw.TEACHER_NEGATIVES)
+            drawn_BT = draw_negatives(self.hashes[users], batch.rows(), batch.items, self.drawable, width - 1, key)
+            negative_P = torch.from_numpy(drawn_BT).long().to(self.device)[predicted_BT]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            self.teacher.begin_step(torch.cat([items_BT.flatten(), negative_P if negative_K is None else negative_K]))
             x_PD = self.teacher.contexts(items_BT)[predicted_BT]
             positive_P = self.teacher.scores(x_PD, target_P[:, None])[:, 0]
             if negative_K is not None:
@@ -255,9 +260,6 @@ class TeacherTraining:
                 # -log(e^p / (e^p + sum e^s)) = log(1 + e^(lse(s) - p))
                 return F.softplus(score_PK.logsumexp(1) - positive_P).sum()
             # Binary cross-entropy with one unseen item a position (Kang & McAuley 2018, section III-E).
-            key = key64(self.seed, self.epoch, Draw.TEACHER_NEGATIVES)
-            drawn_BT = draw_negatives(self.hashes[users], batch.rows(), batch.items, self.drawable, width - 1, key)
-            negative_P = torch.from_numpy(drawn_BT).long().to(self.device)[predicted_BT]
             score_P = self.teacher.scores(x_PD, negative_P[:, None])[:, 0]
             return (F.softplus(-positive_P) + F.softplus(score_P) * (negative_P > 0)).sum()
 

@@ -67,6 +67,7 @@ def test_the_table_is_the_map_of_the_texts(layers):
 def test_in_training_the_map_is_live_and_in_eval_the_table_is():
     teacher = training().teacher.train()
     items = torch.tensor([[0, 3, 3], [5, 0, 1]])
+    teacher.begin_step(torch.tensor([5, 0, 7, 3, 1]))
     live = teacher.items(items)
     live.sum().backward()
     assert not live[items == 0].any() and torch.equal(live[0, 1], live[0, 2])

@@ -37,16 +37,15 @@ def encode(histories) -> np.ndarray:
     return vectors_NS[histories.padded(5)].sum(axis=1)
 
 
-def training(config: TeacherConfig = CONFIG, parts: int = 1, **keys) -> TeacherTraining:
+def training(config: TeacherConfig = CONFIG, parts: int = 1, texts_NS=None, **keys) -> TeacherTraining:
     histories = np.random.default_rng(1).integers(1, NUM_ITEMS + 1, (USERS, 7)).tolist()
     sequences, none = ragged(histories), ValidationCases(ragged([]), np.zeros((0, 2), np.int32))
     if keys:
         stage = config.pretraining.model_copy(update=keys)
         config = config.model_copy(update={"pretraining": stage})
     pieces = [sequences.take(np.arange(part, USERS, parts)) for part in range(parts)]
-    return TeacherTraining(
-        config, [partial(lambda piece: piece, piece) for piece in pieces], NUM_ITEMS, none, 0, encode=encode
-    )
+    parts = [partial(lambda piece: piece, piece) for piece in pieces]
+    return TeacherTraining(config, parts, NUM_ITEMS, none, 0, texts_NS=texts_NS, encode=encode)
 
 
 def started(run: TeacherTraining) -> pretraining.Pretraining:
@@ -123,6 +122,14 @@ def test_after_the_first_stage_texts_of_a_batch_are_found():
 def found_share_of_a_start(run: TeacherTraining) -> float:
     started(run).users.hold(0)
     return found_share(run)
+
+
+def test_items_by_their_texts_take_part():
+    texts_NS = torch.randn(NUM_ITEMS + 1, 7, generator=torch.Generator().manual_seed(0))
+    run = training(CONFIG.model_copy(update={"items": "text"}), texts_NS=texts_NS)
+    before = run.teacher.items.text[0].weight.detach().clone()
+    next(run.rounds())
+    assert (run.teacher.items.text[0].weight - before).abs().max() > 1e-4
 
 
 def test_no_epochs_are_no_first_stage():
