@@ -82,8 +82,8 @@ class Season:
             self.excluded.append(f"user-{number}")
             self.shop.exclude(*self.excluded)
         # Every second night brings an item; one is sold out for a night, two leave the catalogue for a night, and every
-        # fifth night one does so for good. Their events stay, how much of the log a night reads: files leave it, too.
-        gone = [number % 10, number % 10 + 1, *range(10, 10 + number // 5)]
+        # fifth night one does so for good. Their events stay, however much of the log is read: files leave it, too.
+        gone = [number % 10, number % 10 + 1, *range(10, 10 + number // 5)] if number else []
         self.shop.write_items(number // 2, gone=gone, unavailable=[25 + number % 10])
         if fault:
             fault(self, number, day)
