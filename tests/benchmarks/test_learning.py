@@ -44,9 +44,11 @@ def test_the_probe_asks_both_prompts(config_file, tmp_path):
     assert {row["slots"] for row in rows} == {"behind", "before"}
     for slots in ("behind", "before"):
         by_name = {row["probe"]: row for row in rows if row["slots"] == slots}
-        drawn = by_name["user's token has cosine 0.0 with the target's"]
-        optimised = [row for name, row in by_name.items() if "optimised" in name]
-        assert len(optimised) == 2 and max(row["P(target)"] for row in optimised) > drawn["P(target)"]
+        for which in ("user's", "target's"):
+            before, after = (
+                by_name[f"{which} token {what}"] for what in ("before it is optimised", "optimised for its prompt")
+            )
+            assert after["P(target)"] > before["P(target)"]
 
 
 def test_every_variant_is_a_config(config_file):
