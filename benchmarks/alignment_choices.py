@@ -40,11 +40,11 @@ from allmrec.core.workspace import open_workspace
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
 from allmrec.projection.projectors import ProjectionConfig
+from allmrec.text.embeddings import read_texts
 from allmrec.text.encoder import TextConfig, load_encoder
 from benchmarks.report import ROOT, Benchmark
 from jobs.runtime.command import errors_in_one_line
 from jobs.runtime.console import Console
-from jobs.train_alignment import read_texts
 
 NAME = "alignment_choices"
 WITHHELD = 0.1

@@ -10,7 +10,7 @@ equation 8's), the norm of the gradient at the projectors, and how far another s
 `--probe` nothing is trained: it asks what the LLM does with given soft tokens (`learning_probe`).
 """
 
-import os
+import copy
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -18,7 +18,6 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
-from torch import distributed as dist
 
 from allmrec.alignment.joint import EmbeddingChoice
 from allmrec.alignment.network import load_joint
@@ -32,9 +31,10 @@ from allmrec.llm.prompt import PromptBuilder, Titles
 from allmrec.llm.ranking import Ranker
 from allmrec.metrics import evaluate_scores
 from allmrec.projection.examples import Examples
-from allmrec.projection.projectors import Projectors, item_inputs
+from allmrec.projection.projectors import item_inputs
 from allmrec.projection.training import ProjectionTraining, Stage2Model
 from benchmarks.learning_probe import probe
+from benchmarks.process_group import group_of_one
 from benchmarks.report import ROOT, Benchmark, Row
 from jobs.config import Config, load_config
 from jobs.runtime.command import errors_in_one_line
@@ -158,10 +158,9 @@ def first_step(bench: Bench, config: Config) -> Row:
     for loss in ("title", "candidates"):
         changed = config.projection.model_copy(update={"loss": loss, "distillation": 0.0, "validation_users": 0})
         run = bench.training(config.model_copy(update={"projection": changed}))
-        (token_dim, user_dim), (_, item_dim) = (run.untrained[f"{part}.0.weight"].shape for part in ("user", "item"))
-        projectors = Projectors(user_dim, item_dim, token_dim, changed.norm_layer)
-        projectors.load_state_dict(run.untrained)
-        run.engine = Stage2Model(bench.llm, projectors, run.examples.builder.end)  # without DeepSpeed's hooks
+        projectors = copy.deepcopy(run.projectors)
+        # Without DeepSpeed, which takes every gradient for a step's.
+        run.engine = Stage2Model(bench.llm, projectors, run.engine.module.padding)
         users, prompts = run.examples.global_batch(0, 0, config.projection.batch_size)
         terms = len(users)  # of both, so that they can be compared
         total = torch.stack([run._forward(batch) for batch in run._passes(users, prompts)]).sum() / terms
@@ -202,11 +201,9 @@ def main(
     benchmark = Benchmark(NAME, Console(log_json), settings, root)
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
-    with errors_in_one_line(), TemporaryDirectory() as folder:
+    with errors_in_one_line(), TemporaryDirectory() as folder, group_of_one(folder):
         if unknown := set(variants.split(",")) - set(VARIANTS):
             raise ValueError(f"--variants {sorted(unknown)}: there are {', '.join(VARIANTS)}")
-        os.environ.setdefault("LOCAL_RANK", "0")
-        dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=0, world_size=1)
         base = load_config(config, overrides or [])
         bench = Bench(base)
         budget = [
@@ -223,12 +220,6 @@ def main(
                 changed = load_config(config, [*(overrides or []), *budget, *VARIANTS[name]])
                 numbers = variant(bench, changed, bench.cases(changed, users))
                 benchmark.measured({"variant": name, "prompts": prompts}, numbers)
-        if only_probe:
-            dist.destroy_process_group()
-        else:
-            from deepspeed import comm  # which keeps the group that it was started in
-
-            comm.destroy_process_group()
     benchmark.finish()
 
 

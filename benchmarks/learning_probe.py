@@ -80,12 +80,11 @@ def probe(
         optimiser = torch.optim.Adam([token], lr=_RATE * float(spread_H.mean()))
         for step in range(_STEPS + 1):
             log_p = candidate_log_p(llm, prompts, tries, SoftTokens(user_BH, item_NH), builder.end)
-            if step == 0:
-                measured(f"{which} token before it is optimised", log_p.detach().numpy())
+            if step in (0, _STEPS):
+                measured(f"{which} token after {step} steps for its prompt", log_p.detach().numpy())
             optimiser.zero_grad()
             (-log_p[torch.from_numpy(some), torch.from_numpy(place_B)].sum()).backward()
             if which == "target's":  # the others stay
                 kept_N1 = torch.zeros(len(item_NH), 1).index_fill(0, targets_B[some], 1.0)
                 token.grad = None if token.grad is None else token.grad * kept_N1
             optimiser.step()
-        measured(f"{which} token optimised for its prompt", log_p.detach().numpy())

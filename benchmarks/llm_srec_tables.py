@@ -1,7 +1,6 @@
 """What `benchmarks.llm_srec` reads off its runs, table by table, with the paper's numbers beside ours."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,7 +8,6 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import ray
 import torch
-from torch import distributed as dist
 
 from allmrec.bundle.loading import load_bundle
 from allmrec.bundle.versions import latest_bundle
@@ -32,6 +30,7 @@ from benchmarks.llm_srec_paper import (
 )
 from benchmarks.llm_srec_runs import ALLMREC, SYSTEM, TEACHER, Runs, rows_of
 from benchmarks.nightly import stored_cases
+from benchmarks.process_group import group_of_one
 from benchmarks.readout_rates import ReadoutSteps
 from benchmarks.report import Benchmark, Row
 
@@ -127,14 +126,9 @@ def times(benchmark: Benchmark, runs: Runs, users: int, steps: int) -> None:
         epoch, inference = MINUTES[system]
         paper = {"paper's minutes an epoch, Scientific": epoch, "paper's minutes of inference, Scientific": inference}
         benchmark.measured({"table": "9", "row": system, "seed": runs.base.seed}, numbers | paper)
-    with TemporaryDirectory() as folder:
-        os.environ.setdefault("LOCAL_RANK", "0")
-        dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=0, world_size=1)
+    with TemporaryDirectory() as folder, group_of_one(folder):
         sides = ReadoutSteps(Path(runs.base.workspace_uri), runs.base.llm, runs.base.prompt, runs.config)
         compare_steps(benchmark, sides, steps)
-        from deepspeed import comm  # by now started, for the device that there is
-
-        comm.destroy_process_group()
 
 
 def compare_steps(benchmark: Benchmark, sides: ReadoutSteps, steps: int) -> None:

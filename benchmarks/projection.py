@@ -11,14 +11,12 @@ GPU the rate is also given as a share of what matrix products reach there (MFU).
 """
 
 import copy
-import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import torch
 import typer
-from torch import distributed as dist
 
 from allmrec.cf.teacher import TeacherConfig, build_teacher
 from allmrec.core.workspace import open_workspace
@@ -34,6 +32,7 @@ from allmrec.projection.training import ProjectionTraining
 from benchmarks.clock import now
 from benchmarks.large_llm import matmul_rate
 from benchmarks.layers_alone import hidden_states
+from benchmarks.process_group import group_of_one
 from benchmarks.projection_reference import ReferenceStage2
 from benchmarks.report import ROOT, Benchmark, Row
 from benchmarks.teachers import sample_store
@@ -187,20 +186,15 @@ def main(
     console, settings = Console(log_json), dict(locals())
     if quick:
         shape, steps = "tiny", 5
-    with errors_in_one_line(), TemporaryDirectory() as folder:
+    with errors_in_one_line(), TemporaryDirectory() as folder, group_of_one(folder):
         workspace = workspace or sample_store(*((600, 150) if quick else (20_000, 4_000)), root, console)
         prompt = PromptConfig()
         titles = Catalogue.read(open_workspace(str(workspace)).items).titles
         name = llm or shaped_llm(shape, titles, prompt, Path(folder))
-        os.environ.setdefault("LOCAL_RANK", "0")
-        dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=0, world_size=1)
         config = ProjectionConfig(batch_size=batch_size)
         sides = Sides(workspace, LLMConfig.model_validate({"name": name, "dtype": dtype}), prompt, config)
         benchmark = Benchmark(NAME, console, settings, root, quick)
         compare(benchmark, sides, steps, matmul_rate(DEVICE, torch.bfloat16) if DEVICE.type == "cuda" else None)
-        from deepspeed import comm  # by now started, for the device that there is
-
-        comm.destroy_process_group()
         benchmark.finish()
 
 

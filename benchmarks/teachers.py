@@ -2,6 +2,8 @@
 
     python -m benchmarks.teachers --workspace runs/beauty --reference-epochs 20
 
+`morec` and `ctrl` are SASRec by texts and SASRec with a first stage; rates are of the training after it.
+
 Every teacher trains as `allmrec train-cf` does, on workers of one CPU each, and is measured on the workspace's stored
 test cases: among their random negatives, and among all items of the catalogue that the history has not. The reference
 trains before Ray starts; it is validated and measured alike. Rates are of the training loops alone: neither the
@@ -33,17 +35,18 @@ from allmrec.data.sequences import Sequences
 from allmrec.metrics import METRICS, evaluate_scores, expected_metrics, recall
 from benchmarks.report import ROOT, Benchmark, Row
 from benchmarks.sasrec_reference import Recipe, ReferenceTraining
-from jobs import prepare, train_cf
+from jobs import embed, prepare, train_cf
 from jobs.config import Config
 from jobs.demo.sample_data import sample_data
 from jobs.runtime.command import errors_in_one_line
 from jobs.runtime.console import Console
 from jobs.runtime.step import execute
 
-NAME = "teachers"
-INPUTS = (Workspace.items, Workspace.sequences, Workspace.evaluation_cases)
+NAME, ENCODER = "teachers", "standins/encoder"
+INPUTS = (Workspace.items, Workspace.sequences, Workspace.evaluation_cases, Workspace.item_text_embeddings)
+BY_TEXT: dict[str, Row] = {"morec": {"items": "text"}, "ctrl": {"pretraining": {}}}  # over SASRec
 FULL: Row = {
-    "models": "sasrec,gru4rec,nextitnet,ncf",
+    "models": "sasrec,morec,ctrl,gru4rec,nextitnet,ncf",
     "presets": "paper,strong",
     "seeds": "0,1,2",
     "epochs": None,
@@ -84,25 +87,28 @@ class Store:
 
 
 def sample_store(users: int, items: int, root: Path, console: Console) -> Path:
-    """A generated shop, prepared: the folder of the workspace."""
+    """A generated shop, prepared and embedded: the folder of the workspace."""
     source = root / f"sample-{users}-{items}"
     if not (source / "movies/items.parquet").exists():
         sample_data(str(source), users=users, items=items)
     tables = {name: {"paths": [str(source / f"movies/{name}.parquet")]} for name in ("interactions", "items")}
-    config = Config(name=f"{source.name}-prepared", root=str(root), data=tables)
+    config = Config(name=f"{source.name}-prepared", root=str(root), data=tables, text={"model": ENCODER})
     execute(prepare.STEP, config, console)
+    execute(embed.STEP, config, console)
     ray.shutdown()
     return Path(config.workspace_uri)
 
 
 def train(store: Store, root: Path, seed: int, teacher: TeacherConfig, workers: int, console: Console) -> Row:
     """Train a teacher by the verb `train-cf`, in a fresh folder over the prepared tables, and measure it."""
-    config = Config(name="run", root=str(root), seed=seed, teacher=teacher, workers={"num_workers": workers})
+    settings = {"text": {"model": ENCODER}, "workers": {"num_workers": workers}}
+    config = Config(name="run", root=str(root), seed=seed, teacher=teacher, **settings)
     folder = Path(config.workspace_uri)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for table in INPUTS:
-        (folder / table).symlink_to((store.folder / table).resolve())
+        if (store.folder / table).exists():
+            (folder / table).symlink_to((store.folder / table).resolve())
     started = time.perf_counter()
     execute(train_cf.STEP, config, console)
     seconds = time.perf_counter() - started
@@ -158,7 +164,9 @@ def measured(teacher: Teacher, cases: Cases, drawable: np.ndarray) -> Row:
 
 def main(
     workspace: Annotated[Path | None, typer.Option(help="a prepared workspace; default: a generated store")] = None,
-    models: Annotated[str | None, typer.Option(help="default: sasrec,gru4rec,nextitnet,ncf; quick: sasrec")] = None,
+    models: Annotated[
+        str | None, typer.Option(help="default: sasrec,morec,ctrl,gru4rec,nextitnet,ncf; quick: sasrec")
+    ] = None,
     presets: Annotated[str | None, typer.Option(help="default: paper,strong; quick: strong")] = None,
     seeds: Annotated[str | None, typer.Option(help="default: 0,1,2; quick: 0")] = None,
     epochs: Annotated[int | None, typer.Option(help="of every teacher; default: the preset's; quick: 2")] = None,
@@ -188,17 +196,28 @@ def main(
     with errors_in_one_line():
         pairs = [(model, preset) for model in plan["models"].split(",") for preset in plan["presets"].split(",")]
         teachers = [
-            teacher_config(model=model, preset=preset, epochs=plan["epochs"], validation=validation)
+            teacher_config(
+                **BY_TEXT.get(model, {"model": model}),
+                preset=preset,
+                epochs=plan["epochs"],
+                validation=validation,
+            )
             for model, preset in pairs
         ]
         numbers = [int(seed) for seed in plan["seeds"].split(",")]
         store = Store.read(workspace or sample_store(plan["users"], plan["items"], work, console))
         if plan["reference_epochs"]:
             compare(benchmark, store, numbers, plan["reference_epochs"], workers)
-        for teacher in teachers:
+        for (model, preset), teacher in zip(pairs, teachers, strict=True):
             for seed in numbers:
-                labels = {"model": teacher.model, "preset": teacher.preset, "seed": seed}
+                labels = {"model": model, "preset": preset, "seed": seed}
                 benchmark.measured(labels, train(store, work, seed, teacher, workers, console))
+        for model, preset in pairs:
+            if model in BY_TEXT and ("sasrec", preset) in pairs:
+                rate, by_ids = (
+                    benchmark.mean("interactions/s", model=name, preset=preset) for name in (model, "sasrec")
+                )
+                benchmark.at_least(f"interactions/s, {preset}: {model} / sasrec", rate / by_ids, 0.8)
     if {("sasrec", "paper"), ("sasrec", "strong")} <= set(pairs):
         paper, strong = (benchmark.mean("full ndcg@10", model="sasrec", preset=name) for name in ("paper", "strong"))
         benchmark.at_least("sasrec, full NDCG@10: strong / paper", strong / paper, 1.10)

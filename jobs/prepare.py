@@ -55,7 +55,7 @@ def run(context: Context) -> Stats:
     item_table, bad_items = index_items(cleaned, known, excluded[1], before)
     item_ids, bad_item_reasons = item_table.column("item_id").combine_chunks(), count_values(bad_items.column("reason"))
     listed_ids = cleaned.filter(pc.is_null(cleaned.column("reason"))).column("item_id")
-    gone = len(item_ids) - pc.sum(pc.is_in(item_ids, value_set=listed_ids)).as_py()
+    gone = len(item_ids) - (pc.sum(pc.is_in(item_ids, value_set=listed_ids)).as_py() or 0)
     if gone == len(item_ids):
         raise ValueError(f"items: no row is left of {bad_items.num_rows:,}: {bad_item_reasons}")
     logged = update_histories(context, histories, item_ids)

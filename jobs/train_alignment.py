@@ -27,6 +27,7 @@ from allmrec.data.catalogue import Catalogue, drawable_items
 from allmrec.data.sequences import Sequences
 from allmrec.data.trained_items import check_trained_on, write_trained_items
 from allmrec.text.cache import TextCache
+from allmrec.text.embeddings import read_texts
 from allmrec.text.encoder import load_encoder, save_encoder
 from jobs.embed import embed_by
 from jobs.runtime.command import main
@@ -133,13 +134,6 @@ def export(
         "held_out_items": len(held_out),
         **{f"held_out_{name}": value for name, value in quality.items()},
     }
-
-
-def read_texts(storage: Storage) -> torch.Tensor:
-    """Q_NS of the `item_text_embeddings` table, which is ordered by item_index; row 0, padding, is zeros."""
-    column = read_table(storage).column("embedding").combine_chunks()
-    texts_IS = torch.from_numpy(column.flatten().to_numpy().copy()).view(len(column), column.type.list_size)
-    return torch.cat([torch.zeros(1, texts_IS.shape[1]), texts_IS])
 
 
 def plan(context: Context) -> Stats:

@@ -34,7 +34,7 @@ from allmrec.readout.training import ReadoutTraining
 from jobs.config import Config
 from jobs.runtime.command import main
 from jobs.runtime.preflight import Needs
-from jobs.runtime.ray_train import device, fit, report, resume
+from jobs.runtime.ray_train import device, fit, resume, run_rounds
 from jobs.runtime.step import Context, Stats, Step
 from jobs.train_projection import identity, placed
 
@@ -96,10 +96,7 @@ def loop(settings: dict[str, Any]) -> Stats:
         device(),
         resume(),
     )
-    rounds: list[dict[str, float]] = []
-    for numbers in training.rounds():
-        rounds.append(numbers)
-        report(100 * training.step // training.total_steps, training.state_dict(), step=training.step, **numbers)
+    rounds = run_rounds(training)
     weights = training.best_weights()
     vectors_NV, frozen_checksum = training.best_vectors(weights), checksum(llm)
     assert frozen_checksum == training.frozen_checksum, "training must not touch the LLM"

@@ -2,22 +2,32 @@
 
     python -m jobs.train_cf --config jobs/configs/demo.yaml
 
-Reads `sequences`, `items` and the validation part of `evaluation_cases`; writes `teacher`. The workers of Ray Train
-share every batch; a worker holds at most `teacher.memory_mb` of training sequences, as flat arrays, and its share of
-the cases. A teacher that another system trained (`teacher.model: external`) is brought in instead, by one task.
+Reads `sequences`, `items` and the validation part of `evaluation_cases`, with `teacher.items: text` (MoRec) also
+`item_text_embeddings`; writes `teacher`. The workers of Ray Train share every batch; a worker holds at most
+`teacher.memory_mb` of training sequences, as flat arrays, and its share of the cases. With `teacher.pretraining` (CTRL)
+it also holds the text embeddings of its share of the users until the first stage ends. A teacher that another system
+trained (`teacher.model: external`) is brought in instead, by one task.
 """
 
 import json
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from allmrec.cf.batches import training_parts
 from allmrec.cf.external import ImportTeacher, open_tables, table_files
-from allmrec.cf.teacher import save_teacher
-from allmrec.cf.training import TeacherTraining, ValidationCases, training_parts
+from allmrec.cf.history_texts import HistoryTexts
+from allmrec.cf.teacher import TeacherConfig, save_teacher
+from allmrec.cf.training import TeacherTraining, ValidationCases
 from allmrec.core.artifacts import read_manifest, read_table, writing
 from allmrec.core.distributed import rank_and_world_size
+from allmrec.core.storage import Storage
 from allmrec.core.workspace import Workspace
-from allmrec.data.catalogue import drawable_items
+from allmrec.data.catalogue import UNTITLED, Catalogue, display_titles
 from allmrec.data.trained_items import write_trained_items
+from allmrec.text.embeddings import check_embedded, read_texts
+from allmrec.text.encoder import encoder_identity
 from jobs.runtime.cluster import start_ray
 from jobs.runtime.command import main
 from jobs.runtime.preflight import Needs
@@ -31,20 +41,58 @@ def run(context: Context) -> Stats:
 
 
 def train(context: Context) -> Stats:
+    workspace, teacher = context.workspace, context.config.teacher
+    return train_into(context, teacher, workspace.teacher, Workspace.teacher, "train-cf", context.resolved("teacher"))
+
+
+def train_into(
+    context: Context, teacher: TeacherConfig, target: Storage, kind: str, verb: str, resolved: dict[str, Any]
+) -> Stats:
+    """Train a teacher and write it as an artifact."""
     config, workspace = context.config, context.workspace
+    items = read_table(workspace.items)
+    encoders = encoders_of(context, teacher, items)
     settings = {
-        "config": config.teacher,
+        "config": teacher,
+        "text": config.text,
+        "verb": config.prompt.verb_past,
         "seed": config.seed,
         "items": workspace.items,
         "sequences": workspace.sequences,
         "cases": workspace.evaluation_cases,
-        "teacher": workspace.teacher,
+        "texts": workspace.item_text_embeddings,
+        "teacher": target,
     }
-    with writing(workspace.teacher, Workspace.teacher, context.fingerprint, context.resolved("teacher")) as out:
-        out.stats |= fit(context, "train-cf", loop, settings, total=config.teacher.epochs)
+    with writing(target, kind, context.fingerprint, resolved) as out:
+        out.stats |= fit(context, verb, loop, settings, total=teacher.epochs) | encoders
         out.add(out.stats.pop("files"))
-        write_trained_items(out, read_table(workspace.items))
+        write_trained_items(out, items)
     return out.stats
+
+
+def encoders_of(context: Context, teacher: TeacherConfig, items: pa.Table) -> Stats:
+    """Which encoders read the texts that the teacher is trained on; nothing for one that reads none.
+
+    Raises:
+        ValueError: the texts are missing, or of other items.
+    """
+    found, texts = Stats(), context.workspace.item_text_embeddings
+    if teacher.items == "text":
+        check_embedded(texts, items)
+        found["encoder"] = read_manifest(texts).stats.get("encoder")
+    if teacher.is_pretrained:
+        if pc.all(pc.equal(display_titles(items.column("title")), UNTITLED)).as_py():
+            raise ValueError(
+                "teacher.pretraining reads titles, and no item has one; name their column in data.items.columns.title, "
+                "or leave teacher.pretraining out"
+            )
+        found["pretraining_encoder"] = history_encoder(context)
+    return found
+
+
+def history_encoder(context: Context) -> str:
+    """Identity of the encoder of histories. Raises ValueError where there is no such model."""
+    return encoder_identity(context.config.text, "cuda" if context.config.workers.gpus_per_worker else "cpu")
 
 
 def bring_in(context: Context) -> Stats:
@@ -74,20 +122,30 @@ def loop(settings: dict[str, Any]) -> Stats:
     config = settings["config"]
     parts = training_parts(settings["sequences"], config.memory_mb)
     cases = ValidationCases.read(settings["cases"], settings["sequences"], config.validation_users, settings["seed"])
-    items = read_table(settings["items"])
-    drawable = drawable_items(items)
-    training = TeacherTraining(config, parts, len(items), cases, settings["seed"], device(), drawable)
+    items = Catalogue.read(settings["items"])
+    training = TeacherTraining(
+        config,
+        parts,
+        items.num_items,
+        cases,
+        settings["seed"],
+        device(),
+        items.drawable,
+        texts_NS=read_texts(settings["texts"]) if config.items == "text" else None,
+        encode=HistoryTexts(items.titles, settings["verb"], config.max_history, settings["text"], device().type),
+    )
     run_epochs(training)
     if rank_and_world_size()[0] != 0:
         return {}
     return {
         "files": save_teacher(settings["teacher"], training.best_teacher()),
-        "num_items": len(items),
+        "num_items": items.num_items,
         "users": training.users,
         "epochs": training.epoch,
         "best_epoch": training.best["epoch"],
         **{name: value for name, value in training.best.items() if name.startswith("valid")},
         "interactions_per_s": round(training.positions / training.seconds) if training.seconds else None,
+        **({} if training.pretraining is None else training.pretraining.numbers),
     }
 
 
@@ -115,13 +173,20 @@ def plan(context: Context) -> Stats:
     }
 
 
-def input_files(context: Context) -> Any:
-    """What an external teacher is made of: path, size and time of change of its tables' files."""
+def external_inputs(context: Context) -> Any:
+    """What a teacher is made of beside the workspace's tables: the files of an external one, with size and time of
+    change; of one with a first stage the encoder of histories and the verb of their texts."""
     config = context.config
+    if config.teacher.is_pretrained:
+        return read_histories_by(context)
     if config.teacher.model != "external":
         return None
     files = table_files(config.teacher, config.storage)
     return {name: [vars(file) for file in found] for name, found in files.items()}
+
+
+def read_histories_by(context: Context) -> Stats:
+    return {"encoder": history_encoder(context), "verb": context.config.prompt.verb_past}
 
 
 STEP = Step(
@@ -131,8 +196,9 @@ STEP = Step(
     outputs=(Workspace.teacher,),
     run=run,
     plan=plan,
-    external_inputs=input_files,
-    needs=Needs("training"),
+    optional_inputs=lambda config: (Workspace.item_text_embeddings,) if config.teacher.items == "text" else (),
+    external_inputs=external_inputs,
+    needs=Needs("training", models=lambda config: ("text",) if config.teacher.is_pretrained else ()),
 )
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ from allmrec.projection.training import ProjectionTraining
 from jobs.runtime.command import main
 from jobs.runtime.console import Console
 from jobs.runtime.preflight import Needs
-from jobs.runtime.ray_train import device, fit, report, resume
+from jobs.runtime.ray_train import device, fit, resume, run_rounds
 from jobs.runtime.step import Context, Stats, Step
 
 SECTIONS = ("projection", "prompt", "llm", "bundle")  # bundle says which form shows an item
@@ -114,10 +114,7 @@ def loop(settings: dict[str, Any]) -> Stats:
         device(),
         resume(),
     )
-    rounds: list[dict[str, float]] = []
-    for numbers in training.rounds():
-        rounds.append(numbers)
-        report(100 * training.step // training.total_steps, training.state_dict(), step=training.step, **numbers)
+    rounds = run_rounds(training)
     weights, frozen_checksum = training.best_weights(), checksum(llm)
     assert frozen_checksum == training.frozen_checksum, "training must not touch the LLM"
     if rank_and_world_size()[0] != 0:

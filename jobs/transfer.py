@@ -14,15 +14,16 @@ from typing import Any
 import torch
 
 from allmrec.alignment.network import load_network, save_alignment
-from allmrec.alignment.transfer import decoded_items, drawn_items, with_items
-from allmrec.cf.teacher import TeacherConfig, load_teacher, save_teacher
+from allmrec.alignment.transfer import decoded_items, drawn_items, read_items, with_items
+from allmrec.cf.teacher import load_teacher, save_teacher
 from allmrec.core.artifacts import ArtifactWriter, Manifest, read_file, read_manifest, read_table, writing
 from allmrec.core.workspace import Workspace, open_workspace
 from allmrec.data.trained_items import write_trained_items
+from allmrec.text.embeddings import read_texts
 from jobs.embed import embed_by
 from jobs.runtime.command import main
 from jobs.runtime.step import Context, Stats, Step
-from jobs.train_alignment import ENCODER, read_texts
+from jobs.train_alignment import ENCODER
 from jobs.train_projection import identity
 
 MODELS = (Workspace.teacher, Workspace.alignment, Workspace.projectors)
@@ -31,14 +32,14 @@ MODELS = (Workspace.teacher, Workspace.alignment, Workspace.projectors)
 def run(context: Context) -> Stats:
     other, manifests = trained(context)
     check(context, other, manifests)
-    config = TeacherConfig(**manifests["teacher"].config["teacher"])
     texts_NS, network = texts(context, other, manifests), load_network(other.alignment)
     teacher = load_teacher(other.teacher)
-    if context.config.evaluation.split.item_embeddings == "decoded":
+    items_ND = read_items(teacher, read_texts(context.workspace.item_text_embeddings))
+    if items_ND is None and context.config.evaluation.split.item_embeddings == "decoded":
         items_ND = decoded_items(network, texts_NS)
-    else:
+    elif items_ND is None:
         items_ND = drawn_items(teacher, len(texts_NS), context.config.seed)
-    teacher, joint = with_items(teacher, config, items_ND), network.joint(items_ND, texts_NS)
+    teacher, joint = with_items(teacher, items_ND), network.joint(items_ND, texts_NS)
 
     workspace, projectors = context.workspace, manifests[Workspace.projectors]
     stats: Stats = {"num_items": len(items_ND) - 1, "trained_in": other.storage.uri}

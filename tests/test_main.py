@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
-from allmrec.__main__ import main
+from allmrec.__main__ import console, main
 from allmrec.core.errors import QualityGateFailed, StoreUnavailable
 from allmrec.publishing.lease import RunHeld
 
@@ -54,6 +55,17 @@ def test_every_entry_says_so(tmp_path: Path) -> None:
         code, shown = python(*arguments, at=tmp_path, path=path)
         assert code == 2 and shown.startswith("error: ") and "own package 'schemas'" in shown
         assert shown.count("\n") == 1
+
+
+def test_an_option_that_commands_share_says_the_same_everywhere() -> None:
+    said: dict[str, set[str]] = {}
+    commands = [typer.main.get_command(console())]
+    for command in commands:
+        commands += getattr(command, "commands", {}).values()
+        for option in command.params:
+            said.setdefault(max(option.opts, key=len), set()).add(getattr(option, "help", ""))
+    shared = ("--config", "--set", "--dry-run", "--log-json", "--force", "--replace")
+    assert all(len(said[option]) == 1 for option in shared) and len(said["--date"]) == 4
 
 
 def test_the_console_s_module_is_the_console(tmp_path: Path) -> None:

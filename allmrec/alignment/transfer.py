@@ -8,11 +8,13 @@ E_i had nothing to do with the items; and A-LLMRec differs from A-LLMRec (SBERT)
 Dimensions: N = n + 1 items of the new catalogue (0 is padding), D = teacher.dim, S of texts, J of the joint embeddings
 """
 
+import copy
+
 import numpy as np
 import torch
 
 from allmrec.alignment.network import AlignmentNetwork
-from allmrec.cf.teacher import SequenceTeacher, Teacher, TeacherConfig, build_teacher
+from allmrec.cf.teacher import SequenceTeacher, Teacher
 from allmrec.core.hashing import Draw, draws, key64
 
 
@@ -21,6 +23,15 @@ def decoded_items(network: AlignmentNetwork, texts_NS: torch.Tensor) -> torch.Te
     """E_ND of items that have texts alone; row 0 is zeros."""
     items_ND = network.decode_items(network.encode_texts(texts_NS))
     items_ND[0] = 0
+    return items_ND
+
+
+@torch.no_grad()
+def read_items(teacher: Teacher, texts_NS: torch.Tensor) -> torch.Tensor | None:
+    """E_ND by a teacher that knows items by their texts; row 0 is zeros. None of any other teacher."""
+    items_ND = teacher.embed_texts(texts_NS)
+    if items_ND is not None:
+        items_ND[0] = 0
     return items_ND
 
 
@@ -33,17 +44,17 @@ def drawn_items(teacher: Teacher, num_rows: int, seed: int) -> torch.Tensor:
     return items_ND
 
 
-def with_items(teacher: Teacher, config: TeacherConfig, items_ND: torch.Tensor) -> SequenceTeacher:
-    """The same teacher for other items.
+def with_items(teacher: Teacher, items_ND: torch.Tensor) -> SequenceTeacher:
+    """The same teacher, frozen, for other items.
 
     Raises:
         ValueError: the teacher knows its items by more than E_i.
     """
     if not isinstance(teacher, SequenceTeacher) or len(teacher.item_tables()) != 1:
         raise ValueError(
-            f"a teacher of model {config.model!r} cannot be given other items: it knows them by more than E_i; train "
+            f"the teacher {type(teacher).__name__} cannot be given other items: it knows them by more than E_i; train "
             "the other workspace with sasrec, gru4rec or nextitnet"
         )
-    moved = build_teacher(config, len(items_ND) - 1)
-    moved.load_state_dict(teacher.state_dict() | {"items.weight": items_ND})
-    return moved.eval().requires_grad_(False)
+    moved = copy.deepcopy(teacher)
+    moved.take_items(torch.zeros(len(items_ND), dtype=torch.int64), items_ND)
+    return moved

@@ -99,7 +99,7 @@ def _build(workspace: Workspace, models: Workspace, config: Mapping[str, Any], i
     root = workspace.bundles.at(version)
     if root.exists(DESCRIPTION):
         return version
-    texts = embed_new_texts(models, items, text_embeddings(workspace, models))
+    texts = embed_new_texts(models, items, text_embeddings(workspace, models), workspace.item_text_embeddings)
     files = _write_models(models, root, manifests)
     files |= _write_part(root, Workspace.items, shard_name(0), to_parquet(items), rows=len(items))
     files |= _write_part(root, Workspace.new_texts, NEW_Q, to_safetensors(texts))

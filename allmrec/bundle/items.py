@@ -1,9 +1,10 @@
 """The items of a bundle: those of the catalogue when it was built, on models that were trained on earlier ones.
 
 An item that is new since training has no E_i, but it has a text: q_i = f_T^enc(Q_i) shows it to the LLM, and the
-teacher reads and scores it by f_I^dec(q_i), as it does all items of another catalogue (`alignment.transfer`). A bundle
+teacher reads and scores it by f_I^dec(q_i), as it does all items of another catalogue (`alignment.transfer`); a teacher
+that knows items by their texts (`teacher.items: text`) by what it makes of this one, as of any other. A bundle
 holds the trained models as they were written, and beside them `items` (ids and words now, counts at training) and
-`new_texts`: q_i of every item whose text training has not seen.
+`new_texts`: q_i, and such a teacher's E_i, of every item whose text training has not seen.
 
 Dimensions: N = n + 1 items of the bundle (0 is padding), M with a new text, D = teacher.dim, J joint embedding
 """
@@ -64,12 +65,13 @@ def new_texts(models: Workspace, items: pa.Table) -> np.ndarray:
     return np.flatnonzero(~same.to_numpy(zero_copy_only=False)) + 1
 
 
-def embed_new_texts(models: Workspace, items: pa.Table, texts: Storage) -> dict[str, torch.Tensor]:
-    """What `NEW_Q` holds: the indices of `new_texts`, and their q_i = f_T^enc(Q_i).
+def embed_new_texts(models: Workspace, items: pa.Table, texts: Storage, frozen: Storage) -> dict[str, torch.Tensor]:
+    """What `NEW_Q` holds: the indices of `new_texts`, and their q_i = f_T^enc(Q_i); E_i of a teacher that reads texts.
 
     Args:
         items: of `bundle_items`.
-        texts: `item_text_embeddings` of the prepared items; only read where there is a new text.
+        texts: embeddings of the prepared items by Stage-1's encoder; only read where there is a new text.
+        frozen: `item_text_embeddings`, by the encoder that the teacher reads; only read by such a teacher.
 
     Raises:
         ValueError: it is of other items or texts, or of another encoder than the alignment was trained with.
@@ -84,7 +86,22 @@ def embed_new_texts(models: Workspace, items: pa.Table, texts: Storage) -> dict[
             )
         with torch.inference_mode():
             q_MJ = network.encode_texts(_embeddings(texts, items, indices))
-    return {"item_index": torch.from_numpy(indices), "q": q_MJ}
+    new = {"item_index": torch.from_numpy(indices), "q": q_MJ}
+    return new if not len(indices) else new | _embed_for_teacher(models.teacher, items, indices, frozen)
+
+
+def _embed_for_teacher(model: Storage, items: pa.Table, indices: np.ndarray, frozen: Storage) -> dict[str, Any]:
+    """E_i of some items by their texts, (M, D); nothing of a teacher that reads none."""
+    manifest = read_manifest(model)
+    if manifest.config["teacher"].get("items") != "text":
+        return {}
+    if read_manifest(frozen).stats.get("encoder") != manifest.stats.get("encoder"):
+        raise ValueError(
+            f"{frozen.uri} is not by {manifest.stats.get('encoder')}, whose texts {model.uri} was trained on; set "
+            "text.model and text.dtype as then or train again"
+        )
+    with torch.inference_mode():
+        return {"E": load_teacher(model).embed_texts(_embeddings(frozen, items, indices))}
 
 
 def load_item_models(bundled: Workspace, items: pa.Table) -> ItemModels:
@@ -97,7 +114,10 @@ def load_item_models(bundled: Workspace, items: pa.Table) -> ItemModels:
     if not torch.equal(rows_N, torch.arange(len(teacher.item_embeddings))):
         new_ND = torch.zeros(len(rows_N), teacher.item_embeddings.shape[1])
         new_N = (rows_N == 0).nonzero()[1:, 0]  # the first one is padding
-        new_ND[new_N] = load_network(bundled.alignment).decode_items(q_NJ[new_N])
+        if "E" in new:
+            new_ND[new["item_index"]] = new["E"]
+        else:
+            new_ND[new_N] = load_network(bundled.alignment).decode_items(q_NJ[new_N])
         teacher.take_items(rows_N, new_ND)
     return ItemModels(teacher, e_NJ, q_NJ, rows_N, num_trained)
 

@@ -5,7 +5,7 @@ and evaluation take nothing else from it. `Teacher` is that contract; `SequenceT
 that are trained here. Each model has a module of its own, and TEACHERS names them; "external" is trained elsewhere.
 
 Dimensions: B users, U users of any number, T positions, C candidates, K items shared by all rows, N = n + 1 items (0
-is padding), D = teacher.dim
+is padding), R texts, S of the text encoder, D = teacher.dim
 """
 
 from abc import ABC, abstractmethod
@@ -17,7 +17,9 @@ from pydantic import Field, field_validator, model_validator
 from torch import nn
 from torch.nn import functional as F
 
+from allmrec.cf.contrastive import PretrainingConfig
 from allmrec.cf.dropout import Dropout, Masks
+from allmrec.cf.items import TextItems
 from allmrec.core.artifacts import read_manifest, read_tensors, write_tensors
 from allmrec.core.settings import Section
 from allmrec.core.storage import Storage
@@ -41,6 +43,7 @@ TEACHERS = {
 _PAPER = {"loss": "bce", "learning_rate": 0.001, "epochs": 200, "validation": "random"}
 # What suits a model better than the common defaults: NCF scores pairs one by one, so every negative is expensive.
 _MODELS: dict[str, dict[str, Any]] = {"gru4rec": {"blocks": 1}, "ncf": {"blocks": 3, "loss": "bce"}}
+_SEQUENTIAL = ("sasrec", "gru4rec", "nextitnet")
 
 
 class TeacherConfig(Section):
@@ -49,6 +52,11 @@ class TeacherConfig(Section):
     # external: another system's vectors.
     model: Literal["sasrec", "gru4rec", "nextitnet", "ncf", "external"] = "sasrec"
     preset: Literal["strong", "paper"] = "strong"  # paper: trained as in section 5.1
+    # What an item is known by. ids: a vector of its own; text: its text embedding, which the model maps (MoRec).
+    items: Literal["ids", "text"] = Field("ids", exclude_if=lambda items: items == "ids")
+    text_layers: int = Field(1, ge=1, exclude_if=lambda layers: layers == 1)  # of that map
+    # Align users with their histories' texts first (CTRL); null: no first stage. {}: with its defaults.
+    pretraining: PretrainingConfig | None = Field(None, exclude_if=lambda pretraining: pretraining is None)
     dim: int = Field(50, ge=1)  # d, of item embeddings and user representations; Table 3
     blocks: int = Field(2, ge=1)  # of self-attention or dilated convolutions; layers of the GRU or the MLP
     heads: int = Field(1, ge=1)  # of SASRec's attention
@@ -76,6 +84,18 @@ class TeacherConfig(Section):
             return values
         defaults = dict(_PAPER) if values.get("preset") == "paper" else {}
         return defaults | _MODELS.get(values.get("model", ""), {}) | values
+
+    @property
+    def is_pretrained(self) -> bool:
+        return self.pretraining is not None and self.pretraining.epochs > 0
+
+    @model_validator(mode="after")
+    def _sequential(self) -> "TeacherConfig":
+        for key, wanted in (("items: text", self.items == "text"), ("pretraining", self.pretraining is not None)):
+            if wanted and self.model not in _SEQUENTIAL:
+                models = ", ".join(_SEQUENTIAL)
+                raise ValueError(f"{key} is for the models {models}; set one of them, or leave it out of {self.model}")
+        return self
 
     @field_validator("item_embeddings", "user_representations", mode="before")
     @classmethod
@@ -125,9 +145,17 @@ class Teacher(nn.Module, ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} keeps to the items that it was made with")
 
+    def embed_texts(self, texts_RS: torch.Tensor) -> torch.Tensor | None:
+        """E_i of items by their text embeddings alone, (R, D); None of a teacher that reads no texts."""
+        return None
+
+    def lookup(self, items: torch.Tensor) -> torch.Tensor:
+        """E_i of some items, (*items.shape, D)."""
+        return F.embedding(items, self.item_embeddings)
+
     def scores(self, x_BD: torch.Tensor, items_BC: torch.Tensor) -> torch.Tensor:
         """s(x^u, E_i) of every row's own items: (B, C). The dot product, unless the model says otherwise."""
-        return torch.einsum("bd,bcd->bc", x_BD, F.embedding(items_BC, self.item_embeddings))
+        return torch.einsum("bd,bcd->bc", x_BD, self.lookup(items_BC))
 
     @torch.inference_mode()
     def scores_by_product(self) -> bool:
@@ -139,8 +167,7 @@ class Teacher(nn.Module, ABC):
 
     def shared_scores(self, x_BD: torch.Tensor, items_K: torch.Tensor | None = None) -> torch.Tensor:
         """s(x^u, E_i) of every row with the same items, by default the whole catalogue with padding: (B, K)."""
-        items_ND = self.item_embeddings
-        return x_BD @ (items_ND if items_K is None else F.embedding(items_K, items_ND)).T
+        return x_BD @ (self.item_embeddings if items_K is None else self.lookup(items_K)).T
 
 
 class SequenceTeacher(Teacher):
@@ -152,11 +179,23 @@ class SequenceTeacher(Teacher):
         self.max_history = config.max_history
         self.masks = Masks()  # of its dropouts
         self.dropout = Dropout(config.dropout, self.masks)
-        self.items = nn.Embedding(num_items + 1, config.dim, padding_idx=0)
+        self.items: nn.Embedding = nn.Embedding(num_items + 1, config.dim, padding_idx=0)
 
     @property
     def item_embeddings(self) -> torch.Tensor:
         return self.items.weight
+
+    def embed_texts(self, texts_RS: torch.Tensor) -> torch.Tensor | None:
+        return self.items.embed(texts_RS) if isinstance(self.items, TextItems) else None
+
+    def begin_step(self, items: torch.Tensor) -> None:
+        """Say which items a training step reads, in any shape, before it reads them."""
+        if isinstance(self.items, TextItems):
+            self.items.begin_step(items)
+
+    def lookup(self, items: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.items(items)
+        return found
 
     def item_tables(self) -> list[nn.Embedding]:
         """All tables with a row an item: what the model knows items by."""
@@ -206,9 +245,17 @@ def draw_tables(*tables: nn.Embedding) -> None:
         nn.init.normal_(table.weight, std=0.02)[0] = 0
 
 
-def build_teacher(config: TeacherConfig, num_items: int) -> SequenceTeacher:
-    """A teacher with fresh weights, drawn from torch's global generator."""
-    return _class(config)(config, num_items)
+def build_teacher(config: TeacherConfig, num_items: int, text_dim: int | None = None) -> SequenceTeacher:
+    """A teacher with fresh weights, drawn from torch's global generator.
+
+    Args:
+        text_dim: S, where `config.items` is "text".
+    """
+    teacher: SequenceTeacher = _class(config)(config, num_items)
+    if config.items == "text":
+        assert text_dim is not None, "texts have dimensions"
+        teacher.items = TextItems(teacher.items, text_dim, config.text_layers)
+    return teacher
 
 
 def save_teacher(storage: Storage, teacher: Teacher) -> dict[str, dict[str, Any]]:
@@ -223,7 +270,8 @@ def load_teacher(storage: Storage) -> Teacher:
     if config.model == "external":
         teacher = _class(config)(**weights)
     else:
-        teacher = build_teacher(config, manifest.stats["num_items"])
+        mean_S = weights.get("items.mean")
+        teacher = build_teacher(config, manifest.stats["num_items"], None if mean_S is None else len(mean_S))
         teacher.load_state_dict(weights)
     return teacher.eval().requires_grad_(False)
 

@@ -8,11 +8,9 @@ Dimensions: B users of a batch on this worker, T positions, P predicted position
 D = teacher.dim
 """
 
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +18,9 @@ import pyarrow as pa
 import torch
 from torch.nn import functional as F
 
+from allmrec.cf.batches import Part, UserBatches
+from allmrec.cf.items import TextItems
+from allmrec.cf.pretraining import Encode, Pretraining
 from allmrec.cf.retrieval import held_out_ranks
 from allmrec.cf.teacher import SequenceTeacher, Teacher, TeacherConfig, build_teacher
 from allmrec.core.artifacts import read_manifest
@@ -31,20 +32,7 @@ from allmrec.data.negative_sampling import draw_negatives
 from allmrec.data.sequences import Sequences, num_shards
 from allmrec.metrics import METRICS, evaluate_scores, expected_metrics
 
-_WINDOW = 32  # batches among which users are sorted by length, to pad less
 _BLOCK = 4096  # users validated at once
-_USER_BYTES = 64  # of a user in memory, beside the items: id, hash and offset
-
-Part = Callable[[], Sequences]  # reads the training sequences of some users
-
-
-def training_parts(storage: Storage, memory_mb: int) -> list[Part]:
-    """The stored `sequences` in the fewest parts of which each fits into `memory_mb`, at least a shard each."""
-    manifest = read_manifest(storage)
-    needed = 4 * manifest.stats["interactions"] + _USER_BYTES * manifest.rows
-    count = min(math.ceil(needed / (memory_mb * 2**20)), len(manifest.files))
-    shards = np.array_split(np.arange(len(manifest.files)), max(count, 1))
-    return [partial(Sequences.read_train, storage, part.tolist()) for part in shards]
 
 
 @dataclass(frozen=True)
@@ -126,6 +114,8 @@ class TeacherTraining:
         seed: int,
         device: torch.device | str = "cpu",
         drawable: np.ndarray | None = None,
+        texts_NS: torch.Tensor | None = None,
+        encode: Encode | None = None,
     ):
         """
         Args:
@@ -134,18 +124,26 @@ class TeacherTraining:
             cases: without any on any worker, the last epoch is kept.
             drawable: `Catalogue.drawable`, which negatives come from and a `full` validation means; by default every
                 item.
+            texts_NS: Q of the catalogue, for `items: text`.
+            encode: histories → their texts' embeddings, for `pretraining`.
         """
-        self.config, self.parts, self.cases, self.seed = config, parts, cases, seed
+        self.config, self.cases, self.seed = config, cases, seed
+        self.batches = UserBatches(parts, config.max_history + 1)
         self.drawable = np.arange(1, num_items + 1) if drawable is None else drawable
         self.device = torch.device(device)
-        self._held = -1  # which part is in memory
         torch.manual_seed(seed)
-        self.teacher: SequenceTeacher = build_teacher(config, num_items).to(self.device)
-        self.tables = [table.weight for table in self.teacher.item_tables()]
-        self.others = [w for w in self.teacher.parameters() if all(w is not table for table in self.tables)]
-        self.optimiser = torch.optim.Adam(
-            self.teacher.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), fused=True
-        )
+        text_dim = None if texts_NS is None else texts_NS.shape[1]
+        self.teacher: SequenceTeacher = build_teacher(config, num_items, text_dim).to(self.device)
+        if texts_NS is not None and isinstance(self.teacher.items, TextItems):
+            self.teacher.items.read(texts_NS.to(self.device))
+        weights = [weight for weight in self.teacher.parameters() if weight.requires_grad]
+        self.tables = [table.weight for table in self.teacher.item_tables() if table.weight.requires_grad]
+        self.others = [weight for weight in weights if all(weight is not table for table in self.tables)]
+        self.optimiser = torch.optim.Adam(weights, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
+        self.pretraining: Pretraining | None = None
+        if config.pretraining is not None and config.pretraining.epochs:
+            assert encode is not None, "the first stage reads histories' texts"
+            self.pretraining = Pretraining(config.pretraining, self.teacher, self.batches, encode, seed, self.device)
         self.epoch = 0  # epochs done
         self.users = 0  # that an epoch trained on
         self.positions, self.seconds = 0, 0.0  # predicted so far, and what that took without validation
@@ -159,16 +157,24 @@ class TeacherTraining:
             "epoch": self.epoch,
             "best": self.best,
             "best_weights": self.best_weights,
+            **({} if self.pretraining is None else {"pretraining": self.pretraining.state_dict()}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.teacher.load_state_dict(state["teacher"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.epoch, self.best, self.best_weights = state["epoch"], state["best"], state["best_weights"]
+        if self.pretraining is not None:
+            self.pretraining.load_state_dict(state["pretraining"])
 
     def rounds(self) -> Iterator[dict[str, float]]:
-        """Train until the epochs or the patience run out, and yield the numbers of every `eval_every` epochs."""
+        """Train until the epochs or the patience run out, and yield the numbers of every `eval_every` epochs.
+
+        Before that come the epochs of a first stage, where there is one, with numbers of their own.
+        """
         config = self.config
+        if self.pretraining is not None:
+            yield from self.pretraining.rounds()
         while self.epoch < config.epochs and self.epoch - self.best["epoch"] < config.patience * config.eval_every:
             started, positions = time.monotonic(), 0
             for _ in range(min(config.eval_every, config.epochs - self.epoch)):
@@ -219,25 +225,18 @@ class TeacherTraining:
         return all_reduce_sum(total).item() / positions, positions
 
     def _batches(self) -> Iterator[np.ndarray]:
-        """The epoch's global batches as positions of users in `self.sequences`, of similar length within each."""
-        size, key = self.config.batch_size, key64(self.seed, self.epoch, Draw.TEACHER_BATCHES)
-        for part in _shuffled(np.arange(len(self.parts)), key64(self.seed, self.epoch, Draw.TEACHER_PARTS)):
-            self._hold(part)
-            order = draws(self.hashes, key, 1)[:, 0].argsort(kind="stable")
-            window = np.arange(len(order)) // (size * _WINDOW)
-            order = order[np.lexsort((self.sequences.lengths[order], window))]
-            for batch in _shuffled(np.arange(math.ceil(len(order) / size)), key):
-                yield order[batch * size : (batch + 1) * size]
+        """The epoch's global batches as positions of users in `self.sequences`."""
+        keys = [key64(self.seed, self.epoch, draw) for draw in (Draw.TEACHER_BATCHES, Draw.TEACHER_PARTS)]
+        return self.batches.of_epoch(self.config.batch_size, *keys)
 
-    def _hold(self, part: int) -> None:
-        """Read a part's users, those who have something to predict."""
-        if part == self._held:
-            return
-        sequences = self.parts[part]()
-        learnable = np.flatnonzero(sequences.lengths >= 2)  # one item is a history without a next item
-        self.sequences = sequences.take(learnable).last(self.config.max_history + 1)
-        self.hashes = self.sequences.hashes()
-        self._held = part
+    @property
+    def sequences(self) -> Sequences:
+        """Of the part in memory."""
+        return self.batches.sequences
+
+    @property
+    def hashes(self) -> np.ndarray:
+        return self.batches.hashes
 
     def _loss(self, users: np.ndarray, negative_K: torch.Tensor | None) -> torch.Tensor:
         """The summed loss of this worker's share of the batch's users: softmax with shared negatives, or BCE."""
@@ -246,7 +245,12 @@ class TeacherTraining:
         items_BT = torch.from_numpy(batch.padded(width)).long().to(self.device)
         predicted_BT = items_BT[:, :-1] > 0
         target_P = items_BT[:, 1:][predicted_BT]
+        if negative_K is None:
+            key = key64(self.seed, self.epoch, Draw.TEACHER_NEGATIVES)
+            drawn_BT = draw_negatives(self.hashes[users], batch.rows(), batch.items, self.drawable, width - 1, key)
+            negative_P = torch.from_numpy(drawn_BT).long().to(self.device)[predicted_BT]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            self.teacher.begin_step(torch.cat([items_BT.flatten(), negative_P if negative_K is None else negative_K]))
             x_PD = self.teacher.contexts(items_BT)[predicted_BT]
             positive_P = self.teacher.scores(x_PD, target_P[:, None])[:, 0]
             if negative_K is not None:
@@ -256,15 +260,12 @@ class TeacherTraining:
                 # -log(e^p / (e^p + sum e^s)) = log(1 + e^(lse(s) - p))
                 return F.softplus(score_PK.logsumexp(1) - positive_P).sum()
             # Binary cross-entropy with one unseen item a position (Kang & McAuley 2018, section III-E).
-            key = key64(self.seed, self.epoch, Draw.TEACHER_NEGATIVES)
-            drawn_BT = draw_negatives(self.hashes[users], batch.rows(), batch.items, self.drawable, width - 1, key)
-            negative_P = torch.from_numpy(drawn_BT).long().to(self.device)[predicted_BT]
             score_P = self.teacher.scores(x_PD, negative_P[:, None])[:, 0]
             return (F.softplus(-positive_P) + F.softplus(score_P) * (negative_P > 0)).sum()
 
     def _touched(self, users: np.ndarray, negative_K: torch.Tensor | None) -> torch.Tensor | None:
         """The items that the batch has anything to do with on any worker, int64; None where others draw their own."""
-        if negative_K is None:
+        if negative_K is None or not self.tables:
             return None
         items = torch.from_numpy(self.sequences.take(users).items).long().to(self.device)
         return torch.cat([items, negative_K]).unique()
@@ -277,7 +278,3 @@ class TeacherTraining:
 
     def _weights(self) -> dict[str, torch.Tensor]:
         return {name: weight.detach().clone() for name, weight in self.teacher.state_dict().items()}
-
-
-def _shuffled(numbers: np.ndarray, key: np.uint64) -> np.ndarray:
-    return numbers[draws(numbers.astype(np.uint64), key, 1)[:, 0].argsort(kind="stable")]

@@ -37,7 +37,7 @@ class Candidates:
 
 
 class Retriever:
-    """The teacher's best unseen, allowed items: exactly, or through an index where the catalogue is large."""
+    """A teacher's best unseen, allowed items: exactly, or through an index where the catalogue is large."""
 
     def __init__(
         self,

@@ -48,6 +48,7 @@ def report_of(job: NightlyJob, total: Report, gpus_per_worker: float = 0) -> dic
         "code": __version__,
         "llm": job.llm.name,
         "ranker": job.config.ranker,
+        "retriever": job.config.retriever,
         "last": last and {name: last[name] for name in ("run_date", "run_id")},
         "sampled_users": len(total.details.get("samples", [])),
         "quality_gates": quality_gates(figures, job.config.quality_gates),

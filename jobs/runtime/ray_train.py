@@ -143,6 +143,15 @@ def run_epochs(training: Any) -> None:
         report(training.epoch, training.state_dict(), **numbers)
 
 
+def run_rounds(training: Any) -> list[dict[str, float]]:
+    """On every worker: what each of a training's rounds said, with a checkpoint after each; done is in per cent."""
+    rounds = []
+    for numbers in training.rounds():
+        rounds.append(numbers)
+        report(100 * training.step // training.total_steps, training.state_dict(), step=training.step, **numbers)
+    return rounds
+
+
 def device() -> torch.device:
     """On a worker: the GPU that Ray gave it, or the CPU."""
     return get_device()

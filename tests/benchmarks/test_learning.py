@@ -44,10 +44,9 @@ def test_the_probe_asks_both_prompts(config_file, tmp_path):
     assert {row["slots"] for row in rows} == {"behind", "before"}
     for slots in ("behind", "before"):
         by_name = {row["probe"]: row for row in rows if row["slots"] == slots}
+        assert by_name["user's token has cosine 0.0 with the target's"]["P(target)"] > 0
         for which in ("user's", "target's"):
-            before, after = (
-                by_name[f"{which} token {what}"] for what in ("before it is optimised", "optimised for its prompt")
-            )
+            before, after = (by_name[f"{which} token after {steps} steps for its prompt"] for steps in (0, 20))
             assert after["P(target)"] > before["P(target)"]
 
 

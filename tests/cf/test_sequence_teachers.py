@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from allmrec.cf.items import TextItems
 from allmrec.cf.teacher import (
     WEIGHTS,
     SequenceTeacher,
@@ -21,9 +22,11 @@ from allmrec.core.storage import open_storage
 from allmrec.data.sequences import Sequences
 from tests.cf.conftest import cycles, ragged
 
-SEQUENTIAL = ("sasrec", "gru4rec", "nextitnet")
+BY_IDS = ("sasrec", "gru4rec", "nextitnet")
+BY_TEXT = tuple(f"{model} by text" for model in BY_IDS)  # MoRec
+SEQUENTIAL = (*BY_IDS, *BY_TEXT)
 MODELS = (*SEQUENTIAL, "ncf")
-NUM_ITEMS, WIDTH = 20, 10
+NUM_ITEMS, WIDTH, TEXT_DIM = 20, 10, 24
 
 histories = st.lists(st.integers(1, NUM_ITEMS), min_size=1, max_size=WIDTH)
 every_model = pytest.mark.parametrize("teacher", MODELS, indirect=True)
@@ -31,15 +34,24 @@ few_examples = settings(max_examples=25, deadline=None)
 
 
 def config_of(model: str, **settings) -> TeacherConfig:
-    return TeacherConfig(model=model, **{"dim": 8, "blocks": 2, "max_history": WIDTH} | settings)
+    """Of a model by its name, which may end in " by text"."""
+    settings = {"dim": 8, "blocks": 2, "max_history": WIDTH} | settings
+    return TeacherConfig(model=model.split()[0], **settings | ({"items": "text"} if model in BY_TEXT else {}))
+
+
+def texts_of(num_items: int) -> torch.Tensor:
+    """Q, drawn."""
+    return torch.randn(num_items + 1, TEXT_DIM, generator=torch.Generator().manual_seed(9))
 
 
 def drawn(model: str) -> SequenceTeacher:
     """With large weights, biases too, so that whatever leaks is seen."""
     torch.manual_seed(3)
-    teacher = build_teacher(config_of(model), NUM_ITEMS)
+    teacher = build_teacher(config_of(model), NUM_ITEMS, TEXT_DIM)
     for weight in teacher.parameters():
         nn.init.normal_(weight, std=0.5)
+    if isinstance(teacher.items, TextItems):
+        teacher.items.read(texts_of(NUM_ITEMS))
     for table in teacher.modules():
         if isinstance(table, nn.Embedding) and table.padding_idx == 0:
             nn.init.zeros_(table.weight[0].detach())
@@ -124,7 +136,7 @@ def test_shared_scores_are_the_scores(teacher, items, seed):
 def training(model: str, sequences: Sequences, num_items: int, seed: int = 0, **settings) -> TeacherTraining:
     config = config_of(model, dim=16, max_history=8, batch_size=32, learning_rate=0.02, dropout=0.1, **settings)
     none = ValidationCases(ragged([]), np.zeros((0, 2), np.int32))
-    return TeacherTraining(config, [lambda: sequences], num_items, none, seed)
+    return TeacherTraining(config, [lambda: sequences], num_items, none, seed, texts_NS=texts_of(num_items))
 
 
 @pytest.mark.parametrize("loss", ["softmax", "bce"])
@@ -132,7 +144,7 @@ def training(model: str, sequences: Sequences, num_items: int, seed: int = 0, **
 def test_a_sequential_teacher_learns_what_follows_what(model, loss):
     sequences = cycles(200, NUM_ITEMS, 8)
     run = training(model, sequences, NUM_ITEMS, loss=loss, num_negatives=20)
-    for _ in range(12):
+    for _ in range(24 if model in BY_TEXT else 12):
         run.train_epoch()
     teacher = run.teacher.eval().requires_grad_(False)
     scores_BN = teacher.shared_scores(teacher.represent(sequences.shortened(sequences.lengths - 1)))

@@ -18,11 +18,11 @@ import ray.data
 import torch
 from ray import cloudpickle
 
+from benchmarks.process_group import group_of_one
 from jobs import train_alignment, train_baselines, train_cf, train_projection
 from jobs.runtime import ray_train
 from jobs.runtime.ray_train import Loop
 from jobs.runtime.step import Context, Stats
-from tests.process_group import group_of_one
 
 TRAINERS = (train_alignment, train_baselines, train_cf, train_projection)
 
@@ -96,7 +96,7 @@ def fit(context: Context, verb: str, loop: Loop, loop_config: dict[str, Any], to
             patch.setattr(trainer, "device", lambda: torch.device("cpu"))
         for module in (ray_train, train_baselines, train_projection):
             patch.setattr(module, "resume", lambda: None)
-            patch.setattr(module, "report", lambda *arguments, **numbers: None)
+        patch.setattr(ray_train, "report", lambda *arguments, **numbers: None)
         try:
             with group_of_one(folder):
                 return loop(loop_config)

@@ -7,6 +7,7 @@ import pytest
 
 from allmrec.bundle.versions import latest_bundle
 from allmrec.core.artifacts import MANIFEST, read_manifest, read_table
+from allmrec.core.tracking import IDENTITY, MLflowConfig
 from jobs import bundle, evaluate
 from jobs.runtime.console import Console
 from jobs.runtime.step import execute
@@ -81,7 +82,9 @@ def test_histories_in_a_drawn_order_where_the_config_asks_for_them(tiny_workspac
         found.append(json.loads(storage.read("metrics.json")))
     plain, shuffled = found
     assert [row for row in shuffled if row["protocol"] != "shuffle"] == plain
-    planned, sampled, differences = [json.loads(line) for line in capsys.readouterr().out.splitlines()][-6:-3]
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    planned = [line for line in said if line["event"] == "plan"][-1]
+    sampled, differences, _ = [line for line in said if line["event"] == "table"][-3:]
     assert planned["cases"] == sum(
         row["count"] for row in shuffled if (row["subset"], row["metric"]) == ("all", "hit@1")
     )
@@ -125,3 +128,22 @@ def test_evaluate_waits_for_the_bundle(tmp_path, capsys):
     with pytest.raises(ValueError, match="run the step that writes it first"):
         execute(evaluate.STEP, tiny_config(tmp_path), Console(log_json=True))
     assert not (tmp_path / "tiny" / "evaluation" / MANIFEST).exists()
+
+
+def test_mlflow_has_the_figures_and_the_report_with_the_training(
+    tiny_workspace, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracking = pytest.importorskip("mlflow.tracking")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    config, storage = tiny_workspace
+    config = config.model_copy(update={"mlflow": MLflowConfig(tracking_uri=tmp_path.as_uri())})
+    assert execute(evaluate.STEP, config, Console(log_json=True), force=True)
+    client = tracking.MlflowClient(tracking_uri=tmp_path.as_uri())
+    experiment = client.get_experiment_by_name(config.mlflow.experiment)
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.data.tags[IDENTITY] == read_manifest(storage.at("projectors")).fingerprint
+    assert run.data.params["name"] == config.name
+    figures = [row for row in json.loads(storage.read("metrics.json")) if row["subset"] == "all"]
+    assert len(run.data.metrics) == sum(row["value"] is not None for row in figures)
+    assert 0 <= run.data.metrics["evaluation/random/a-llmrec/hit_at_1"] <= 1
+    assert "report.html" in [file.path for file in client.list_artifacts(run.info.run_id)]

@@ -20,6 +20,7 @@ from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
 from allmrec.data.trained_items import write_trained_items
 from allmrec.text.cache import TextCache
+from allmrec.text.embeddings import read_texts
 from allmrec.text.encoder import TextConfig, TextEncoder, encoder_identity, load_encoder, to_lists
 from jobs import train_alignment
 from jobs.config import Config, load_config
@@ -80,7 +81,7 @@ def alone(config: Config, storage: Storage) -> AlignmentTraining:
         config.alignment,
         load_teacher(storage.at("teacher")),
         Sequences.read_train(storage.at("sequences")),
-        train_alignment.read_texts(storage.at("item_text_embeddings")),
+        read_texts(storage.at("item_text_embeddings")),
         config.seed,
         trained_texts=texts,
     )
@@ -127,8 +128,8 @@ def test_two_workers_with_a_death_tune_sbert_as_one_process_does(tmp_path, monke
     assert stats["encoder"] == encoder_identity(tuned) != encoder_identity(config.text) and stats["tokens_per_s"] > 0
     texts = Catalogue.read(storage.at("items")).texts
     expected = np.array(TextEncoder(tuned)(pa.table({"text": texts}))["embedding"].to_pylist())
-    found_NS = train_alignment.read_texts(storage.at("fine_tuned_text_embeddings")).numpy()
-    before_NS = train_alignment.read_texts(storage.at("item_text_embeddings")).numpy()
+    found_NS = read_texts(storage.at("fine_tuned_text_embeddings")).numpy()
+    before_NS = read_texts(storage.at("item_text_embeddings")).numpy()
     assert found_NS.shape == (training_run.NUM_ITEMS + 1, DIM)
     np.testing.assert_allclose(found_NS[1:], expected[1:], atol=1e-6)
     assert np.abs(found_NS - before_NS).max() > 1e-3
@@ -160,5 +161,5 @@ def test_the_papers_configs_train_as_table_3_says(data, beta):
 
 def test_texts_are_read_in_order_behind_a_row_of_padding(tmp_path):
     config = training_run.config(tmp_path)
-    texts = train_alignment.read_texts(training_run.prepare(config).at("item_text_embeddings"))
+    texts = read_texts(training_run.prepare(config).at("item_text_embeddings"))
     assert texts.shape == (training_run.NUM_ITEMS + 1, 6) and texts[0].eq(0).all() and texts[1:].ne(0).any(1).all()

@@ -13,12 +13,12 @@ from allmrec.core.artifacts import read_manifest, read_table, writing
 from allmrec.core.storage import Storage
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.evaluation_cases import EvaluationConfig
+from allmrec.text.embeddings import read_texts
 from allmrec.text.encoder import TextConfig, load_encoder, save_encoder
 from jobs import bundle, evaluate, transfer
 from jobs.config import Config
 from jobs.runtime.console import Console
 from jobs.runtime.step import execute
-from jobs.train_alignment import read_texts
 from schemas import item_text_embeddings
 from tests.evaluation.tiny import JOINT, NUM_ITEMS, tiny_config, write_tiny_workspace
 from tests.text.tiny import DIM, build_tiny_sbert

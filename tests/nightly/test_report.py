@@ -105,6 +105,7 @@ def page(figures: dict[str, Any]) -> str:
             **made_of,
             "sampled_users": 20,
             "ranker": "blend",
+            "retriever": "teacher",
             "last": None,
             "quality_gates": found,
             "lists": [],

@@ -11,8 +11,8 @@ import torch
 from allmrec.cf.teacher import Teacher, TeacherConfig, build_teacher
 from allmrec.data.sequences import Sequences, offsets_of
 from allmrec.llm.prompt import PromptBuilder, PromptConfig, Titles
+from benchmarks.process_group import group_of_one
 from tests.llm.tiny import titles_array
-from tests.process_group import group_of_one
 
 NUM_ITEMS, NUM_USERS = 12, 30
 TITLES = ["Moonfall", "Moonfall Chronicles", "The Last Garden", "Garden", "Deluxe Edition of the Last Garden", "II"]

@@ -1,5 +1,6 @@
-"""A process group of one, as tests in this process need it: torch has one default group at a time."""
+"""A process group of one, for trainings in this process: torch has one default group at a time."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from torch import distributed as dist
 @contextmanager
 def group_of_one(folder: str | Path) -> Iterator[None]:
     """Ends with the block. DeepSpeed keeps the groups that it was started in, so it has to let go of them itself."""
+    os.environ.setdefault("LOCAL_RANK", "0")
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=0, world_size=1)
     try:
         yield

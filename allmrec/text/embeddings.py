@@ -1,0 +1,31 @@
+"""The table `item_text_embeddings` as what models train on.
+
+Dimensions: N = n + 1 items (0 is padding), I items, S of the text encoder
+"""
+
+import pyarrow as pa
+import torch
+
+from allmrec.core.artifacts import read_manifest, read_part, read_table
+from allmrec.core.storage import Storage
+
+_KEY = ["item_id", "text_hash"]
+
+
+def read_texts(storage: Storage) -> torch.Tensor:
+    """Q_NS of the `item_text_embeddings` table, which is ordered by item_index; row 0, padding, is zeros."""
+    column = read_table(storage).column("embedding").combine_chunks()
+    texts_IS = torch.from_numpy(column.flatten().to_numpy().copy()).view(len(column), column.type.list_size)
+    return torch.cat([torch.zeros(1, texts_IS.shape[1]), texts_IS])
+
+
+def check_embedded(storage: Storage, items: pa.Table) -> None:
+    """Raises ValueError unless the embeddings are of the prepared `items` table's texts. Holds one shard at a time."""
+    wanted, manifest, first = items.sort_by("item_index").select(_KEY), read_manifest(storage), 0
+    for name in manifest.files:
+        found = read_part(storage, manifest, name).select(_KEY)
+        if found.to_pydict() != wanted.slice(first, len(found)).to_pydict():
+            break
+        first += len(found)
+    if first != len(wanted):
+        raise ValueError(f"{storage.uri} does not hold the texts of the items that are prepared; run embed first")
