@@ -1,8 +1,8 @@
 """What a frozen LLM does with soft tokens that nothing has trained: whether there is anything for projectors to find.
 
-Every item gets a random soft token of the LLM's tokens' norm. Then the user's is the target's own, or more and less
-like it; or one token is optimised for its prompt alone, which no projector can do better. And the priors: what the LLM
-prefers without soft tokens, by place and by title.
+Every item gets a random soft token around the LLM's mean token, in its tokens' spread. Then the user's is the target's
+own, or more and less like it; or one token is optimised for its prompt alone, which no projector can do better. And the
+priors: what the LLM prefers without soft tokens, by place and by title.
 
 Dimensions: B users, C candidates, H token dim, N = n + 1 items (0 is padding)
 """
@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from allmrec.cf.training import ValidationCases
 from allmrec.core.hashing import Draw, key64
@@ -26,7 +25,7 @@ from benchmarks.report import Benchmark
 from jobs.config import Config
 
 _COSINES = (1.0, 0.7, 0.4, 0.0)
-_OPTIMISED, _STEPS, _RATE = 8, 20, 0.1  # users, steps of Adam, and its rate as a share of a token's root mean square
+_OPTIMISED, _STEPS, _RATE = 8, 20, 0.1  # users, steps of Adam, and its rate as a share of the tokens' spread
 
 
 def probe(
@@ -40,10 +39,11 @@ def probe(
     """All of it on these cases, one measurement each."""
     builder, generator = builder_of(config), torch.Generator().manual_seed(config.seed)
     embeddings_TH = llm.get_input_embeddings().weight.float()
-    norm, dim = embeddings_TH.norm(dim=1).mean(), embeddings_TH.shape[1]
+    spread_H, mean_H = torch.std_mean(embeddings_TH, 0)
 
     def drawn(count: int) -> torch.Tensor:
-        return norm * F.normalize(torch.randn(count, dim, generator=generator), dim=1)
+        """Deviations from the mean token."""
+        return spread_H * torch.randn(count, len(spread_H), generator=generator)
 
     order = ShownOrder.draw(
         cases.histories.hashes(), key64(config.seed, Draw.PROJECTION_VALIDATION_SHOWN), cases.candidates.shape[1]
@@ -64,7 +64,7 @@ def probe(
     ranker = Ranker(llm, builder, config.llm.tokens_per_batch)
     for cosine in _COSINES:
         user_BH = cosine * items_NH[targets_B] + (1 - cosine**2) ** 0.5 * others_BH
-        log_p_BC = ranker.log_probabilities(cases.histories, shown_BC, SoftTokens(user_BH, items_NH))
+        log_p_BC = ranker.log_probabilities(cases.histories, shown_BC, SoftTokens(mean_H + user_BH, mean_H + items_NH))
         measured(f"user's token has cosine {cosine} with the target's", log_p_BC)
     plain = Ranker(llm, builder_of(config, soft=False), config.llm.tokens_per_batch)
     prior_BC = plain.log_probabilities(cases.histories, shown_BC)
@@ -75,9 +75,9 @@ def probe(
     histories, shown_BC, place_B = cases.histories.take(some), shown_BC[some], place_B[some]
     prompts, tries = builder.build(histories, shown_BC), build_tries(builder.titles, shown_BC, builder.end)
     for which in ("user's", "target's"):
-        user_BH, item_NH = others_BH[some].clone(), items_NH.clone()
+        user_BH, item_NH = mean_H + others_BH[some], mean_H + items_NH
         token = (user_BH if which == "user's" else item_NH).requires_grad_()
-        optimiser = torch.optim.Adam([token], lr=_RATE * float(norm) / dim**0.5)
+        optimiser = torch.optim.Adam([token], lr=_RATE * float(spread_H.mean()))
         for step in range(_STEPS + 1):
             log_p = candidate_log_p(llm, prompts, tries, SoftTokens(user_BH, item_NH), builder.end)
             if step in (0, _STEPS):
