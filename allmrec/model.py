@@ -38,6 +38,7 @@ class ALLMRec:
         self.teacher = bundle.teacher.to(self.device)
         self.projectors, self.untrained = (part.to(self.device) for part in (bundle.projectors, bundle.untrained))
         self._rankers: dict[bool, Ranker] = {}
+        self._teachers: dict[str, Teacher] = {}  # of the bundle's systems
         self._item_tokens: dict[tuple[bool, bool], torch.Tensor] = {}
 
     @cached_property
@@ -62,6 +63,8 @@ class ALLMRec:
 
     def by_name(self, name: str) -> Teacher:
         """The teacher, or a system of the bundle that scores as one."""
+        if name in ("morec", "ctrl"):
+            return self._named_teacher(name)
         return self.teacher if name == "teacher" else self.llm_srec
 
     @torch.inference_mode()
@@ -76,6 +79,11 @@ class ALLMRec:
         """LLM-SRec's weights, and the vectors of the items that it was trained on, (N, V): zeros for the others."""
         readout, trained_NV = load_readout(self.bundle.systems["llm-srec"])
         return readout, trained_NV[self.bundle.rows_N]
+
+    def _named_teacher(self, name: str) -> Teacher:
+        if name not in self._teachers:
+            self._teachers[name] = self.bundle.teacher_beside(name).to(self.device)
+        return self._teachers[name]
 
     @cached_property
     def llm_srec(self) -> LLMSRec:

@@ -37,7 +37,6 @@ STEPS = {
     "train-cf": ("jobs.train_cf", "Train the teacher."),
     "train-alignment": ("jobs.train_alignment", "Stage-1: align item and text embeddings."),
     "train-projection": ("jobs.train_projection", "Stage-2: train the projectors into the frozen LLM."),
-    "train-baselines": ("jobs.train_baselines", "Train the systems that `baselines` names beside A-LLMRec: LLM-SRec."),
     "transfer": (
         "jobs.transfer",
         "Apply the models of another catalogue's workspace to this one's items.",
@@ -86,6 +85,24 @@ mount(bundle, BUNDLE)
 app.add_typer(bundle, name="bundle")
 app.add_typer(recommendations, name="recommendations")
 app.add_typer(models, name="models")
+
+
+@app.command("train-baselines")
+def train_baselines(
+    config: ConfigFile,
+    overrides: Overrides,
+    dry_run: DryRun = False,
+    log_json: LogJson = False,
+    force: Force = False,
+) -> None:
+    """Train the systems that `baselines` names beside A-LLMRec: MoRec, CTRL, LLM-SRec."""
+    from jobs.baselines import steps
+    from jobs.config import load_config
+    from jobs.runtime.step import execute
+
+    settings, console = load_config(config, overrides), Console(log_json)
+    for step in steps(settings):
+        execute(step, settings, console, dry_run, force)
 
 
 @app.command()

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from allmrec.alignment.network import AlignmentConfig
 from allmrec.bundle.build import BundleConfig
-from allmrec.cf.teacher import TeacherConfig
+from allmrec.cf.teacher import TeacherConfig, teacher_beside
 from allmrec.core.settings import Section, one_line, read_settings
 from allmrec.core.storage import S3Config, open_storage
 from allmrec.core.storage.s3 import store_environment
@@ -46,6 +46,9 @@ class BaselinesConfig(Section):
     """Systems that are trained beside A-LLMRec: those whose key is there; `llm_srec: {}` is one with its defaults."""
 
     llm_srec: ReadoutConfig | None = None  # LLM-SRec; null: not trained
+    # MoRec; null: not trained. Keys that are left out are those of `teacher`, unless model or preset is named.
+    morec: TeacherConfig | None = Field(None, exclude_if=lambda teacher: teacher is None)
+    ctrl: TeacherConfig | None = Field(None, exclude_if=lambda teacher: teacher is None)  # CTRL, likewise
 
 
 class Config(Section):
@@ -73,6 +76,26 @@ class Config(Section):
     def llm_srec(self) -> ReadoutConfig | None:
         """How LLM-SRec is trained, if it is."""
         return None if self.baselines is None else self.baselines.llm_srec
+
+    @property
+    def named_teachers(self) -> dict[str, TeacherConfig]:
+        """The teachers that are trained beside the main one, by the system's name."""
+        named = self.baselines or BaselinesConfig()
+        wanted = {"morec": named.morec, "ctrl": named.ctrl}
+        return {name: teacher_beside(name, own, self.teacher) for name, own in wanted.items() if own is not None}
+
+    @property
+    def systems_beside(self) -> tuple[str, ...]:
+        """All systems that are trained beside A-LLMRec."""
+        return (*self.named_teachers, *([] if self.llm_srec is None else ["llm-srec"]))
+
+    @model_validator(mode="after")
+    def _named_teachers_are_sequential(self) -> "Config":
+        try:
+            assert self.named_teachers is not None
+        except ValidationError as error:
+            raise ValueError(f"baselines: {one_line(error)}") from None
+        return self
 
     @property
     def workspace_uri(self) -> str:

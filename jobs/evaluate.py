@@ -123,7 +123,7 @@ def score(context: Context, version: str) -> tuple[list[ShardReport], ShardRepor
 def compared(context: Context) -> tuple[str, ...]:
     """The systems that the config names; without any the built-in ones and those of `baselines`."""
     requested = context.config.evaluation
-    own = ("llm-srec",) if context.config.llm_srec and "systems" not in requested.model_fields_set else ()
+    own = () if "systems" in requested.model_fields_set else context.config.systems_beside
     return (*requested.systems, *own)
 
 
@@ -236,7 +236,7 @@ STEP = Step(
         model_identity(context.config.llm.name, context.config.llm.revision),
         context.config.nightly.num_candidates,  # N of Recall@N
         latest_bundle(context.storage),
-        *([] if context.config.llm_srec is None else [compared(context)]),
+        *([compared(context)] if context.config.systems_beside else []),
     ],
 )
 

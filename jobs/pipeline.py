@@ -8,7 +8,7 @@ The order is that of the steps' inputs and outputs. Every step skips itself when
 import datetime
 from collections.abc import Sequence
 
-from jobs import nightly
+from jobs import baselines, nightly
 from jobs.config import Config
 from jobs.runtime.command import main
 from jobs.runtime.console import Console
@@ -34,8 +34,9 @@ def run(config: Config, console: Console, date: datetime.date, dry_run: bool = F
 def steps_of(config: Config, date: datetime.date) -> list[Step]:
     """The steps of a run that trains, or that takes the models of another workspace; in any order."""
     verbs = TRANSFER if config.evaluation.split.kind == "cross-domain" else TRAINING
-    baselines = ("train_baselines",) if config.llm_srec and "train_projection" in verbs else ()
-    modules = [load_step(f"jobs.{verb}") for verb in (*verbs, *baselines)]
+    modules = [load_step(f"jobs.{verb}") for verb in verbs]
+    if config.systems_beside and verbs == TRAINING:
+        modules += baselines.steps(config)
     return [step.under(config) for step in (*modules, *nightly.steps(config, date), load_step("jobs.evaluate"))]
 
 

@@ -1,4 +1,4 @@
-"""Train the systems that `baselines` names, beside A-LLMRec: LLM-SRec.
+"""Train LLM-SRec, a system that `baselines` names beside A-LLMRec.
 
     python -m jobs.train_baselines --config jobs/configs/real-small.yaml
 
@@ -173,7 +173,7 @@ def _alignment(config: Config) -> tuple[str, ...]:
 
 STEP = Step(
     "train-baselines",
-    sections=SECTIONS,
+    sections=("baselines.llm_srec", "prompt", "llm"),
     inputs=(Workspace.teacher, Workspace.sequences, Workspace.items, Workspace.evaluation_cases),
     outputs=(Workspace.llm_srec,),
     run=run,

@@ -10,7 +10,7 @@ trained (`teacher.model: external`) is brought in instead, by one task.
 """
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -150,7 +150,10 @@ def loop(settings: dict[str, Any]) -> Stats:
 
 
 def plan(context: Context) -> Stats:
-    config = context.config.teacher
+    return plan_of(context, context.config.teacher)
+
+
+def plan_of(context: Context, config: TeacherConfig) -> Stats:
     num_items = read_manifest(context.workspace.items).rows
     if config.model == "external":
         sources = open_tables(config, context.config.storage)
@@ -185,6 +188,15 @@ def external_inputs(context: Context) -> Any:
     return {name: [vars(file) for file in found] for name, found in files.items()}
 
 
+def texts_of(teacher: TeacherConfig) -> tuple[str, ...]:
+    """What it reads beside the other tables."""
+    return (Workspace.item_text_embeddings,) if teacher.items == "text" else ()
+
+
+def models_of(teacher: TeacherConfig) -> tuple[Literal["text"], ...]:
+    return ("text",) if teacher.is_pretrained else ()
+
+
 def read_histories_by(context: Context) -> Stats:
     return {"encoder": history_encoder(context), "verb": context.config.prompt.verb_past}
 
@@ -196,9 +208,9 @@ STEP = Step(
     outputs=(Workspace.teacher,),
     run=run,
     plan=plan,
-    optional_inputs=lambda config: (Workspace.item_text_embeddings,) if config.teacher.items == "text" else (),
+    optional_inputs=lambda config: texts_of(config.teacher),
     external_inputs=external_inputs,
-    needs=Needs("training", models=lambda config: ("text",) if config.teacher.is_pretrained else ()),
+    needs=Needs("training", models=lambda config: models_of(config.teacher)),
 )
 
 if __name__ == "__main__":

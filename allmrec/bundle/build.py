@@ -6,7 +6,7 @@ What a bundle is made of is said in `description`, how it is loaded in `loading`
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import Field
@@ -31,8 +31,10 @@ from allmrec.core.settings import Section
 from allmrec.core.storage import Storage
 from allmrec.core.version import __version__
 from allmrec.core.workspace import Workspace
-from allmrec.data.trained_items import ids_digest, words_digest
+from allmrec.data.trained_items import ids_digest, read_trained_items, words_digest
 
+# key of `baselines` → part
+SYSTEMS = {"llm_srec": Workspace.llm_srec, "morec": Workspace.morec, "ctrl": Workspace.ctrl}
 DEPENDENCIES = ("torch", "transformers", "sentence-transformers", "tokenizers", "safetensors", "ray", "deepspeed")
 
 
@@ -76,7 +78,8 @@ def refresh_bundle(storage: Storage, version: str) -> str:
 
 
 def _build(workspace: Workspace, models: Workspace, config: Mapping[str, Any], identities: Mapping[str, Any]) -> str:
-    systems = (Workspace.llm_srec,) if (config.get("baselines") or {}).get("llm_srec") else ()
+    named = config.get("baselines") or {}
+    systems = [system for key, system in SYSTEMS.items() if named.get(key) is not None]
     manifests = {model: read_manifest(models.at(model)) for model in (*MODELS, *systems)}
     made_of = {
         "llm": identities["llm"]["identity"],
@@ -85,6 +88,7 @@ def _build(workspace: Workspace, models: Workspace, config: Mapping[str, Any], i
         "bundle.min_interactions_for_cf": config["bundle"]["min_interactions_for_cf"],
     }
     _check_systems({system: manifests[system] for system in systems}, made_of)
+    _check_trained_items(models, [system for system in systems if system != Workspace.llm_srec])
     items = bundle_items(models, read_table(workspace.items))
     content = {
         "format": FORMAT,
@@ -99,7 +103,8 @@ def _build(workspace: Workspace, models: Workspace, config: Mapping[str, Any], i
     root = workspace.bundles.at(version)
     if root.exists(DESCRIPTION):
         return version
-    texts = embed_new_texts(models, items, text_embeddings(workspace, models), workspace.item_text_embeddings)
+    own = text_embeddings(workspace, models)
+    texts = embed_new_texts(models, items, own, workspace.item_text_embeddings, systems)
     files = _write_models(models, root, manifests)
     files |= _write_part(root, Workspace.items, shard_name(0), to_parquet(items), rows=len(items))
     files |= _write_part(root, Workspace.new_texts, NEW_Q, to_safetensors(texts))
@@ -176,6 +181,14 @@ def _check_systems(systems: Mapping[str, Manifest], made_of: Mapping[str, Any]) 
                 raise ValueError(
                     f"{system} was trained with another {what} than the bundle's; run train-baselines again"
                 )
+
+
+def _check_trained_items(models: Workspace, systems: Sequence[str]) -> None:
+    """Raises ValueError when a system was trained on other items than the teacher."""
+    expected = ids_digest(read_trained_items(models.teacher))
+    for system in systems:
+        if ids_digest(read_trained_items(models.at(system))) != expected:
+            raise ValueError(f"{system} was trained on other items than the teacher; run train-baselines again")
 
 
 def _identity(name: str, revision: str | None) -> dict[str, str]:

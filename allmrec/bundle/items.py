@@ -9,6 +9,7 @@ holds the trained models as they were written, and beside them `items` (ids and 
 Dimensions: N = n + 1 items of the bundle (0 is padding), M with a new text, D = teacher.dim, J joint embedding
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ from allmrec.data.trained_items import column_of, counts_of, ids_digest, indices
 from schemas import items as items_schema
 
 NEW_Q = "q.safetensors"
+_READ = "E of "  # before the name of a model that reads texts, in NEW_Q
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class ItemModels:
     q_NJ: torch.Tensor  # q_i
     rows_N: torch.Tensor  # int64, the row that training had for the item; 0: it is new
     num_trained: int  # items that training had
+    read: dict[str, torch.Tensor]  # by each model that knows items by their texts: E_ND of those whose text is new
 
 
 def bundle_items(models: Workspace, items: pa.Table) -> pa.Table:
@@ -65,8 +68,10 @@ def new_texts(models: Workspace, items: pa.Table) -> np.ndarray:
     return np.flatnonzero(~same.to_numpy(zero_copy_only=False)) + 1
 
 
-def embed_new_texts(models: Workspace, items: pa.Table, texts: Storage, frozen: Storage) -> dict[str, torch.Tensor]:
-    """What `NEW_Q` holds: the indices of `new_texts`, and their q_i = f_T^enc(Q_i); E_i of a teacher that reads texts.
+def embed_new_texts(
+    models: Workspace, items: pa.Table, texts: Storage, frozen: Storage, systems: Sequence[str] = ()
+) -> dict[str, torch.Tensor]:
+    """What `NEW_Q` holds: the indices of `new_texts`, and their q_i = f_T^enc(Q_i); E_i by those that read texts.
 
     Args:
         items: of `bundle_items`.
@@ -87,21 +92,24 @@ def embed_new_texts(models: Workspace, items: pa.Table, texts: Storage, frozen: 
         with torch.inference_mode():
             q_MJ = network.encode_texts(_embeddings(texts, items, indices))
     new = {"item_index": torch.from_numpy(indices), "q": q_MJ}
-    return new if not len(indices) else new | _embed_for_teacher(models.teacher, items, indices, frozen)
+    for name in (Workspace.teacher, *systems) if len(indices) else ():
+        e_MD = _embed_for_teacher(models.at(name), items, indices, frozen)
+        new |= {} if e_MD is None else {_READ + name: e_MD}
+    return new
 
 
-def _embed_for_teacher(model: Storage, items: pa.Table, indices: np.ndarray, frozen: Storage) -> dict[str, Any]:
-    """E_i of some items by their texts, (M, D); nothing of a teacher that reads none."""
+def _embed_for_teacher(model: Storage, items: pa.Table, indices: np.ndarray, frozen: Storage) -> torch.Tensor | None:
+    """E_i of some items by their texts, (M, D); None of a model that reads none."""
     manifest = read_manifest(model)
-    if manifest.config["teacher"].get("items") != "text":
-        return {}
+    if manifest.config.get("teacher", {}).get("items") != "text":
+        return None
     if read_manifest(frozen).stats.get("encoder") != manifest.stats.get("encoder"):
         raise ValueError(
             f"{frozen.uri} is not by {manifest.stats.get('encoder')}, whose texts {model.uri} was trained on; set "
             "text.model and text.dtype as then or train again"
         )
     with torch.inference_mode():
-        return {"E": load_teacher(model).embed_texts(_embeddings(frozen, items, indices))}
+        return load_teacher(model).embed_texts(_embeddings(frozen, items, indices))
 
 
 def load_item_models(bundled: Workspace, items: pa.Table) -> ItemModels:
@@ -111,15 +119,27 @@ def load_item_models(bundled: Workspace, items: pa.Table) -> ItemModels:
     teacher, new = load_teacher(bundled.teacher), read_tensors(bundled.new_texts, NEW_Q)
     e_NJ, q_NJ = (trained_NJ[rows_N] for trained_NJ in load_joint(bundled.alignment))
     q_NJ[new["item_index"]] = new["q"]
-    if not torch.equal(rows_N, torch.arange(len(teacher.item_embeddings))):
+    read = {name.removeprefix(_READ): _by_item(rows_N, new, name) for name in new if name.startswith(_READ)}
+    new_ND, new_N = read.get(Workspace.teacher), (rows_N == 0).nonzero()[1:, 0]  # the first one is padding
+    if new_ND is None and len(new_N):
         new_ND = torch.zeros(len(rows_N), teacher.item_embeddings.shape[1])
-        new_N = (rows_N == 0).nonzero()[1:, 0]  # the first one is padding
-        if "E" in new:
-            new_ND[new["item_index"]] = new["E"]
-        else:
-            new_ND[new_N] = load_network(bundled.alignment).decode_items(q_NJ[new_N])
-        teacher.take_items(rows_N, new_ND)
-    return ItemModels(teacher, e_NJ, q_NJ, rows_N, num_trained)
+        new_ND[new_N] = load_network(bundled.alignment).decode_items(q_NJ[new_N])
+    renumber(teacher, rows_N, new_ND)
+    return ItemModels(teacher, e_NJ, q_NJ, rows_N, num_trained, read)
+
+
+def renumber(teacher: Teacher, rows_N: torch.Tensor, new_ND: torch.Tensor | None) -> None:
+    """Give a teacher the bundle's items; a new one has zeros where the teacher knows nothing of it."""
+    old_ND = teacher.item_embeddings
+    if not torch.equal(rows_N, torch.arange(len(old_ND))):
+        teacher.take_items(rows_N, old_ND.new_zeros(len(rows_N), old_ND.shape[1]) if new_ND is None else new_ND)
+
+
+def _by_item(rows_N: torch.Tensor, new: dict[str, torch.Tensor], name: str) -> torch.Tensor:
+    """(N, D), zeros of items whose text is not new."""
+    e_ND = new[name].new_zeros(len(rows_N), new[name].shape[1])
+    e_ND[new["item_index"]] = new[name]
+    return e_ND
 
 
 def current_items(storage: Storage, version: str) -> pa.Table:

@@ -14,8 +14,8 @@ from torch.nn.utils import parameters_to_vector
 
 from allmrec.alignment.joint import EmbeddingChoice
 from allmrec.bundle.description import verify_bundle
-from allmrec.bundle.items import load_item_models
-from allmrec.cf.teacher import Teacher
+from allmrec.bundle.items import load_item_models, renumber
+from allmrec.cf.teacher import Teacher, load_teacher
 from allmrec.core.artifacts import read_table
 from allmrec.core.storage import Storage
 from allmrec.core.workspace import Workspace
@@ -42,6 +42,7 @@ class Bundle:
     q_NJ: torch.Tensor  # q_i = f_T(Q_i)
     rows_N: torch.Tensor  # int64, the row that training had for each item; 0: it is new
     num_trained: int  # items that training had
+    read: dict[str, torch.Tensor]  # see `bundle.items.ItemModels`
     trained_N: np.ndarray  # int64, interactions that training had of each item
     projectors: Projectors
     untrained: Projectors  # where Stage-2 started
@@ -102,6 +103,12 @@ class Bundle:
         """bool (N,): the items that are new since training; padding is none of them."""
         return (self.rows_N == 0) & (torch.arange(len(self.rows_N)) > 0)
 
+    def teacher_beside(self, name: str) -> Teacher:
+        """MoRec or CTRL, for the bundle's items."""
+        teacher = load_teacher(self.systems[name])
+        renumber(teacher, self.rows_N, self.read.get(f"systems/{name}"))
+        return teacher
+
     def with_counts(self, items: pa.Table) -> "Bundle":
         """The bundle with availability and interactions as a prepared `items` table has them."""
         return replace(self, catalogue=Catalogue.from_table(with_counts(self.items, items)))
@@ -154,6 +161,13 @@ def probe(bundle: Bundle) -> None:
             f"bundle {bundle.version}: its parts do not fit together ({error}); run the training steps again"
         ) from error
     for name, part in bundle.systems.items():
+        if name != "llm-srec":
+            teacher = bundle.teacher_beside(name)
+            found |= {
+                f"{name}'s vectors of items": teacher.item_embeddings,
+                f"{name}'s of users": teacher.represent(users),
+            }
+            continue
         readout, vectors_NV = load_readout(part)
         weights = parameters_to_vector(readout.parameters())
         found |= {f"{name}'s weights": weights, f"{name}'s vectors of items": vectors_NV}

@@ -124,6 +124,19 @@ class TeacherConfig(Section):
         return self
 
 
+def teacher_beside(name: str, own: TeacherConfig, main: TeacherConfig) -> TeacherConfig:
+    """MoRec or CTRL as a system beside the main teacher.
+
+    Keys that `own` leaves out are those of `main`, for the same budget; not where it names a model or a preset, nor
+    where `main` is no sequential model.
+    """
+    keys = own.model_dump(exclude_unset=True)
+    inherits = main.model in _SEQUENTIAL and not {"model", "preset"} & keys.keys()
+    inherited = main.model_dump(exclude_unset=True, exclude={"items", "text_layers", "pretraining"}) if inherits else {}
+    is_what = {"items": "text"} if name == "morec" else {"pretraining": keys.get("pretraining") or {}}
+    return TeacherConfig(**inherited | keys | is_what)
+
+
 class Teacher(nn.Module, ABC):
     """A model that embeds items, represents users and scores one against the other."""
 

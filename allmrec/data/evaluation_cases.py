@@ -31,9 +31,18 @@ from schemas import evaluation_cases
 SPLITS = ("valid", "test")
 PROTOCOLS = ("random", "matched")
 System = Literal[
-    "random", "popularity", "teacher", "llm-only", "a-llmrec", "a-llmrec-untrained", "a-llmrec-sbert", "llm-srec"
+    "random",
+    "popularity",
+    "teacher",
+    "llm-only",
+    "a-llmrec",
+    "a-llmrec-untrained",
+    "a-llmrec-sbert",
+    "morec",
+    "ctrl",
+    "llm-srec",
 ]
-BUILT_IN: tuple[System, ...] = get_args(System)[:-1]  # those of every bundle
+BUILT_IN: tuple[System, ...] = get_args(System)[:-3]  # those of every bundle, without those of `baselines`
 _BLOCK = 1 << 15  # users at once
 
 

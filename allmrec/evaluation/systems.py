@@ -33,8 +33,8 @@ SOFT: dict[str, dict[str, bool] | None] = {
     "a-llmrec-untrained": {"untrained": True},
     "a-llmrec-sbert": {"text": True},
 }
-TRAINED_BESIDE = ("llm-srec",)  # those that a bundle has where `baselines` names them
-TEACHERS = ("teacher", "llm-srec")  # those that score by vectors of users and items
+TRAINED_BESIDE = ("morec", "ctrl", "llm-srec")  # those that a bundle has where `baselines` names them
+TEACHERS = ("teacher", *TRAINED_BESIDE)  # those that score by vectors of users and items
 NEED_LLM = frozenset(SOFT)
 IN_CATALOGUE = frozenset({"random", "popularity", *TEACHERS})  # those that can score every item
 

@@ -26,7 +26,8 @@ class Step:
     """One verb. `run` does the work and commits the outputs; `plan` says what it would do and changes nothing."""
 
     verb: str
-    sections: tuple[str, ...]  # of the config; a change in one of them runs the step again
+    # Of the config, or keys of them as "section.key"; a change in one of them runs the step again.
+    sections: tuple[str, ...]
     inputs: tuple[str, ...]  # artifacts that it reads, by their names in `Workspace`
     outputs: tuple[str, ...]  # artifacts that it writes
     run: Callable[["Context"], Stats]
@@ -83,9 +84,13 @@ def resolved(config: Config, sections: tuple[str, ...]) -> dict[str, Any]:
 
 
 def beside_defaults(config: Config, sections: tuple[str, ...]) -> dict[str, Any]:
-    """The named config sections as far as they differ from their defaults."""
+    """The named config sections, or keys of them, as far as they differ from their defaults."""
     settings = config.model_dump(mode="json", exclude_defaults=True)
-    return {name: settings[name] for name in ("seed", *sections) if name in settings}
+    found = {name: settings[name] for name in ("seed", *sections) if name in settings}
+    for section, _, key in (name.partition(".") for name in sections if "." in name):
+        if key in settings.get(section, {}):
+            found.setdefault(section, {})[key] = settings[section][key]
+    return found
 
 
 def execute(step: Step, config: Config, console: Console, dry_run: bool = False, force: bool = False) -> bool:

@@ -110,6 +110,7 @@ def test_a_config_without_baselines_knows_nothing_of_them(tiny_workspace):
     config, storage = tiny_workspace
     with pytest.raises(ValueError, match=r"names no system to train; set baselines: \{llm_srec: \{\}\}"):
         execute(train_baselines.STEP, config, CONSOLE)
+    execute(bundle.STEP, config, CONSOLE)  # another test's may be in use
     description = read_description(storage, latest_bundle(storage))
     assert "systems" not in description and "baselines" not in description["config"]
     assert "train-baselines" not in [step.verb for step in steps_of(config, datetime.date(2026, 11, 29))]
