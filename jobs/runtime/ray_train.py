@@ -21,6 +21,7 @@ import torch
 from pyarrow.fs import FileSelector
 from ray import train
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 from ray.util.queue import Queue
@@ -65,7 +66,7 @@ def fit(context: Context, verb: str, loop: Loop, loop_config: dict[str, Any], to
     filesystem, path = checkpoints.arrow()
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # any other may be lost
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-    trainer = TorchTrainer(
+    trainer = (TorchTrainer if on_a_cluster() else _LocalTrainer)(
         _with_threads(loop, workers),
         train_loop_config=loop_config,
         torch_config=TorchConfig(backend="nccl" if workers.gpus_per_worker else "gloo"),
@@ -155,6 +156,17 @@ def run_rounds(training: Any) -> list[dict[str, float]]:
 def device() -> torch.device:
     """On a worker: the GPU that Ray gave it, or the CPU."""
     return get_device()
+
+
+class _LocalTrainer(TorchTrainer):
+    """Of a Ray that ends with its driver, so that nothing has to be cleaned up after it.
+
+    Ray's own actor for that would ask the dashboard, which is not there, for ten seconds at the end of a training.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks: list[Any] = super()._create_default_callbacks()
+        return [one for one in callbacks if not isinstance(one, PlacementGroupCleanerCallback)]
 
 
 class _ToDriver(train.UserCallback):

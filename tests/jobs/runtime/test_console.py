@@ -108,7 +108,7 @@ def test_a_wide_console_has_one_table(monkeypatch: pytest.MonkeyPatch, capsys: p
 def test_people_get_a_bar_and_pipes_get_lines(narrow: Console, capsys: pytest.CaptureFixture[str]) -> None:
     with narrow.progress("work", 1) as bar:
         bar.advance(loss=0.5)
-    assert "progress  what work, done 1, total 1" in capsys.readouterr().out
+    assert "progress  task work, done 1, total 1" in capsys.readouterr().out
     program = (
         "from jobs.runtime.console import Console\nfor log_json in (False, True):\n"
         " with Console(log_json).progress('work', 2) as bar:\n  bar.advance(2, loss=0.5)"
