@@ -1,5 +1,6 @@
 """What tests of many folders share: stores, Spark, a tiny LLM, and a workspace up to its bundle."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,9 @@ if TYPE_CHECKING:  # those who take none of it do not wait for torch
     from allmrec.core.storage import Storage
     from allmrec.model import ALLMRec
     from jobs.config import Config
+
+for name, value in {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}.items():  # as `make test` has them
+    os.environ.setdefault(name, value)
 
 pytest_plugins = ["tests.s3_fixtures", "tests.spark_fixture"]
 
