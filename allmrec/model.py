@@ -63,9 +63,9 @@ class ALLMRec:
 
     def by_name(self, name: str) -> Teacher:
         """The teacher, or a system of the bundle that scores as one."""
-        if name in ("morec", "ctrl"):
-            return self._named_teacher(name)
-        return self.teacher if name == "teacher" else self.llm_srec
+        if name == "teacher":
+            return self.teacher
+        return self.llm_srec if name == "llm-srec" else self._teacher_beside(name)
 
     @torch.inference_mode()
     def scores_by(self, name: str, histories: Sequences, candidates_BC: np.ndarray) -> np.ndarray:
@@ -80,7 +80,7 @@ class ALLMRec:
         readout, trained_NV = load_readout(self.bundle.systems["llm-srec"])
         return readout, trained_NV[self.bundle.rows_N]
 
-    def _named_teacher(self, name: str) -> Teacher:
+    def _teacher_beside(self, name: str) -> Teacher:
         if name not in self._teachers:
             self._teachers[name] = self.bundle.teacher_beside(name).to(self.device)
         return self._teachers[name]

@@ -69,14 +69,14 @@ class Ways:
         return self._best(cases, likelihood.log_likelihoods, likelihood)
 
     def constrained(self, cases: Cases) -> Chosen:
-        shown_BC, soft = self._shown(cases)
+        shown_BC, soft = self.shown(cases)
         prompts = self.builder.build(cases.histories, shown_BC)
         generator = Generator(self.llm, self.builder.end, self.budget)
         named_BC = generator.constrained(prompts, soft, self.builder.titles, shown_BC)
         return _named(cases, shown_BC, named_BC, generator.tokens, generator.padding)
 
     def free(self, cases: Cases) -> Chosen:
-        shown_BC, soft = self._shown(cases)
+        shown_BC, soft = self.shown(cases)
         prompts = self.builder.build(cases.histories, shown_BC)
         generator = Generator(self.llm, self.builder.end, self.budget)
         texts = generator.free(prompts, soft, self.longest)
@@ -90,7 +90,7 @@ class Ways:
         Args:
             beams: texts for every user, of which the likeliest counts as chosen.
         """
-        shown_BC, soft = self._shown(cases)
+        shown_BC, soft = self.shown(cases)
         prompts = self.builder.build(cases.histories, shown_BC)
         end, tokens, padding, texts = self.builder.end, 0, 0, list[list[int]]()
         for first in range(0, len(cases), GENERATE_BATCH):
@@ -113,7 +113,7 @@ class Ways:
         return _named(cases, shown_BC, named_BC, tokens, padding)
 
     @torch.inference_mode()
-    def _shown(self, cases: Cases) -> tuple[np.ndarray, SoftTokens]:
+    def shown(self, cases: Cases) -> tuple[np.ndarray, SoftTokens]:
         """The candidates in the order that prompts show them, and what goes into the slots."""
         shown_BC = self.systems.shown_order(cases).shown(cases.candidates_BC)
         user_BH = self.model.projectors.user(self.model.represent(cases.histories))
@@ -124,7 +124,7 @@ class Ways:
         return shown_BC, SoftTokens(user_BH, item_NH)
 
     def _best(self, cases: Cases, score: Callable[..., np.ndarray], read: Any) -> Chosen:
-        shown_BC, soft = self._shown(cases)
+        shown_BC, soft = self.shown(cases)
         scores_BC = self.systems.shown_order(cases).unshuffled(score(cases.histories, shown_BC, soft))
         hit_B = evaluate_scores(scores_BC, cases.candidates_BC)[:, METRICS.index("hit@1")]
         return Chosen(hit_B, read.tokens, read.padding, unnamed=0)

@@ -32,7 +32,7 @@ def hidden_states(llm: Any, tokens_BT: torch.Tensor, gradients: bool = False) ->
 @torch.inference_mode()
 def read_as_ranked(ways: Ways, cases: Cases) -> int:
     """The tokens of trie ranking, in its batches; returns how many there are without padding."""
-    shown_BC, _ = ways._shown(cases)
+    shown_BC, _ = ways.shown(cases)
     builder, total = ways.builder, 0
     prompts = builder.build(cases.histories, shown_BC)
     for rows in token_budget_batches(prompts.lengths, ways.budget):

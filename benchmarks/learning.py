@@ -220,6 +220,7 @@ def main(
                 changed = load_config(config, [*(overrides or []), *budget, *VARIANTS[name]])
                 numbers = variant(bench, changed, bench.cases(changed, users))
                 benchmark.measured({"variant": name, "prompts": prompts}, numbers)
+    torch.set_flush_denormal(False)
     benchmark.finish()
 
 

@@ -10,6 +10,7 @@ from allmrec.core.artifacts import read_manifest
 from allmrec.core.hashing import fingerprint
 from allmrec.core.workspace import Workspace
 from allmrec.readout.network import ReadoutConfig
+from benchmarks import ablations
 from jobs import train_baselines
 from jobs.config import Config, load_config
 from jobs.demo.sample_data import sample_data
@@ -18,16 +19,7 @@ from jobs.runtime.console import Console
 from jobs.runtime.step import execute, load_step, resolved
 
 SYSTEM, TEACHER, ALLMREC = "llm-srec", "teacher", "a-llmrec"
-SHARED = (
-    Workspace.items,
-    Workspace.sequences,
-    Workspace.evaluation_cases,
-    Workspace.rejected,
-    Workspace.item_text_embeddings,
-    Workspace.teacher,
-    Workspace.alignment,
-    Workspace.projectors,
-)
+SHARED = (*ablations.SHARED, Workspace.alignment, Workspace.projectors)
 BASELINE, BUNDLE, EVALUATE = "train_baselines", "bundle", "evaluate"
 WHOLE = (*TRAINING[:-1], BASELINE, BUNDLE, EVALUATE)
 # The key without which each of the default's departures from the paper's preset is.

@@ -8,14 +8,12 @@ MoRec and CTRL are trained as `train-cf` trains the main teacher, on the same ta
 from functools import partial
 from typing import Any
 
+from allmrec.bundle.build import SYSTEMS
 from allmrec.cf.teacher import TeacherConfig
-from allmrec.core.workspace import Workspace
 from jobs import train_cf
 from jobs.config import Config
 from jobs.runtime.preflight import Needs
 from jobs.runtime.step import Context, Stats, Step, load_step
-
-FOLDERS = {"morec": Workspace.morec, "ctrl": Workspace.ctrl}
 
 
 def steps(config: Config) -> list[Step]:
@@ -34,7 +32,7 @@ def step_of(name: str) -> Step:
         f"train-baselines {name}",
         sections=(),
         inputs=train_cf.STEP.inputs,
-        outputs=(FOLDERS[name],),
+        outputs=(SYSTEMS[name],),
         run=partial(run, name),
         plan=partial(plan, name),
         optional_inputs=lambda config: train_cf.texts_of(config.named_teachers[name]),
@@ -46,7 +44,7 @@ def step_of(name: str) -> Step:
 def run(name: str, context: Context) -> Stats:
     teacher = context.config.named_teachers[name]
     resolved = {"seed": context.config.seed, "teacher": teacher.model_dump(mode="json")}
-    target = context.workspace.at(FOLDERS[name])
+    target = context.workspace.at(SYSTEMS[name])
     return train_cf.train_into(context, teacher, target, name, f"train-baselines-{name}", resolved)
 
 

@@ -23,7 +23,7 @@ from allmrec.core.shard_tasks import Report as ShardReport
 from allmrec.core.shard_tasks import gather
 from allmrec.core.workspace import Workspace
 from allmrec.data.catalogue import UNTITLED, Catalogue
-from allmrec.data.evaluation_cases import PROTOCOLS
+from allmrec.data.evaluation_cases import PROTOCOLS, TRAINED_BESIDE
 from allmrec.data.sequences import num_shards
 from allmrec.evaluation.caveats import caveats
 from allmrec.evaluation.report import (
@@ -39,7 +39,7 @@ from allmrec.evaluation.report import (
 )
 from allmrec.evaluation.results import FULL, GENERATION
 from allmrec.evaluation.shards import EvaluateShards
-from allmrec.evaluation.systems import IN_CATALOGUE, NEED_LLM, TRAINED_BESIDE
+from allmrec.evaluation.systems import IN_CATALOGUE, NEED_LLM
 from allmrec.metrics import summarise
 from jobs.runtime.cluster import start_ray
 from jobs.runtime.command import main

@@ -24,7 +24,7 @@ from allmrec.core.artifacts import read_manifest, read_table, writing
 from allmrec.core.distributed import rank_and_world_size
 from allmrec.core.storage import Storage
 from allmrec.core.workspace import Workspace
-from allmrec.data.catalogue import UNTITLED, Catalogue, display_titles
+from allmrec.data.catalogue import UNTITLED, Catalogue, display_titles, drawable_items
 from allmrec.data.trained_items import write_trained_items
 from allmrec.text.embeddings import check_embedded, read_texts
 from allmrec.text.encoder import encoder_identity
@@ -122,24 +122,27 @@ def loop(settings: dict[str, Any]) -> Stats:
     config = settings["config"]
     parts = training_parts(settings["sequences"], config.memory_mb)
     cases = ValidationCases.read(settings["cases"], settings["sequences"], config.validation_users, settings["seed"])
-    items = Catalogue.read(settings["items"])
+    items, encode = read_table(settings["items"]).sort_by("item_index"), None
+    if config.is_pretrained:
+        titles = Catalogue.from_table(items).titles
+        encode = HistoryTexts(titles, settings["verb"], config.max_history, settings["text"], device().type)
     training = TeacherTraining(
         config,
         parts,
-        items.num_items,
+        len(items),
         cases,
         settings["seed"],
         device(),
-        items.drawable,
+        drawable_items(items),
         texts_NS=read_texts(settings["texts"]) if config.items == "text" else None,
-        encode=HistoryTexts(items.titles, settings["verb"], config.max_history, settings["text"], device().type),
+        encode=encode,
     )
     run_epochs(training)
     if rank_and_world_size()[0] != 0:
         return {}
     return {
         "files": save_teacher(settings["teacher"], training.best_teacher()),
-        "num_items": items.num_items,
+        "num_items": len(items),
         "users": training.users,
         "epochs": training.epoch,
         "best_epoch": training.best["epoch"],

@@ -42,7 +42,8 @@ System = Literal[
     "ctrl",
     "llm-srec",
 ]
-BUILT_IN: tuple[System, ...] = get_args(System)[:-3]  # those of every bundle, without those of `baselines`
+TRAINED_BESIDE: tuple[System, ...] = ("morec", "ctrl", "llm-srec")  # in a bundle where `baselines` names them
+BUILT_IN: tuple[System, ...] = tuple(name for name in get_args(System) if name not in TRAINED_BESIDE)  # in every bundle
 _BLOCK = 1 << 15  # users at once
 
 

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from allmrec.cf.retrieval import held_out_ranks, refuse_nonfinite
 from allmrec.core.hashing import Draw, draws, key64, mix64
 from allmrec.data.cases import Cases
+from allmrec.data.evaluation_cases import TRAINED_BESIDE
 from allmrec.data.sequences import Sequences
 from allmrec.llm.batches import SoftTokens
 from allmrec.llm.shown_order import ShownOrder
@@ -33,7 +34,6 @@ SOFT: dict[str, dict[str, bool] | None] = {
     "a-llmrec-untrained": {"untrained": True},
     "a-llmrec-sbert": {"text": True},
 }
-TRAINED_BESIDE = ("morec", "ctrl", "llm-srec")  # those that a bundle has where `baselines` names them
 TEACHERS = ("teacher", *TRAINED_BESIDE)  # those that score by vectors of users and items
 NEED_LLM = frozenset(SOFT)
 IN_CATALOGUE = frozenset({"random", "popularity", *TEACHERS})  # those that can score every item

@@ -14,17 +14,19 @@ _KEY = ["item_id", "text_hash"]
 
 def read_texts(storage: Storage) -> torch.Tensor:
     """Q_NS of the `item_text_embeddings` table, which is ordered by item_index; row 0, padding, is zeros."""
-    column = read_table(storage).column("embedding").combine_chunks()
-    texts_IS = torch.from_numpy(column.flatten().to_numpy().copy()).view(len(column), column.type.list_size)
-    return torch.cat([torch.zeros(1, texts_IS.shape[1]), texts_IS])
+    column = read_table(storage).column("embedding")
+    width = column.type.list_size
+    # Chunk by chunk: pyarrow cannot combine more than 2^31 numbers.
+    parts = [torch.tensor(chunk.flatten().to_numpy()).view(len(chunk), width) for chunk in column.chunks]
+    return torch.cat([torch.zeros(1, width), *parts])
 
 
 def check_embedded(storage: Storage, items: pa.Table) -> None:
     """Raises ValueError unless the embeddings are of the prepared `items` table's texts. Holds one shard at a time."""
     wanted, manifest, first = items.sort_by("item_index").select(_KEY), read_manifest(storage), 0
     for name in manifest.files:
-        found = read_part(storage, manifest, name).select(_KEY)
-        if found.to_pydict() != wanted.slice(first, len(found)).to_pydict():
+        found = read_part(storage, manifest, name).select(_KEY).cast(wanted.schema)
+        if not found.equals(wanted.slice(first, len(found))):
             break
         first += len(found)
     if first != len(wanted):

@@ -11,7 +11,7 @@ from tests.projection.conftest import alone, builder, joint, llm_folder, sequenc
 CONFIG = ReadoutConfig(
     dim=16, hidden=24, batch_size=7, tokens_per_pass=2000, epochs=2, learning_rate=1e-2, checkpoint_every_steps=3
 )
-HOW = ("replicated", "sharded, checkpointed")  # two workers train
+HOW = ("replicated", "replicated, checkpointed", "sharded", "sharded, checkpointed")  # two workers train
 
 
 @pytest.fixture(scope="session")

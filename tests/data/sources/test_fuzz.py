@@ -19,7 +19,7 @@ from allmrec.data.sources.source import open_source
 from schemas import rejected
 from tests.data.sources.inputs import Input
 
-FEW, MANY = 20, int(os.environ.get("ALLMREC_INPUTS", "200"))
+FEW, MANY = 32, int(os.environ.get("ALLMREC_INPUTS", "200"))
 
 
 def read_log(source, drawn) -> tuple[list[tuple], Counter]:
