@@ -12,13 +12,13 @@ from jobs.runtime.cluster import start_ray
 from tests.jobs.in_process import jobs_in_process
 
 STORE_MB = 400
-RAY_LIVES_S = 120
+RAY_LIVES_S = 240
 _born = 0.0  # no later than Ray
 
 
 @pytest.fixture(scope="module", autouse=True)
 def young_ray(request: pytest.FixtureRequest, s3: S3Config) -> Iterator[None]:
-    """The first job starts Ray, and modules share it for two minutes: after eight, Ray has lost a message.
+    """The first job starts Ray, and modules share it for four minutes: after eight, Ray has lost a message.
 
     A module with a failed test takes its Ray with it. `s3` comes first, so that Ray's workers find its credentials.
     """

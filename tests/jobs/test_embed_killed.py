@@ -75,7 +75,7 @@ def encoders(process: subprocess.Popen) -> list[int]:
 def test_nothing_is_embedded_twice_and_nothing_is_lost(tmp_path):
     build_encoder(pa.array(["Title: Moonfall saga, Description: "]), tmp_path / "encoder")
     text = {"model": str(tmp_path / "encoder"), "batch_size": 1, "min_workers": 1}
-    config = Config(name="run", root=str(tmp_path), text=text, workers={"num_workers": 2})  # type: ignore[arg-type]
+    config = Config(name="run", root=str(tmp_path), text=text, workers={"num_workers": 1})  # type: ignore[arg-type]
     storage, texts = open_storage(config.workspace_uri), write_items(config)
     cache = TextCache.of(storage, encoder_identity(config.text))
 

@@ -43,6 +43,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, s3: S3Config) -> tuple[
         "projection": {"epochs": 1, "batch_size": 32, "num_candidates": 5, "soft_token_scale": 0.1},
         "evaluation": {"num_negatives": 9, "max_users": 40},
         "nightly": {"output": output, "num_candidates": 8, "top_k": 5},
+        "workers": {"num_workers": 1},  # two of each kind are the business of the verbs' own tests
         "storage": s3.model_dump(mode="json"),
     }
     path = root / "config.yaml"

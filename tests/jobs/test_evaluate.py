@@ -7,11 +7,14 @@ import pytest
 
 from allmrec.bundle.versions import latest_bundle
 from allmrec.core.artifacts import MANIFEST, read_manifest, read_table
+from allmrec.core.storage import Storage
 from allmrec.core.tracking import IDENTITY, MLflowConfig
 from jobs import bundle, evaluate
+from jobs.config import Config
 from jobs.runtime.console import Console
 from jobs.runtime.step import execute
 from tests.evaluation.tiny import NUM_USERS, tiny_config
+from tests.jobs.in_process import jobs_in_process
 
 pytestmark = pytest.mark.usefixtures("in_process")
 
@@ -25,6 +28,16 @@ def events(capsys, name: str) -> list[dict]:
 def test_evaluate(tiny_workspace, capsys):
     config, storage = tiny_workspace
     console = Console(log_json=True)
+    with jobs_in_process():
+        check_evaluation(config, storage, console, capsys)
+    more = config.model_copy(update={"workers": config.workers.model_copy(update={"num_workers": 2})})
+    metrics, results = storage.read("metrics.json"), read_table(storage.at("evaluation_results"))
+    assert execute(evaluate.STEP, more, console, force=True)
+    assert storage.read("metrics.json") == metrics, "two workers on Ray, the same numbers"
+    assert read_table(storage.at("evaluation_results")).equals(results)
+
+
+def check_evaluation(config: Config, storage: Storage, console: Console, capsys) -> None:
     execute(evaluate.STEP, config, console, dry_run=True)
     (planned,) = events(capsys, "plan")
     assert planned["up to date"] is False and not storage.exists("metrics.json")
@@ -58,10 +71,6 @@ def test_evaluate(tiny_workspace, capsys):
     assert results.num_rows == planned["cases"] and planned["answers"] == 0
 
     assert not execute(evaluate.STEP, config, console), "nothing has changed"
-    more = config.model_copy(update={"workers": config.workers.model_copy(update={"num_workers": 2})})
-    assert execute(evaluate.STEP, more, console, force=True)
-    assert json.loads(storage.read("metrics.json")) == metrics, "two workers, the same numbers"
-    assert read_table(storage.at("evaluation_results")).equals(results)
 
 
 def test_only_the_systems_asked_for(tiny_workspace):

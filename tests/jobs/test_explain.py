@@ -1,4 +1,4 @@
-"""`explain` on Ray: the table, the counts, and who is asked."""
+"""`explain`: the table, the counts, and who is asked."""
 
 import json
 
@@ -10,6 +10,8 @@ from jobs.runtime.console import Console
 from tests.evaluation.tiny import tiny_config
 
 TASK = "favourite-genre"
+
+pytestmark = pytest.mark.usefixtures("in_process")
 
 
 @pytest.fixture(scope="module")

@@ -103,7 +103,6 @@ def test_the_number_of_workers_changes_nothing(
     assert recommendations(config).equals(recommendations(undisturbed))
 
 
-@pytest.mark.on_ray
 def test_candidates_of_another_system(tiny_workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config, storage = tiny_workspace
     users = read_table(storage.at("sequences")).column("user_id").to_pylist()

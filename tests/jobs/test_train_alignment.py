@@ -104,7 +104,8 @@ def check(storage: Storage, expected: AlignmentTraining) -> None:
     assert not list(storage.at("checkpoints/train-alignment").root.iterdir())
 
 
-def test_two_workers_train_what_one_process_trains(tmp_path):
+@pytest.mark.usefixtures("in_process")
+def test_it_trains_what_the_library_trains(tmp_path):
     config, storage = prepared(tmp_path, preset="paper", text_encoder="frozen", targets="all")
     teacher = read_manifest(storage.at("teacher")).digest
     assert execute(train_alignment.STEP, config, CONSOLE)

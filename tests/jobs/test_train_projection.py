@@ -70,7 +70,8 @@ def observed(settings: dict) -> dict:
             yield numbers
 
     def noting_step(self: ProjectionTraining, *arguments):
-        if self.step == DIES_AT and (folder / "dies").exists() and torch.distributed.get_rank() == 1:
+        last = torch.distributed.get_rank() == torch.distributed.get_world_size() - 1
+        if self.step == DIES_AT and last and (folder / "dies").exists():
             (folder / "dies").unlink()
             os.kill(os.getpid(), signal.SIGKILL)
         total = train_step(self, *arguments)
@@ -147,16 +148,14 @@ def slow(settings: dict) -> dict:
     return undisturbed(settings)
 
 
-def trained(root: Path, models: Path, num_workers: int, dies: bool = False) -> tuple[Storage, dict]:
-    config, storage = prepared(root, models, num_workers)
+def trained(root: Path, models: Path, num_workers: int) -> tuple[Storage, dict]:
+    return train_observed(*prepared(root, models, num_workers))
+
+
+def train_observed(config: Config, storage: Storage, dies: bool = False) -> tuple[Storage, dict]:
     folder = Path(storage.at("sequences").uri)
     if dies:
         (folder / "dies").touch()
-    return train_observed(config, storage)
-
-
-def train_observed(config: Config, storage: Storage) -> tuple[Storage, dict]:
-    folder = Path(storage.at("sequences").uri)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_projection, "loop", observed)
         assert execute(train_projection.STEP, config, Console(log_json=True))
@@ -211,18 +210,7 @@ def test_two_workers_train_what_one_with_the_joined_batch_trains(calm, models, t
         torch.testing.assert_close(weight, alone[name], rtol=1e-3, atol=1e-4)
 
 
-def test_a_killed_workers_training_resumes_and_ends_where_an_undisturbed_one_does(calm, models, tmp_path):
-    storage, notes = trained(tmp_path, models, num_workers=2, dies=True)
-    assert 0 < notes["first"] < STEPS, "it resumed from a checkpoint"
-    assert notes["losses"] == pytest.approx(calm[1]["losses"][notes["first"] :], abs=1e-6)
-    shaken, undisturbed_run = (load_projectors(place.at("projectors")).state_dict() for place in (storage, calm[0]))
-    for name, weight in undisturbed_run.items():
-        torch.testing.assert_close(shaken[name], weight, rtol=0, atol=1e-6)
-    stats, expected = (read_manifest(place.at("projectors")).stats for place in (storage, calm[0]))
-    assert stats["losses"] == expected["losses"] and stats["frozen_checksum"] == expected["frozen_checksum"]
-
-
-def test_a_killed_driver_is_started_again_with_one_worker(calm, models, tmp_path):
+def test_a_killed_driver_and_then_a_killed_worker_of_fewer_change_nothing(calm, models, tmp_path):
     config, storage = prepared(tmp_path, models, num_workers=2)
     path = tmp_path / "config.json"
     path.write_text(config.model_dump_json())
@@ -237,10 +225,15 @@ def test_a_killed_driver_is_started_again_with_one_worker(calm, models, tmp_path
     training_run.kill_after_two_checkpoints(victim, storage.at("checkpoints/train-projection").root)
 
     workers = config.workers.model_copy(update={"num_workers": 1})
-    _, notes = train_observed(config.model_copy(update={"workers": workers}), storage)
+    _, notes = train_observed(config.model_copy(update={"workers": workers}), storage, dies=True)
     assert 0 < notes["first"] < STEPS, "it resumed from a checkpoint"
     assert notes["losses"] == pytest.approx(calm[1]["losses"][notes["first"] :], abs=1e-4)
+    shaken, undisturbed_run = (load_projectors(place.at("projectors")).state_dict() for place in (storage, calm[0]))
+    for name, weight in undisturbed_run.items():
+        torch.testing.assert_close(shaken[name], weight, rtol=1e-3, atol=1e-4)
     found, expected = (read_manifest(place.at("projectors")).stats for place in (storage, calm[0]))
+    assert found["losses"] == pytest.approx(expected["losses"], abs=1e-4)
+    assert found["frozen_checksum"] == expected["frozen_checksum"]
     assert found["best_hit@1"] == pytest.approx(expected["best_hit@1"], abs=1e-3)
 
 
