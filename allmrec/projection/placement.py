@@ -5,6 +5,7 @@ Estimates from the model's config alone, for a plan before anything is loaded, a
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -33,13 +34,18 @@ class Outline:
     positions: int  # tokens at most
 
 
-def llm_outline(config: LLMConfig) -> Outline:
-    """Raises ValueError when there is no such model, or one that cannot be ranked by tries."""
+def llm_without_weights(config: LLMConfig) -> Any:
+    """Its modules and their shapes. Raises ValueError when there is no such model."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    outline = AutoConfig.from_pretrained(llm_folder(config, weights=False))
     with torch.device("meta"):
-        llm = AutoModelForCausalLM.from_config(outline)
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(llm_folder(config, weights=False)))
+
+
+def llm_outline(config: LLMConfig) -> Outline:
+    """Raises ValueError when there is no such model, or one that cannot be ranked by tries."""
+    llm = llm_without_weights(config)
+    outline = llm.config
     refuse_by_name(llm)
     sizes = [parameter.numel() for parameter in llm.parameters()]
     embedding = llm.get_input_embeddings().weight

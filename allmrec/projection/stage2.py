@@ -1,5 +1,5 @@
-"""Stage-2's loop: some part learns to make the frozen LLM complete prompts with the right title (paper equation 8), or to
-find it among the candidates.
+"""Stage-2's loop: some part learns to make the frozen LLM complete prompts with the right title (paper equation 8), or
+to find it among the candidates.
 
 What that part is, the subclasses say: projectors in `training`, low-rank weights within the LLM in `tallrec`. Runs in a
 process group, under DeepSpeed; knows nothing of Ray, artifacts or checkpoint files. The batch of a step is global and
