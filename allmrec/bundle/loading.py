@@ -163,8 +163,8 @@ def probe(bundle: Bundle) -> None:
         ) from error
     for name, part in bundle.systems.items():
         if name == "tallrec":
-            weights = torch.cat([weight.flatten() for weight in read_tensors(part, WEIGHTS).values()])
-            found[f"{name}'s weights"] = weights
+            parts = read_tensors(part, WEIGHTS).values()
+            found[f"{name}'s weights"] = torch.cat([weight.flatten() for weight in parts])
             continue
         if name != "llm-srec":
             teacher = bundle.teacher_beside(name)

@@ -90,9 +90,10 @@ class NightlyInputs:
         """The bundle's description. Raises ValueError where bundle and LLM do not fit together."""
         description = read_description(self.workspace.storage, self.bundle)
         check_llm(description, self.llm)
-        for system in {*["llm-srec"] * self.config.uses_llm_srec, *filter(None, [self.config.ranking_system])}:
-            check_system(description, system)
+        if self.config.uses_llm_srec:
+            check_system(description, "llm-srec")
         if self.config.ranker == "tallrec":
+            check_system(description, "tallrec")
             check_peft()
         above = self.config.approximate_above
         if above is not None and read_manifest(self.workspace.items).rows > above:
