@@ -146,11 +146,13 @@ def stats_of(training: Stage2Training, rounds: list[dict[str, float]]) -> Stats:
     }
 
 
-def placed(llm: LLMConfig, tokens_per_pass: int, checkpointing: bool, outline: Outline) -> Placement:
+def placed(
+    llm: LLMConfig, tokens_per_pass: int, checkpointing: bool, outline: Outline, weight_inputs: int = 0
+) -> Placement:
     """On a worker: where the weights go; `auto` asks for the workers' free memory."""
     if llm.placement != "auto":
         return llm.placement
-    activations = activation_bytes(outline, tokens_per_pass, checkpointing)
+    activations = activation_bytes(outline, tokens_per_pass, checkpointing, weight_inputs)
     return choose_placement(outline, rank_and_world_size()[1], activations, free_bytes())
 
 
@@ -172,7 +174,8 @@ def plan_of(context: Context, training: Stage2Config, soft: bool = True) -> Stat
     titles = Catalogue.read(context.workspace.items).titles
     length = tokens_per_prompt(config.llm, config.prompt, training, outline.positions, sample, titles, soft)
     tokens = round(prompts * length)
-    kept = activation_bytes(outline, training.tokens_per_pass, training.activation_checkpointing)
+    checkpointing = training.activation_checkpointing
+    kept = activation_bytes(outline, training.tokens_per_pass, checkpointing, training.weight_inputs)
     placements = get_args(Placement) if config.llm.placement == "auto" else (config.llm.placement,)
     # Forward and backward to the inputs, two operations a weight each; no weight of the LLM has a gradient.
     operations = 4 * outline.parameters * tokens * training.epochs

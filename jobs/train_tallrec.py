@@ -64,7 +64,8 @@ def loop(settings: dict[str, Any]) -> Stats:
     if rank_and_world_size()[1] % llm_config.hpz_group:  # nodes were lost: the groups are for speed, not for the result
         llm_config = llm_config.model_copy(update={"hpz_group": 1})
     outline = llm_outline(llm_config)
-    placement = placed(llm_config, config.tokens_per_pass, config.activation_checkpointing, outline)
+    passes = (config.tokens_per_pass, config.activation_checkpointing)
+    placement = placed(llm_config, *passes, outline, config.weight_inputs)
     llm, tokenizer = load_llm_with_placement(llm_config, placement, outline.largest_weight), load_tokenizer(llm_config)
     catalogue, sequences, cases = Catalogue.read(settings[Workspace.items]), settings[Workspace.sequences], None
     titles = Titles.tokenise(catalogue.titles, tokenizer, prompt.max_title_tokens)

@@ -62,9 +62,14 @@ def llm_outline(config: LLMConfig) -> Outline:
     )
 
 
-def activation_bytes(outline: Outline, tokens: int, checkpointing: bool) -> int:
-    """What a pass over `tokens` tokens keeps for its backward pass; with checkpointing every layer's input."""
-    kept = outline.layers + _KEPT if checkpointing else _KEPT * outline.layers
+def activation_bytes(outline: Outline, tokens: int, checkpointing: bool, weight_inputs: int = 0) -> int:
+    """What a pass over `tokens` tokens keeps for its backward pass; with checkpointing every layer's input.
+
+    Args:
+        weight_inputs: matrices of a layer whose weights have gradients; their inputs, in float32, are kept as well.
+    """
+    of_layer = _KEPT + weight_inputs * torch.float32.itemsize // outline.itemsize
+    kept = outline.layers + of_layer if checkpointing else of_layer * outline.layers
     return tokens * kept * outline.token_dim * outline.itemsize
 
 

@@ -53,6 +53,11 @@ class Stage2Config(Section):
     validate_every_prompts: int | None = Field(None, ge=1)
     patience: int | None = Field(None, ge=1)  # epochs without a better Hit@1 that end the training; null: never
 
+    @property
+    def weight_inputs(self) -> int:
+        """Of how many matrices in each of the LLM's layers the inputs are kept, for a gradient of the weights."""
+        return 0
+
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: Any) -> Any:

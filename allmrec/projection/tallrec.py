@@ -17,6 +17,10 @@ from allmrec.projection.stage2 import Stage2Training
 class TALLRecConfig(AdapterConfig, Stage2Config):
     """TALLRec (needs the extra `lora`). `preset` sets the defaults of the other keys."""
 
+    @property
+    def weight_inputs(self) -> int:
+        return len(self.target_modules)
+
 
 class TALLRecTraining(Stage2Training):
     """A run whose trained part is an adapter; see `Rounds`."""

@@ -20,7 +20,7 @@ from allmrec.llm.ranking import Ranker
 from allmrec.metrics import METRICS, evaluate_scores
 from allmrec.projection.engine import checkpoint_activations, checksum, load_llm_with_placement, weights
 from allmrec.projection.examples import Examples
-from allmrec.projection.placement import llm_outline
+from allmrec.projection.placement import activation_bytes, llm_outline
 from allmrec.projection.stage2 import Stage2Model
 from allmrec.projection.tallrec import TALLRecConfig, TALLRecTraining
 from tests.llm.tiny import histories, make_llm, titles_array
@@ -185,7 +185,7 @@ def test_validation_and_the_stored_adapter_are_the_rankers(
     np.testing.assert_array_equal(log_p(llm), plain)
     with adapter.switched_on():
         on = log_p(llm)
-    np.testing.assert_array_equal(log_p(llm), plain), "and off again"
+    np.testing.assert_array_equal(log_p(llm), plain, "and off again")
     assert np.abs(on - plain).max() > 0.01
     order = np.concatenate([batch.order.order_BC for batch in run.validation])
     unshuffled = np.empty_like(on)
@@ -200,6 +200,12 @@ def test_validation_and_the_stored_adapter_are_the_rankers(
     adapter.merge(llm)
     assert not any("lora" in name for name, _ in llm.named_modules())
     np.testing.assert_allclose(log_p(llm), on, atol=1e-5)
+
+
+def test_memory_is_planned_for_the_inputs_of_trained_weights(llm_folder):
+    outline = llm_outline(LLMConfig(name=str(llm_folder), dtype="bfloat16"))
+    frozen, trained = (activation_bytes(outline, 100, False, inputs) for inputs in (0, CONFIG.weight_inputs))
+    assert trained - frozen == 100 * 2 * 2 * 32 * 4, "tokens, layers, matrices, H, bytes"
 
 
 def test_a_fresh_adapter_is_llm_only_to_the_bit(tiny_tokenizer, examples):
