@@ -7,6 +7,7 @@ to do with the scores to the callers.
 Dimensions: B users, C candidates, D teacher, H token dimension, N = n + 1 items
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from allmrec.bundle.loading import Bundle
 from allmrec.cf.teacher import Teacher
 from allmrec.data.sequences import Sequences
+from allmrec.llm.adapter import Adapter, load_adapter
 from allmrec.llm.batches import SoftTokens
 from allmrec.llm.loading import LLMConfig, load_llm, load_tokenizer, max_positions
 from allmrec.llm.prompt import PromptBuilder, Titles
@@ -32,8 +34,13 @@ class ALLMRec:
     Works on the GPU where there is one.
     """
 
-    def __init__(self, bundle: Bundle, llm: LLMConfig):
-        self.bundle, self.config = bundle, llm
+    def __init__(self, bundle: Bundle, llm: LLMConfig, merged: bool = False):
+        """
+        Args:
+            merged: TALLRec's low-rank weights become a part of the LLM's when that is loaded: it is TALLRec alone then,
+                and as fast as the LLM.
+        """
+        self.bundle, self.config, self.merged = bundle, llm, merged
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.teacher = bundle.teacher.to(self.device)
         self.projectors, self.untrained = (part.to(self.device) for part in (bundle.projectors, bundle.untrained))
@@ -43,7 +50,19 @@ class ALLMRec:
 
     @cached_property
     def llm(self) -> Any:
-        return load_llm(self.config).to(self.device)
+        llm = load_llm(self.config).to(self.device)
+        if self.merged:
+            load_adapter(self.bundle.systems["tallrec"], llm).merge(llm)
+        return llm
+
+    @cached_property
+    def adapter(self) -> Adapter:
+        """TALLRec's, switched off within the LLM."""
+        return load_adapter(self.bundle.systems["tallrec"], self.llm)
+
+    def tallrec(self) -> AbstractContextManager[None]:
+        """Within it the LLM's weights are TALLRec's."""
+        return nullcontext() if self.merged else self.adapter.switched_on()
 
     @cached_property
     def tokenizer(self) -> Any:

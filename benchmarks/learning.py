@@ -32,7 +32,8 @@ from allmrec.llm.ranking import Ranker
 from allmrec.metrics import evaluate_scores
 from allmrec.projection.examples import Examples
 from allmrec.projection.projectors import item_inputs
-from allmrec.projection.training import ProjectionTraining, Stage2Model
+from allmrec.projection.stage2 import Stage2Model
+from allmrec.projection.training import ProjectionTraining
 from benchmarks.learning_probe import probe
 from benchmarks.process_group import group_of_one
 from benchmarks.report import ROOT, Benchmark, Row

@@ -1,4 +1,5 @@
-"""Train the systems that `baselines` names, each by a step of its own: LLM-SRec, and the teachers MoRec and CTRL.
+"""Train the systems that `baselines` names, each by a step of its own: LLM-SRec, TALLRec, and the teachers
+MoRec and CTRL.
 
     allmrec train-baselines --config jobs/configs/real-small.yaml
 
@@ -10,6 +11,7 @@ from typing import Any
 
 from allmrec.bundle.build import SYSTEMS
 from allmrec.cf.teacher import TeacherConfig
+from allmrec.llm.adapter import check_peft
 from jobs import train_cf
 from jobs.config import Config
 from jobs.runtime.preflight import Needs
@@ -19,10 +21,14 @@ from jobs.runtime.step import Context, Stats, Step, load_step
 def steps(config: Config) -> list[Step]:
     """Of the systems that the config names. Raises ValueError where it names none."""
     named = [step_of(name) for name in config.named_teachers]
+    if config.tallrec is not None:
+        check_peft()  # before other steps spend hours
+        named.append(load_step("jobs.train_tallrec"))
     if config.llm_srec is not None:
         named.append(load_step("jobs.train_baselines"))
     if not named:
-        raise ValueError("`baselines` names no system to train; set baselines: {llm_srec: {}}, or morec or ctrl")
+        known = "set baselines: {llm_srec: {}}, or tallrec, morec or ctrl"
+        raise ValueError(f"`baselines` names no system to train; {known}")
     return named
 
 

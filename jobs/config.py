@@ -22,6 +22,7 @@ from allmrec.llm.loading import LLMConfig
 from allmrec.llm.prompt import PromptConfig
 from allmrec.nightly.config import NightlyConfig
 from allmrec.projection.projectors import ProjectionConfig
+from allmrec.projection.tallrec import TALLRecConfig
 from allmrec.readout.network import ReadoutConfig
 from allmrec.retention import RetentionConfig
 from allmrec.text.encoder import TextConfig
@@ -46,6 +47,7 @@ class BaselinesConfig(Section):
     """Systems that are trained beside A-LLMRec: those whose key is there; `llm_srec: {}` is one with its defaults."""
 
     llm_srec: ReadoutConfig | None = None  # LLM-SRec; null: not trained
+    tallrec: TALLRecConfig | None = Field(None, exclude_if=lambda config: config is None)  # TALLRec; null: not trained
     # MoRec; null: not trained. Keys that are left out are those of `teacher`, unless model or preset is named.
     morec: TeacherConfig | None = Field(None, exclude_if=lambda teacher: teacher is None)
     ctrl: TeacherConfig | None = Field(None, exclude_if=lambda teacher: teacher is None)  # CTRL, likewise
@@ -78,6 +80,11 @@ class Config(Section):
         return None if self.baselines is None else self.baselines.llm_srec
 
     @property
+    def tallrec(self) -> TALLRecConfig | None:
+        """How TALLRec is trained, if it is."""
+        return None if self.baselines is None else self.baselines.tallrec
+
+    @property
     def named_teachers(self) -> dict[str, TeacherConfig]:
         """The teachers that are trained beside the main one, by the system's name."""
         named = self.baselines or BaselinesConfig()
@@ -87,7 +94,8 @@ class Config(Section):
     @property
     def systems_beside(self) -> tuple[str, ...]:
         """All systems that are trained beside A-LLMRec."""
-        return (*self.named_teachers, *([] if self.llm_srec is None else ["llm-srec"]))
+        of_llm = {"tallrec": self.tallrec, "llm-srec": self.llm_srec}
+        return (*self.named_teachers, *[name for name, config in of_llm.items() if config is not None])
 
     @model_validator(mode="after")
     def _named_teachers_are_sequential(self) -> "Config":

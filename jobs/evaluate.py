@@ -40,6 +40,7 @@ from allmrec.evaluation.report import (
 from allmrec.evaluation.results import FULL, GENERATION
 from allmrec.evaluation.shards import EvaluateShards
 from allmrec.evaluation.systems import IN_CATALOGUE, NEED_LLM
+from allmrec.llm.adapter import check_peft
 from allmrec.metrics import summarise
 from jobs.runtime.cluster import start_ray
 from jobs.runtime.command import main
@@ -61,6 +62,8 @@ def run(context: Context) -> Stats:
     check_items(description, context.workspace.items)
     for system in set(compared(context)) & set(TRAINED_BESIDE):
         check_system(description, system)
+    if "tallrec" in compared(context):
+        check_peft()
 
     # Score.
     workspace, resolved = context.workspace, context.resolved(*STEP.sections)

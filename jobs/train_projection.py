@@ -39,6 +39,8 @@ from allmrec.projection.placement import (
     worker_bytes,
 )
 from allmrec.projection.projectors import item_inputs, save_projectors
+from allmrec.projection.settings import Stage2Config
+from allmrec.projection.stage2 import Stage2Training
 from allmrec.projection.training import ProjectionTraining
 from jobs.runtime.command import main
 from jobs.runtime.console import Console
@@ -114,15 +116,25 @@ def loop(settings: dict[str, Any]) -> Stats:
         device(),
         resume(),
     )
-    rounds = run_rounds(training)
-    weights, frozen_checksum = training.best_weights(), checksum(llm)
-    assert frozen_checksum == training.frozen_checksum, "training must not touch the LLM"
+    weights, rounds = trained(training, llm)
     if rank_and_world_size()[0] != 0:
         return {}
+    files = save_projectors(settings["projectors"], weights, training.untrained)
+    return {"files": files, "placement": placement, **stats_of(training, rounds)}
+
+
+def trained(training: Stage2Training, llm: Any) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+    """On every worker: train to the end; the best weights, and what each round said."""
+    rounds = run_rounds(training)
+    weights = training.best_weights()
+    assert checksum(llm) == training.frozen_checksum, "training must not touch the LLM"
+    return weights, rounds
+
+
+def stats_of(training: Stage2Training, rounds: list[dict[str, float]]) -> Stats:
+    """What there is to say of a finished training."""
     speeds = ("prompts_per_s", "tokens_per_s", "padding %")
     return {
-        "files": save_projectors(settings["projectors"], weights, training.untrained),
-        "placement": placement,
         "prompts": len(training.examples),
         **training.examples.shortened(),
         "steps": training.step,
@@ -130,35 +142,43 @@ def loop(settings: dict[str, Any]) -> Stats:
         "curve": training.curve,
         **{f"best_{name}": training.best[name] for name in ("epoch", "prompts", *METRICS) if name in training.best},
         **{name: round(float(np.mean([numbers[name] for numbers in rounds])), 2) for name in speeds if rounds},
-        "frozen_checksum": frozen_checksum,
+        "frozen_checksum": training.frozen_checksum,
     }
 
 
-def placed(llm: LLMConfig, tokens_per_pass: int, checkpointing: bool, outline: Outline) -> Placement:
+def placed(
+    llm: LLMConfig, tokens_per_pass: int, checkpointing: bool, outline: Outline, weight_inputs: int = 0
+) -> Placement:
     """On a worker: where the weights go; `auto` asks for the workers' free memory."""
     if llm.placement != "auto":
         return llm.placement
-    activations = activation_bytes(outline, tokens_per_pass, checkpointing)
+    activations = activation_bytes(outline, tokens_per_pass, checkpointing, weight_inputs)
     return choose_placement(outline, rank_and_world_size()[1], activations, free_bytes())
 
 
 def plan(context: Context) -> Stats:
+    return plan_of(context, context.config.projection)
+
+
+def plan_of(context: Context, training: Stage2Config, soft: bool = True) -> Stats:
+    """Of a training by Stage-2's loop, whose prompts have slots or are of text alone."""
     config = context.config
-    outline, projection, world = llm_outline(config.llm), config.projection, config.workers.num_workers
+    outline, world = llm_outline(config.llm), config.workers.num_workers
     table = context.workspace.sequences
     sample, manifest = Sequences.read_train(table, [0]), read_manifest(table)
     sampled = sample.lengths[sample.lengths >= 2]
     share = manifest.files[shard_name(0)]["rows"] / max(manifest.rows, 1)
     users = round(len(sampled) / max(share, 1e-9))
-    per_user = 1 if projection.targets == "last" else float((sampled - 1).mean())
-    prompts = round(min(users, projection.max_users or users) * per_user)
+    per_user = 1 if training.targets == "last" else float((sampled - 1).mean())
+    prompts = round(min(users, training.max_users or users) * per_user)
     titles = Catalogue.read(context.workspace.items).titles
-    length = tokens_per_prompt(config.llm, config.prompt, projection, outline.positions, sample, titles)
+    length = tokens_per_prompt(config.llm, config.prompt, training, outline.positions, sample, titles, soft)
     tokens = round(prompts * length)
-    kept = activation_bytes(outline, projection.tokens_per_pass, projection.activation_checkpointing)
+    checkpointing = training.activation_checkpointing
+    kept = activation_bytes(outline, training.tokens_per_pass, checkpointing, training.weight_inputs)
     placements = get_args(Placement) if config.llm.placement == "auto" else (config.llm.placement,)
     # Forward and backward to the inputs, two operations a weight each; no weight of the LLM has a gradient.
-    operations = 4 * outline.parameters * tokens * projection.epochs
+    operations = 4 * outline.parameters * tokens * training.epochs
     on_cpus = {}
     if not config.workers.gpus_per_worker:
         rate = world * matmul_rate(outline.token_dim, torch_dtype(config.llm), config.workers.cpus_per_worker)
@@ -173,7 +193,7 @@ def plan(context: Context) -> Stats:
         "prompts": prompts,
         "tokens_per_prompt": round(length),
         "tokens_per_epoch": tokens,
-        "steps": projection.epochs * -(-prompts // projection.batch_size),
+        "steps": training.epochs * -(-prompts // training.batch_size),
         "workers": world,
         **on_cpus,
         "gpu_hours_at_100_tflops": round(operations / 1e14 / 3600, 4),

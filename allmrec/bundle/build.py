@@ -34,7 +34,13 @@ from allmrec.core.workspace import Workspace
 from allmrec.data.trained_items import ids_digest, read_trained_items, words_digest
 
 # key of `baselines` → part
-SYSTEMS = {"llm_srec": Workspace.llm_srec, "morec": Workspace.morec, "ctrl": Workspace.ctrl}
+SYSTEMS = {
+    "llm_srec": Workspace.llm_srec,
+    "tallrec": Workspace.tallrec,
+    "morec": Workspace.morec,
+    "ctrl": Workspace.ctrl,
+}
+OF_LLM = (Workspace.llm_srec, Workspace.tallrec)  # those that know items by what the LLM reads
 DEPENDENCIES = ("torch", "transformers", "sentence-transformers", "tokenizers", "safetensors", "ray", "deepspeed")
 
 
@@ -88,7 +94,7 @@ def _build(workspace: Workspace, models: Workspace, config: Mapping[str, Any], i
         "bundle.min_interactions_for_cf": config["bundle"]["min_interactions_for_cf"],
     }
     _check_systems({system: manifests[system] for system in systems}, made_of)
-    _check_trained_items(models, [system for system in systems if system != Workspace.llm_srec])
+    _check_trained_items(models, [system for system in systems if system not in OF_LLM])
     items = bundle_items(models, read_table(workspace.items))
     content = {
         "format": FORMAT,

@@ -6,7 +6,7 @@
     bundles/<version>/projectors/
     bundles/<version>/items/                         ids and words of the items; `allmrec.bundle.items`
     bundles/<version>/new_texts/                     q_i of those whose text training has not seen
-    bundles/<version>/systems/llm-srec/              where `baselines` names it; likewise morec and ctrl
+    bundles/<version>/systems/llm-srec/              where `baselines` names it; likewise tallrec, morec and ctrl
     bundles/_log/00000003.json                       the version promoted from then on (`allmrec.core.commit_log`)
 
 The version is a hash of the content: equal models, config and catalogue make the same version anywhere, whatever was
@@ -88,6 +88,12 @@ def check_system(description: Mapping[str, Any], name: str) -> None:
             f"bundle {description['version']} has no {name}; name it in `baselines`, then run train-baselines and "
             "bundle build"
         )
+
+
+def part_of_system(description: Mapping[str, Any], name: str) -> dict[str, str]:
+    """The digest of a system's part of the bundle, by the part."""
+    part = f"systems/{name}"
+    return {part: description["systems"][part]}
 
 
 def check_items(description: Mapping[str, Any], items: Storage) -> None:

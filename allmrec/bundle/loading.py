@@ -16,12 +16,13 @@ from allmrec.alignment.joint import EmbeddingChoice
 from allmrec.bundle.description import verify_bundle
 from allmrec.bundle.items import load_item_models, renumber
 from allmrec.cf.teacher import Teacher, load_teacher
-from allmrec.core.artifacts import read_table
+from allmrec.core.artifacts import read_table, read_tensors
 from allmrec.core.storage import Storage
 from allmrec.core.workspace import Workspace
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences, offsets_of
 from allmrec.data.trained_items import with_counts
+from allmrec.llm.adapter import WEIGHTS
 from allmrec.llm.loading import LLMConfig
 from allmrec.llm.prompt import PromptConfig
 from allmrec.projection.projectors import ProjectionConfig, Projectors, item_inputs, load_projectors, random_inputs
@@ -161,6 +162,10 @@ def probe(bundle: Bundle) -> None:
             f"bundle {bundle.version}: its parts do not fit together ({error}); run the training steps again"
         ) from error
     for name, part in bundle.systems.items():
+        if name == "tallrec":
+            parts = read_tensors(part, WEIGHTS).values()
+            found[f"{name}'s weights"] = torch.cat([weight.flatten() for weight in parts])
+            continue
         if name != "llm-srec":
             teacher = bundle.teacher_beside(name)
             found |= {

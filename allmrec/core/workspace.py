@@ -48,6 +48,7 @@ class Workspace:
     fine_tuned_text_embeddings = Folder()
     projectors = Folder()
     llm_srec = Folder("systems/llm-srec")
+    tallrec = Folder("systems/tallrec")
     morec = Folder("systems/morec")
     ctrl = Folder("systems/ctrl")
     bundle = Folder()  # names the bundle that was built last

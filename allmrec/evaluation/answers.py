@@ -61,7 +61,8 @@ class Answers:
         shown_BC = self.systems.shown_order(cases).shown(cases.candidates_BC)
         prompts = builder.build(cases.histories, shown_BC)
         generator = Generator(self.model.llm, builder.end, self.model.config.tokens_per_batch)
-        texts = generator.free(prompts, soft, int(builder.titles.lengths.max()) + 1)
+        with self.systems.weights_of(system):
+            texts = generator.free(prompts, soft, int(builder.titles.lengths.max()) + 1)
         spent = (generator.tokens, generator.padding, prompts.dropped_history, prompts.cut_titles)
         for name, count in zip(self.spent, spent, strict=True):
             self.spent[name] += count

@@ -11,6 +11,7 @@ Dimensions: B cases, C candidates (the target first)
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import numpy as np
@@ -33,8 +34,10 @@ SOFT: dict[str, dict[str, bool] | None] = {
     "a-llmrec": {},
     "a-llmrec-untrained": {"untrained": True},
     "a-llmrec-sbert": {"text": True},
+    "tallrec": None,
 }
-TEACHERS = ("teacher", *TRAINED_BESIDE)  # those that score by vectors of users and items
+# Those that score by vectors of users and items.
+TEACHERS = ("teacher", *[name for name in TRAINED_BESIDE if name not in SOFT])
 NEED_LLM = frozenset(SOFT)
 IN_CATALOGUE = frozenset({"random", "popularity", *TEACHERS})  # those that can score every item
 
@@ -122,7 +125,12 @@ class Systems:
     def by_llm(self, system: str, cases: Cases) -> np.ndarray:
         """log P of every candidate; those of identical titles stay tied."""
         order, soft = self.shown_order(cases), self.soft_tokens(system, cases)
-        return self.model.log_probabilities(cases.histories, cases.candidates_BC, order, soft)
+        with self.weights_of(system):
+            return self.model.log_probabilities(cases.histories, cases.candidates_BC, order, soft)
+
+    def weights_of(self, system: str) -> AbstractContextManager[None]:
+        """Within it the LLM's weights are those of the system: TALLRec has its own."""
+        return self.model.tallrec() if system == "tallrec" else nullcontext()
 
     def soft_tokens(self, system: str, cases: Cases) -> SoftTokens | None:
         """What goes into the slots of an LLM system's prompts; None for prompts without (LLM-Only, paper Figure 6)."""

@@ -9,6 +9,8 @@ from allmrec.data.config import ListConfig, by_suffix
 from allmrec.publishing.iceberg import IcebergConfig
 
 LLM_SREC_RANKERS = ("llm-srec", "llm-srec-blend")
+# Rankers that are systems of `baselines`, or have one in them: the part of the bundle that a row depends on.
+_SYSTEMS = {**dict.fromkeys(LLM_SREC_RANKERS, "llm-srec"), "tallrec": "tallrec"}
 
 
 class ItemsConfig(ListConfig):
@@ -49,9 +51,9 @@ class NightlyConfig(Section):
     # Least number of these that are new since training, where there are new items; see docs/nightly.md.
     new_item_candidates: int = Field(2, ge=0)
     top_k: int = Field(10, ge=1)  # recommended items per user
-    # blend: a weighted sum of the LLM's and the teacher's log-probabilities, fitted on the validation cases; llm-srec:
-    # the system of `baselines`; llm-srec-blend: the same of LLM-SRec and the teacher.
-    ranker: Literal["llm", "teacher", "blend", "llm-srec", "llm-srec-blend"] = "llm"
+    # blend: a weighted sum of the LLM's and the teacher's log-probabilities, fitted on the validation cases; llm-srec,
+    # tallrec: the system of `baselines`; llm-srec-blend: as blend, of LLM-SRec and the teacher.
+    ranker: Literal["llm", "teacher", "blend", "tallrec", "llm-srec", "llm-srec-blend"] = "llm"
     recommend_seen: bool = False  # whether items that the user has seen may be recommended again
     allowed_categories: list[str] | None = Field(None, min_length=1)  # recommended items have one of them; null: any
     blocked_items: ItemsConfig = ItemsConfig()  # never recommended, besides unavailable items
@@ -94,6 +96,11 @@ class NightlyConfig(Section):
         if self.publish_vectors and not self.uses_llm_srec:
             raise ValueError("publish_vectors: the vectors are LLM-SRec's; set retriever or ranker to llm-srec")
         return self
+
+    @property
+    def ranking_system(self) -> str | None:
+        """The system of `baselines` that ranks."""
+        return _SYSTEMS.get(self.ranker)
 
     @property
     def ranks_by_llm_srec(self) -> bool:

@@ -50,26 +50,33 @@ def estimate(
     sample = EligibleUsers(workspace.sequences, run_date, timezone=config.timezone).read(0).users
     catalogue = Catalogue.read(workspace.items)
     shown: list[int | None] = [None] if config.uses_llm_srec else []  # LLM-SRec's prompts list no candidates
-    shown += [config.num_candidates] if config.ranker in ("llm", "blend") else []
-    tokens = count * sum(tokens_of_a_prompt(sample, catalogue, inputs.llm, prompt, number) for number in shown)
+    shown += [config.num_candidates] if config.ranker in ("llm", "blend", "tallrec") else []
+    soft = config.ranker != "tallrec"
+    tokens = count * sum(tokens_of_a_prompt(sample, catalogue, inputs.llm, prompt, number, soft) for number in shown)
     costs = cost_of(tokens, last_speed(output, run_date), gpus_per_worker, config.price_per_gpu_hour)
     return {**stats, "prompts": count * len(shown), "tokens": round(tokens), **costs}
 
 
 def tokens_of_a_prompt(
-    users: Sequences, catalogue: Catalogue, llm: LLMConfig, prompt: PromptConfig, num_candidates: int | None
+    users: Sequences,
+    catalogue: Catalogue,
+    llm: LLMConfig,
+    prompt: PromptConfig,
+    num_candidates: int | None,
+    soft: bool = True,
 ) -> float:
     """The mean over some users, with popular items for candidates; the trie adds a few. Takes the tokenizer alone.
 
     Args:
         num_candidates: None for LLM-SRec's prompts, which list none.
+        soft: with slots; or else of text alone.
     """
     tokenizer = load_tokenizer(llm)
     titles = Titles.tokenise(catalogue.titles, tokenizer, prompt.max_title_tokens)
     some = users.take(np.arange(min(len(users), _SAMPLE)))
     if num_candidates is None and len(some):
         return float(ReadoutPrompts(prompt, tokenizer, titles, _UNCUT).of_users(some).lengths.mean()) + 1
-    builder = PromptBuilder(prompt, tokenizer, titles, True, _UNCUT)
+    builder = PromptBuilder(prompt, tokenizer, titles, soft, _UNCUT)
     popular = most_popular(catalogue.popularity, catalogue.available, num_candidates or 0)
     return float(builder.build(some, np.tile(popular, (len(some), 1))).lengths.mean()) if len(some) else 0.0
 

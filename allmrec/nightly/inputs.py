@@ -17,6 +17,7 @@ from allmrec.data.known import Known
 from allmrec.data.sequences import num_shards
 from allmrec.data.sources.lists import IdList, read_list
 from allmrec.data.trained_items import ids_digest
+from allmrec.llm.adapter import check_peft
 from allmrec.llm.loading import LLMConfig
 from allmrec.nightly.blend import fitted_weight
 from allmrec.nightly.config import ItemsConfig, NightlyConfig
@@ -30,7 +31,7 @@ from allmrec.publishing.lease import Lease
 from allmrec.publishing.run import Run
 
 ALGORITHM = 1  # raised when the same inputs give other rows; see docs/upgrading.md
-_FIXED_WEIGHTS = {"llm": 1.0, "teacher": 0.0, "llm-srec": 1.0}
+_FIXED_WEIGHTS = {"llm": 1.0, "teacher": 0.0, "tallrec": 1.0, "llm-srec": 1.0}
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,9 @@ class NightlyInputs:
         check_llm(description, self.llm)
         if self.config.uses_llm_srec:
             check_system(description, "llm-srec")
+        if self.config.ranker == "tallrec":
+            check_system(description, "tallrec")
+            check_peft()
         above = self.config.approximate_above
         if above is not None and read_manifest(self.workspace.items).rows > above:
             load_faiss()  # before any worker starts

@@ -9,7 +9,7 @@ Dimensions: U users of the shard, N candidates, K recommended
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from threading import Lock
@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from allmrec.bundle.description import read_description
+from allmrec.bundle.description import part_of_system, read_description
 from allmrec.bundle.items import current_items
 from allmrec.bundle.loading import load_bundle
 from allmrec.core.artifacts import read_table
@@ -78,8 +78,8 @@ class NightlyJob:
         """
         kept = {name: self.run.identity[name] for name in ("llm", "dtype", "seed", "algorithm")}
         models = dict(description["parts"])
-        if self.config.ranks_by_llm_srec:
-            models |= description["systems"]
+        if self.config.ranking_system is not None:
+            models |= part_of_system(description, self.config.ranking_system)
         wording = {section: description["config"][section] for section in ("prompt", "projection")}
         return {**kept, **models, **wording, **self.config.ranking(), "weight": self.weight}
 
@@ -93,7 +93,9 @@ class ScoreShards(ShardTask):
     def __init__(self, job: NightlyJob):
         self._finished = time.perf_counter()
         self.job = job
-        self.model = ALLMRec(load_bundle(job.storage, job.run.identity["bundle"]), job.llm)
+        # LLM-SRec, where it retrieves, reads by the LLM as it is.
+        merged = job.config.ranker == "tallrec" and not job.config.uses_llm_srec
+        self.model = ALLMRec(load_bundle(job.storage, job.run.identity["bundle"]), job.llm, merged)
         self.catalogue = job.catalogue()
         self.shown_I = item_digests(self.model.bundle)
         description = read_description(job.storage, self.model.bundle.version)
@@ -242,7 +244,10 @@ class ScoreShards(ShardTask):
         else:
             key = key64(self.job.seed, Draw.NIGHTLY_SHOWN)
             order = ShownOrder.draw(users.hashes(), key, candidates_UN.shape[1])
-            log_p_UN = self.model.log_probabilities(users, candidates_UN, order, self.model.soft_tokens(x_UD))
+            by_tallrec = self.job.config.ranker == "tallrec"
+            soft = None if by_tallrec else self.model.soft_tokens(x_UD)
+            with self.model.tallrec() if by_tallrec else nullcontext():
+                log_p_UN = self.model.log_probabilities(users, candidates_UN, order, soft)
         if weight < 1:
             log_p_UN = blended(log_p_UN, self.model.teacher_scores(x_UD, candidates_UN), weight)
         return np.exp(log_p_UN)

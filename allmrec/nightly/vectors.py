@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from allmrec.bundle.description import part_of_system
 from allmrec.cf.retrieval import refuse_nonfinite
 from allmrec.cf.teacher import Teacher
 from allmrec.core.artifacts import shard_name, to_parquet
@@ -89,7 +90,7 @@ class NightlyVectors:
         parts = {name: description["parts"][name] for name in ("teacher", "alignment")}
         kept = {name: run.identity[name] for name in ("llm", "dtype", "algorithm")}
         prompt = description["config"]["prompt"]
-        self.made_with = {**kept, **parts, **description["systems"], "prompt": prompt}
+        self.made_with = {**kept, **parts, **part_of_system(description, NAME), "prompt": prompt}
 
     @cached_property
     def items(self) -> StoredVectors:

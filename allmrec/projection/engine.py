@@ -217,9 +217,9 @@ def full_size(parameter: nn.Parameter) -> int:
 
 
 def checksum(module: nn.Module) -> int:
-    """The sum of the bits of all weights, modulo 2^64: the same wherever they are. A collective."""
+    """The sum of the bits of all frozen weights, modulo 2^64: the same wherever they are. A collective."""
     total = 0
-    for parameter in module.parameters():
+    for parameter in (parameter for parameter in module.parameters() if not parameter.requires_grad):
         with gathered([parameter]):
             bits = parameter.detach().contiguous().view({2: torch.int16, 4: torch.int32}[parameter.element_size()])
             total += int(bits.sum(dtype=torch.int64))

@@ -12,7 +12,7 @@ from allmrec.data.sequences import Sequences
 from allmrec.llm.loading import LLMConfig, load_tokenizer
 from allmrec.llm.prompt import PromptBuilder, PromptConfig, Titles
 from allmrec.projection.examples import Examples
-from allmrec.projection.projectors import ProjectionConfig
+from allmrec.projection.settings import Stage2Config
 
 _USERS, _TITLES = 256, 2000  # of the sample
 _TOKENS = 512  # multiplied at once
@@ -21,24 +21,26 @@ _TOKENS = 512  # multiplied at once
 def tokens_per_prompt(
     llm: LLMConfig,
     prompt: PromptConfig,
-    projection: ProjectionConfig,
+    training: Stage2Config,
     positions: int,
     sequences: Sequences,
     titles: pa.Array,
+    soft: bool = True,
 ) -> float:
     """The mean length of a prompt with its answer, of some of the users with titles from all over the catalogue.
 
     Args:
         sequences: training parts of users' histories.
         titles: n + 1 strings of a `Catalogue`.
+        soft: with slots; or else of text alone.
     """
     tokenizer: Any = load_tokenizer(llm)
     chosen = np.linspace(1, len(titles) - 1, min(len(titles) - 1, _TITLES)).astype(np.int64)
     sample = Titles.tokenise(titles.take(pa.array([0, *chosen])), tokenizer, prompt.max_title_tokens)
-    builder = PromptBuilder(prompt, tokenizer, sample, soft=True, max_tokens=positions)
+    builder = PromptBuilder(prompt, tokenizer, sample, soft, max_tokens=positions)
     users = sequences.take(np.flatnonzero(sequences.lengths >= 2)[:_USERS])
     stand_ins = Sequences(users.user_ids, users.offsets, (users.items % len(chosen) + 1).astype(np.int32))
-    examples = Examples(stand_ins, builder, projection.num_candidates, seed=0, targets=projection.targets)
+    examples = Examples(stand_ins, builder, training.num_candidates, seed=0, targets=training.targets)
     everyone = np.arange(len(examples))
     tokens = examples.prompts(everyone, epoch=0).lengths.sum() + examples.target_tokens(everyone) - len(examples)
     return float(tokens) / len(examples)

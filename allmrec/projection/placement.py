@@ -5,6 +5,7 @@ Estimates from the model's config alone, for a plan before anything is loaded, a
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -33,13 +34,18 @@ class Outline:
     positions: int  # tokens at most
 
 
-def llm_outline(config: LLMConfig) -> Outline:
-    """Raises ValueError when there is no such model, or one that cannot be ranked by tries."""
+def llm_without_weights(config: LLMConfig) -> Any:
+    """Its modules and their shapes. Raises ValueError when there is no such model."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    outline = AutoConfig.from_pretrained(llm_folder(config, weights=False))
     with torch.device("meta"):
-        llm = AutoModelForCausalLM.from_config(outline)
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(llm_folder(config, weights=False)))
+
+
+def llm_outline(config: LLMConfig) -> Outline:
+    """Raises ValueError when there is no such model, or one that cannot be ranked by tries."""
+    llm = llm_without_weights(config)
+    outline = llm.config
     refuse_by_name(llm)
     sizes = [parameter.numel() for parameter in llm.parameters()]
     embedding = llm.get_input_embeddings().weight
@@ -56,9 +62,14 @@ def llm_outline(config: LLMConfig) -> Outline:
     )
 
 
-def activation_bytes(outline: Outline, tokens: int, checkpointing: bool) -> int:
-    """What a pass over `tokens` tokens keeps for its backward pass; with checkpointing every layer's input."""
-    kept = outline.layers + _KEPT if checkpointing else _KEPT * outline.layers
+def activation_bytes(outline: Outline, tokens: int, checkpointing: bool, weight_inputs: int = 0) -> int:
+    """What a pass over `tokens` tokens keeps for its backward pass; with checkpointing every layer's input.
+
+    Args:
+        weight_inputs: matrices of a layer whose weights have gradients; their inputs, in float32, are kept as well.
+    """
+    of_layer = _KEPT + weight_inputs * torch.float32.itemsize // outline.itemsize
+    kept = outline.layers + of_layer if checkpointing else of_layer * outline.layers
     return tokens * kept * outline.token_dim * outline.itemsize
 
 

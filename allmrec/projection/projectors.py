@@ -6,7 +6,7 @@ are trained that of `training`.
 Dimensions: N = n + 1 items (0 is padding), D = teacher's dim, J = joint dim
 """
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -14,55 +14,26 @@ from torch import nn
 
 from allmrec.alignment.joint import EmbeddingChoice
 from allmrec.core.artifacts import read_tensors, write_tensors
-from allmrec.core.settings import Section
 from allmrec.core.storage import Storage
-from allmrec.projection.examples import Targets
+from allmrec.llm.batches import SoftTokens
+from allmrec.projection.settings import PAPER, Stage2Config
 
 WEIGHTS, UNTRAINED = "projectors.safetensors", "untrained.safetensors"
 
-# How the paper trains Stage-2 (Table 3, sections 4.2 and 5.1). It names no clipping, and no choice among epochs.
-_PAPER: dict[str, Any] = {
-    "loss": "title",
-    "distillation": 0.0,
-    "learning_rate": 1e-4,
-    "learning_rate_schedule": "constant",
-    "warmup_steps": 0,
-    "epochs": 5,
-    "batch_size": 4,
-    "num_candidates": 20,
-    "targets": "last",
-    "max_users": None,
-    "item_input": "joint",
-    "start": "ordinary",
-    "norm_layer": False,
-    "max_gradient_norm": 0.0,
-    "validation_users": 0,
-    "patience": None,
-}
 
-
-class ProjectionConfig(Section):
+class ProjectionConfig(Stage2Config):
     """`preset` sets the defaults of the other keys; the ones below are those of "strong"."""
 
-    preset: Literal["strong", "paper"] = "strong"  # paper: no gradient clipping, and the last epoch is kept
-    # title: the likelihood of the target's whole title (equation 8). candidates: the target's probability among the
-    # candidates on their trie, which is what ranking reads; no part of it rewards writing a title as such.
-    loss: Literal["title", "candidates"] = "title"
+    paper: ClassVar[dict[str, Any]] = PAPER | {
+        "distillation": 0.0,
+        "item_input": "joint",
+        "start": "ordinary",
+        "norm_layer": False,
+    }
+
     # With loss: candidates, the share of the teacher's distribution over the candidates in what is to be learnt; the
     # target has the rest. 0: the target alone.
     distillation: float = Field(0.0, ge=0, le=1)
-    learning_rate: float = Field(1e-4, gt=0)  # of Adam, Table 3
-    # linear: falls to zero over the epochs, which averages out the last steps' noise; the paper's is constant.
-    learning_rate_schedule: Literal["constant", "linear"] = "constant"
-    warmup_steps: int = Field(0, ge=0)  # over which the rate rises from zero
-    epochs: int = Field(5, ge=1)  # at most; paper section 5.1
-    batch_size: int = Field(4, ge=1)  # prompts per step, over all workers; paper section 5.1
-    tokens_per_pass: int = Field(8192, ge=1)  # padded tokens in one forward pass of a worker; larger steps take several
-    activation_checkpointing: bool = False  # recompute the LLM's activations: less memory, a third slower
-    num_candidates: int = Field(20, ge=2)  # titles offered by a training prompt: the target and negatives
-    targets: Targets = "last"  # last: a user's last training item; all: all but the first (section 5.4.2)
-    # Users to train on, drawn by a hash of their ids; null: all. What an epoch is, follows from it.
-    max_users: int | None = Field(None, ge=1)
     # What F_I projects: joint embeddings, the teacher's item embeddings (MLP-LLM), or random vectors (Table 9).
     item_input: Literal["joint", "teacher", "random"] = "joint"
     # ordinary: random weights; teacher: maps under which products of soft tokens are the teacher's scores; vocabulary:
@@ -71,20 +42,6 @@ class ProjectionConfig(Section):
     # Initial norm of the soft tokens, as a multiple of the LLM's mean token embedding norm.
     soft_token_scale: float = Field(1.0, gt=0)
     norm_layer: bool = False  # an RMSNorm behind each projector, whose trained gain begins at that norm
-    max_gradient_norm: float = Field(1.0, ge=0)  # longer gradients are clipped to it; 0: never
-    checkpoint_every_steps: int = Field(50, ge=1)  # steps between checkpoints; there is one after every epoch, too
-    # About how many validation cases choose the best weights by Hit@1; 0: the last ones are kept.
-    validation_users: int = Field(1000, ge=0)
-    # Prompts between validations, which draw the learning curve; null: after every epoch alone.
-    validate_every_prompts: int | None = Field(None, ge=1)
-    patience: int | None = Field(None, ge=1)  # epochs without a better Hit@1 that end the training; null: never
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_in(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("preset") == "paper":
-            return _PAPER | values
-        return values
 
     @model_validator(mode="after")
     def _no_knowledge_by_the_back_door(self) -> "ProjectionConfig":
@@ -112,6 +69,10 @@ class Projectors(nn.Module):
         super().__init__()
         self.user = _perceptron(user_dim, token_dim, norm_layer)  # O_u = F_U(x^u), equation 7
         self.item = _perceptron(joint_dim, token_dim, norm_layer)  # O_i = F_I(e_i)
+
+    def soft(self, x_BD: torch.Tensor, e_IJ: torch.Tensor) -> SoftTokens:
+        """O_u and O_i of some users and items."""
+        return SoftTokens(self.user(x_BD), self.item(e_IJ))
 
 
 def item_inputs(

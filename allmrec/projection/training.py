@@ -1,98 +1,29 @@
-"""Stage-2: the projectors learn to make the frozen LLM complete prompts with the right title (paper equation 8), or to
-find it among the candidates.
+"""Stage-2: the projectors learn to let the frozen LLM know the user and the items (paper section 4.2).
 
-Runs in a process group, under DeepSpeed; knows nothing of Ray, artifacts or checkpoint files. The batch of a step
-is global and its loss is a mean over all its tokens or prompts, so the number of workers changes nothing but the order
-of floating point additions. After an epoch, or more often, the validation cases are ranked, and the best weights kept.
-
-Dimensions: B prompts of a pass, T tokens, I items in slots, C candidates, K target tokens, D = teacher's dim,
-J = joint dim, H = token dim, V = vocabulary
+Dimensions: B prompts of a pass, I items in slots, C candidates, D = teacher's dim, J = joint dim, N = n + 1 items
 """
 
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn import functional as F
 
 from allmrec.cf.teacher import Teacher
 from allmrec.cf.training import ValidationCases
-from allmrec.core.distributed import all_reduce_max, all_reduce_sum
 from allmrec.data.sequences import Sequences
-from allmrec.llm.batches import SoftTokens, fill_slots, padded_tokens, token_budget_batches
-from allmrec.llm.forward import logits_at
 from allmrec.llm.loading import LLMConfig, Placement
-from allmrec.llm.packed import candidate_log_p
-from allmrec.llm.probe import deviation, refuse_deviating
-from allmrec.llm.prompt import Prompts
-from allmrec.metrics import METRICS, evaluate_scores
-from allmrec.projection.deepspeed_config import deepspeed_config
-from allmrec.projection.engine import (
-    checkpoint_activations,
-    checksum,
-    full_size,
-    gathered,
-    start_engine,
-    weights,
-)
-from allmrec.projection.examples import Batch, CandidateBatch, Examples
-from allmrec.projection.projectors import ProjectionConfig, Projectors
-from allmrec.projection.rounds import Rounds
+from allmrec.projection.engine import gathered, weights
+from allmrec.projection.examples import CandidateBatch, Examples
+from allmrec.projection.projectors import ProjectionConfig
+from allmrec.projection.stage2 import Stage2Training
 from allmrec.projection.start import start
-from allmrec.projection.validation import ValidationBatch
 
 
-class Stage2Model(nn.Module):
-    """The frozen LLM and the projectors in one module, as DeepSpeed wants them."""
-
-    def __init__(self, llm: Any, projectors: Projectors, padding: int):
-        super().__init__()
-        self.llm, self.projectors, self.padding = llm, projectors, padding
-
-    def forward(
-        self, work: Batch | CandidateBatch | ValidationBatch | None, x_BD: torch.Tensor, e_IJ: torch.Tensor
-    ) -> torch.Tensor:
-        """The summed negative log likelihood of a `Batch`'s answers, (); log P of the others' candidates, float64
-        (B, C) on the CPU; of None the LLM's `deviation`, ().
-
-        Args:
-            x_BD: the users' representations.
-            e_IJ: what F_I projects, of `work.items`.
-        """
-        if work is None:
-            return torch.tensor(deviation(self.llm))
-        soft = SoftTokens(self.projectors.user(x_BD), self.projectors.item(e_IJ))  # O_u and O_i, equation 7
-        if isinstance(work, Batch):
-            return self._title_loss(work, soft)
-        return candidate_log_p(self.llm, work.prompts, work.tries, soft, self.padding)
-
-    def _title_loss(self, batch: Batch, soft: SoftTokens) -> torch.Tensor:
-        device, prompts = soft.user_BH.device, batch.prompts
-        tokens_BT = padded_tokens(prompts, int(prompts.lengths.max()), self.padding).to(device)
-        embeds_BTH = fill_slots(self.llm.get_input_embeddings()(tokens_BT), prompts, soft)
-        positions_BT = torch.arange(tokens_BT.shape[1], device=device).expand_as(tokens_BT)
-        target_K = torch.from_numpy(batch.target_rows * tokens_BT.shape[1] + batch.target_columns).to(device)
-        # Padding is on the right, where causality alone hides it: no mask, and so the fastest attention.
-        logits_KV = logits_at(
-            self.llm,
-            target_K,
-            inputs_embeds=embeds_BTH,
-            attention_mask=torch.ones_like(tokens_BT),
-            position_ids=positions_BT,
-            use_cache=False,
-        )
-        # - sum over users and k of log P(y^u_k | p^u, y^u_<k), equation 8
-        return F.cross_entropy(logits_KV, torch.from_numpy(batch.labels).to(device), reduction="sum")
-
-
-class ProjectionTraining(Rounds):
+class ProjectionTraining(Stage2Training):
     """A run whose trained part are the projectors; see `Rounds`."""
 
     remedy = "lower projection.learning_rate, or look for NaN in the artifacts `teacher` and `alignment`"
     config: ProjectionConfig
-    validation: list[ValidationBatch]
 
     def __init__(
         self,
@@ -108,14 +39,11 @@ class ProjectionTraining(Rounds):
         device: torch.device | str = "cpu",
         state: dict[str, Any] | None = None,
     ):
-        """
+        """See `Stage2Training.begin`.
+
         Args:
-            placement: where the LLM's weights are.
-            llm: from `load_llm_with_placement`, with the same placement.
             e_NJ: what F_I projects, by item index (`item_inputs`).
             uses_text_N: bool, of the items that it knows by their texts alone (`EmbeddingChoice.uses_text_N`).
-            cases: this worker's share of those that choose the best epoch; without any the last one is kept.
-            state: where to resume from.
 
         Raises:
             ValueError: the LLM's architecture cannot be ranked by tries, or the projectors cannot start as the config
@@ -127,131 +55,21 @@ class ProjectionTraining(Rounds):
         with gathered(embedding.parameters()):
             token_norm, token_dim = embedding.weight.float().norm(dim=1).mean().item(), embedding.weight.shape[1]
             norm, tokens_TH = config.soft_token_scale * token_norm, embedding.weight
-            self.trained = self.projectors = start(
-                config, self.teacher, examples, e_NJ, uses_text_N, token_dim, norm, tokens_TH
-            )
+            self.projectors = start(config, self.teacher, examples, e_NJ, uses_text_N, token_dim, norm, tokens_TH)
         self.untrained = weights(self.projectors)
-        if state is not None:
-            self.projectors.load_state_dict(state["weights"])
-        if config.activation_checkpointing:
-            checkpoint_activations(llm)
-        largest = max(full_size(parameter) for parameter in llm.parameters())
-        self.engine = start_engine(
-            Stage2Model(llm, self.projectors, examples.builder.end),
-            self.projectors,
-            config.learning_rate,
-            deepspeed_config(config.max_gradient_norm, llm_config, placement, token_dim, largest),
-        )
-        refuse_deviating(llm, float(self.engine(None, e_NJ[:0], e_NJ[:0])))
-        self.frozen_checksum = checksum(llm)
-        self.validation = [] if cases is None else self._validation_batches(cases, llm_config.tokens_per_batch)
-        self.resume(state)
+        self.begin(llm_config, placement, llm, self.projectors, cases, state)
 
-    def loss_weight(self, examples: np.ndarray) -> int:
-        """Target tokens, or prompts."""
-        return self.examples.target_tokens(examples) if self.config.loss == "title" else len(examples)
-
-    def round_steps(self) -> int:
-        """No validation is passed over."""
-        every = self._validation_steps()
-        return min(self.config.checkpoint_every_steps, every - self.step % every)
-
-    def due(self) -> bool:
-        return super().due() or self.step % self._validation_steps() == 0
-
-    def _validation_steps(self) -> int:
-        every = self.config.validate_every_prompts
-        return self.total_steps if every is None else max(1, round(every / self.config.batch_size))
-
-    def rounds(self) -> Iterator[dict[str, float]]:
-        """A learning curve begins before the first step."""
-        if self.step == 0 and self.config.validate_every_prompts is not None:
-            metrics = self.validate()
-            self.curve = [{self.unit: 0, **metrics}] if metrics else []
-        yield from super().rounds()
-
-    def train_step(self, examples: np.ndarray, prompts: Prompts) -> torch.Tensor:
-        terms = self.loss_weight(examples)
-        total = torch.zeros((), device=self.device)
-        passes = self._passes(examples, prompts)
-        for number, batch in enumerate(passes, start=1):
-            self.engine.set_gradient_accumulation_boundary(number == len(passes))
-            loss = self._forward(batch)
-            # The engine averages gradients over workers; they are to be summed, over the batch's tokens or prompts.
-            self.engine.backward(loss * (self.world / terms))
-            total += loss.detach()
-            self.read += batch.tokens
-            self.padded += batch.padded
-        self.engine.step()
-        return total
-
-    @torch.no_grad()
-    def loss(self, examples: np.ndarray, prompts: Prompts) -> float:
-        """The mean loss of a global batch, without a step. Every worker must call it."""
-        total = torch.stack([self._forward(batch) for batch in self._passes(examples, prompts)]).sum()
-        return float(all_reduce_sum(total)) / self.loss_weight(examples)
-
-    def _passes(self, examples: np.ndarray, prompts: Prompts) -> Sequence[Batch | CandidateBatch]:
-        """This worker's share of a global batch of the running epoch."""
-        budget = self.config.tokens_per_pass
-        if self.config.loss == "title":
-            return self.examples.passes(examples, prompts, self.rank, self.world, budget)
-        return self.examples.candidate_passes(examples, prompts, self.epoch, self.rank, self.world, budget)
-
-    @torch.no_grad()
-    def validate(self) -> dict[str, float]:
-        """Hit@1 and NDCG@10 of all workers' validation cases by trie ranking. Every worker must call it.
-
-        Workers must run the same passes: one that has none left repeats its last.
-        """
-        total_M = torch.zeros(len(METRICS) + 1, dtype=torch.float64, device=self.device)
-        for number in range(all_reduce_max(len(self.validation))):
-            batch = self.validation[min(number, len(self.validation) - 1)]
-            log_p = self.engine(batch, *self._inputs(batch.histories, batch.items)).float()
-            if number < len(self.validation) and batch.counts:
-                values_BM = evaluate_scores(batch.order.unshuffled(log_p.numpy()), batch.candidates)
-                total_M += torch.from_numpy(np.append(values_BM.sum(axis=0), len(values_BM))).to(self.device)
-        *sums_M, count = all_reduce_sum(total_M).tolist()
-        return {name: sums_M[METRICS.index(name)] / count for name in ("hit@1", "ndcg@10")} if count else {}
-
-    def _validation_batches(self, cases: ValidationCases, tokens_per_batch: int) -> list[ValidationBatch]:
-        """This worker's validation cases in batches; where it has none, one that does not count."""
-        builder = self.examples.builder
-        if not len(cases):
-            one = np.zeros(1, dtype=np.int64)
-            histories, candidates = self.examples.histories(one), self.examples.candidates(one, 0)
-            return [ValidationBatch.of(builder, histories, candidates, self.examples.seed, counts=False)]
-        lengths = builder.build(cases.histories, cases.candidates).lengths
-        return [
-            ValidationBatch.of(builder, cases.histories.take(rows), cases.candidates[rows], self.examples.seed)
-            for rows in token_budget_batches(lengths, tokens_per_batch)
-        ]
-
-    def _forward(self, batch: Batch | CandidateBatch) -> torch.Tensor:
-        """The summed loss of a pass, float32 ()."""
-        x_BD, e_IJ = self._inputs(self.examples.histories(batch.examples), batch.items)
-        found = self.engine(batch, x_BD, e_IJ)
-        if isinstance(batch, Batch):
-            return found
-        return -(self._wanted(batch, x_BD) * found).sum().float().to(self.device)
-
-    def _wanted(self, batch: CandidateBatch, x_BD: torch.Tensor) -> torch.Tensor:
-        """The distribution over the candidates that the LLM is to have: the target and the teacher's (B, C)."""
-        candidates_BC = torch.from_numpy(batch.candidates).long()
-        target_B = torch.from_numpy(self.examples.targets[batch.examples]).long()
-        wanted_BC = (candidates_BC == target_B[:, None]).double()
-        if self.config.distillation:
-            score_BC = self.teacher.scores(x_BD, candidates_BC.to(self.device)).detach().cpu().double()
-            of_teacher_BC = score_BC.masked_fill(candidates_BC == 0, -torch.inf).softmax(1)
-            wanted_BC = wanted_BC.lerp(of_teacher_BC, self.config.distillation)
-        return wanted_BC * batch.counts
-
-    def _inputs(self, histories: Sequences, items: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    def _inputs(self, histories: Sequences, items: np.ndarray) -> tuple[torch.Tensor, ...]:
         """x^u of the histories' users, and what F_I projects of the items."""
         x_BD = self.teacher.represent(histories).clone()  # a clone, for autograd takes no inference tensor
         return x_BD, self.e_NJ[torch.from_numpy(items).to(self.device)]
 
-    def idle_step(self) -> None:
-        examples, prompts = self.examples.global_batch(0, 0, 1)
-        self.engine.backward(self._forward(self._passes(examples, prompts)[0]) * 0)
-        self.engine.step()
+    def _wanted(self, batch: CandidateBatch, *inputs: torch.Tensor) -> torch.Tensor:
+        """The target and the teacher's distribution."""
+        wanted_BC = super()._wanted(batch)
+        if self.config.distillation:
+            x_BD, candidates_BC = inputs[0], torch.from_numpy(batch.candidates).long()
+            score_BC = self.teacher.scores(x_BD, candidates_BC.to(self.device)).detach().cpu().double()
+            of_teacher_BC = score_BC.masked_fill(candidates_BC == 0, -torch.inf).softmax(1)
+            wanted_BC = wanted_BC.lerp(of_teacher_BC, self.config.distillation)
+        return wanted_BC

@@ -7,6 +7,7 @@ import pytest
 
 from allmrec.core.artifacts import read_table
 from allmrec.data.cases import Cases
+from allmrec.data.evaluation_cases import TRAINED_BESIDE
 from allmrec.data.sequences import Sequences
 from allmrec.evaluation.answers import Answers
 from allmrec.evaluation.results import WRITTEN
@@ -52,7 +53,7 @@ def test_a_title_that_two_candidates_share_is_worth_half(tiny_model, cases, monk
     assert values.tolist() == [[1, 0.5, 1]] and tied.tolist() == [1]
 
 
-@pytest.mark.parametrize("name", sorted(NEED_LLM))
+@pytest.mark.parametrize("name", sorted(NEED_LLM.difference(TRAINED_BESIDE)))
 def test_every_llm_system_writes_behind_its_own_prompts(tiny_model, cases, name, monkeypatch):
     """What is scored is what the generator writes behind the prompts that the ranker reads."""
     systems, seen = Systems(tiny_model, seed=0), {}

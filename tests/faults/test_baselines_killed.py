@@ -11,8 +11,10 @@ from allmrec.cf.teacher import build_teacher, save_teacher
 from allmrec.core.artifacts import read_manifest, read_table, read_tensors, writing
 from allmrec.core.storage import Storage
 from allmrec.data.trained_items import write_trained_items
+from allmrec.llm.adapter import WEIGHTS
+from allmrec.projection.tallrec import TALLRecTraining
 from allmrec.readout.training import ReadoutTraining
-from jobs import train_baselines
+from jobs import train_baselines, train_tallrec
 from jobs.config import Config
 from jobs.runtime.console import Console
 from jobs.runtime.step import execute
@@ -21,27 +23,30 @@ from tests.jobs.in_process import jobs_in_process
 
 pytestmark = [pytest.mark.e2e, pytest.mark.faults]
 
-undisturbed = train_baselines.loop
-READOUT = {"dim": 8, "hidden": 16, "batch_size": 35, "epochs": 2, "checkpoint_every_steps": 1, "learning_rate": 0.003}
+STEPS = {"batch_size": 35, "epochs": 2, "checkpoint_every_steps": 1, "learning_rate": 0.003}
+BASELINES = {"llm_srec": {"dim": 8, "hidden": 16, **STEPS}, "tallrec": STEPS}
+JOBS = {"llm_srec": (train_baselines, ReadoutTraining), "tallrec": (train_tallrec, TALLRecTraining)}
+UNDISTURBED = {key: job.loop for key, (job, _) in JOBS.items()}
 
 
-def slow(settings: dict) -> dict:
+def slow(key: str, settings: dict) -> dict:
     """The loop, with time to kill it between its steps."""
-    train_step = ReadoutTraining.train_step
+    training = JOBS[key][1]
+    train_step = training.train_step
 
-    def slowly(self: ReadoutTraining, *arguments):
+    def slowly(self, *arguments):
         time.sleep(1)
         return train_step(self, *arguments)
 
-    ReadoutTraining.train_step = slowly
-    return undisturbed(settings)
+    training.train_step = slowly
+    return UNDISTURBED[key](settings)
 
 
-def prepared(root, llm, tokenizer) -> tuple[Config, Storage]:
+def prepared(root, llm, tokenizer, key: str) -> tuple[Config, Storage]:
     folder = root / "llm"
     llm.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    sections = {"llm": {"name": str(folder), "placement": "sharded"}, "baselines": {"llm_srec": READOUT}}
+    sections = {"llm": {"name": str(folder), "placement": "sharded"}, "baselines": {key: BASELINES[key]}}
     config = training_run.config(root, prompt={"max_history": 4}, **sections)
     storage = training_run.prepare(config)
     torch.manual_seed(0)
@@ -53,30 +58,34 @@ def prepared(root, llm, tokenizer) -> tuple[Config, Storage]:
     return config, storage
 
 
-def test_a_killed_training_started_again_ends_as_an_undisturbed_one(tiny_llm, tiny_tokenizer, tmp_path):
-    config, storage = prepared(tmp_path / "killed", tiny_llm, tiny_tokenizer)
-    path = tmp_path / "config.json"
+@pytest.mark.parametrize("key", list(BASELINES))
+def test_a_killed_training_started_again_ends_as_an_undisturbed_one(key, tiny_llm, tiny_tokenizer, tmp_path):
+    config, storage = prepared(tmp_path / "killed", tiny_llm, tiny_tokenizer, key)
+    path, step = tmp_path / "config.json", JOBS[key][0].STEP
     path.write_text(config.model_dump_json())
     script = (
-        "import sys\nfrom jobs import train_baselines\nfrom jobs.config import load_config\n"
+        "import sys\nfrom functools import partial\nfrom jobs.config import load_config\n"
         "from jobs.runtime.console import Console\nfrom jobs.runtime.step import execute\n"
-        "from tests.faults.test_baselines_killed import slow\ntrain_baselines.loop = slow\n"
-        "execute(train_baselines.STEP, load_config(sys.argv[1]), Console())"
+        "from tests.faults.test_baselines_killed import JOBS, slow\njob, _ = JOBS[sys.argv[2]]\n"
+        "job.loop = partial(slow, sys.argv[2])\nexecute(job.STEP, load_config(sys.argv[1]), Console())"
     )
     # A group of its own, so that killing it takes its Ray along.
-    victim = subprocess.Popen([sys.executable, "-c", script, str(path)], start_new_session=True)
-    training_run.kill_after_two_checkpoints(victim, storage.at("checkpoints/train-baselines").root)
-    assert execute(train_baselines.STEP, config, Console(log_json=True))
+    victim = subprocess.Popen([sys.executable, "-c", script, str(path), key], start_new_session=True)
+    folder = {"llm_srec": "train-baselines", "tallrec": "train-baselines-tallrec"}[key]
+    training_run.kill_after_two_checkpoints(victim, storage.at(f"checkpoints/{folder}").root)
+    assert execute(step, config, Console(log_json=True))
 
-    calm_config, calm = prepared(tmp_path / "calm", tiny_llm, tiny_tokenizer)
+    calm_config, calm = prepared(tmp_path / "calm", tiny_llm, tiny_tokenizer, key)
     with jobs_in_process():  # one worker
-        assert execute(train_baselines.STEP, calm_config, Console(log_json=True))
-    found, expected = (read_manifest(place.at("systems/llm-srec")).stats for place in (storage, calm))
+        assert execute(step, calm_config, Console(log_json=True))
+    (part,) = step.outputs
+    found, expected = (read_manifest(place.at(part)).stats for place in (storage, calm))
     assert found["steps"] == expected["steps"] == 8
     assert found["losses"] == pytest.approx(expected["losses"], abs=1e-4)
     assert found["frozen_checksum"] == expected["frozen_checksum"]
-    assert [row["users"] for row in found["curve"]] == [row["users"] for row in expected["curve"]]
-    vectors, others = (
-        read_tensors(place.at("systems/llm-srec"), "vectors.safetensors")["items"] for place in (storage, calm)
-    )
-    torch.testing.assert_close(vectors, others, rtol=1e-2, atol=1e-3)
+    unit = JOBS[key][1].unit
+    assert [row[unit] for row in found["curve"]] == [row[unit] for row in expected["curve"]]
+    name, learnt = {"llm_srec": ("vectors.safetensors", "items"), "tallrec": (WEIGHTS, None)}[key]
+    weights, others = (read_tensors(place.at(part), name) for place in (storage, calm))
+    for tensor in [learnt] if learnt else weights:
+        torch.testing.assert_close(weights[tensor], others[tensor], rtol=1e-2, atol=1e-3)

@@ -19,12 +19,12 @@ import torch
 from ray import cloudpickle
 
 from benchmarks.process_group import group_of_one
-from jobs import train_alignment, train_baselines, train_cf, train_projection
+from jobs import train_alignment, train_baselines, train_cf, train_projection, train_tallrec
 from jobs.runtime import ray_train
 from jobs.runtime.ray_train import Loop
 from jobs.runtime.step import Context, Stats
 
-TRAINERS = (train_alignment, train_baselines, train_cf, train_projection)
+TRAINERS = (train_alignment, train_baselines, train_cf, train_projection, train_tallrec)
 
 
 @contextmanager
@@ -94,7 +94,7 @@ def fit(context: Context, verb: str, loop: Loop, loop_config: dict[str, Any], to
         patch.setenv("LOCAL_RANK", "0")
         for trainer in TRAINERS:
             patch.setattr(trainer, "device", lambda: torch.device("cpu"))
-        for module in (ray_train, train_baselines, train_projection):
+        for module in (ray_train, train_baselines, train_projection, train_tallrec):
             patch.setattr(module, "resume", lambda: None)
         patch.setattr(ray_train, "report", lambda *arguments, **numbers: None)
         try:

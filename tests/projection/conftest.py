@@ -25,6 +25,12 @@ def builder(tiny_tokenizer) -> PromptBuilder:
 
 
 @pytest.fixture(scope="session")
+def words(builder, tiny_tokenizer) -> PromptBuilder:
+    """Of prompts without slots."""
+    return PromptBuilder(builder.config, tiny_tokenizer, builder.titles, soft=False, max_tokens=480)
+
+
+@pytest.fixture(scope="session")
 def sequences() -> Sequences:
     """Training parts; the first user has no item, the second only one."""
     random = np.random.default_rng(0)

@@ -15,13 +15,14 @@ from allmrec.llm.loading import LLMConfig
 from allmrec.llm.ranking import Ranker
 from allmrec.llm.shown_order import ShownOrder
 from allmrec.metrics import METRICS, evaluate_scores
-from allmrec.projection import training as module
+from allmrec.projection import stage2
 from allmrec.projection.deepspeed_config import deepspeed_config
 from allmrec.projection.engine import checksum, load_llm_with_placement, weights
 from allmrec.projection.examples import Examples
 from allmrec.projection.placement import llm_outline
 from allmrec.projection.projectors import ProjectionConfig, fresh_projectors, item_inputs
-from allmrec.projection.training import ProjectionTraining, Stage2Model
+from allmrec.projection.stage2 import Stage2Model
+from allmrec.projection.training import ProjectionTraining
 from tests.llm.architectures import ARCHITECTURES
 from tests.llm.test_loading import DAMAGES
 from tests.projection.conftest import NUM_ITEMS
@@ -340,7 +341,7 @@ def test_an_llm_that_tries_do_not_fit_is_refused_before_a_step(
     alone, placement, tiny_tokenizer, teacher, joint, examples, tmp_path, monkeypatch
 ):
     ARCHITECTURES["Qwen2"].build(len(tiny_tokenizer)).save_pretrained(tmp_path)
-    monkeypatch.setattr(module, "deviation", lambda llm: 0.3)
+    monkeypatch.setattr(stage2, "deviation", lambda llm: 0.3)
     with pytest.raises(ValueError, match=r"'qwen2' cannot be used: .* off by 0\.3"):
         training(tmp_path, placement, teacher, joint, examples)
     ARCHITECTURES["GPT-Neo"].build(len(tiny_tokenizer)).save_pretrained(tmp_path)
