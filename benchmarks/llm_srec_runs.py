@@ -25,6 +25,8 @@ WHOLE = (*TRAINING[:-1], BASELINE, BUNDLE, EVALUATE)
 # The key without which each of the default's departures from the paper's preset is.
 CHOICES: dict[str, list[str] | None] = {
     "LLM-SRec": [],
+    "one readout": ["readouts_per_prompt=1"],
+    "negatives of the batch": ["negatives=batch"],
     "own negatives": ["negatives=own"],
     "no temperature": ["temperature=null"],
     "no layer norm": ["layer_norm=false"],

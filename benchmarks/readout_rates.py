@@ -65,7 +65,7 @@ class ReadoutRanking:
         shown = cases.histories.last(self.system.prompts.users.config.max_history)
         prompts = self.system.prompts.of_users(shown.take(np.flatnonzero(shown.lengths)))
         for rows in token_budget_batches(prompts.lengths + 1, self.system.tokens_per_batch):
-            read_by_layers(self.model.llm, take(prompts, rows))
+            read_by_layers(self.model.llm, take(prompts, rows), int(prompts.lengths[rows].max()) + 1)
         return len(prompts.tokens) + len(prompts)
 
 
@@ -90,14 +90,13 @@ class ReadoutSteps:
 
     def layers(self, number: int) -> None:
         examples, prompts = self.examples.global_batch(0, number, self.config.batch_size)
-        users, items = self.training.passes(examples, prompts, self.examples.comparison(examples, 0).items)
-        for one in (*users, *items):
-            read_by_layers(self.training.engine.module.llm, one.prompts, backward=True)
+        for one in self.training.passes(examples, prompts):
+            read_by_layers(self.training.engine.module.llm, one.prompts, one.padded // len(one.prompts), backward=True)
 
 
-def read_by_layers(llm: Any, prompts: Prompts, backward: bool = False) -> None:
-    """Prompts and a token more behind each, forward, or forward and back to the inputs."""
-    hidden_BTH = hidden_states(llm, padded_tokens(prompts, int(prompts.lengths.max()) + 1, 0), gradients=backward)
+def read_by_layers(llm: Any, prompts: Prompts, width: int, backward: bool = False) -> None:
+    """Prompts padded to that many tokens, forward, or forward and back to the inputs."""
+    hidden_BTH = hidden_states(llm, padded_tokens(prompts, width, 0), gradients=backward)
     if backward:
         hidden_BTH.backward(torch.randn_like(hidden_BTH))
 

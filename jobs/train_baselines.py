@@ -138,11 +138,16 @@ def plan(context: Context) -> Stats:
     learnable = np.flatnonzero(some.lengths >= 2)
     users = some.take(learnable[:_SAMPLE]).shortened(some.lengths[learnable[:_SAMPLE]] - 1)
     sampled = Sequences(users.user_ids, users.offsets, (users.items % len(chosen) + 1).astype(np.int32))
-    user_tokens = float(prompts.of_users(sampled).lengths.mean()) + 1
+    built = prompts.of_users(sampled)
+    branches = prompts.branches(built, readout.readouts_per_prompt - 1)[1]
+    user_tokens = float((built.lengths + 1 + branches.tokens(len(built))).mean())
     item_tokens = float(prompts.of_items(np.arange(1, len(chosen) + 1)).lengths.mean()) + 1
     examples = len(learnable) if readout.targets == "last" else int((some.lengths[learnable] - 1).sum())
     count = round(examples / max(share, 1e-9))
-    tokens = round(count * (user_tokens + (1 + readout.num_negatives) * item_tokens))
+    count = min(count, readout.max_users or count)
+    steps = -(-count // readout.batch_size)
+    items = _items_read(readout, catalogue.num_items, count * (1 + len(branches) / len(built)), steps)
+    tokens = round(count * user_tokens + items * item_tokens)
     return {
         "llm": config.llm.name,
         "users": count,
@@ -150,10 +155,18 @@ def plan(context: Context) -> Stats:
         "tokens_per_item": round(item_tokens),
         "tokens_per_epoch": tokens,
         "tokens_of_all_items": round(catalogue.num_items * item_tokens),
-        "steps": readout.epochs * -(-count // readout.batch_size),
+        "steps": readout.epochs * steps,
         "workers": config.workers.num_workers,
         "gpu_hours_at_100_tflops": round(4 * outline.parameters * tokens * readout.epochs / 1e14 / 3600, 4),
     }
+
+
+def _items_read(readout: ReadoutConfig, num_items: int, readouts: float, steps: int) -> float:
+    """Prompts of items in an epoch, an upper bound."""
+    if readout.negatives != "round":
+        return readouts * (1 + readout.num_negatives)
+    rounds = -(-steps // readout.checkpoint_every_steps)
+    return rounds * min(num_items, readout.round_items + readouts / rounds)
 
 
 def external_inputs(context: Context) -> Any:

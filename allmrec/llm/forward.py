@@ -46,7 +46,7 @@ def states_at(llm: Any, positions_K: torch.Tensor, **inputs: Any) -> torch.Tenso
 def tree_logits_at(
     llm: Any, positions_K: torch.Tensor, embeds_BLH: torch.Tensor, visible_BLL: torch.Tensor, positions_BL: torch.Tensor
 ) -> torch.Tensor:
-    """Likewise of rows that hold trees.
+    """As `logits_at`, of rows that hold trees.
 
     Args:
         visible_BLL: bool: the tokens of its own text that each token has before it, and itself.
@@ -55,9 +55,27 @@ def tree_logits_at(
     Raises:
         ValueError: the LLM makes its masks otherwise.
     """
+    return _of_trees(logits_at, llm, positions_K, embeds_BLH, visible_BLL, positions_BL)
+
+
+def tree_states_at(
+    llm: Any, positions_K: torch.Tensor, embeds_BLH: torch.Tensor, visible_BLL: torch.Tensor, positions_BL: torch.Tensor
+) -> torch.Tensor:
+    """As `states_at`, of rows that hold trees; see `tree_logits_at`."""
+    return _of_trees(states_at, llm, positions_K, embeds_BLH, visible_BLL, positions_BL)
+
+
+def _of_trees(
+    read: Callable[..., torch.Tensor],
+    llm: Any,
+    positions_K: torch.Tensor,
+    embeds_BLH: torch.Tensor,
+    visible_BLL: torch.Tensor,
+    positions_BL: torch.Tensor,
+) -> torch.Tensor:
     ones_BL = torch.ones_like(positions_BL)  # or a row whose positions go back is taken for several texts
     with _tree_masks(visible_BLL, positions_BL) as calls:
-        logits_KV = logits_at(
+        found = read(
             llm,
             positions_K,
             inputs_embeds=embeds_BLH,
@@ -67,7 +85,7 @@ def tree_logits_at(
         )
     if not calls:
         raise refusal(llm, "it does not take its attention's masks from transformers")
-    return logits_KV
+    return found
 
 
 def refusal(llm: Any, why: str) -> ValueError:

@@ -32,6 +32,7 @@ _PAPER: dict[str, Any] = {
     "hidden": 2048,
     "losses": ("retrieval", "distil", "uniform"),
     "distil_weight": 1 / 128,
+    "readouts_per_prompt": 1,
     "negatives": "own",
     "temperature": None,
     "layer_norm": False,
@@ -55,8 +56,15 @@ class ReadoutConfig(Section):
     # distribution over a batch's items is the teacher's.
     losses: tuple[Loss, ...] = ("retrieval", "distil", "uniform", "teacher-map", "teacher-scores")
     distil_weight: float = Field(1.0, ge=0)  # of the squared distance; 1/128 in the paper, which takes a mean over dim
-    negatives: Literal["batch", "own"] = "batch"  # batch: all items of the step, own: num_negatives of each user
-    num_negatives: int = Field(3, ge=1)  # items drawn for each user in each step, which the user has not seen
+    # Behind how many of the newest items of a prompt the user is read, each time with the item that follows as the
+    # target. A readout costs the prompt's last words, some ten tokens, where another prompt costs them all.
+    readouts_per_prompt: int = Field(8, ge=1)
+    # What a target is told from, which the user has not seen. round: `round_items` and all targets of the steps between
+    # two checkpoints, whose states are read once, at the first of them, so that only f_item learns of them; batch: all
+    # items of the step, own: num_negatives of each readout, which are read in every step.
+    negatives: Literal["round", "batch", "own"] = "round"
+    round_items: int = Field(2048, ge=1)  # items drawn for each round
+    num_negatives: int = Field(3, ge=1)  # items drawn for each readout in each step
     temperature: float | None = Field(0.07, gt=0)  # of unit vectors' products; null: vectors of any length
     layer_norm: bool = True  # before the maps
     # What f_I makes an item's soft token of. teacher: E_i; joint: e_i, and q_i where `bundle.min_interactions_for_cf`
@@ -64,7 +72,8 @@ class ReadoutConfig(Section):
     item_input: Literal["teacher", "joint"] = "teacher"
     # Norm of the soft tokens as a multiple of the LLM's mean token embedding norm; null: as they come out.
     soft_token_scale: float | None = Field(1.0, gt=0)
-    targets: Targets = "last"  # last: a user's last training item; all: all but the first
+    targets: Targets = "last"  # last: a user's last training item; all: all but the first, each behind its own prompt
+    max_users: int | None = Field(None, ge=1)  # of more users these many, drawn by a hash of their ids; null: all
     learning_rate: float = Field(1e-3, gt=0)  # of Adam
     learning_rate_schedule: Literal["constant", "linear"] = "linear"  # linear: falls to zero over the epochs
     warmup_steps: int = Field(10, ge=0)  # over which the rate rises from zero

@@ -4,8 +4,8 @@ Runs in a process group; knows nothing of Ray, artifacts or checkpoint files. Th
 their vectors are gathered from all workers and passes, and the loss is differentiated by these. So the number of
 workers and of passes changes nothing but the order of floating point additions.
 
-Dimensions: B users, I items, C candidates, N = n + 1 items (0 is padding), D = teacher's dim, K of what f_I reads, V
-readout dim
+Dimensions: B users, R readouts, I items, C candidates, N = n + 1 items (0 is padding), D = teacher's dim, K of what f_I
+reads, H = token dim, V readout dim
 """
 
 from dataclasses import dataclass
@@ -34,25 +34,44 @@ from allmrec.projection.engine import (
 )
 from allmrec.projection.examples import shares
 from allmrec.projection.rounds import Rounds
-from allmrec.readout.examples import ReadoutExamples
+from allmrec.readout.examples import Comparison, ReadoutExamples, Readouts
 from allmrec.readout.losses import readout_loss
 from allmrec.readout.network import ITEM, USER, Readout, ReadoutConfig, fresh_readout
-from allmrec.readout.prompts import read_out
+from allmrec.readout.prompts import NONE, Branches, read_out
 
 
 @dataclass(frozen=True)
 class Pass:
-    """Prompts of users or of items that are read at once."""
+    """Readouts of prompts of users or of items, that are read at once."""
 
     prompts: Prompts  # slot_items are rows of `items_IK`
     items_IK: torch.Tensor  # `item_input` of the items in slots
-    x_BD: torch.Tensor | None  # of users
-    rows: np.ndarray  # int64 (B,): their places in the step's batch
+    x_RD: torch.Tensor | None  # of users
+    rows: np.ndarray  # int64 (R,): their places in the step's batch
+    branches: Branches = NONE
     counts: bool = True  # or it is there only because every worker must run the same passes
 
     @property
+    def kind(self) -> int:
+        return ITEM if self.x_RD is None else USER
+
+    @property
+    def read(self) -> int:
+        """Tokens."""
+        return int(_lengths(self.prompts, self.branches).sum())
+
+    @property
     def padded(self) -> int:
-        return len(self.prompts) * (int(self.prompts.lengths.max()) + 1)
+        return len(self.prompts) * int(_lengths(self.prompts, self.branches).max())
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Readouts of items whose states are known: only f_item is left."""
+
+    states_RH: torch.Tensor
+    rows: np.ndarray  # int64 (R,)
+    kind, read, padded, counts = ITEM, 0, 0, True
 
 
 class ReadoutModel(nn.Module):
@@ -62,19 +81,35 @@ class ReadoutModel(nn.Module):
         super().__init__()
         self.llm, self.readout, self.padding = llm, readout, padding
 
-    def forward(self, passes: list[Pass]) -> list[torch.Tensor]:
-        """Of users their own vectors and the teacher's, (B, 2, V); of items theirs, (B, V)."""
+    def forward(self, passes: list[Pass | Stored], states: bool = False) -> list[torch.Tensor]:
+        """Of users their own vectors and the teacher's, (R, 2, V); of items theirs, (R, V). Or of both what the LLM
+        says, (R, H)."""
+        if states:
+            return [self._states(one) for one in passes if isinstance(one, Pass)]
         found = [self._vectors(one) for one in passes]
         if torch.is_grad_enabled():
             # ZeRO-3 adds to the last step's gradient of a weight that a step's first pass does not reach.
             found[0] = found[0] + 0 * self.readout.reached()
         return found
 
-    def _vectors(self, one: Pass) -> torch.Tensor:
-        kind, soft_IH = ITEM if one.x_BD is None else USER, self.readout.soft_tokens(one.items_IK)
-        states_BH = read_out(self.llm, one.prompts, self.readout.token(kind), soft_IH, self.padding)
-        vectors_BV = self.readout.vectors(kind, states_BH)
-        return vectors_BV if one.x_BD is None else torch.stack([vectors_BV, self.readout.teacher_vectors(one.x_BD)], 1)
+    def _states(self, one: Pass) -> torch.Tensor:
+        soft_IH, token_H = self.readout.soft_tokens(one.items_IK), self.readout.token(one.kind)
+        return read_out(self.llm, one.prompts, token_H, soft_IH, self.padding, one.branches)
+
+    def _vectors(self, one: Pass | Stored) -> torch.Tensor:
+        if isinstance(one, Stored):
+            return self.readout.vectors(ITEM, one.states_RH)
+        vectors_RV = self.readout.vectors(one.kind, self._states(one))
+        return vectors_RV if one.x_RD is None else torch.stack([vectors_RV, self.readout.teacher_vectors(one.x_RD)], 1)
+
+
+@dataclass(frozen=True)
+class RoundItems:
+    """What the steps of a round compare with."""
+
+    step: int  # the round's first
+    items: np.ndarray  # int32 (I,), ascending
+    states_IH: torch.Tensor  # the LLM's, by the weights that the round began with
 
 
 class ReadoutTraining(Rounds):
@@ -85,6 +120,7 @@ class ReadoutTraining(Rounds):
     config: ReadoutConfig
     examples: ReadoutExamples
     validation: list[tuple[Pass, np.ndarray]]
+    round: "RoundItems | None" = None
 
     def __init__(
         self,
@@ -149,14 +185,14 @@ class ReadoutTraining(Rounds):
             self.engine.backward(self.world * _by_chain_rule(group, found, gradients))
         self.engine.step()
         every = [one for group in groups for one in group]
-        self.read += sum(len(one.prompts.tokens) + len(one.prompts) for one in every)
+        self.read += sum(one.read for one in every)
         self.padded += sum(one.padded for one in every)
         return loss.detach() * (len(examples) if self.rank == 0 else 0)
 
     def idle_step(self) -> None:
         examples, prompts = self.examples.global_batch(0, 0, 1)
         users = self._passes(prompts, self.examples.histories(examples))[0]
-        items = self._passes(self.prompts.of_items(self.examples.targets[examples]), None)[0]
+        items = self._passes(self.prompts.of_items(self.examples.targets[examples]))[0]
         self.engine.backward(torch.stack([found.sum() for found in self.engine([users, items])]).sum() * 0)
         self.engine.step()
 
@@ -190,8 +226,7 @@ class ReadoutTraining(Rounds):
     @torch.no_grad()
     def vectors(self, items: np.ndarray) -> torch.Tensor:
         """Vectors of some items, by item index (N, V) and zeros for the others. Every worker must call it."""
-        passes = self._passes(self.prompts.of_items(items), None)
-        found_IV = self._whole(passes, [self.engine([one])[0] for one in passes], len(items))
+        found_IV = self._of_items(items, states=False)
         vectors_NV = found_IV.new_zeros(len(self.items_NK), found_IV.shape[1])
         vectors_NV[torch.from_numpy(items).to(self.device)] = found_IV.detach()
         return vectors_NV
@@ -203,60 +238,92 @@ class ReadoutTraining(Rounds):
 
     def _whole_loss(
         self, examples: np.ndarray, prompts: Prompts
-    ) -> tuple[torch.Tensor, list[list[Pass]], list[list[torch.Tensor]], dict[int, torch.Tensor]]:
+    ) -> tuple[torch.Tensor, list[list[Any]], list[list[torch.Tensor]], dict[int, torch.Tensor]]:
         """The loss of the whole batch; this worker's passes in groups that are read together, what came of each, and
         the loss's gradients by the vectors of users and of items.
 
         Of a single group the graph is kept; several are read without, and again for their gradients.
         """
-        compared, histories = self.examples.comparison(examples, self.epoch), self.examples.histories(examples)
-        users, items = self.passes(examples, prompts, compared.items)
+        readouts = self.examples.readouts(examples, prompts)
+        compared, items = self._compared(readouts)
+        users = self._user_passes(prompts, readouts)
         groups = self._groups(users, items)
         with torch.set_grad_enabled(torch.is_grad_enabled() and len(groups) == 1):
             outputs = [self.engine(group) for group in groups]
         flat = [found for group in outputs for found in group]
         with torch.enable_grad():
-            users_B2V = self._whole(users, flat[: len(users)], len(examples))
+            users_R2V = self._whole(users, flat[: len(users)], len(readouts))
             items_IV = self._whole(items, flat[len(users) :], len(compared.items))
             chosen = torch.from_numpy(compared.items.astype(np.int64)).to(self.device)
-            x_BD = self.teacher.represent(histories).clone()
+            x_RD = self.teacher.represent(readouts.histories).clone()
             loss = readout_loss(
                 self.config,
-                users_B2V[:, 0],
-                users_B2V[:, 1],
+                users_R2V[:, 0],
+                users_R2V[:, 1],
                 items_IV,
-                torch.from_numpy(compared.target_B).to(self.device),
-                torch.from_numpy(compared.competes_BI).to(self.device),
-                self.teacher.shared_scores(x_BD, chosen),
+                torch.from_numpy(compared.target_R).to(self.device),
+                torch.from_numpy(compared.competes_RI).to(self.device),
+                self.teacher.shared_scores(x_RD, chosen),
             )
-            gradients = torch.autograd.grad(loss, [users_B2V, items_IV])
+            gradients = torch.autograd.grad(loss, [users_R2V, items_IV])
         return loss.detach(), groups, outputs, dict(zip((USER, ITEM), gradients, strict=True))
 
-    def passes(self, examples: np.ndarray, prompts: Prompts, compared: np.ndarray) -> tuple[list[Pass], list[Pass]]:
-        """This worker's share of a step's users, and of the items that they are compared with."""
-        users = self._passes(prompts, self.examples.histories(examples))
-        return users, self._passes(self.prompts.of_items(compared), None)
+    def _round_items(self) -> RoundItems:
+        """Read when the round's first step needs them, by the weights that a resumed run begins it with, too."""
+        if self.round is None or self.round.step != self.step:
+            epoch, first = divmod(self.step, self.steps_per_epoch)
+            items = self.examples.round_items(epoch, first, min(first + self.round_steps(), self.steps_per_epoch))
+            with torch.no_grad():
+                self.round = RoundItems(self.step, items, self._of_items(items, states=True))
+        return self.round
 
-    def _groups(self, users: list[Pass], items: list[Pass]) -> list[list[Pass]]:
+    def _of_items(self, items: np.ndarray, states: bool) -> torch.Tensor:
+        """The vectors of items, (I, V), or what the LLM says of them, (I, H)."""
+        passes = self._passes(self.prompts.of_items(items))
+        return self._whole(passes, [self.engine([one], states=states)[0] for one in passes], len(items)).detach()
+
+    def _groups(self, users: list[Pass], items: list[Any]) -> list[list[Any]]:
         """One group where all fits into a pass, on every worker alike; else each pass alone."""
         padded = all_reduce_max(sum(one.padded for one in (*users, *items)))
         if len(users) == len(items) == 1 and padded <= self.config.tokens_per_pass:
             return [[*users, *items]]
         return [[one] for one in (*users, *items)]
 
-    def _passes(self, prompts: Prompts, histories: Sequences | None) -> list[Pass]:
-        """This worker's share of the prompts, of users with these histories or of items."""
-        lengths = prompts.lengths + 1  # with the readout token
-        passes = shares(lengths, self.rank, self.world, self.config.tokens_per_pass)
-        return [self._pass(prompts, histories, rows, counts) for rows, counts in passes]
+    def passes(self, examples: np.ndarray, prompts: Prompts) -> list[Pass]:
+        """This worker's share of what the LLM reads in a step."""
+        readouts = self.examples.readouts(examples, prompts)
+        users, items = self._user_passes(prompts, readouts), self._compared(readouts)[1]
+        return users + [one for one in items if isinstance(one, Pass)]
 
-    def _pass(self, prompts: Prompts, histories: Sequences | None, rows: np.ndarray, counts: bool) -> Pass:
-        """Some rows of the prompts."""
+    def _user_passes(self, prompts: Prompts, readouts: Readouts) -> list[Pass]:
+        return self._passes(prompts, readouts.histories, readouts.branches)
+
+    def _compared(self, readouts: Readouts) -> tuple[Comparison, list[Any]]:
+        """The items that a step compares with, and the passes of this worker's share of them."""
+        if self.config.negatives != "round":
+            compared = self.examples.comparison(readouts, self.epoch)
+            return compared, self._passes(self.prompts.of_items(compared.items))
+        stored = self._round_items()
+        share = np.arange(self.rank, len(stored.items), self.world)
+        states_RH = stored.states_IH[torch.from_numpy(share).to(self.device)]
+        return self.examples.comparison(readouts, self.epoch, stored.items), [Stored(states_RH, share)]
+
+    def _passes(self, prompts: Prompts, histories: Sequences | None = None, branches: Branches = NONE) -> list[Pass]:
+        """This worker's share of the prompts of items, or of users with a history for each readout."""
+        passes = shares(_lengths(prompts, branches), self.rank, self.world, self.config.tokens_per_pass)
+        return [self._pass(prompts, histories, branches, rows, counts) for rows, counts in passes]
+
+    def _pass(
+        self, prompts: Prompts, histories: Sequences | None, branches: Branches, rows: np.ndarray, counts: bool = True
+    ) -> Pass:
+        """Some of the prompts."""
         items, here = distinct_items(take(prompts, rows))
+        kept, ours = branches.of(rows)
+        readouts = np.append(rows, len(prompts) + kept)
         items_IK = self.items_NK[torch.from_numpy(items.astype(np.int64)).to(self.device)]
         # A clone, for autograd takes no inference tensor.
-        x_BD = None if histories is None else self.teacher.represent(histories.take(rows)).clone()
-        return Pass(here, items_IK, x_BD, rows, counts)
+        x_RD = None if histories is None else self.teacher.represent(histories.take(readouts)).clone()
+        return Pass(here, items_IK, x_RD, readouts, ours, counts)
 
     def _whole(self, passes: list[Pass], found: list[torch.Tensor], size: int) -> torch.Tensor:
         """All workers' vectors of the batch, as a leaf."""
@@ -272,16 +339,23 @@ class ReadoutTraining(Rounds):
             cases = ValidationCases(self.examples.histories(one), self.examples.candidates(one, 0))
         prompts = self.prompts.of_users(cases.histories)
         return [
-            (self._pass(prompts, cases.histories, rows, counts), cases.candidates[rows])
+            (self._pass(prompts, cases.histories, NONE, rows, counts), cases.candidates[rows])
             for rows in token_budget_batches(prompts.lengths + 1, tokens_per_batch)
         ]
 
 
-def _by_chain_rule(group: list[Pass], found: list[torch.Tensor], gradients: dict[int, torch.Tensor]) -> torch.Tensor:
+def _lengths(prompts: Prompts, branches: Branches) -> np.ndarray:
+    """Tokens of each prompt with its readouts, int64 (B,)."""
+    return prompts.lengths + 1 + branches.tokens(len(prompts))
+
+
+def _by_chain_rule(
+    group: list[Pass | Stored], found: list[torch.Tensor], gradients: dict[int, torch.Tensor]
+) -> torch.Tensor:
     """A number whose gradient by the network is the loss's through these passes, ()."""
     terms = []
     for one, vectors in zip(group, found, strict=True):
-        gradient = gradients[ITEM if one.x_BD is None else USER]
+        gradient = gradients[one.kind]
         rows = torch.from_numpy(one.rows).to(gradient.device)
         terms.append((vectors * gradient[rows]).sum() * one.counts)
     return torch.stack(terms).sum()

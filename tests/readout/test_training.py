@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from allmrec.cf.training import ValidationCases
+from allmrec.data.sequences import Sequences, offsets_of, ranges
 from allmrec.llm.batches import distinct_items
 from allmrec.llm.loading import LLMConfig
+from allmrec.llm.prompt import Prompts
 from allmrec.metrics import METRICS, evaluate_scores
 from allmrec.projection.engine import checksum, load_llm_with_placement, weights
 from allmrec.projection.placement import llm_outline
@@ -35,53 +37,89 @@ def training(
     return ReadoutTraining(config, llm_config, placement, llm, teacher, items, examples, cases, state=state)
 
 
-def plain_loss(llm, readout, teacher, examples, users, epoch, items_NK) -> torch.Tensor:
-    """Everything in one graph: no passes, no leaves."""
-    compared, made = examples.comparison(users, epoch), examples.readout_prompts
-    found = []
-    histories = examples.histories(users)
-    for kind, built in ((USER, made.of_users(histories)), (ITEM, made.of_items(compared.items))):
-        items, here = distinct_items(built)
-        soft = readout.soft_tokens(items_NK[torch.from_numpy(items).long()])
-        found.append(readout.vectors(kind, read_out(llm, here, readout.tokens.weight[kind], soft, made.padding)))
-    x_BD = teacher.represent(histories).clone()
+def plain_loss(llm, readout, teacher, examples, users, epoch, items_NK, states=None) -> torch.Tensor:
+    """Everything in one graph: no passes, no leaves, no branches, each readout has a prompt of its own.
+
+    Args:
+        states: items, and what the LLM said of them, which is not asked again.
+    """
+    made, config = examples.readout_prompts, examples.readout_config
+    readouts = examples.readouts(users, examples.prompts(users, epoch))
+    compared = examples.comparison(readouts, epoch, None if states is None else states[0])
+    x_RD = teacher.represent(readouts.histories).clone()
+    users_RH = said(llm, readout, made, USER, shown(examples, users, readouts, epoch), items_NK)
+    items_IH = said(llm, readout, made, ITEM, made.of_items(compared.items), items_NK) if states is None else states[1]
     return readout_loss(
-        CONFIG,
-        found[0],
-        readout.teacher_vectors(x_BD),
-        found[1],
-        torch.from_numpy(compared.target_B),
-        torch.from_numpy(compared.competes_BI),
-        teacher.shared_scores(x_BD, torch.from_numpy(compared.items).long()),
+        config,
+        readout.vectors(USER, users_RH),
+        readout.teacher_vectors(x_RD),
+        readout.vectors(ITEM, items_IH),
+        torch.from_numpy(compared.target_R),
+        torch.from_numpy(compared.competes_RI),
+        teacher.shared_scores(x_RD, torch.from_numpy(compared.items).long()),
     )
 
 
-@pytest.mark.parametrize("own", [False, True])
-def test_a_step_compares_with_what_the_user_has_not_seen(sequences, prompts, own):
-    config = CONFIG.model_copy(update={"negatives": "own" if own else "batch"})
+def shown(examples, users, readouts, epoch) -> Prompts:
+    """A prompt for each readout, of what it sees."""
+    first_B = np.bincount(examples.prompts(users, epoch).slot_rows(), minlength=len(users))
+    first_B = examples.positions[users] - first_B  # the oldest item that the user's prompt shows
+    first_R = first_B[np.append(np.arange(len(users)), readouts.branches.rows)]
+    lengths = readouts.histories.lengths - first_R
+    items = readouts.histories.items[ranges(readouts.histories.offsets[:-1] + first_R, lengths)]
+    return examples.readout_prompts.of_users(Sequences(readouts.histories.user_ids, offsets_of(lengths), items))
+
+
+@torch.no_grad()
+def round_states(llm, readout, examples, epoch, place, items_NK) -> tuple[np.ndarray, torch.Tensor]:
+    """The items of the round of up to three steps that begins here, and what the LLM says of them."""
+    items, made = examples.round_items(epoch, place, min(place + 3, 5)), examples.readout_prompts
+    return items, said(llm, readout, made, ITEM, made.of_items(items), items_NK)
+
+
+def said(llm, readout, made, kind, built, items_NK) -> torch.Tensor:
+    items, here = distinct_items(built)
+    soft_IH = readout.soft_tokens(items_NK[torch.from_numpy(items).long()])
+    return read_out(llm, here, readout.tokens.weight[kind], soft_IH, made.padding)
+
+
+@pytest.mark.parametrize("negatives", ["round", "batch", "own"])
+def test_a_readout_is_told_from_what_its_user_has_not_seen(sequences, prompts, negatives):
+    config = CONFIG.model_copy(update={"negatives": negatives, "round_items": 3})
     examples = ReadoutExamples(config, sequences, prompts, seed=0)
     users = np.arange(9)
-    compared, candidates = examples.comparison(users, 0), examples.candidates(users, 0)
-    assert compared.items.tolist() == sorted(set(candidates.ravel().tolist()))
-    for row in users:
-        seen = set(examples.sequences.take(np.array([row])).items.tolist())
-        target = compared.items[compared.target_B[row]]
-        assert target == examples.targets[row]
-        competing = set(compared.items[compared.competes_BI[row]].tolist())
-        others = set(candidates[row].tolist()) if own else set(compared.items.tolist()) - seen
-        assert competing == others | {target}
+    readouts = examples.readouts(users, examples.prompts(users, 0))
+    assert len(readouts) > len(users) and readouts.targets[:9].tolist() == examples.targets[:9].tolist()
+    items = examples.round_items(0, 0, 5) if negatives == "round" else None
+    compared = examples.comparison(readouts, 0, items)
+    assert items is None or set(items) >= set(readouts.targets)
+    for row, target in enumerate(readouts.targets):
+        seen = set(readouts.seen.take(np.array([row])).items.tolist())
+        history = readouts.histories.take(np.array([row])).items.tolist()
+        assert readouts.seen.take(np.array([row])).items.tolist()[: len(history) + 1] == [*history, target]
+        assert compared.items[compared.target_R[row]] == target
+        competing = set(compared.items[compared.competes_RI[row]].tolist())
+        assert competing & seen == {target}
+        if negatives == "own":
+            assert len(competing) == 1 + config.num_negatives
+        else:
+            assert competing == set(compared.items.tolist()) - seen | {target}
 
 
-@pytest.mark.parametrize("tokens_per_pass", [2000, 150])
+@pytest.mark.parametrize(
+    ("negatives", "tokens_per_pass"), [("round", 4000), ("round", 150), ("batch", 150)]
+)
 def test_steps_are_those_of_plain_torch_and_training_resumes(
-    alone, tokens_per_pass, tiny_llm, llm_folder, teacher, examples
+    alone, negatives, tokens_per_pass, tiny_llm, llm_folder, teacher, sequences, prompts
 ):
-    config = CONFIG.model_copy(update={"tokens_per_pass": tokens_per_pass})
+    """Where every readout has a prompt of its own."""
+    config = CONFIG.model_copy(update={"tokens_per_pass": tokens_per_pass, "negatives": negatives})
+    examples = ReadoutExamples(config, sequences, prompts, seed=0)
     run = training(llm_folder, "replicated", teacher, examples, config)
     users, built = examples.global_batch(0, 0, 7)
     groups = run._whole_loss(users, built)[1]
-    assert (len(groups) == 1) == (tokens_per_pass == 2000), "several passes are read twice"
-    readout = fresh_readout(CONFIG, teacher.item_embeddings, tiny_llm.get_input_embeddings().weight, seed=0)
+    assert (len(groups) == 1) == (tokens_per_pass == 4000), "several passes are read twice"
+    readout = fresh_readout(config, teacher.item_embeddings, tiny_llm.get_input_embeddings().weight, seed=0)
     for name, weight in weights(run.readout).items():
         assert torch.equal(weight, readout.state_dict()[name])
     before = checksum(teacher)
@@ -95,18 +133,20 @@ def test_steps_are_those_of_plain_torch_and_training_resumes(
     assert all(parameter.grad is None for parameter in run.engine.module.llm.parameters())
 
     optimiser = torch.optim.Adam(readout.parameters())
-    losses, sizes = [], [len(examples.global_batch(0, place, 7)[0]) for place in range(5)]
+    losses, sizes, states = [], [len(examples.global_batch(0, place, 7)[0]) for place in range(5)], None
     for step in range(10):
         epoch, place = divmod(step, 5)
+        if negatives == "round" and place in (0, 3):
+            states = round_states(tiny_llm, readout, examples, epoch, place, teacher.item_embeddings)
         users, _ = examples.global_batch(epoch, place, 7)
-        loss = plain_loss(tiny_llm, readout, teacher, examples, users, epoch, teacher.item_embeddings)
+        loss = plain_loss(tiny_llm, readout, teacher, examples, users, epoch, teacher.item_embeddings, states)
         losses.append(loss.item())
         optimiser.zero_grad()
         loss.backward()
         assert all(parameter.grad.abs().sum() > 0 for parameter in readout.parameters()), "each part learns"
-        torch.nn.utils.clip_grad_norm_(readout.parameters(), CONFIG.max_gradient_norm)
+        torch.nn.utils.clip_grad_norm_(readout.parameters(), config.max_gradient_norm)
         for group in optimiser.param_groups:
-            group["lr"] = CONFIG.learning_rate * (1 - step / 10) * min(1, (step + 1) / 10)
+            group["lr"] = config.learning_rate * (1 - step / 10) * min(1, (step + 1) / 10)
         optimiser.step()
     found = weights(run.readout)
     for name, expected in readout.state_dict().items():
@@ -166,7 +206,8 @@ def test_soft_tokens_are_made_of_joint_embeddings_where_the_config_says_so(
     run = training(llm_folder, "replicated", teacher, examples, config, cases, items=joint)
     readout = fresh_readout(config, joint, tiny_llm.get_input_embeddings().weight, 0, teacher_dim=8)
     users, built = examples.global_batch(0, 0, 7)
-    expected = plain_loss(tiny_llm, readout, teacher, examples, users, 0, joint)
+    states = round_states(tiny_llm, readout, examples, 0, 0, joint)
+    expected = plain_loss(tiny_llm, readout, teacher, examples, users, 0, joint, states)
     assert run.loss(users, built) == pytest.approx(expected.item(), rel=1e-5)
     before = weights(run.readout)
     list(run.rounds())
