@@ -131,15 +131,15 @@ def read_out(
     embeds_BLH = fill_slots(embeds_BLH, prompts, SoftTokens(nobody_BH, soft_IH))
     where_R = tuple(torch.from_numpy(part).to(device) for part in (rows_R, columns_R))
     embeds_BLH = embeds_BLH.index_put(where_R, token_H.to(embeds_BLH.dtype).expand(len(rows_R), -1))
-    places_R = where_R[0] * width + where_R[1]
+    flat_R = where_R[0] * width + where_R[1]
     positions_BL = torch.arange(width).expand(len(prompts), -1)
     if len(branches):
         visible_BLL, positions_BL = _seen(branches, columns_KW, positions_BL)
-        return tree_states_at(llm, places_R, embeds_BLH, visible_BLL.to(device), positions_BL.to(device))
+        return tree_states_at(llm, flat_R, embeds_BLH, visible_BLL.to(device), positions_BL.to(device))
     # Padding is on the right, where causality alone hides it: no mask, and so the fastest attention.
     return states_at(
         llm,
-        places_R,
+        flat_R,
         inputs_embeds=embeds_BLH,
         attention_mask=torch.ones(embeds_BLH.shape[:2], dtype=torch.int64, device=device),
         position_ids=positions_BL.to(device),
