@@ -124,7 +124,7 @@ def test_it_also_writes_answers(tiny_workspace, named):
     assert {cost["protocol"] for cost in costs if cost["tokens"]} == {"random", "matched", "swap", "generation"}
 
 
-def test_it_ranks_at_night_merged_once(tiny_workspace, named, tmp_path: Path):
+def test_a_nightly_run_ranks_by_it_merged_once(tiny_workspace, named, tmp_path: Path):
     config, storage = tiny_workspace
     nightly = with_nightly(named, tmp_path / "out", ranker="tallrec")
     first = make(nightly, storage)

@@ -221,7 +221,7 @@ def test_a_fresh_adapter_is_llm_only_to_the_bit(tiny_tokenizer, examples):
 
 
 def test_it_learns_that_the_next_title_shares_a_word_with_the_history(alone, tiny_tokenizer, llm_folder):
-    """Hit@1 of users whom no step saw, three standard errors above chance."""
+    """Hit@1 of users that no step saw, three standard errors above chance."""
     words = ["Moonfall", "Garden", "Deluxe", "Chronicles", "Edition", "Last"]
     titles = titles_array([f"{word} {letter}" for word in words for letter in "ABCDEF"])
     prompt = PromptConfig(max_history=4)
