@@ -106,9 +106,7 @@ def test_a_readout_is_told_from_what_its_user_has_not_seen(sequences, prompts, n
             assert competing == set(compared.items.tolist()) - seen | {target}
 
 
-@pytest.mark.parametrize(
-    ("negatives", "tokens_per_pass"), [("round", 4000), ("round", 150), ("batch", 150)]
-)
+@pytest.mark.parametrize(("negatives", "tokens_per_pass"), [("round", 4000), ("round", 150), ("batch", 150)])
 def test_steps_are_those_of_plain_torch_and_training_resumes(
     alone, negatives, tokens_per_pass, tiny_llm, llm_folder, teacher, sequences, prompts
 ):
