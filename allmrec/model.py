@@ -4,7 +4,7 @@ Knows how x_u and the items' joint embeddings become soft tokens (paper equation
 candidates in a drawn order, and how equal scores are ordered; leaves the prompt and the trie to `allmrec.llm` and what
 to do with the scores to the callers.
 
-Dimensions: B users, C candidates, D teacher, H token dimension, N = n + 1 items
+Dimensions: B users, C candidates, D teacher, N = n + 1 items
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -23,6 +23,7 @@ from allmrec.llm.loading import LLMConfig, load_llm, load_tokenizer, max_positio
 from allmrec.llm.prompt import PromptBuilder, Titles
 from allmrec.llm.ranking import Ranker
 from allmrec.llm.shown_order import ShownOrder
+from allmrec.projection.item_tokens import ItemTokens
 from allmrec.readout.network import Readout, load_readout
 from allmrec.readout.prompts import ReadoutPrompts
 from allmrec.readout.teacher import LLMSRec
@@ -46,7 +47,7 @@ class ALLMRec:
         self.projectors, self.untrained = (part.to(self.device) for part in (bundle.projectors, bundle.untrained))
         self._rankers: dict[bool, Ranker] = {}
         self._teachers: dict[str, Teacher] = {}  # of the bundle's systems
-        self._item_tokens: dict[tuple[bool, bool], torch.Tensor] = {}
+        self._item_tokens: dict[tuple[bool, bool], ItemTokens] = {}
 
     @cached_property
     def llm(self) -> Any:
@@ -122,12 +123,11 @@ class ALLMRec:
         readers = [*self._rankers.values(), *([self.llm_srec] if "llm_srec" in self.__dict__ else [])]
         return {name: sum(getattr(reader, name) for reader in readers) for name in names}
 
-    @torch.inference_mode()
-    def item_tokens(self, text: bool = False, untrained: bool = False) -> torch.Tensor:
-        """O_i = F_I(e_i) of the whole catalogue, (N, H) (paper equation 7); see `soft_tokens`."""
+    def item_tokens(self, text: bool = False, untrained: bool = False) -> ItemTokens:
+        """O_i = F_I(e_i) by item index (paper equation 7); see `soft_tokens`."""
         if (text, untrained) not in self._item_tokens:
-            network = (self.untrained if untrained else self.projectors).item
-            self._item_tokens[text, untrained] = network(self.bundle.item_inputs(text).to(self.device))
+            projector = (self.untrained if untrained else self.projectors).item
+            self._item_tokens[text, untrained] = ItemTokens(projector, self.bundle.item_inputs(text))
         return self._item_tokens[text, untrained]
 
     @torch.inference_mode()

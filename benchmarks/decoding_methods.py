@@ -117,11 +117,11 @@ class Ways:
         """The candidates in the order that prompts show them, and what goes into the slots."""
         shown_BC = self.systems.shown_order(cases).shown(cases.candidates_BC)
         user_BH = self.model.projectors.user(self.model.represent(cases.histories))
-        item_NH = self.model.item_tokens()
-        if self.llm is not self.model.llm:
-            weight = self.llm.get_input_embeddings().weight
-            user_BH, item_NH = (weight.new_zeros(len(rows), weight.shape[1]) for rows in (user_BH, item_NH))
-        return shown_BC, SoftTokens(user_BH, item_NH)
+        if self.llm is self.model.llm:
+            return shown_BC, SoftTokens(user_BH, self.model.item_tokens())
+        weight, num_items = self.llm.get_input_embeddings().weight, self.model.bundle.catalogue.num_items
+        rows_B, rows_N = (weight.new_zeros(count, weight.shape[1]) for count in (len(user_BH), num_items + 1))
+        return shown_BC, SoftTokens(rows_B, rows_N)
 
     def _best(self, cases: Cases, score: Callable[..., np.ndarray], read: Any) -> Chosen:
         shown_BC, soft = self.shown(cases)

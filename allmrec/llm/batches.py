@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,12 +15,18 @@ _MAX_PADDING = 0.05
 # B prompts, T padded tokens, S slots, H token dimension, N items (n + 1)
 
 
+class TokensByItem(Protocol):
+    """A tensor (N, H) by item index, or what makes its rows when they are shown."""
+
+    def __getitem__(self, items_S: torch.Tensor, /) -> torch.Tensor: ...
+
+
 @dataclass(frozen=True)
 class SoftTokens:
     """What slots receive: projections O_u and O_i (paper equation 7)."""
 
     user_BH: torch.Tensor  # of the batch's users
-    item_NH: torch.Tensor  # of the whole catalogue, by item index
+    item_NH: TokensByItem  # of the whole catalogue
 
     def of(self, rows: np.ndarray) -> "SoftTokens":
         """Those of some of the batch's users."""
