@@ -79,7 +79,7 @@ def unused_texts(workspace: Workspace, encoder: str) -> list[str]:
         return []
     manifests = [find_manifest(workspace.at(name)) for name in _EMBEDDINGS]
     encoders = {encoder, *(manifest.stats["encoder"] for manifest in manifests if manifest)}
-    hashes = read_table(workspace.items).column("text_hash")
+    hashes = read_table(workspace.items, columns=["text_hash"]).column("text_hash")
     used = set[str]()
     for one in encoders:
         cache = TextCache.of(workspace.storage, one)

@@ -61,7 +61,7 @@ class Case:
 
     @cached_property
     def catalogue(self) -> Catalogue:
-        return Catalogue.read(open_workspace(self.workspace).items)
+        return Catalogue.read(open_workspace(self.workspace).items, texts=True)
 
     def config(self, text_encoder: str) -> AlignmentConfig:
         return AlignmentConfig(preset="paper", text_encoder=text_encoder)
@@ -192,7 +192,7 @@ def main(
         store = str(workspace or sample_store(*((600, 150) if quick else (20_000, 4_000)), work, console))
         if quick and model is None:
             model = str(work / "encoder")
-            build_encoder(Catalogue.read(open_workspace(store).items).texts[1:], model)
+            build_encoder(Catalogue.read(open_workspace(store).items, texts=True).texts[1:], model)
         case = with_texts(Case(store, model or "sentence-transformers/all-MiniLM-L6-v2", steps, threads))
         for text_encoder, bar in (("fine-tuned", 1.5), ("frozen", 20)):
             compare(benchmark, case, text_encoder, trials)

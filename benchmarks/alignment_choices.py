@@ -180,7 +180,7 @@ def main(
         teacher, texts_NS = load_teacher(opened.teacher), read_texts(opened.item_text_embeddings)
         sequences = Sequences.read_train(opened.sequences)
         cases = ValidationCases.read(opened.evaluation_cases, opened.sequences, 10**9, 0)
-        catalogue = Catalogue.read(opened.items)
+        catalogue = Catalogue.read(opened.items, texts=True)
         measure = Measure(teacher, sequences, texts_NS, cases)
         products = hits(measure.x_BD, measure.items_ND, measure.candidates_BC)
         benchmark.measured({"Stage-1": "teacher", "seed": 0}, {"e Hit@1": products})

@@ -16,10 +16,11 @@ from allmrec.bundle.description import DESCRIPTION, MODELS, read_description
 from allmrec.bundle.items import bundle_items, new_texts
 from allmrec.bundle.loading import load_bundle, probe
 from allmrec.bundle.versions import bundle_versions, latest_bundle, promote
-from allmrec.core.artifacts import find_manifest, read_manifest, read_table, writing
+from allmrec.core.artifacts import find_manifest, read_manifest, writing
 from allmrec.core.commit_log import entries_after
 from allmrec.core.pretrained import model_identity
 from allmrec.core.workspace import Workspace
+from allmrec.data.catalogue import read_item_table
 from allmrec.data.trained_items import words_digest
 from jobs.config import Config
 from jobs.embed import embed_by
@@ -65,7 +66,7 @@ def refresh(context: Context) -> Stats:
 def refreshed(context: Context) -> str | None:
     """Why there is nothing to refresh."""
     used = latest_bundle(context.storage)
-    current = words_digest(read_table(context.workspace.items))
+    current = words_digest(context.workspace.items)
     return f"bundle {used} has the items" if read_description(context.storage, used)["items"] == current else None
 
 
@@ -76,7 +77,7 @@ def _embed_new_texts(context: Context, models: Workspace) -> bool:
         whether the new texts are embedded: not where the encoder of these models has been trained again since.
     """
     workspace = context.workspace
-    if not is_fine_tuned(models) or not len(new_texts(models, bundle_items(models, read_table(workspace.items)))):
+    if not is_fine_tuned(models) or not len(new_texts(models, bundle_items(models, read_item_table(workspace.items)))):
         return True
     tuned = find_manifest(workspace.fine_tuned)
     if tuned is None or tuned.fingerprint != read_manifest(models.alignment).fingerprint:
@@ -95,7 +96,7 @@ def external_inputs(context: Context) -> dict[str, Any]:
     """The LLM and SBERT, which are no artifacts, and of the items what a bundle holds: no counts."""
     llm, text, items = context.config.llm, context.config.text, context.workspace.items
     models = [model_identity(llm.name, llm.revision), model_identity(text.model, text.revision)]
-    return {"models": models, "items": words_digest(read_table(items)) if find_manifest(items) else None}
+    return {"models": models, "items": words_digest(items) if find_manifest(items) else None}
 
 
 def show(config: Config, console: Console, version: str | None) -> None:

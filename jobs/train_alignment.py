@@ -19,11 +19,11 @@ from allmrec.alignment.network import AlignmentNetwork, load_network, save_align
 from allmrec.alignment.texts import TrainedTexts
 from allmrec.alignment.training import AlignmentTraining, alignment_quality, spread_kept
 from allmrec.cf.teacher import load_teacher
-from allmrec.core.artifacts import find_manifest, read_manifest, read_table, writing
+from allmrec.core.artifacts import find_manifest, read_manifest, writing
 from allmrec.core.distributed import rank_and_world_size
 from allmrec.core.storage import Storage
 from allmrec.core.workspace import Workspace
-from allmrec.data.catalogue import Catalogue, drawable_items
+from allmrec.data.catalogue import Catalogue, drawable_items, read_item_table
 from allmrec.data.sequences import Sequences
 from allmrec.data.trained_items import check_trained_on, write_trained_items
 from allmrec.text.cache import TextCache
@@ -41,7 +41,7 @@ INPUTS = (Workspace.teacher, Workspace.item_text_embeddings, Workspace.sequences
 
 def run(context: Context) -> Stats:
     workspace, config = context.workspace, context.resolved("alignment")
-    alignment, items = workspace.alignment, read_table(workspace.items)
+    alignment, items = workspace.alignment, read_item_table(workspace.items)
     check_trained_on(workspace.teacher, items)
     with writing(alignment, Workspace.alignment, context.fingerprint, config) as out:
         fine_tuned = context.config.alignment.text_encoder == "fine-tuned"
@@ -94,7 +94,8 @@ def loop(settings: dict[str, Any]) -> Stats:
     if config.text_encoder == "fine-tuned":
         text = settings["text"]
         encoder = load_encoder(text.model_copy(update={"dtype": "float32"}), str(device()))
-        trained_texts = TrainedTexts(config, encoder, Catalogue.read(settings["items"]).texts, text.max_chars)
+        catalogue = Catalogue.read(settings["items"], texts=True)
+        trained_texts = TrainedTexts(config, encoder, catalogue.texts, text.max_chars)
     training = AlignmentTraining(
         config,
         load_teacher(settings["teacher"]),
@@ -103,7 +104,7 @@ def loop(settings: dict[str, Any]) -> Stats:
         seed,
         device(),
         trained_texts,
-        drawable_items(read_table(settings["items"])),
+        drawable_items(read_item_table(settings["items"])),
     )
     run_epochs(training)
     if rank_and_world_size()[0] != 0:

@@ -17,10 +17,10 @@ from allmrec.alignment.joint import EmbeddingChoice
 from allmrec.alignment.network import load_joint
 from allmrec.cf.teacher import Teacher, load_teacher
 from allmrec.cf.training import ValidationCases
-from allmrec.core.artifacts import read_manifest, read_table, shard_name, writing
+from allmrec.core.artifacts import read_manifest, shard_name, writing
 from allmrec.core.distributed import rank_and_world_size
 from allmrec.core.workspace import Workspace
-from allmrec.data.catalogue import Catalogue
+from allmrec.data.catalogue import Catalogue, read_item_table
 from allmrec.data.sequences import Sequences
 from allmrec.data.trained_items import check_trained_on, read_trained_items
 from allmrec.llm.loading import load_tokenizer, max_positions
@@ -46,7 +46,7 @@ def run(context: Context) -> Stats:
     config, workspace, readout = context.config, context.workspace, named(context)
     inputs = STEP.under(config).inputs
     for model in {Workspace.teacher, Workspace.alignment}.intersection(inputs):
-        check_trained_on(workspace.at(model), read_table(workspace.items))
+        check_trained_on(workspace.at(model), read_item_table(workspace.items))
     settings = {
         "readout": readout,
         **{name: getattr(config, name) for name in ("prompt", "llm", "bundle", "seed")},

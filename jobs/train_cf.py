@@ -20,11 +20,11 @@ from allmrec.cf.external import ImportTeacher, open_tables, table_files
 from allmrec.cf.history_texts import HistoryTexts
 from allmrec.cf.teacher import TeacherConfig, save_teacher
 from allmrec.cf.training import TeacherTraining, ValidationCases
-from allmrec.core.artifacts import read_manifest, read_table, writing
+from allmrec.core.artifacts import read_manifest, writing
 from allmrec.core.distributed import rank_and_world_size
 from allmrec.core.storage import Storage
 from allmrec.core.workspace import Workspace
-from allmrec.data.catalogue import UNTITLED, Catalogue, display_titles, drawable_items
+from allmrec.data.catalogue import UNTITLED, Catalogue, display_titles, drawable_items, in_order, read_item_table
 from allmrec.data.trained_items import write_trained_items
 from allmrec.text.embeddings import check_embedded, read_texts
 from allmrec.text.encoder import encoder_identity
@@ -50,7 +50,7 @@ def train_into(
 ) -> Stats:
     """Train a teacher and write it as an artifact."""
     config, workspace = context.config, context.workspace
-    items = read_table(workspace.items)
+    items = read_item_table(workspace.items)
     encoders = encoders_of(context, teacher, items)
     settings = {
         "config": teacher,
@@ -122,7 +122,7 @@ def loop(settings: dict[str, Any]) -> Stats:
     config = settings["config"]
     parts = training_parts(settings["sequences"], config.memory_mb)
     cases = ValidationCases.read(settings["cases"], settings["sequences"], config.validation_users, settings["seed"])
-    items, encode = read_table(settings["items"]).sort_by("item_index"), None
+    items, encode = in_order(read_item_table(settings["items"])), None
     if config.is_pretrained:
         titles = Catalogue.from_table(items).titles
         encode = HistoryTexts(titles, settings["verb"], config.max_history, settings["text"], device().type)

@@ -16,11 +16,11 @@ from allmrec.alignment.joint import EmbeddingChoice
 from allmrec.alignment.network import load_joint
 from allmrec.cf.teacher import load_teacher
 from allmrec.cf.training import ValidationCases
-from allmrec.core.artifacts import read_manifest, read_table, shard_name, writing
+from allmrec.core.artifacts import read_manifest, shard_name, writing
 from allmrec.core.distributed import rank_and_world_size
 from allmrec.core.pretrained import model_identity
 from allmrec.core.workspace import Workspace
-from allmrec.data.catalogue import Catalogue
+from allmrec.data.catalogue import Catalogue, read_item_table
 from allmrec.data.sequences import Sequences
 from allmrec.data.trained_items import check_trained_on, read_trained_items
 from allmrec.llm.loading import LLMConfig, Placement, load_tokenizer, max_positions, torch_dtype
@@ -54,7 +54,7 @@ SECTIONS = ("projection", "prompt", "llm", "bundle")  # bundle says which form s
 def run(context: Context) -> Stats:
     config, workspace = context.config, context.workspace
     for model in (workspace.teacher, workspace.alignment):
-        check_trained_on(model, read_table(workspace.items))
+        check_trained_on(model, read_item_table(workspace.items))
     settings = {
         **{name: getattr(config, name) for name in SECTIONS},
         "seed": config.seed,

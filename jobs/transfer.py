@@ -16,8 +16,9 @@ import torch
 from allmrec.alignment.network import load_network, save_alignment
 from allmrec.alignment.transfer import decoded_items, drawn_items, read_items, with_items
 from allmrec.cf.teacher import load_teacher, save_teacher
-from allmrec.core.artifacts import ArtifactWriter, Manifest, read_file, read_manifest, read_table, writing
+from allmrec.core.artifacts import ArtifactWriter, Manifest, read_file, read_manifest, writing
 from allmrec.core.workspace import Workspace, open_workspace
+from allmrec.data.catalogue import read_item_table
 from allmrec.data.trained_items import write_trained_items
 from allmrec.text.embeddings import read_texts
 from jobs.embed import embed_by
@@ -51,7 +52,7 @@ def run(context: Context) -> Stats:
         teacher_out.add(save_teacher(workspace.teacher, teacher))
         alignment_out.add(save_alignment(workspace.alignment, network, *joint))
         for out in (teacher_out, alignment_out):
-            write_trained_items(out, read_table(workspace.items))
+            write_trained_items(out, read_item_table(workspace.items))
         for name in projectors.files:
             projectors_out.file(name, read_file(other.projectors, projectors, name))
     return stats

@@ -19,9 +19,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from allmrec.core.artifacts import read_manifest, read_tensors, write_tensors
+from allmrec.core.artifacts import read_manifest
 from allmrec.core.settings import Section
 from allmrec.core.storage import Storage
+from allmrec.core.tensor_files import read_tensors, write_tensors
 
 WEIGHTS, JOINT = "alignment.safetensors", "joint.safetensors"
 LossName = Literal["matching", "item_recon", "text_recon", "rec"]  # equations 2 to 5
@@ -145,15 +146,15 @@ def load_joint(storage: Storage) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def save_network(storage: Storage, network: AlignmentNetwork) -> dict[str, dict]:
-    """Write the network; returns the file's entry for the manifest."""
-    return {WEIGHTS: write_tensors(storage, WEIGHTS, network.state_dict())}
+    """Write the network; returns the files' entries for the manifest."""
+    return write_tensors(storage, WEIGHTS, network.state_dict())
 
 
 def save_alignment(
     storage: Storage, network: AlignmentNetwork, e_NJ: torch.Tensor, q_NJ: torch.Tensor
 ) -> dict[str, dict]:
     """Write the network and the joint embeddings; returns the files' entries for the manifest."""
-    return save_network(storage, network) | {JOINT: write_tensors(storage, JOINT, {"e": e_NJ, "q": q_NJ})}
+    return save_network(storage, network) | write_tensors(storage, JOINT, {"e": e_NJ, "q": q_NJ})
 
 
 def _moments(rows_ND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

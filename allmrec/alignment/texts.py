@@ -61,7 +61,7 @@ class TrainedTexts(nn.Module):
                 module.sparse = True  # else every pass would fill and add a gradient of the whole vocabulary's size
         cut = pc.utf8_slice_codeunits(texts_N, 0, max_chars).dictionary_encode()
         self.text_N = cut.indices.to_numpy()
-        self.tokens, self.lengths, self.constants, self.pads = _tokenised(encoder, cut.dictionary.to_pylist())
+        self.tokens, self.lengths, self.constants, self.pads = _tokenised(encoder, cut.dictionary)
         self.offsets = offsets_of(self.lengths)
         self.read = self.padded = 0  # tokens that this worker has encoded, without and with padding
 
@@ -129,7 +129,7 @@ def make_dense(weights: Iterable[torch.Tensor]) -> None:
             weight.grad = weight.grad.to_dense()
 
 
-def _tokenised(encoder: Any, texts: list[str]) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, Any], bool]:
+def _tokenised(encoder: Any, texts: pa.Array) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, Any], bool]:
     """The texts as `encode` reads them, behind the encoder's prompt.
 
     Returns:
@@ -141,7 +141,7 @@ def _tokenised(encoder: Any, texts: list[str]) -> tuple[dict[str, np.ndarray], n
     """
     blocks, lengths, pads, constants = [], [], False, {}
     for first in range(0, len(texts), _BLOCK):
-        features = encoder.preprocess(texts[first : first + _BLOCK], prompt=default_prompt(encoder))
+        features = encoder.preprocess(texts[first : first + _BLOCK].to_pylist(), prompt=default_prompt(encoder))
         tensors = {name: value.numpy() for name, value in features.items() if isinstance(value, torch.Tensor)}
         constants = {name: value for name, value in features.items() if name not in tensors}
         ids, pads = tensors["input_ids"], "attention_mask" in tensors

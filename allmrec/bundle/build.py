@@ -6,7 +6,7 @@ What a bundle is made of is said in `description`, how it is loaded in `loading`
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import Field
@@ -14,23 +14,15 @@ from pydantic import Field
 from allmrec.bundle.description import DESCRIPTION, FORMAT, MODELS, check_files, read_description
 from allmrec.bundle.items import NEW_Q, bundle_items, embed_new_texts
 from allmrec.bundle.loading import load_from, probe
-from allmrec.core.artifacts import (
-    MANIFEST,
-    Manifest,
-    file_entry,
-    read_file,
-    read_manifest,
-    read_table,
-    shard_name,
-    to_parquet,
-    to_safetensors,
-)
+from allmrec.core.artifacts import MANIFEST, Manifest, file_entry, read_file, read_manifest, shard_name, to_parquet
 from allmrec.core.hashing import fingerprint
 from allmrec.core.pretrained import model_identity
 from allmrec.core.settings import Section
 from allmrec.core.storage import Storage
+from allmrec.core.tensor_files import tensor_shards, to_safetensors
 from allmrec.core.version import __version__
 from allmrec.core.workspace import Workspace
+from allmrec.data.catalogue import item_shards, read_item_table
 from allmrec.data.trained_items import ids_digest, read_trained_items, words_digest
 
 # key of `baselines` → part
@@ -95,7 +87,7 @@ def _build(workspace: Workspace, models: Workspace, config: Mapping[str, Any], i
     }
     _check_systems({system: manifests[system] for system in systems}, made_of)
     _check_trained_items(models, [system for system in systems if system not in OF_LLM])
-    items = bundle_items(models, read_table(workspace.items))
+    items = bundle_items(models, read_item_table(workspace.items))
     content = {
         "format": FORMAT,
         "config": dict(config),
@@ -103,7 +95,7 @@ def _build(workspace: Workspace, models: Workspace, config: Mapping[str, Any], i
         "parts": {model: manifests[model].digest for model in MODELS},
         # Apart, so that no user's row depends on a system that does not rank it.
         **({"systems": {system: manifests[system].digest for system in systems}} if systems else {}),
-        "items": words_digest(items),
+        "items": words_digest(workspace.items),
     }
     version = fingerprint(content)[:12]
     root = workspace.bundles.at(version)
@@ -112,8 +104,11 @@ def _build(workspace: Workspace, models: Workspace, config: Mapping[str, Any], i
     own = text_embeddings(workspace, models)
     texts = embed_new_texts(models, items, own, workspace.item_text_embeddings, systems)
     files = _write_models(models, root, manifests)
-    files |= _write_part(root, Workspace.items, shard_name(0), to_parquet(items), rows=len(items))
-    files |= _write_part(root, Workspace.new_texts, NEW_Q, to_safetensors(texts))
+    shards = enumerate(item_shards(items))
+    tables = ((shard_name(number), to_parquet(shard), {"rows": len(shard)}) for number, shard in shards)
+    files |= _write_part(root, Workspace.items, tables)
+    tensors = ((name, to_safetensors(shard), {}) for name, shard in tensor_shards(NEW_Q, texts))
+    files |= _write_part(root, Workspace.new_texts, tensors)
     description = {
         "version": version,
         **content,
@@ -155,11 +150,15 @@ def _write_models(models: Workspace, root: Storage, manifests: Mapping[str, Mani
     return files
 
 
-def _write_part(root: Storage, kind: str, name: str, data: bytes, **entry: Any) -> dict[str, dict[str, Any]]:
-    """An artifact of one file."""
-    files = _put(root, f"{kind}/{name}", data)
-    (found,) = files.values()
-    return files | _put(root, f"{kind}/{MANIFEST}", Manifest(kind, "", {name: {**found, **entry}}).to_json())
+def _write_part(
+    root: Storage, kind: str, files: Iterable[tuple[str, bytes, dict[str, int]]]
+) -> dict[str, dict[str, Any]]:
+    """An artifact of files: name, content, and what its manifest says of each beside."""
+    written, entries = dict[str, dict[str, Any]](), dict[str, dict[str, Any]]()
+    for name, data, more in files:
+        written |= _put(root, f"{kind}/{name}", data)
+        entries[name] = written[f"{kind}/{name}"] | more
+    return written | _put(root, f"{kind}/{MANIFEST}", Manifest(kind, "", entries).to_json())
 
 
 def _put(root: Storage, key: str, data: bytes) -> dict[str, dict[str, Any]]:

@@ -23,6 +23,7 @@ from allmrec.core.hashing import fingerprint
 from allmrec.core.pretrained import model_identity
 from allmrec.core.storage import Storage
 from allmrec.core.workspace import Workspace
+from allmrec.data.catalogue import in_order
 from allmrec.data.trained_items import ids_digest
 from allmrec.llm.loading import LLMConfig
 
@@ -98,7 +99,7 @@ def part_of_system(description: Mapping[str, Any], name: str) -> dict[str, str]:
 
 def check_items(description: Mapping[str, Any], items: Storage) -> None:
     """Raises ValueError when the indices of a prepared `items` table are not the bundle's."""
-    if ids_digest(read_table(items).sort_by("item_index")) != description["item_ids"]:
+    if ids_digest(in_order(read_table(items, columns=["item_index", "item_id"]))) != description["item_ids"]:
         raise ValueError(
             f"bundle {description['version']} numbers other items than {items.uri}; run `allmrec bundle build`, which "
             "takes new items without training"

@@ -9,9 +9,8 @@ holds the trained models as they were written, and beside them `items` (ids and 
 Dimensions: N = n + 1 items of the bundle (0 is padding), M with a new text, D = teacher.dim, J joint embedding
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,10 +19,14 @@ import torch
 
 from allmrec.alignment.network import load_joint, load_network
 from allmrec.cf.teacher import Teacher, load_teacher
-from allmrec.core.artifacts import read_manifest, read_part, read_table, read_tensors
+from allmrec.core.artifacts import read_manifest, read_part, read_table
+from allmrec.core.columns import take
 from allmrec.core.storage import Storage
+from allmrec.core.tensor_files import read_tensors
 from allmrec.core.workspace import Workspace
+from allmrec.data.catalogue import in_order
 from allmrec.data.trained_items import column_of, counts_of, ids_digest, indices_in, read_trained_items, with_counts
+from allmrec.text.embeddings import to_tensor
 from schemas import items as items_schema
 
 NEW_Q = "q.safetensors"
@@ -54,7 +57,7 @@ def bundle_items(models: Workspace, items: pa.Table) -> pa.Table:
             f"{models.teacher.uri} and {models.alignment.uri} were trained on different items; run train-alignment and "
             "train-projection again"
         )
-    items = items.sort_by("item_index")
+    items = in_order(items)
     columns = {name: items.column(name) for name in ("item_id", "title", "item_index", "text_hash")}
     columns |= counts_of(items.column("item_id"), trained)
     blank = {name: pa.nulls(len(items), items_schema.SCHEMA.field(name).type) for name in items_schema.SCHEMA.names}
@@ -64,7 +67,7 @@ def bundle_items(models: Workspace, items: pa.Table) -> pa.Table:
 def new_texts(models: Workspace, items: pa.Table) -> np.ndarray:
     """int64 (M,): indices of the items whose text the alignment has not seen, in a table of `bundle_items`."""
     seen = column_of(items.column("item_id"), read_trained_items(models.alignment), "text_hash")
-    same = pc.fill_null(pc.equal(items.column("text_hash").combine_chunks(), seen), False)
+    same = pc.fill_null(pc.equal(items.column("text_hash"), seen), False)
     return np.flatnonzero(~same.to_numpy(zero_copy_only=False)) + 1
 
 
@@ -90,7 +93,8 @@ def embed_new_texts(
                 f"{texts.uri} is not by {encoder}, as in training; set text.model and text.dtype as then or train again"
             )
         with torch.inference_mode():
-            q_MJ = network.encode_texts(_embeddings(texts, items, indices))
+            parts = [network.encode_texts(part_RS) for part_RS in _embeddings(texts, items, indices)]
+            q_MJ = torch.cat(parts)
     new = {"item_index": torch.from_numpy(indices), "q": q_MJ}
     for name in (Workspace.teacher, *systems) if len(indices) else ():
         e_MD = _embed_for_teacher(models.at(name), items, indices, frozen)
@@ -109,7 +113,8 @@ def _embed_for_teacher(model: Storage, items: pa.Table, indices: np.ndarray, fro
             "text.model and text.dtype as then or train again"
         )
     with torch.inference_mode():
-        return load_teacher(model).embed_texts(_embeddings(frozen, items, indices))
+        teacher = load_teacher(model)
+        return torch.cat([teacher.embed_texts(part_RS) for part_RS in _embeddings(frozen, items, indices)])
 
 
 def load_item_models(bundled: Workspace, items: pa.Table) -> ItemModels:
@@ -144,36 +149,38 @@ def _by_item(rows_N: torch.Tensor, new: dict[str, torch.Tensor], name: str) -> t
 
 def current_items(storage: Storage, version: str) -> pa.Table:
     """The bundle's `items`, with availability, categories and interactions as they are prepared now."""
-    return with_counts(_own_items(storage, version), read_table(Workspace(storage).items))
+    columns = ["item_id", "categories", "available", "popularity", "interactions"]
+    return with_counts(_own_items(storage, version), read_table(Workspace(storage).items, columns=columns))
 
 
 def renumbering(storage: Storage, version: str) -> np.ndarray:
     """The bundle's index of each item that is prepared now: int64 (I,); 0 where the bundle does not have the item."""
-    prepared = read_table(Workspace(storage).items).sort_by("item_index")
+    prepared = in_order(read_table(Workspace(storage).items, columns=["item_index", "item_id"]))
     return indices_in(prepared.column("item_id"), _own_items(storage, version))
 
 
 def new_since_training(storage: Storage, version: str) -> np.ndarray:
     """bool (N,): the bundle's items that its models were not trained on; padding is none of them."""
     bundled = Workspace(Workspace(storage).bundles.at(version))
-    rows_N = indices_in(read_table(bundled.items).column("item_id"), read_trained_items(bundled.teacher))
+    ids = read_table(bundled.items, columns=["item_id"]).column("item_id")
+    rows_N = indices_in(ids, read_trained_items(bundled.teacher))
     return np.append(False, rows_N[1:] == 0)
 
 
-def _embeddings(texts: Storage, items: pa.Table, indices: np.ndarray) -> torch.Tensor:
-    """Q of some items, (M, S); reads the shards that have them."""
-    manifest, wanted, first, found = read_manifest(texts), items.take(pa.array(indices - 1)), 1, list[Any]()
+def _embeddings(texts: Storage, items: pa.Table, indices: np.ndarray) -> Iterator[torch.Tensor]:
+    """Q of some items, (R, S) from each shard that has some; ascending, as the indices are."""
+    manifest, first = read_manifest(texts), 1
     for name, entry in manifest.files.items():  # in the order of item_index
-        inside = indices[(indices >= first) & (indices < first + entry["rows"])]
+        inside = indices[slice(*np.searchsorted(indices, (first, first + entry["rows"])))]
         if len(inside):
-            found.append(read_part(texts, manifest, name).take(pa.array(inside - first)))
+            table = read_part(texts, manifest, name).take(pa.array(inside - first))
+            keys = [(table.column(key), take(items.column(key), inside - 1)) for key in ("item_id", "text_hash")]
+            if not all(found.equals(wanted) for found, wanted in keys):
+                break
+            yield to_tensor(table.column("embedding"))
         first += entry["rows"]
-    table = pa.concat_tables(found) if found else read_table(texts).slice(0, 0)
-    made_of = [table.column(name).to_pylist() for name in ("item_id", "text_hash")]
-    if made_of != [wanted.column(name).to_pylist() for name in ("item_id", "text_hash")]:
+    if first <= indices.max():
         raise ValueError(f"{texts.uri} does not hold the texts of the items that are prepared; run embed first")
-    lists = table.column("embedding").combine_chunks()
-    return torch.from_numpy(lists.flatten().to_numpy().copy()).view(len(table), -1)
 
 
 def _own_items(storage: Storage, version: str) -> pa.Table:

@@ -16,8 +16,9 @@ from allmrec.alignment.joint import EmbeddingChoice
 from allmrec.bundle.description import verify_bundle
 from allmrec.bundle.items import load_item_models, renumber
 from allmrec.cf.teacher import Teacher, load_teacher
-from allmrec.core.artifacts import read_table, read_tensors
+from allmrec.core.artifacts import read_table
 from allmrec.core.storage import Storage
+from allmrec.core.tensor_files import read_tensors
 from allmrec.core.workspace import Workspace
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences, offsets_of

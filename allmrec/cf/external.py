@@ -19,11 +19,11 @@ import torch
 
 from allmrec.cf.teacher import Teacher, TeacherConfig, save_teacher
 from allmrec.cf.training import ValidationCases, validate
-from allmrec.core.artifacts import read_table, writing
+from allmrec.core.artifacts import writing
 from allmrec.core.hashing import hash_strings
 from allmrec.core.storage import S3Config, Storage
 from allmrec.core.workspace import Workspace
-from allmrec.data.catalogue import drawable_items
+from allmrec.data.catalogue import drawable_items, in_order, read_item_table
 from allmrec.data.prepare.clean import is_id
 from allmrec.data.sequences import Sequences
 from allmrec.data.sources.source import Column, InputFile, Source, find_files, open_source
@@ -104,7 +104,7 @@ class ImportTeacher:
     resolved: dict[str, Any]  # its config
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
-        items = read_table(self.items).sort_by("item_index")
+        items = in_order(read_item_table(self.items))
         teacher, stats = import_teacher(
             self.item_embeddings, self.user_representations, items.column("item_id"), Sequences.read(self.sequences)
         )

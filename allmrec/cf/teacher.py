@@ -20,9 +20,10 @@ from torch.nn import functional as F
 from allmrec.cf.contrastive import PretrainingConfig
 from allmrec.cf.dropout import Dropout, Masks
 from allmrec.cf.items import TextItems
-from allmrec.core.artifacts import read_manifest, read_tensors, write_tensors
+from allmrec.core.artifacts import read_manifest
 from allmrec.core.settings import Section
 from allmrec.core.storage import Storage
+from allmrec.core.tensor_files import read_tensors, write_tensors
 from allmrec.data.config import SourceConfig
 from allmrec.data.sequences import Sequences
 from schemas import item_embeddings, user_representations
@@ -273,7 +274,7 @@ def build_teacher(config: TeacherConfig, num_items: int, text_dim: int | None = 
 
 def save_teacher(storage: Storage, teacher: Teacher) -> dict[str, dict[str, Any]]:
     """Write the weights; returns the files' entries for the manifest, whose config must hold the section `teacher`."""
-    return {WEIGHTS: write_tensors(storage, WEIGHTS, teacher.state_dict())}
+    return write_tensors(storage, WEIGHTS, teacher.state_dict())
 
 
 def load_teacher(storage: Storage) -> Teacher:

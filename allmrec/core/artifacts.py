@@ -2,8 +2,7 @@
 
 The manifest names every file with its sha256, so a reader sees a whole artifact or none, damage is refused by
 name, and a step knows by `fingerprint` that its work is already done. `writing` is how one is written. Files are
-Parquet, safetensors and JSON; nothing is unpickled. Knows the table schemas; leaves what the tensors mean to their
-owners.
+Parquet, safetensors (`tensor_files`) and JSON; nothing is unpickled. Knows the table schemas.
 """
 
 import hashlib
@@ -12,17 +11,15 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from allmrec.core.hashing import fingerprint
 from allmrec.core.storage import Storage
 from schemas import check
-
-if TYPE_CHECKING:  # readers of tables need no torch
-    import torch
 
 MANIFEST = "manifest.json"
 
@@ -96,9 +93,6 @@ class ArtifactWriter:
     def file(self, name: str, data: bytes) -> None:
         self.storage.write(name, data)
         self.files[name] = file_entry(data)
-
-    def tensors(self, name: str, tensors: "Mapping[str, torch.Tensor]") -> None:
-        self.files[name] = write_tensors(self.storage, name, tensors)
 
     def add(self, entries: Mapping[str, dict[str, Any]]) -> None:
         """Files that are written already, by workers or by a copy."""
@@ -199,33 +193,24 @@ def shard_name(shard: int) -> str:
     return f"part-{shard:05d}.parquet"
 
 
-def read_table(storage: Storage, shards: Sequence[int] | None = None) -> pa.Table:
-    """A table, or the given shards of it. Raises ValueError naming what is missing or damaged."""
+def read_table(storage: Storage, shards: Sequence[int] | None = None, columns: Sequence[str] | None = None) -> pa.Table:
+    """A table, or the given shards or columns of it. Raises ValueError naming what is missing or damaged."""
     manifest = read_manifest(storage)
     names = manifest.files if shards is None else [shard_name(shard) for shard in shards]
-    return pa.concat_tables([read_part(storage, manifest, name) for name in names])
+    return pa.concat_tables([read_part(storage, manifest, name, columns) for name in names])
 
 
-def read_part(storage: Storage, manifest: Manifest, name: str) -> pa.Table:
+def read_rows(storage: Storage, manifest: Manifest, rows: np.ndarray) -> pa.Table:
+    """Some rows of a table, ascending, counted over its files: reads those that have some, one at a time."""
+    first, found = 0, list[pa.Table]()
+    for name, entry in manifest.files.items():
+        here = rows[slice(*np.searchsorted(rows, (first, first + entry["rows"])))]
+        if len(here) or not found:
+            found.append(read_part(storage, manifest, name).take(pa.array(here - first)))
+        first += entry["rows"]
+    return pa.concat_tables(found)
+
+
+def read_part(storage: Storage, manifest: Manifest, name: str, columns: Sequence[str] | None = None) -> pa.Table:
     """One Parquet file of an artifact, verified. Raises ValueError naming a damaged or missing file."""
-    return pq.read_table(io.BytesIO(read_file(storage, manifest, name)))
-
-
-def write_tensors(storage: Storage, name: str, tensors: "Mapping[str, torch.Tensor]") -> dict[str, Any]:
-    """Write one safetensors file; returns its entry for the manifest."""
-    data = to_safetensors(tensors)
-    storage.write(name, data)
-    return file_entry(data)
-
-
-def to_safetensors(tensors: "Mapping[str, torch.Tensor]") -> bytes:
-    from safetensors.torch import save
-
-    return save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
-
-
-def read_tensors(storage: Storage, name: str) -> "dict[str, torch.Tensor]":
-    """The tensors of one verified safetensors file of an artifact."""
-    from safetensors.torch import load
-
-    return load(read_file(storage, read_manifest(storage), name))
+    return pq.read_table(io.BytesIO(read_file(storage, manifest, name)), columns=columns and [*columns])

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+_LIST, _BLOCK = "\0list", 1 << 16  # where a list comes; how much of it is text at once
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -82,14 +83,14 @@ def key64(*parts: int) -> np.uint64:
 
 def hash_strings(strings: pa.Array | pa.ChunkedArray, seed: int = 0) -> np.ndarray:
     """64-bit hashes of strings: uint64 (N,). Eight bytes a round, so the cost is N x longest / 8."""
-    if isinstance(strings, pa.ChunkedArray):
-        strings = strings.combine_chunks()
+    if isinstance(strings, pa.ChunkedArray):  # one by one: together their texts may be more than 2^31 bytes
+        return np.concatenate([np.zeros(0, np.uint64), *(hash_strings(chunk, seed) for chunk in strings.chunks)])
     binary = strings.cast(pa.large_string()).cast(pa.large_binary())
     assert binary.null_count == 0, "ids are not null: cleaning quarantines such rows"
     _, offsets_buffer, data_buffer = binary.buffers()
     offsets = np.frombuffer(offsets_buffer, dtype=np.int64)[binary.offset : binary.offset + len(binary) + 1]
-    data = np.frombuffer(data_buffer or b"", dtype=np.uint8)
-    starts, lengths = offsets[:-1], np.diff(offsets)
+    data = np.frombuffer(data_buffer or b"", dtype=np.uint8)[offsets[0] : offsets[-1]]
+    starts, lengths = offsets[:-1] - offsets[0], np.diff(offsets)
     padded = np.concatenate([data, np.zeros(8, dtype=np.uint8)])
     words = np.ndarray(len(data) + 1, dtype="<u8", buffer=padded, strides=(1,))  # the eight bytes from each on
     hashes = mix64(lengths.astype(np.uint64) ^ key64(seed))
@@ -125,5 +126,19 @@ def shard_of(user_ids: pa.Array | pa.ChunkedArray, num_shards: int) -> np.ndarra
 
 def fingerprint(value: Any) -> str:
     """sha256 (hex) of a JSON-able value in canonical form."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(_canonical(value).encode()).hexdigest()
+
+
+def fingerprint_with(value: dict[str, Any], key: str, strings: pa.Array) -> str:
+    """As `fingerprint` of `value | {key: strings.to_pylist()}`, without all of them as Python's strings."""
+    head, tail = _canonical(value | {key: _LIST}).split(_canonical(_LIST))
+    digest = hashlib.sha256(f"{head}[".encode())
+    for first in range(0, len(strings), _BLOCK):
+        listed = _canonical(strings[first : first + _BLOCK].to_pylist())
+        digest.update(("," * (first > 0) + listed[1:-1]).encode())
+    digest.update(f"]{tail}".encode())
+    return digest.hexdigest()
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)

@@ -1,6 +1,8 @@
 """The prepared items table as arrays by item index."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -8,17 +10,19 @@ import pyarrow.compute as pc
 
 from allmrec.core.artifacts import read_table
 from allmrec.core.storage import Storage
+from schemas import items
 
 UNTITLED = "untitled item"
+ITEMS_PER_SHARD = 1 << 15  # of `items` and of their text embeddings, in the order of item_index
 
 
 @dataclass(frozen=True)
 class Catalogue:
     """n items; arrays have n + 1 entries, entry 0 is padding."""
 
+    words: pa.Table  # title and, for `texts`, description as the shop has them, without padding
     item_ids: pa.Array  # string
-    titles: pa.Array  # string, never null: UNTITLED where the catalogue has none
-    texts: pa.Array  # string: what the text encoder reads (paper equation 2)
+    titles: pa.Array  # large_string, never null: UNTITLED where the catalogue has none
     text_hashes: pa.Array  # string
     popularity: np.ndarray  # int64, training interactions
     available: np.ndarray  # bool; entry 0 is False
@@ -28,21 +32,25 @@ class Catalogue:
     def num_items(self) -> int:
         return len(self.item_ids) - 1
 
+    @cached_property
+    def texts(self) -> pa.Array:
+        """large_string (n + 1,): what the text encoder reads (paper equation 2)."""
+        return _padded(item_texts(self.words.column("title"), self.words.column("description")), "")
+
     @classmethod
-    def read(cls, storage: Storage) -> "Catalogue":
-        return cls.from_table(read_table(storage))
+    def read(cls, storage: Storage, texts: bool = False) -> "Catalogue":
+        """From the stored `items` table. Args: texts: with the descriptions, which only `texts` needs."""
+        return cls.from_table(read_table(storage) if texts else read_item_table(storage))
 
     @classmethod
     def from_table(cls, table: pa.Table) -> "Catalogue":
         """From the prepared `items` table, which is ordered by item_index."""
-        table = table.sort_by("item_index")
-        assert table.column("item_index").to_pylist() == list(range(1, table.num_rows + 1)), "item_index is dense"
-        titles = table.column("title")
+        words = in_order(table).select([name for name in ("title", "description") if name in table.column_names])
         available = pc.fill_null(table.column("available"), True)
         return cls(
+            words=words,
             item_ids=_padded(table.column("item_id"), ""),
-            titles=_padded(display_titles(titles), ""),
-            texts=_padded(item_texts(titles, table.column("description")), ""),
+            titles=_padded(display_titles(words.column("title")), ""),
             text_hashes=_padded(table.column("text_hash"), ""),
             popularity=_padded(table.column("popularity"), 0).to_numpy(),
             available=_padded(available, False).to_numpy(zero_copy_only=False),
@@ -57,6 +65,24 @@ class ItemCounts:
     popularity: np.ndarray  # interactions that train: what a system can know
     interactions: np.ndarray  # all; the others were held out, or not trained on
     users: int  # of `sequences`
+
+
+def read_item_table(storage: Storage) -> pa.Table:
+    """The stored `items` table without descriptions, which are most of a catalogue."""
+    return read_table(storage, columns=[name for name in items.SCHEMA.names if name != "description"])
+
+
+def item_shards(table: pa.Table) -> Iterator[pa.Table]:
+    """A table by item as its files have it; one of no items is one file."""
+    for first in range(0, max(len(table), 1), ITEMS_PER_SHARD):
+        yield table.slice(first, ITEMS_PER_SHARD)
+
+
+def in_order(table: pa.Table) -> pa.Table:
+    """The `items` table itself, which `prepare` orders by item_index: 1 … n."""
+    index = table.column("item_index").to_numpy()
+    assert np.array_equal(index, np.arange(1, len(table) + 1)), "item_index is dense and ascending"
+    return table
 
 
 def drawable_items(table: pa.Table) -> np.ndarray:
@@ -91,16 +117,21 @@ def _closest(sizes: np.ndarray, wanted: float) -> int:
 
 
 def display_titles(titles: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Titles on one line, `UNTITLED` where nothing is left."""
-    cleaned = pc.utf8_trim_whitespace(pc.replace_substring_regex(titles, r"[\pZ\pC]+", " "))
+    """Titles on one line, `UNTITLED` where nothing is left: large_string."""
+    cleaned = pc.utf8_trim_whitespace(pc.replace_substring_regex(_large(titles), r"[\pZ\pC]+", " "))
     return pc.if_else(pc.equal(pc.fill_null(cleaned, ""), ""), UNTITLED, cleaned)
 
 
 def item_texts(titles: pa.ChunkedArray, descriptions: pa.ChunkedArray) -> pa.ChunkedArray:
-    """What SBERT reads: "Title: t, Description: d" (paper equation 2)."""
-    return pc.binary_join_element_wise(
-        "Title: ", display_titles(titles), ", Description: ", pc.fill_null(descriptions, ""), ""
-    )
+    """What SBERT reads: "Title: t, Description: d" (paper equation 2); large_string."""
+    before, between, nothing = (pa.scalar(text, pa.large_string()) for text in ("Title: ", ", Description: ", ""))
+    described = pc.fill_null(_large(descriptions), "")
+    return pc.binary_join_element_wise(before, display_titles(titles), between, described, nothing)
+
+
+def _large(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Texts of a catalogue may be more than the 2^31 bytes that an array of `string` holds."""
+    return texts.cast(pa.large_string())
 
 
 def _padded(column: pa.ChunkedArray, padding: object) -> pa.Array:

@@ -55,8 +55,9 @@ class Known:
 
     @cached_property
     def _items(self) -> pa.Array:
-        found = self.workspace.items.exists(MANIFEST)
-        table = read_table(self.workspace.items) if found else pa.table({"item_id": pa.array([], pa.string())})
+        if not self.workspace.items.exists(MANIFEST):
+            return pa.array([], pa.string())
+        table = read_table(self.workspace.items, columns=["item_id"])
         return table.column("item_id").cast(pa.string()).combine_chunks()
 
     @cached_property

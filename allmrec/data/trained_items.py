@@ -13,8 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from allmrec.core.artifacts import ArtifactWriter, read_manifest, read_part
+from allmrec.core.columns import take
 from allmrec.core.hashing import hash_strings
 from allmrec.core.storage import Storage
+from allmrec.data.catalogue import in_order
 from schemas import items as items_schema
 from schemas import trained_items
 
@@ -23,7 +25,7 @@ NAME = "items.parquet"  # in the artifact of a model
 
 def write_trained_items(out: ArtifactWriter, items: pa.Table) -> None:
     """Put into a model's artifact which items it was trained on: those of the prepared `items` table."""
-    out.table(NAME, trained_items.SCHEMA, items.sort_by("item_index"))
+    out.table(NAME, trained_items.SCHEMA, in_order(items))
 
 
 def read_trained_items(model: Storage) -> pa.Table:
@@ -36,18 +38,18 @@ def read_trained_items(model: Storage) -> pa.Table:
 
 def check_trained_on(model: Storage, items: pa.Table) -> None:
     """Raises ValueError unless the model was trained on the items of the prepared table, under the same indices."""
-    if ids_digest(read_trained_items(model)) != ids_digest(items.sort_by("item_index")):
+    if ids_digest(read_trained_items(model)) != ids_digest(in_order(items)):
         raise ValueError(f"{model.uri} was trained on other items than those that are prepared; train it again first")
 
 
 def indices_in(ids: pa.ChunkedArray, table: pa.Table) -> np.ndarray:
     """The index that each of the ids has in a table ordered by item_index: int64 (I,); 0 for padding and no index."""
-    return np.append(0, pc.fill_null(pc.add(_rows(ids, table), 1), 0).to_numpy())
+    return np.append(0, _rows(ids, table) + 1)
 
 
-def column_of(ids: pa.ChunkedArray, table: pa.Table, name: str) -> pa.Array:
+def column_of(ids: pa.ChunkedArray, table: pa.Table, name: str) -> pa.ChunkedArray:
     """What a table says of each of the ids; null where it does not have it."""
-    return table.column(name).combine_chunks().take(_rows(ids, table))
+    return take(table.column(name), _rows(ids, table))
 
 
 def with_counts(own: pa.Table, items: pa.Table) -> pa.Table:
@@ -56,7 +58,7 @@ def with_counts(own: pa.Table, items: pa.Table) -> pa.Table:
     What `items` does not have is not available.
     """
     ids = own.column("item_id")
-    known = pc.is_in(ids, value_set=items.column("item_id").combine_chunks())
+    known = pc.is_in(ids, value_set=items.column("item_id"))
     available = pc.if_else(known, column_of(ids, items, "available"), False)  # null counts as available
     return pa.table(
         {
@@ -68,7 +70,7 @@ def with_counts(own: pa.Table, items: pa.Table) -> pa.Table:
     )
 
 
-def counts_of(ids: pa.ChunkedArray, table: pa.Table) -> dict[str, pa.Array]:
+def counts_of(ids: pa.ChunkedArray, table: pa.Table) -> dict[str, pa.ChunkedArray]:
     """The columns popularity and interactions of the ids; 0 where the table does not have one."""
     return {name: pc.fill_null(column_of(ids, table, name), 0) for name in ("popularity", "interactions")}
 
@@ -78,12 +80,17 @@ def ids_digest(items: pa.Table) -> str:
     return hashlib.sha256(hash_strings(items.column("item_id")).tobytes()).hexdigest()
 
 
-def words_digest(items: pa.Table) -> str:
-    """Identity of a catalogue: ids by index, titles and texts; neither counts nor what is available."""
-    items = items.sort_by("item_index")
-    columns = (pc.fill_null(items.column(name), "") for name in ("item_id", "title", "text_hash"))
-    return hashlib.sha256(b"".join(hash_strings(column).tobytes() for column in columns)).hexdigest()
+def words_digest(items: Storage) -> str:
+    """Identity of a stored catalogue: ids by index, titles and texts; neither counts nor what is available.
+
+    Holds the words of one shard.
+    """
+    manifest, columns = read_manifest(items), ["item_id", "title", "text_hash"]
+    parts = (read_part(items, manifest, name, columns) for name in manifest.files)
+    hashes = [[hash_strings(pc.fill_null(part.column(name), "")) for name in columns] for part in parts]
+    return hashlib.sha256(b"".join(part[at].tobytes() for at in range(len(columns)) for part in hashes)).hexdigest()
 
 
-def _rows(ids: pa.ChunkedArray, table: pa.Table) -> pa.Array:
-    return pc.index_in(ids, value_set=table.column("item_id").combine_chunks()).combine_chunks().cast(pa.int64())
+def _rows(ids: pa.ChunkedArray, table: pa.Table) -> np.ndarray:
+    """The row of each id in a table, int64 (N,); -1 where it has none."""
+    return pc.fill_null(pc.index_in(ids, value_set=table.column("item_id")), -1).to_numpy().astype(np.int64)

@@ -22,6 +22,7 @@ from allmrec.core.shard_tasks import Report, ShardTask
 from allmrec.core.storage import Storage
 from allmrec.core.workspace import Workspace
 from allmrec.data.cases import Cases
+from allmrec.data.catalogue import read_item_table
 from allmrec.data.evaluation_cases import PROTOCOLS
 from allmrec.data.sequences import Sequences
 from allmrec.evaluation.answers import Answers
@@ -65,7 +66,7 @@ class EvaluateShards(ShardTask):
         workspace = Workspace(storage)
         self.sequences, self.cases = workspace.sequences, workspace.evaluation_cases
         self.results = workspace.evaluation_results
-        self.model = ALLMRec(load_bundle(storage, version).with_counts(read_table(workspace.items)), llm)
+        self.model = ALLMRec(load_bundle(storage, version).with_counts(read_item_table(workspace.items)), llm)
         self.systems = Systems(self.model, seed)
         self.answers = Answers(self.systems)
         self.names, self.seed, self.recall_at = names, seed, recall_at

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from allmrec.data.catalogue import in_order
 from allmrec.data.sequences import Sequences, offsets_of, ranges
 
 
@@ -29,10 +30,9 @@ class Categories:
         Raises:
             ValueError: no category is left.
         """
-        items = items.sort_by("item_index")
-        lists = items.column("categories").combine_chunks()
+        lists = in_order(items).column("categories")
         trimmed = pc.utf8_trim_whitespace(pc.list_flatten(lists))
-        names = pc.if_else(pc.equal(trimmed, ""), None, trimmed).dictionary_encode()
+        names = pc.if_else(pc.equal(trimmed, ""), None, trimmed).dictionary_encode().combine_chunks()
         known = pc.is_valid(names).to_numpy(zero_copy_only=False)
         item, category = pc.list_parent_indices(lists).to_numpy()[known], names.indices.drop_null().to_numpy()
         count = max(len(names.dictionary), 1)

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from allmrec.bundle.loading import load_bundle
-from allmrec.core.artifacts import read_table
 from allmrec.core.hashing import Draw, draws, key64, shard_of
 from allmrec.core.shard_tasks import Task
 from allmrec.core.storage import Storage
 from allmrec.core.workspace import Workspace
+from allmrec.data.catalogue import read_item_table
 from allmrec.data.sequences import Sequences
 from allmrec.explain.answers import ExplainConfig, FavouriteGenre
 from allmrec.explain.categories import Categories
@@ -33,7 +33,7 @@ class ExplainShards(Task):
     @cached_property
     def task(self) -> FavouriteGenre:
         """Made by the first call and not with the worker: Ray hands on an error of a call as it was raised."""
-        categories = Categories.from_table(read_table(self.workspace.items), self.config.max_categories)
+        categories = Categories.from_table(read_item_table(self.workspace.items), self.config.max_categories)
         return FavouriteGenre(self.model, categories, self.config)
 
     def tables(self, shard: int) -> Iterator[pa.Table]:

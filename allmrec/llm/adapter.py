@@ -16,9 +16,10 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from allmrec.core.artifacts import file_entry, read_file, read_manifest, read_tensors, write_tensors
+from allmrec.core.artifacts import file_entry, read_file, read_manifest
 from allmrec.core.settings import Section
 from allmrec.core.storage import Storage
+from allmrec.core.tensor_files import read_tensors, write_tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # PEFT's names
 _NAME = "default"  # of the adapter within PEFT's layers
@@ -108,7 +109,7 @@ def save_adapter(
     data = json.dumps(stored, indent=2, sort_keys=True, default=sorted).encode()  # sets are sorted
     storage.write(CONFIG, data)
     tensors = {name.replace("/", "."): weight for name, weight in weights.items()}
-    return {CONFIG: file_entry(data), WEIGHTS: write_tensors(storage, WEIGHTS, tensors)}
+    return {CONFIG: file_entry(data)} | write_tensors(storage, WEIGHTS, tensors)
 
 
 def load_adapter(storage: Storage, llm: nn.Module) -> Adapter:

@@ -19,6 +19,7 @@ from allmrec.core.settings import Section
 from allmrec.data.sequences import Sequences, offsets_of, ranges
 
 USER_SLOT = 0  # a slot's item when it receives x_u; items are 1 ... n
+_BLOCK = 1 << 16  # titles whose tokens are Python's at once
 _WHOLE = np.iinfo(np.int32).max  # tokens of a title that is not cut
 
 
@@ -83,7 +84,7 @@ class Titles:
 
     @classmethod
     def tokenise(cls, titles: pa.Array, tokenizer: Any, max_tokens: int | None) -> "Titles":
-        """Tokenise the titles of a `Catalogue` (n + 1 strings, the first one is padding) in one call.
+        """Tokenise the titles of a `Catalogue` (n + 1 strings, the first one is padding).
 
         Special tokens spelt out in a title are tokenised as the plain text that they are.
 
@@ -93,10 +94,10 @@ class Titles:
         if max_tokens is not None:
             # A token is at least one byte of text, so what is cut here cannot matter; the slack covers merges.
             titles = pc.utf8_slice_codeunits(titles, 0, 64 * max_tokens)
-        texts = pc.binary_join_element_wise("", titles, " ").to_pylist()[1:]
-        ids = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        lists = pa.array([[], *ids], pa.list_(pa.int32()))
-        full = Sequences(pa.nulls(len(lists), pa.string()), lists.offsets.to_numpy().astype(np.int64), _values(lists))
+        blocks = [_tokens(titles.slice(first, _BLOCK), tokenizer) for first in range(1, len(titles), _BLOCK)]
+        lengths = np.concatenate([[0], *(lengths for lengths, _ in blocks)])
+        tokens = np.concatenate([np.zeros(0, np.int32), *(tokens for _, tokens in blocks)])
+        full = Sequences(pa.nulls(len(titles), pa.string()), offsets_of(lengths), tokens)
         cut = full if max_tokens is None else full.shortened(np.minimum(full.lengths, max_tokens))
         return cls(cut.items, cut.offsets, _groups(cut))
 
@@ -261,5 +262,9 @@ def _groups(titles: Sequences) -> np.ndarray:
     return spelt.dictionary_encode().indices.to_numpy().astype(np.int32)
 
 
-def _values(lists: pa.Array) -> np.ndarray:
-    return lists.flatten().to_numpy().astype(np.int32)
+def _tokens(titles: pa.Array, tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
+    """How many tokens each title has, int64 (M,), and the tokens of all, int32."""
+    texts = [f" {title}" for title in titles.to_pylist()]
+    ids = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    lists = pa.array(ids, pa.list_(pa.int32()))
+    return np.diff(lists.offsets.to_numpy()), lists.flatten().to_numpy()

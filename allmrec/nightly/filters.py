@@ -84,9 +84,8 @@ def build_filter(
 def _outside(categories: pa.ChunkedArray, allowed: Sequence[str] | None) -> np.ndarray:
     outside_I = np.full(len(categories) + 1, allowed is not None)
     if allowed is not None:
-        lists = pa.concat_arrays([pa.array([], pa.list_(pa.string())), *categories.chunks])
-        inside = pc.is_in(pc.list_flatten(lists), pa.array(allowed, pa.string())).to_numpy(zero_copy_only=False)
-        outside_I[1 + pc.list_parent_indices(lists).to_numpy()[inside]] = False
+        inside = pc.is_in(pc.list_flatten(categories), pa.array(allowed, pa.string())).to_numpy(zero_copy_only=False)
+        outside_I[1 + pc.list_parent_indices(categories).to_numpy()[inside]] = False
     return outside_I
 
 

@@ -12,7 +12,7 @@ from allmrec.cf.approximate import load_faiss
 from allmrec.core.artifacts import read_manifest, read_table
 from allmrec.core.storage import S3Config, Storage
 from allmrec.core.workspace import Workspace
-from allmrec.data.catalogue import Catalogue
+from allmrec.data.catalogue import Catalogue, in_order
 from allmrec.data.known import Known
 from allmrec.data.sequences import num_shards
 from allmrec.data.sources.lists import IdList, read_list
@@ -111,7 +111,7 @@ class NightlyInputs:
             "dtype": self.llm.dtype,
             **{name: read_manifest(self.workspace.at(name)).digest for name in tables},
             # Of the prepared items: what the indices of `sequences` mean. What may be recommended is in the filter.
-            "items": ids_digest(read_table(self.workspace.items).sort_by("item_index")),
+            "items": ids_digest(in_order(read_table(self.workspace.items, columns=["item_index", "item_id"]))),
             "filter": filter.digest,
             "nightly": self.config.identity(),
             "weight": fitted_weight(self.workspace) if fixed is None else fixed,

@@ -13,8 +13,8 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from allmrec.alignment.joint import EmbeddingChoice
-from allmrec.core.artifacts import read_tensors, write_tensors
 from allmrec.core.storage import Storage
+from allmrec.core.tensor_files import read_tensors, write_tensors
 from allmrec.llm.batches import SoftTokens
 from allmrec.projection.settings import PAPER, Stage2Config
 
@@ -115,10 +115,7 @@ def save_projectors(
     storage: Storage, weights: dict[str, torch.Tensor], untrained: dict[str, torch.Tensor]
 ) -> dict[str, dict[str, Any]]:
     """Write state dictionaries of `Projectors`, trained and at their start; returns the files' entries."""
-    return {
-        WEIGHTS: write_tensors(storage, WEIGHTS, weights),
-        UNTRAINED: write_tensors(storage, UNTRAINED, untrained),
-    }
+    return write_tensors(storage, WEIGHTS, weights) | write_tensors(storage, UNTRAINED, untrained)
 
 
 def load_projectors(storage: Storage, untrained: bool = False) -> Projectors:

@@ -15,9 +15,10 @@ from pydantic import Field, model_validator
 from torch import nn
 from torch.nn import functional as F
 
-from allmrec.core.artifacts import read_manifest, read_tensors, write_tensors
+from allmrec.core.artifacts import read_manifest
 from allmrec.core.settings import Section
 from allmrec.core.storage import Storage
+from allmrec.core.tensor_files import read_tensors, write_tensors
 from allmrec.projection.examples import Targets
 
 WEIGHTS, VECTORS = "readout.safetensors", "vectors.safetensors"
@@ -196,10 +197,8 @@ def save_readout(
     Args:
         fixed: of `Readout.fixed`.
     """
-    return {
-        WEIGHTS: write_tensors(storage, WEIGHTS, weights | fixed),
-        VECTORS: write_tensors(storage, VECTORS, {"items": vectors_NV}),
-    }
+    files = write_tensors(storage, WEIGHTS, weights | fixed)
+    return files | write_tensors(storage, VECTORS, {"items": vectors_NV})
 
 
 def load_readout(storage: Storage) -> tuple[Readout, torch.Tensor]:

@@ -1,6 +1,6 @@
 """The table `item_text_embeddings` as what models train on.
 
-Dimensions: N = n + 1 items (0 is padding), I items, S of the text encoder
+Dimensions: N = n + 1 items (0 is padding), M rows, S of the text encoder
 """
 
 import pyarrow as pa
@@ -8,6 +8,7 @@ import torch
 
 from allmrec.core.artifacts import read_manifest, read_part, read_table
 from allmrec.core.storage import Storage
+from allmrec.data.catalogue import in_order
 
 _KEY = ["item_id", "text_hash"]
 
@@ -15,15 +16,19 @@ _KEY = ["item_id", "text_hash"]
 def read_texts(storage: Storage) -> torch.Tensor:
     """Q_NS of the `item_text_embeddings` table, which is ordered by item_index; row 0, padding, is zeros."""
     column = read_table(storage).column("embedding")
+    return torch.cat([torch.zeros(1, column.type.list_size), to_tensor(column)])
+
+
+def to_tensor(column: pa.ChunkedArray) -> torch.Tensor:
+    """Lists of a fixed size as (M, S), chunk by chunk: pyarrow cannot combine more than 2^31 numbers."""
     width = column.type.list_size
-    # Chunk by chunk: pyarrow cannot combine more than 2^31 numbers.
     parts = [torch.tensor(chunk.flatten().to_numpy()).view(len(chunk), width) for chunk in column.chunks]
-    return torch.cat([torch.zeros(1, width), *parts])
+    return torch.cat([torch.zeros(0, width), *parts])
 
 
 def check_embedded(storage: Storage, items: pa.Table) -> None:
     """Raises ValueError unless the embeddings are of the prepared `items` table's texts. Holds one shard at a time."""
-    wanted, manifest, first = items.sort_by("item_index").select(_KEY), read_manifest(storage), 0
+    wanted, manifest, first = in_order(items).select(_KEY), read_manifest(storage), 0
     for name in manifest.files:
         found = read_part(storage, manifest, name).select(_KEY).cast(wanted.schema)
         if not found.equals(wanted.slice(first, len(found))):

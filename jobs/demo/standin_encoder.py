@@ -17,7 +17,7 @@ from jobs.runtime.step import Context, Stats, Step
 
 
 def run(context: Context) -> Stats:
-    texts = Catalogue.read(context.workspace.items).texts[1:]
+    texts = Catalogue.read(context.workspace.items, texts=True).texts[1:]
     target = context.workspace.standin_encoder
     with (
         tempfile.TemporaryDirectory() as folder,

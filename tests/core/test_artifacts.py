@@ -2,7 +2,6 @@
 
 import pyarrow as pa
 import pytest
-import torch
 
 from allmrec.core.artifacts import (
     MANIFEST,
@@ -11,7 +10,6 @@ from allmrec.core.artifacts import (
     read_file,
     read_manifest,
     read_table,
-    read_tensors,
     shard_name,
     write_shard,
     writing,
@@ -121,14 +119,3 @@ def test_a_table_that_is_not_of_its_schema_is_not_written(storage: Storage) -> N
         with pytest.raises(ValueError, match=message):
             write_shard(storage, SCHEMA, shard_name(0), table)
     assert list(storage.list()) == []
-
-
-def test_tensors_come_back_bit_for_bit(storage: Storage) -> None:
-    tensors = {"a": torch.randn(3, 4).T, "b": torch.tensor([1, 2], dtype=torch.int64), "c": torch.randn(2).bfloat16()}
-    with writing(storage, "weights", "step") as out:
-        out.tensors("w.safetensors", tensors)
-    back = read_tensors(storage, "w.safetensors")
-    assert all(torch.equal(back[name], tensor) and back[name].dtype == tensor.dtype for name, tensor in tensors.items())
-    storage.write("w.safetensors", b"x" + storage.read("w.safetensors")[1:])
-    with pytest.raises(ValueError, match=r"w\.safetensors is damaged"):
-        read_tensors(storage, "w.safetensors")

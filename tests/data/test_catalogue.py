@@ -33,6 +33,11 @@ def test_arrays_are_by_index_with_padding_before():
     assert found.available.tolist() == [False, True, False]
 
 
+def test_words_may_be_more_than_an_array_of_strings_holds():
+    found = catalogue([3, 1], title=["One", None])
+    assert found.titles.type == found.texts.type == pa.large_string()
+
+
 def test_items_of_the_filtered_data_may_be_drawn_whether_they_train_or_not():
     assert catalogue([3, 0, 0, 1], interactions=[4, 2, 0, 1]).drawable.tolist() == [1, 2, 4]
 

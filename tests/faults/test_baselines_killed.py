@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from allmrec.cf.teacher import build_teacher, save_teacher
-from allmrec.core.artifacts import read_manifest, read_table, read_tensors, writing
+from allmrec.core.artifacts import read_manifest, read_table, writing
 from allmrec.core.storage import Storage
+from allmrec.core.tensor_files import read_tensors
 from allmrec.data.trained_items import write_trained_items
 from allmrec.llm.adapter import WEIGHTS
 from allmrec.projection.tallrec import TALLRecTraining

@@ -110,7 +110,7 @@ def test_a_fine_tuned_encoder_embeds_what_is_new(
     built = latest_bundle(workspace.storage)
     loaded = load_bundle(workspace.storage, built)
     (index,) = np.flatnonzero(loaded.new_N)
-    text = pa.table({"text": [Catalogue.read(workspace.items).texts[int(index)]]})
+    text = pa.table({"text": [Catalogue.read(workspace.items, texts=True).texts[int(index)]]})
     of_stage_1, frozen = (
         torch.tensor(TextEncoder(config.text.model_copy(update={"model": model}))(text)["embedding"].to_pylist())
         for model in (workspace.fine_tuned.name(ENCODER), config.text.model)

@@ -17,9 +17,10 @@ import pytest
 import yaml
 
 from allmrec.bundle.versions import bundle_versions
-from allmrec.core.artifacts import commit, read_manifest, read_table, read_tensors, write_tensors
+from allmrec.core.artifacts import commit, read_manifest, read_table
 from allmrec.core.settings import read_settings
 from allmrec.core.storage import S3Config, open_storage
+from allmrec.core.tensor_files import read_tensors, write_tensors
 from allmrec.nightly.status import last_status
 from allmrec.publishing.reader import read_recommendations
 from jobs import bundle
@@ -185,7 +186,7 @@ def test_models_of_nan_make_no_bundle(tiny_workspace, tmp_path: Path, artifact: 
             open_storage(broken.workspace_uri).at(name).write(entry.key, storage.at(name).read(entry.key))
     target = open_storage(broken.workspace_uri).at(artifact)
     manifest, tensors = read_manifest(target), read_tensors(target, file)
-    files = manifest.files | {file: write_tensors(target, file, {k: v * np.nan for k, v in tensors.items()})}
+    files = manifest.files | write_tensors(target, file, {k: v * np.nan for k, v in tensors.items()})
     commit(target, artifact, "test", files, manifest.config, manifest.stats)
     broken = with_nightly(broken.model_copy(update={"llm": config.llm, "text": config.text}))
     with pytest.raises(ValueError, match=f"the {what} hold NaN or inf"):

@@ -75,7 +75,7 @@ def alone(config: Config, storage: Storage) -> AlignmentTraining:
     texts = None
     if config.alignment.text_encoder == "fine-tuned":
         texts = TrainedTexts(
-            config.alignment, load_encoder(config.text), Catalogue.read(storage.at("items")).texts, 4000
+            config.alignment, load_encoder(config.text), Catalogue.read(storage.at("items"), texts=True).texts, 4000
         )
     training = AlignmentTraining(
         config.alignment,
@@ -127,7 +127,7 @@ def test_two_workers_with_a_death_tune_sbert_as_one_process_does(tmp_path, monke
 
     stats, tuned = read_manifest(storage.at("alignment")).stats, TextConfig(model=storage.name("fine_tuned/encoder"))
     assert stats["encoder"] == encoder_identity(tuned) != encoder_identity(config.text) and stats["tokens_per_s"] > 0
-    texts = Catalogue.read(storage.at("items")).texts
+    texts = Catalogue.read(storage.at("items"), texts=True).texts
     expected = np.array(TextEncoder(tuned)(pa.table({"text": texts}))["embedding"].to_pylist())
     found_NS = read_texts(storage.at("fine_tuned_text_embeddings")).numpy()
     before_NS = read_texts(storage.at("item_text_embeddings")).numpy()

@@ -10,7 +10,8 @@ import torch
 from allmrec.bundle.description import read_description
 from allmrec.bundle.loading import load_bundle
 from allmrec.bundle.versions import latest_bundle
-from allmrec.core.artifacts import commit, read_manifest, read_table, read_tensors
+from allmrec.core.artifacts import commit, read_manifest, read_table
+from allmrec.core.tensor_files import read_tensors
 from allmrec.model import ALLMRec
 from jobs import bundle, evaluate, train_baselines
 from jobs.config import Config

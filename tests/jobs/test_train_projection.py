@@ -17,9 +17,10 @@ from allmrec.bundle.build import build_bundle
 from allmrec.bundle.loading import load_bundle
 from allmrec.cf.teacher import WEIGHTS as TEACHER
 from allmrec.cf.teacher import build_teacher, save_teacher
-from allmrec.core.artifacts import read_manifest, read_table, read_tensors, writing
+from allmrec.core.artifacts import read_manifest, read_table, writing
 from allmrec.core.pretrained import model_identity
 from allmrec.core.storage import Storage
+from allmrec.core.tensor_files import read_tensors, write_tensors
 from allmrec.data.trained_items import write_trained_items
 from allmrec.llm.loading import LLMConfig, load_llm
 from allmrec.projection.engine import gathered
@@ -267,7 +268,7 @@ def test_training_sees_every_item_as_a_bundle_shows_it(item_input, tiny_llm, tin
     manifest, weights = read_manifest(storage.at("teacher")), read_tensors(storage.at("teacher"), TEACHER)
     weights["items.weight"][7] = 0
     with writing(storage.at("teacher"), "teacher", "test", manifest.config) as out:
-        out.tensors(TEACHER, weights)
+        out.add(write_tensors(storage.at("teacher"), TEACHER, weights))
         out.stats |= manifest.stats
         write_trained_items(out, read_table(storage.at("items")))
 

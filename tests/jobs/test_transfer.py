@@ -94,7 +94,7 @@ def test_both_rows_of_table_7_have_a_form_of_their_own(runs, item_embeddings):
 
 def test_a_fine_tuned_encoder_comes_along(runs, tmp_path):
     movies, games, config = runs
-    texts = Catalogue.read(games.at("items")).texts[1:]
+    texts = Catalogue.read(games.at("items"), texts=True).texts[1:]
     build_tiny_sbert(texts.to_pylist(), tmp_path / "sbert")
     encoder, network = load_encoder(TextConfig(model=str(tmp_path / "sbert"))), AlignmentNetwork(8, DIM, JOINT)
     settings = read_manifest(movies.at("alignment")).config

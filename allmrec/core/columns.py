@@ -1,0 +1,35 @@
+"""Rows of Arrow columns of any size: pyarrow joins the chunks of a column before it takes rows of it, which fails where
+their texts are more than 2^31 bytes, and copies all of them anyway. Here each chunk gives its own rows.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+
+_BLOCK = 1 << 16  # rows in a chunk of what is taken
+
+
+def take(column: pa.ChunkedArray, rows: np.ndarray) -> pa.ChunkedArray:
+    """The values at rows, int64 (R,), in their order; null where a row is -1. Copies these values and nothing else."""
+    blocks = [rows[first : first + _BLOCK] for first in range(0, len(rows), _BLOCK)]
+    return pa.chunked_array([_take(column, block) for block in blocks], column.type)
+
+
+def _take(column: pa.ChunkedArray, rows: np.ndarray) -> pa.Array:
+    known = np.flatnonzero(rows >= 0)
+    order = known[np.argsort(rows[known], kind="stable")]
+    found = pa.concat_arrays([pa.nulls(0, column.type), *_by_chunk(column, rows[order])])
+    at = np.zeros(len(rows), dtype=np.int64)
+    at[order] = np.arange(len(order))
+    return found.take(pa.array(at, mask=rows < 0))
+
+
+def _by_chunk(column: pa.ChunkedArray, rows: np.ndarray) -> Iterator[pa.Array]:
+    """The values at ascending rows."""
+    first = 0
+    for chunk in column.chunks:
+        here = slice(*np.searchsorted(rows, (first, first + len(chunk))))
+        if here.start < here.stop:
+            yield chunk.take(pa.array(rows[here] - first))
+        first += len(chunk)
