@@ -12,7 +12,7 @@ from pydantic import Field
 
 from allmrec.bundle.description import DESCRIPTION
 from allmrec.bundle.versions import bundle_versions
-from allmrec.core.artifacts import find_manifest, read_table
+from allmrec.core.artifacts import find_manifest
 from allmrec.core.commit_log import entries_after, find_json
 from allmrec.core.settings import Section
 from allmrec.core.storage import Storage
@@ -20,6 +20,7 @@ from allmrec.core.workspace import Workspace
 from allmrec.publishing.log import manifest_key, published_dates, run_key
 from allmrec.publishing.maintenance import dates, expired
 from allmrec.text.cache import TextCache
+from allmrec.text.items import text_keys
 
 _EMBEDDINGS = (Workspace.item_text_embeddings, Workspace.fine_tuned_text_embeddings)
 _DAY = 86_400
@@ -79,12 +80,12 @@ def unused_texts(workspace: Workspace, encoder: str) -> list[str]:
         return []
     manifests = [find_manifest(workspace.at(name)) for name in _EMBEDDINGS]
     encoders = {encoder, *(manifest.stats["encoder"] for manifest in manifests if manifest)}
-    hashes = read_table(workspace.items, columns=["text_hash"]).column("text_hash")
+    keys = text_keys(workspace.items)
     used = set[str]()
     for one in encoders:
         cache = TextCache.of(workspace.storage, one)
         index = cache.index()
-        file, _ = index.find(hashes)
+        file, _ = index.find(keys)
         used |= {cache.storage.name(index.files[at]) for at in set(file[file >= 0].tolist())}
     keys = [entry.key for entry in workspace.text_cache.list()]
     return [key for key in keys if workspace.text_cache.name(key) not in used]

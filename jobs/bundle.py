@@ -20,7 +20,6 @@ from allmrec.core.artifacts import find_manifest, read_manifest, writing
 from allmrec.core.commit_log import entries_after
 from allmrec.core.pretrained import model_identity
 from allmrec.core.workspace import Workspace
-from allmrec.data.catalogue import read_item_table
 from allmrec.data.trained_items import words_digest
 from jobs.config import Config
 from jobs.embed import embed_by
@@ -77,7 +76,7 @@ def _embed_new_texts(context: Context, models: Workspace) -> bool:
         whether the new texts are embedded: not where the encoder of these models has been trained again since.
     """
     workspace = context.workspace
-    if not is_fine_tuned(models) or not len(new_texts(models, bundle_items(models, read_item_table(workspace.items)))):
+    if not is_fine_tuned(models) or not len(new_texts(models, bundle_items(models, workspace.items))):
         return True
     tuned = find_manifest(workspace.fine_tuned)
     if tuned is None or tuned.fingerprint != read_manifest(models.alignment).fingerprint:

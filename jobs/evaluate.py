@@ -17,12 +17,12 @@ import pyarrow.compute as pc
 from allmrec.bundle.description import check_items, check_llm, check_system, read_description
 from allmrec.bundle.versions import latest_bundle
 from allmrec.core import tracking
-from allmrec.core.artifacts import read_manifest, writing
+from allmrec.core.artifacts import read_manifest, read_parts, writing
 from allmrec.core.pretrained import model_identity
 from allmrec.core.shard_tasks import Report as ShardReport
 from allmrec.core.shard_tasks import gather
 from allmrec.core.workspace import Workspace
-from allmrec.data.catalogue import UNTITLED, Catalogue
+from allmrec.data.catalogue import UNTITLED, display_titles
 from allmrec.data.evaluation_cases import PROTOCOLS, TRAINED_BESIDE
 from allmrec.data.sequences import num_shards
 from allmrec.evaluation.caveats import caveats
@@ -177,12 +177,12 @@ def speed(costs: Costs) -> Stats:
 def data_stats(context: Context) -> dict[str, int]:
     """The numbers of paper Table 2, and what preparation left out or had to make up."""
     sizes = read_manifest(context.workspace.sequences).stats
-    titles = Catalogue.read(context.workspace.items).titles
+    titles = (display_titles(part.column("title")) for part in read_parts(context.workspace.items, ["title"]))
     return {
         **{name: sizes[name] for name in ("users", "items", "interactions")},
         "evaluated users": tested_users(context),
         "rejected rows": read_manifest(context.workspace.rejected).rows,
-        "items without a title": pc.sum(pc.equal(titles, UNTITLED)).as_py(),
+        "items without a title": sum(pc.sum(pc.equal(column, UNTITLED)).as_py() or 0 for column in titles),
     }
 
 

@@ -7,13 +7,13 @@ the end, so a killed run leaves the previous histories valid. What is read and w
 import pyarrow as pa
 
 from allmrec.core.artifacts import Manifest, read_manifest, writing
-from allmrec.core.shard_tasks import Report, ShardTask, gather, read_reports
+from allmrec.core.shard_tasks import Report, ShardTask, read_reports
 from allmrec.core.storage import Storage
 from allmrec.data.prepare.clean import CleanInteractions
 from allmrec.data.prepare.histories import MentionsItems
 from allmrec.data.prepare.incremental import HistoriesPlan
 from allmrec.data.prepare.shuffle import PartitionRows
-from jobs.runtime.ray_data import iter_reports, iter_results, map_tasks
+from jobs.runtime.ray_data import gather_reports, iter_results, map_tasks
 from jobs.runtime.step import Context
 
 
@@ -43,7 +43,7 @@ def update_histories(context: Context, plan: HistoriesPlan, item_ids: pa.Array) 
 
 def over_shards(context: Context, title: str, task: ShardTask) -> tuple[list[Report], Report]:
     """Run a task on every shard: its reports by shard, and their sum; see `gather`."""
-    return _run(context, title, context.config.data.num_shards, task)
+    return gather_reports(context.console, title, context.config.data.num_shards, task)
 
 
 def clear(storage: Storage) -> None:
@@ -61,7 +61,7 @@ def _partition(
         return []
     clean = CleanInteractions(log, data, item_ids)
     partition = PartitionRows(clean, shuffle, plan.exclusions(item_ids), data.num_shards)
-    return _run(context, "read the log", len(log.pieces), partition)[0]
+    return gather_reports(context.console, "read the log", len(log.pieces), partition)[0]
 
 
 def _can_be_extended(plan: HistoriesPlan, item_ids: pa.Array) -> bool:
@@ -74,10 +74,3 @@ def _can_be_extended(plan: HistoriesPlan, item_ids: pa.Array) -> bool:
     mentions = MentionsItems(plan.storage, plan.previous, new)
     results = iter_results(map_tasks(len(plan.previous.stats["shards"]), mentions))
     return not any(report.counts["rows"] for report in read_reports(results))
-
-
-def _run(context: Context, title: str, count: int, task: ShardTask) -> tuple[list[Report], Report]:
-    with context.console.progress(title, count) as bar:
-        reports, total = gather(iter_reports(map_tasks(count, task), bar))
-    assert len(reports) == count, "every number reports"
-    return reports, total

@@ -4,7 +4,7 @@
 
 Users are assigned to `data.num_shards` shards by a hash of their id. Ray Data runs the passes: over pieces of the
 input, which are read, cleaned and shuffled through storage, and then over shards, one by one, wherever a CPU is free.
-Nothing on the driver grows with the number of users or events; it holds the catalogue and counts by item.
+Nothing on the driver grows with the number of users or events; of the catalogue it holds ids, and counts by item.
 """
 
 import time
@@ -16,31 +16,38 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from allmrec.core.artifacts import Manifest, find_manifest, read_table, writing
+from allmrec.core.artifacts import Manifest, find_manifest, writing
 from allmrec.core.storage import Storage
 from allmrec.data.catalogue import ItemCounts
 from allmrec.data.evaluation_cases import SPLITS, DrawCases
 from allmrec.data.prepare.clean import log_columns
-from allmrec.data.prepare.histories import count_values
 from allmrec.data.prepare.incremental import HistoriesPlan
-from allmrec.data.prepare.items import ITEMS, CleanItems, index_items, with_counts
+from allmrec.data.prepare.items import ITEMS
 from allmrec.data.prepare.sequences import BuildSequences, CountItems, DrawUsers
 from allmrec.data.sources.lists import IdList, read_list, refuse_unknown
 from allmrec.data.sources.source import Source, find_files, open_source
 from allmrec.data.splits import Split
 from jobs.config import Config
-from jobs.histories import over_shards, update_histories
+from jobs.histories import clear, over_shards, update_histories
+from jobs.item_counts import count_over_shards
+from jobs.items import merge_catalogue, number_catalogue, write_catalogue
 from jobs.runtime.cluster import start_ray
 from jobs.runtime.command import main
 from jobs.runtime.preflight import Needs
 from jobs.runtime.prometheus import PrepareMetrics
-from jobs.runtime.ray_data import iter_results, map_tasks
 from jobs.runtime.step import Context, Stats, Step
-from schemas import items as items_schema
-from schemas import rejected as rejected_schema
 
 
 def run(context: Context) -> Stats:
+    drafts = context.workspace.item_drafts
+    clear(drafts)
+    try:
+        return _prepare(context, drafts)
+    finally:
+        clear(drafts)
+
+
+def _prepare(context: Context, drafts: Storage) -> Stats:
     started, config, data, workspace = time.monotonic(), context.config, context.config.data, context.workspace
     log, catalogue = open_sources(context)
     start_ray(config)
@@ -48,25 +55,21 @@ def run(context: Context) -> Stats:
     excluded = [sorted(found.spellings.to_pylist()) if found else [] for found in lists]
     histories = HistoriesPlan(workspace.histories, log, data, *excluded)
 
-    # The catalogue is one table; the order of its ids gives the item indices, new ones after those that are known.
-    cleaned = pa.concat_tables(iter_results(map_tasks(len(catalogue.pieces), CleanItems(catalogue))))
+    # The order of the catalogue's ids gives the item indices, new ones after those that are known.
     known = histories.known_items()
-    before = read_table(workspace.items) if known and find_manifest(workspace.items) else None
-    item_table, bad_items = index_items(cleaned, known, excluded[1], before)
-    item_ids, bad_item_reasons = item_table.column("item_id").combine_chunks(), count_values(bad_items.column("reason"))
-    listed_ids = cleaned.filter(pc.is_null(cleaned.column("reason"))).column("item_id")
-    gone = len(item_ids) - (pc.sum(pc.is_in(item_ids, value_set=listed_ids)).as_py() or 0)
-    if gone == len(item_ids):
-        raise ValueError(f"items: no row is left of {bad_items.num_rows:,}: {bad_item_reasons}")
+    items = number_catalogue(catalogue, drafts, known)
+    item_ids = items.item_ids
     logged = update_histories(context, histories, item_ids)
     listed = _lists_known(lists, histories.excluded_known(logged))
 
     # What was not used, and whether it was too much: then nothing else is written.
-    _write_rejected(context, logged, bad_items)
+    with writing(workspace.rejected, "rejected", context.fingerprint, context.resolved("data")) as out:
+        out.add(merge_catalogue(context, items, drafts, excluded[1]))
+        out.add(_rejected_rows(context, logged))
     shards = logged.stats["shards"]
     reasons, filtered_out = (_totals(shards, key) for key in ("reasons", "filtered_out"))
     rows = sum(shard["kept"] for shard in shards) + filtered_out.total() + reasons.total()
-    _refuse("items", len(item_table) - gone, bad_item_reasons, data.max_rejected_fraction, workspace.rejected)
+    _refuse("items", len(item_ids) - items.gone, items.rejected, data.max_rejected_fraction, workspace.rejected)
     _refuse("interactions", rows - reasons.total(), reasons, data.max_rejected_fraction, workspace.rejected)
 
     frequent_I = _frequent_items(context, len(item_ids))
@@ -75,7 +78,7 @@ def run(context: Context) -> Stats:
     with writing(workspace.sequences, "sequences", context.fingerprint, resolved) as out:
         split = _split(context, frequent_I)
         build = BuildSequences(workspace.histories, workspace.sequences, before, data, frequent_I, split)
-        _, built = over_shards(context, "write sequences", build)
+        built = count_over_shards(context, "write sequences", build, len(item_ids))
         users, interactions = built.counts["users"], built.counts["interactions"]
         popularity_I, interactions_I = built.item_counts["train"], built.item_counts["all"]
         if not users:
@@ -84,12 +87,13 @@ def run(context: Context) -> Stats:
         out.add(built.files)
         out.stats |= sizes
 
+    counts = ItemCounts(popularity_I, interactions_I, users)
     with writing(workspace.items, "items", context.fingerprint, context.resolved("data")) as out:
-        out.table(0, items_schema.SCHEMA, with_counts(item_table, popularity_I, interactions_I))
+        out.add(write_catalogue(context, drafts, counts))
         out.stats |= sizes | {"tables": dict(catalogue.versions)}
 
     with writing(workspace.evaluation_cases, "evaluation_cases", context.fingerprint, resolved) as out:
-        evaluation, counts = config.evaluation, ItemCounts(popularity_I, interactions_I, users)
+        evaluation = config.evaluation
         fractions = {part: (evaluation.max_users or np.inf) / max(built.counts[part], 1) for part in SPLITS}
         cases = workspace.evaluation_cases
         draw = DrawCases(workspace.sequences, counts, cases, evaluation, split, config.seed, fractions)
@@ -103,11 +107,11 @@ def run(context: Context) -> Stats:
         **_about(catalogue),
         **{f"rejected as {reason}": count for reason, count in sorted(reasons.items())},
         **{f"left out as {reason}": count for reason, count in sorted(filtered_out.items())},
-        "rejected items": bad_items.num_rows,
+        "rejected items": items.rejected.total(),
         **listed,
         **sizes,
-        "items of the catalogue": len(item_ids) - gone,
-        **({"items that have left the catalogue": gone} if gone else {}),
+        "items of the catalogue": len(item_ids) - items.gone,
+        **({"items that have left the catalogue": items.gone} if items.gone else {}),
         "items with training interactions": int(np.count_nonzero(popularity_I)),
         "interactions per user": interactions / users,
         "evaluation cases": sum(entry["rows"] for entry in drawn.files.values()),
@@ -191,7 +195,7 @@ def _frequent_items(context: Context, num_items: int) -> np.ndarray:
     least, min_user = data.min_item_interactions, data.min_user_interactions if data.k_core else 1
     while least > 1:
         count = CountItems(context.workspace.histories, data, frequent_I, min_user)
-        _, counted = over_shards(context, "count items", count)
+        counted = count_over_shards(context, "count items", count, num_items)
         left_I = frequent_I & (counted.item_counts["kept"] >= least)
         if not data.k_core or (left_I == frequent_I).all():
             return left_I
@@ -226,14 +230,14 @@ def _refuse(table: str, used: int, reasons: Counter[str], most: float, rejected:
         )
 
 
-def _write_rejected(context: Context, histories: Manifest, bad_items: pa.Table) -> None:
-    """The rejected rows of the log, copied from where they are kept, and those of the catalogue."""
-    with writing(context.workspace.rejected, "rejected", context.fingerprint, context.resolved("data")) as out:
-        out.table("items.parquet", rejected_schema.SCHEMA, bad_items)
-        for number, shard in enumerate(histories.stats["shards"]):
-            name = f"interactions-{number:05d}.parquet"
-            context.storage.copy(f"histories/{shard['rejected']}", f"rejected/{name}")
-            out.add({name: histories.files[shard["rejected"]]})
+def _rejected_rows(context: Context, histories: Manifest) -> dict[str, dict[str, Any]]:
+    """The rejected rows of the log, copied from where they are kept; returns the files' entries."""
+    entries = {}
+    for number, shard in enumerate(histories.stats["shards"]):
+        name = f"interactions-{number:05d}.parquet"
+        context.storage.copy(f"histories/{shard['rejected']}", f"rejected/{name}")
+        entries[name] = histories.files[shard["rejected"]]
+    return entries
 
 
 if __name__ == "__main__":

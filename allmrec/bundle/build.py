@@ -22,7 +22,7 @@ from allmrec.core.storage import Storage
 from allmrec.core.tensor_files import tensor_shards, to_safetensors
 from allmrec.core.version import __version__
 from allmrec.core.workspace import Workspace
-from allmrec.data.catalogue import item_shards, read_item_table
+from allmrec.data.catalogue import item_shards
 from allmrec.data.trained_items import ids_digest, read_trained_items, words_digest
 
 # key of `baselines` → part
@@ -87,7 +87,7 @@ def _build(workspace: Workspace, models: Workspace, config: Mapping[str, Any], i
     }
     _check_systems({system: manifests[system] for system in systems}, made_of)
     _check_trained_items(models, [system for system in systems if system not in OF_LLM])
-    items = bundle_items(models, read_item_table(workspace.items))
+    items = bundle_items(models, workspace.items)
     content = {
         "format": FORMAT,
         "config": dict(config),
@@ -190,9 +190,9 @@ def _check_systems(systems: Mapping[str, Manifest], made_of: Mapping[str, Any]) 
 
 def _check_trained_items(models: Workspace, systems: Sequence[str]) -> None:
     """Raises ValueError when a system was trained on other items than the teacher."""
-    expected = ids_digest(read_trained_items(models.teacher))
+    expected = ids_digest(read_trained_items(models.teacher, ["item_id"]))
     for system in systems:
-        if ids_digest(read_trained_items(models.at(system))) != expected:
+        if ids_digest(read_trained_items(models.at(system), ["item_id"])) != expected:
             raise ValueError(f"{system} was trained on other items than the teacher; run train-baselines again")
 
 

@@ -45,20 +45,20 @@ class ItemModels:
     read: dict[str, torch.Tensor]  # by each model that knows items by their texts: E_ND of those whose text is new
 
 
-def bundle_items(models: Workspace, items: pa.Table) -> pa.Table:
+def bundle_items(models: Workspace, prepared: Storage) -> pa.Table:
     """The `items` table of a bundle: ids and words of the prepared table; interactions are those at training.
 
     Raises:
         ValueError: teacher and alignment were trained on different items.
     """
-    trained = read_trained_items(models.teacher)
-    if ids_digest(trained) != ids_digest(read_trained_items(models.alignment)):
+    trained = read_trained_items(models.teacher, ["item_id", "popularity", "interactions"])
+    if ids_digest(trained) != ids_digest(read_trained_items(models.alignment, ["item_id"])):
         raise ValueError(
             f"{models.teacher.uri} and {models.alignment.uri} were trained on different items; run train-alignment and "
             "train-projection again"
         )
-    items = in_order(items)
-    columns = {name: items.column(name) for name in ("item_id", "title", "item_index", "text_hash")}
+    items = in_order(read_table(prepared, columns=["item_id", "title", "item_index", "text_hash"]))
+    columns = dict(zip(items.column_names, items.columns, strict=True))
     columns |= counts_of(items.column("item_id"), trained)
     blank = {name: pa.nulls(len(items), items_schema.SCHEMA.field(name).type) for name in items_schema.SCHEMA.names}
     return pa.table({name: columns.get(name, blank[name]) for name in items_schema.SCHEMA.names})
@@ -66,7 +66,8 @@ def bundle_items(models: Workspace, items: pa.Table) -> pa.Table:
 
 def new_texts(models: Workspace, items: pa.Table) -> np.ndarray:
     """int64 (M,): indices of the items whose text the alignment has not seen, in a table of `bundle_items`."""
-    seen = column_of(items.column("item_id"), read_trained_items(models.alignment), "text_hash")
+    trained = read_trained_items(models.alignment, ["item_id", "text_hash"])
+    seen = column_of(items.column("item_id"), trained, "text_hash")
     same = pc.fill_null(pc.equal(items.column("text_hash"), seen), False)
     return np.flatnonzero(~same.to_numpy(zero_copy_only=False)) + 1
 
@@ -119,7 +120,7 @@ def _embed_for_teacher(model: Storage, items: pa.Table, indices: np.ndarray, fro
 
 def load_item_models(bundled: Workspace, items: pa.Table) -> ItemModels:
     """The bundle's models, for its items."""
-    trained = read_trained_items(bundled.teacher)
+    trained = read_trained_items(bundled.teacher, ["item_id"])
     rows_N, num_trained = torch.from_numpy(indices_in(items.column("item_id"), trained)), len(trained)
     teacher, new = load_teacher(bundled.teacher), read_tensors(bundled.new_texts, NEW_Q)
     e_NJ, q_NJ = (trained_NJ[rows_N] for trained_NJ in load_joint(bundled.alignment))
@@ -163,7 +164,7 @@ def new_since_training(storage: Storage, version: str) -> np.ndarray:
     """bool (N,): the bundle's items that its models were not trained on; padding is none of them."""
     bundled = Workspace(Workspace(storage).bundles.at(version))
     ids = read_table(bundled.items, columns=["item_id"]).column("item_id")
-    rows_N = indices_in(ids, read_trained_items(bundled.teacher))
+    rows_N = indices_in(ids, read_trained_items(bundled.teacher, ["item_id"]))
     return np.append(False, rows_N[1:] == 0)
 
 

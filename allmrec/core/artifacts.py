@@ -200,6 +200,12 @@ def read_table(storage: Storage, shards: Sequence[int] | None = None, columns: S
     return pa.concat_tables([read_part(storage, manifest, name, columns) for name in names])
 
 
+def read_parts(storage: Storage, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """The files of a table one after the other, for what needs no two at once."""
+    manifest = read_manifest(storage)
+    return (read_part(storage, manifest, name, columns) for name in manifest.files)
+
+
 def read_rows(storage: Storage, manifest: Manifest, rows: np.ndarray) -> pa.Table:
     """Some rows of a table, ascending, counted over its files: reads those that have some, one at a time."""
     first, found = 0, list[pa.Table]()

@@ -6,13 +6,14 @@ cannot depend on how rows were divided among workers. Vectorised over rows; know
 
 import hashlib
 import json
+from collections.abc import Iterator
 from enum import IntEnum, unique
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-_LIST, _BLOCK = "\0list", 1 << 16  # where a list comes; how much of it is text at once
+_BLOCK = 1 << 16  # strings that are Python's at once
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -131,13 +132,21 @@ def fingerprint(value: Any) -> str:
 
 def fingerprint_with(value: dict[str, Any], key: str, strings: pa.Array) -> str:
     """As `fingerprint` of `value | {key: strings.to_pylist()}`, without all of them as Python's strings."""
-    head, tail = _canonical(value | {key: _LIST}).split(_canonical(_LIST))
-    digest = hashlib.sha256(f"{head}[".encode())
-    for first in range(0, len(strings), _BLOCK):
-        listed = _canonical(strings[first : first + _BLOCK].to_pylist())
-        digest.update(("," * (first > 0) + listed[1:-1]).encode())
-    digest.update(f"]{tail}".encode())
+    digest = hashlib.sha256()
+    for number, name in enumerate(sorted({*value, key})):
+        digest.update(f"{'{,'[number > 0]}{_canonical(name)}:".encode())
+        for part in _listed(strings) if name == key else [_canonical(value[name])]:
+            digest.update(part.encode())
+    digest.update(b"}")
     return digest.hexdigest()
+
+
+def _listed(strings: pa.Array) -> Iterator[str]:
+    """The canonical form of a list of strings, in parts."""
+    yield "["
+    for first in range(0, len(strings), _BLOCK):
+        yield "," * (first > 0) + _canonical(strings[first : first + _BLOCK].to_pylist())[1:-1]
+    yield "]"
 
 
 def _canonical(value: Any) -> str:

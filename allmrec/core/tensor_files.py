@@ -9,7 +9,7 @@ from safetensors.torch import load, save
 from allmrec.core.artifacts import file_entry, read_file, read_manifest
 from allmrec.core.storage import Storage
 
-SHARD_BYTES = 2 << 30  # of a file: far below what a store takes in one put
+SHARD_BYTES = 512 << 20  # of a file: far below what a store takes in one put, and what a process holds of it
 
 
 def write_tensors(storage: Storage, name: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, Any]]:

@@ -66,6 +66,8 @@ class Workspace:
     bundles = Folder()
     checkpoints = Folder()
     shuffle = Folder("drafts/exchange")
+    item_drafts = Folder("drafts/items")
+    count_drafts = Folder("drafts/counts")
     recommendations = Folder()
     text_cache = Folder()
 

@@ -7,12 +7,13 @@ Dimensions: I = n + 1 items of a table, entry 0 is padding
 """
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from allmrec.core.artifacts import ArtifactWriter, read_manifest, read_part
+from allmrec.core.artifacts import ArtifactWriter, read_manifest, read_part, read_parts
 from allmrec.core.columns import take
 from allmrec.core.hashing import hash_strings
 from allmrec.core.storage import Storage
@@ -28,17 +29,17 @@ def write_trained_items(out: ArtifactWriter, items: pa.Table) -> None:
     out.table(NAME, trained_items.SCHEMA, in_order(items))
 
 
-def read_trained_items(model: Storage) -> pa.Table:
-    """Raises ValueError where the model does not say, or its file is missing or damaged."""
+def read_trained_items(model: Storage, columns: Sequence[str] | None = None) -> pa.Table:
+    """All columns by default. Raises ValueError where the model does not say, or its file is missing or damaged."""
     manifest = read_manifest(model)
     if NAME not in manifest.files:
         raise ValueError(f"{model.uri} does not say which items it was trained on; run the step that writes it again")
-    return read_part(model, manifest, NAME)
+    return read_part(model, manifest, NAME, columns)
 
 
 def check_trained_on(model: Storage, items: pa.Table) -> None:
     """Raises ValueError unless the model was trained on the items of the prepared table, under the same indices."""
-    if ids_digest(read_trained_items(model)) != ids_digest(in_order(items)):
+    if ids_digest(read_trained_items(model, ["item_id"])) != ids_digest(in_order(items)):
         raise ValueError(f"{model.uri} was trained on other items than those that are prepared; train it again first")
 
 
@@ -85,10 +86,10 @@ def words_digest(items: Storage) -> str:
 
     Holds the words of one shard.
     """
-    manifest, columns = read_manifest(items), ["item_id", "title", "text_hash"]
-    parts = (read_part(items, manifest, name, columns) for name in manifest.files)
-    hashes = [[hash_strings(pc.fill_null(part.column(name), "")) for name in columns] for part in parts]
-    return hashlib.sha256(b"".join(part[at].tobytes() for at in range(len(columns)) for part in hashes)).hexdigest()
+    parts = read_parts(items, ["item_id", "title", "text_hash"])
+    hashes = [[hash_strings(pc.fill_null(column, "")) for column in part.columns] for part in parts]
+    in_columns = (found.tobytes() for column in zip(*hashes, strict=True) for found in column)
+    return hashlib.sha256(b"".join(in_columns)).hexdigest()
 
 
 def _rows(ids: pa.ChunkedArray, table: pa.Table) -> np.ndarray:

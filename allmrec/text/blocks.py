@@ -14,22 +14,27 @@ from allmrec.core.hashing import fingerprint
 from allmrec.core.storage import Storage
 from allmrec.text.cache import TextCache
 from allmrec.text.encoder import TextConfig, TextEncoder, refuse_not_finite, to_lists
+from allmrec.text.items import ItemTexts
 from schemas import item_text_embeddings
 
 
 class EmbedTexts:
-    """A block of item_id, text_hash and text → a file of the cache; one row that says how many and when.
+    """A block of items' rows → a file of the cache with their texts' embeddings; one row that says how many and when.
 
     Raises:
         ValueError: an embedding is NaN or inf; names the item, and nothing of the block is kept.
     """
 
-    def __init__(self, config: TextConfig, device: str, threads: int, cache: TextCache, identity: str):
+    def __init__(
+        self, config: TextConfig, device: str, threads: int, items: ItemTexts, cache: TextCache, identity: str
+    ):
         torch.set_num_threads(threads)
-        self.encoder, self.cache, self.identity = TextEncoder(config, device), cache, identity
+        self.items, self.cache, self.identity = items, cache, identity
+        self.encoder = TextEncoder(config, device)
 
-    def __call__(self, block: pa.Table) -> pa.Table:
+    def __call__(self, rows: pa.Table) -> pa.Table:
         started = time.time()
+        block = self.items.texts(rows.column("row").to_numpy())
         embeddings = self.encoder(block).column("embedding").combine_chunks()
         rows_ND = embeddings.flatten().to_numpy().reshape(len(embeddings), -1)
         refuse_not_finite(block.column("item_id"), rows_ND, self.identity)
@@ -39,7 +44,7 @@ class EmbedTexts:
 
 @dataclass(frozen=True)
 class WriteItemEmbeddings:
-    """The items of a shard (item_id, text_hash, and file and row in the cache) → the shard; a row with its entry.
+    """The items of a shard (their row, and file and row in the cache) → the shard; a row with its entry.
 
     A shard that holds the same embeddings already, undamaged, is kept.
 
@@ -47,6 +52,7 @@ class WriteItemEmbeddings:
         ValueError: a file of the cache is damaged.
     """
 
+    items: ItemTexts
     target: Storage
     before: Manifest | None  # of what exists
     cache: TextCache
@@ -55,13 +61,13 @@ class WriteItemEmbeddings:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         (shard,) = pc.unique(block.column("shard")).to_pylist()
-        name, items = shard_name(shard), block.select(["item_id", "text_hash"])
+        name, items = shard_name(shard), self.items.keys(block.column("item").to_numpy())
         made_of = fingerprint([self.encoder, items.to_pydict()])
         entry = self._unchanged(name, made_of)
         unchanged = entry is not None
         if entry is None:
             table = items.append_column("encoder", pa.array([self.encoder] * len(items)))
-            table = table.append_column("embedding", to_lists(self._embeddings(block)))
+            table = table.append_column("embedding", to_lists(self._embeddings(block, items["text_hash"])))
             schema = item_text_embeddings.schema(table.schema.field("embedding").type.list_size)
             entry = write_shard(self.target, schema, name, table) | {"made_of": made_of}
         return pa.table({"name": [name], "entry": [entry], "unchanged": [unchanged]})
@@ -71,13 +77,16 @@ class WriteItemEmbeddings:
         same = entry is not None and entry.get("made_of") == made_of and is_intact(self.target, name, entry)
         return entry if same else None
 
-    def _embeddings(self, block: pa.Table) -> np.ndarray:
+    def _embeddings(self, block: pa.Table, hashes: pa.ChunkedArray) -> np.ndarray:
         """float32 (N, dim), of the block's items."""
         file_N, row_N = (block.column(name).to_numpy() for name in ("file", "row"))
         rows_ND = np.zeros((len(block), 0), np.float32)
         for number in np.unique(file_N):
             here = np.flatnonzero(file_N == number)
-            lists = self.cache.read(self.files[number]).column("embedding").combine_chunks()
+            cached = self.cache.read(self.files[number])
+            known = cached.column("text_hash").take(pa.array(row_N[here]))
+            assert known.equals(hashes.take(pa.array(here))), "two texts of one key are not found in this universe"
+            lists = cached.column("embedding").combine_chunks()
             if not rows_ND.shape[1]:
                 rows_ND = np.empty((len(block), lists.type.list_size), np.float32)
             rows_ND[here] = lists.flatten().to_numpy().reshape(len(lists), -1)[row_N[here]]

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from allmrec.core.artifacts import sha256, to_parquet
-from allmrec.core.hashing import fingerprint
+from allmrec.core.hashing import fingerprint, hash_strings
 from allmrec.core.storage import Storage
 from allmrec.core.workspace import Workspace
 
@@ -25,17 +24,24 @@ _READERS = 16  # files whose hashes are read at once
 
 @dataclass(frozen=True)
 class Index:
-    """Which texts a cache holds, T of them, and where."""
+    """Which texts a cache holds, T of them, and where. Texts are found by 64-bit keys of their hashes."""
 
     files: tuple[str, ...]
-    hashes: pa.ChunkedArray  # string (T,)
-    file: np.ndarray  # int32 (T,): position in `files`
+    keys: np.ndarray  # uint64 (T,), ascending
+    file: np.ndarray  # int32 (T,): position in `files`; of several that hold a text the first one comes first
     row: np.ndarray  # int32 (T,): of that file
 
-    def find(self, hashes: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-        """File and row of each text, int32 (N,) twice; file -1: it is not there."""
-        at = pc.index_in(hashes, value_set=self.hashes).fill_null(-1).to_numpy()
+    def find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """File and row of each text, int32 (N,) twice; file -1: it is not there.
+
+        Args:
+            keys: uint64 (N,), `hash_strings` of the texts' hashes.
+        """
+        at = np.searchsorted(self.keys, keys)
+        found = np.append(self.keys, np.uint64(0))[at] == keys
+        found &= at < len(self.keys)
         # One entry behind the last, which is what -1 reads.
+        at = np.where(found, at, -1)
         return np.append(self.file, np.int32(-1))[at], np.append(self.row, np.int32(-1))[at]
 
 
@@ -71,24 +77,19 @@ class TextCache:
         if names is None:
             names = [entry.key for entry in self.storage.list()]
         with ThreadPoolExecutor(_READERS) as pool:
-            found = [
-                (name, hashes)
-                for name, hashes in zip(names, pool.map(self._hashes, names), strict=True)
-                if hashes is not None
-            ]
-        lengths = [len(hashes) for _, hashes in found]
-        row = [np.arange(length, dtype=np.int32) for length in lengths]
-        return Index(
-            tuple(name for name, _ in found),
-            pa.chunked_array([chunk for _, hashes in found for chunk in hashes.chunks], pa.string()),
-            np.repeat(np.arange(len(found), dtype=np.int32), lengths),
-            np.concatenate([np.zeros(0, np.int32), *row]),
-        )
+            read = zip(names, pool.map(self._keys, names), strict=True)
+            found = [(name, keys) for name, keys in read if keys is not None]
+        lengths = [len(keys) for _, keys in found]
+        keys = np.concatenate([np.zeros(0, np.uint64), *(keys for _, keys in found)])
+        row = np.concatenate([np.zeros(0, np.int32), *(np.arange(length, dtype=np.int32) for length in lengths)])
+        order, file = np.argsort(keys, kind="stable"), np.repeat(np.arange(len(found), dtype=np.int32), lengths)
+        return Index(tuple(name for name, _ in found), keys[order], file[order], row[order])
 
-    def _hashes(self, name: str) -> pa.ChunkedArray | None:
+    def _keys(self, name: str) -> np.ndarray | None:
         filesystem, root = self.storage.arrow()
         try:
-            return pq.read_table(f"{root}/{name}", columns=["text_hash"], filesystem=filesystem).column("text_hash")
+            table = pq.read_table(f"{root}/{name}", columns=["text_hash"], filesystem=filesystem)
+            return hash_strings(table.column("text_hash"))
         except (pa.ArrowException, OSError):
             if _is_sound(name, self.storage.read(name)):
                 raise

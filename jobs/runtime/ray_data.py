@@ -23,9 +23,9 @@ from ray.exceptions import (
 )
 
 from allmrec.core.errors import JobError, JobTimeout, WorkersLost
-from allmrec.core.shard_tasks import Report, read_reports
+from allmrec.core.shard_tasks import Report, ShardTask, gather, read_reports
 from jobs.config import WorkersConfig
-from jobs.runtime.console import Bar
+from jobs.runtime.console import Bar, Console
 from jobs.runtime.resources import guarded
 from jobs.runtime.waiting import in_background
 
@@ -95,6 +95,14 @@ def iter_reports(dataset: ray.data.Dataset, bar: Bar) -> Iterator[Report]:
     for report in read_reports(iter_results(dataset)):
         yield report
         bar.advance()
+
+
+def gather_reports(console: Console, title: str, count: int, task: ShardTask) -> tuple[list[Report], Report]:
+    """Run a task on each of the numbers 0 ... count - 1: its reports by number, and their sum; see `gather`."""
+    with console.progress(title, count) as bar:
+        reports, total = gather(iter_reports(map_tasks(count, task), bar))
+    assert len(reports) == count, "every number reports"
+    return reports, total
 
 
 def _as_told(error: RayError) -> ValueError | None:

@@ -3,11 +3,22 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from allmrec.core import hashing
-from allmrec.core.hashing import Draw, draws, fingerprint, hash_strings, key64, mix64, shard_of, uniforms
+from allmrec.core.hashing import (
+    Draw,
+    draws,
+    fingerprint,
+    fingerprint_with,
+    hash_strings,
+    key64,
+    mix64,
+    shard_of,
+    uniforms,
+)
 
 GOLDEN = {
     "": 0xA706DD2F4D197E6F,
@@ -75,3 +86,11 @@ def test_every_purpose_has_its_own_key():
     root = Path(hashing.__file__).parents[1]
     found = [path.name for path in root.rglob("*.py") if path.name != "hashing.py" and own.search(path.read_text())]
     assert found == []
+
+
+@given(strings=st.lists(st.text(max_size=3), max_size=9))
+def test_a_long_list_is_part_of_a_fingerprint_in_blocks(strings):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hashing, "_BLOCK", 4)
+        found = fingerprint_with({"log": [1], "algorithm": None}, "items", pa.array(strings, pa.string()))
+    assert found == fingerprint({"log": [1], "algorithm": None, "items": strings})

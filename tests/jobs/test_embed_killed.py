@@ -88,7 +88,7 @@ def test_nothing_is_embedded_twice_and_nothing_is_lost(tmp_path):
     victim.wait()
     time.sleep(0.5)  # its workers are gone
     before = {name: cache.storage.read(name) for name in (entry.key for entry in cache.storage.list())}
-    saved = len(cache.index().hashes)
+    saved = len(cache.index().keys)
     assert 0 < saved < NUM_ITEMS
 
     second = start(config, tmp_path / "run.yaml")

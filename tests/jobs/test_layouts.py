@@ -4,14 +4,14 @@ import gzip
 import json
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 
 from allmrec.data.prepare.clean import Cleaned, CleanInteractions, log_columns
-from allmrec.data.prepare.items import ITEMS, CleanItems, index_items
+from allmrec.data.prepare.items import ITEMS
 from allmrec.data.sources.source import open_source
 from jobs.config import load_config
 from schemas import rejected
+from tests.data.catalogues import cleaned_rows, index_items
 
 CONFIGS = Path(__file__).parent.parent.parent / "jobs" / "configs"
 BEAUTY_2014 = [
@@ -90,8 +90,7 @@ def read(name):
         data = "".join(f"{line}{newline}" for line in lines).encode(encoding)
         path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
     shop = open_source("items", config.data.items, config.storage, ITEMS)
-    tables = CleanItems(shop)({"id": range(len(shop.pieces))})
-    items, bad_items = index_items(pa.concat_tables(tables))
+    items, bad_items = index_items(cleaned_rows(shop))
     source = open_source("interactions", config.data.interactions, config.storage, log_columns(config.data))
     clean = CleanInteractions(source, config.data, items.column("item_id").combine_chunks())
     cleaned = Cleaned.concat(map(clean.read, range(len(source.pieces))))

@@ -5,23 +5,41 @@ import pyarrow as pa
 import pytest
 
 from allmrec.core.artifacts import read_manifest, read_table, shard_name, writing
+from allmrec.core.hashing import hash_strings
 from allmrec.core.storage import open_storage
 from allmrec.demo.encoder import build_encoder
 from allmrec.text.blocks import EmbedTexts, WriteItemEmbeddings
 from allmrec.text.cache import TextCache
 from allmrec.text.encoder import TextConfig, load_encoder
+from allmrec.text.items import ItemTexts
+from schemas import items
 
 TEXTS = ["a dragon", "a coach and a dragon", "nothing of this"]
 
 
+READ = [f"Title: {title}, Description: " for title in TEXTS]
+
+
+def item_texts(root, *numbers):
+    """Three items with these of the TEXTS, in two files."""
+    storage = open_storage(str(root / "items"))
+    columns = {"item_id": ["i0", "i1", "i2"], "title": [TEXTS[number] for number in numbers], "item_index": [1, 2, 3]}
+    columns |= {"text_hash": [f"h{number}" for number in numbers], "popularity": [0] * 3, "interactions": [0] * 3}
+    empty = {name: pa.nulls(3) for name in items.SCHEMA.names if name not in columns}
+    with writing(storage, "items", "test") as out:
+        out.table(0, items.SCHEMA, pa.table(columns | empty)[:2])
+        out.table(1, items.SCHEMA, pa.table(columns | empty)[2:])
+    return ItemTexts(storage, read_manifest(storage))
+
+
 @pytest.fixture
 def made(tmp_path):
-    """A cache that holds TEXTS under the hashes h0, h1, h2, and the folder of the encoder."""
+    """A cache that holds the texts of three items under the hashes h0, h1, h2, and the folder of the encoder."""
     build_encoder(pa.array(TEXTS), tmp_path / "model")
     cache = TextCache.of(open_storage(str(tmp_path)), "standin")
-    embed = EmbedTexts(TextConfig(model=str(tmp_path / "model")), "cpu", 1, cache, "standin")
-    hashes = [f"h{number}" for number in range(3)]
-    done = embed(pa.table({"item_id": hashes, "text_hash": hashes, "text": TEXTS}))
+    texts = item_texts(tmp_path, 0, 1, 2)
+    embed = EmbedTexts(TextConfig(model=str(tmp_path / "model")), "cpu", 1, texts, cache, "standin")
+    done = embed(pa.table({"row": [0, 1, 2]}))
     assert done["texts"].to_pylist() == [3] and done["started"][0].as_py() <= done["ended"][0].as_py()
     return cache, tmp_path / "model"
 
@@ -31,11 +49,10 @@ def test_items_of_a_shard_get_their_texts_embeddings_and_stay_until_something_ch
     target, index = open_storage(str(tmp_path / "table")), cache.index()
 
     def write_item_embeddings(*numbers: int, before=None) -> dict:
-        hashes = pa.chunked_array([[f"h{number}" for number in numbers]])
-        file, row = index.find(hashes)
-        ids = [f"i{place}" for place in range(len(numbers))]
-        block = pa.table({"item_id": ids, "text_hash": hashes, "file": file, "row": row, "shard": [4] * len(numbers)})
-        (done,) = WriteItemEmbeddings(target, before, cache, index.files, "standin")(block).to_pylist()
+        file, row = index.find(hash_strings(pa.array([f"h{number}" for number in numbers])))
+        block = pa.table({"item": range(3), "file": file, "row": row, "shard": [4] * 3})
+        write = WriteItemEmbeddings(item_texts(tmp_path, *numbers), target, before, cache, index.files, "standin")
+        (done,) = write(block).to_pylist()
         assert done["name"] == shard_name(4)
         return done
 
@@ -43,7 +60,7 @@ def test_items_of_a_shard_get_their_texts_embeddings_and_stay_until_something_ch
     assert not first["unchanged"]
     with writing(target, "item_text_embeddings", "test") as out:
         out.add({shard_name(4): first["entry"]})
-    table, expected = read_table(target), load_encoder(TextConfig(model=str(model))).encode(TEXTS)
+    table, expected = read_table(target), load_encoder(TextConfig(model=str(model))).encode(READ)
     assert table["item_id"].to_pylist() == ["i0", "i1", "i2"] and set(table["encoder"].to_pylist()) == {"standin"}
     assert np.allclose(np.array(table["embedding"].to_pylist()), expected[[2, 0, 2]], atol=1e-6)
 
@@ -53,3 +70,19 @@ def test_items_of_a_shard_get_their_texts_embeddings_and_stay_until_something_ch
     assert not write_item_embeddings(2, 0, 2, before=before)["unchanged"]  # the file is another one by now
     target.delete(shard_name(4))
     assert not write_item_embeddings(2, 0, 2, before=before)["unchanged"]
+
+
+def test_texts_are_read_from_the_files_that_have_them_in_the_order_asked_for(tmp_path):
+    texts = item_texts(tmp_path, 0, 1, 2)
+    assert texts.texts(np.array([2, 0, 1])).to_pylist() == [
+        {"item_id": f"i{number}", "text_hash": f"h{number}", "text": READ[number]} for number in (2, 0, 1)
+    ]
+    assert texts.numbers(1).to_pylist() == [
+        {
+            "file": 1,
+            "key": int(hash_strings(pa.array(["h2"]))[0]),
+            "length": len(READ[2]),
+            "untitled": False,
+            "undescribed": True,
+        }
+    ]

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from allmrec.core.hashing import hash_strings
 from allmrec.core.storage import open_storage
 from allmrec.text.cache import TextCache
 from allmrec.text.encoder import to_lists
@@ -17,7 +18,7 @@ def vectors(*numbers: int) -> pa.Array:
 
 def found(cache: TextCache, *hashes: str) -> list[list[float] | None]:
     index = cache.index()
-    file, row = index.find(pa.chunked_array([list(hashes)], pa.string()))
+    file, row = index.find(hash_strings(pa.array(hashes, pa.string())))
     return [
         cache.read(index.files[f])["embedding"][int(r)].as_py() if f >= 0 else None
         for f, r in zip(file, row, strict=True)

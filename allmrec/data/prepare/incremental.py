@@ -12,9 +12,10 @@ from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from allmrec.core.artifacts import ArtifactWriter, Manifest, read_manifest, read_part
-from allmrec.core.hashing import fingerprint
+from allmrec.core.hashing import fingerprint_with
 from allmrec.core.shard_tasks import Report
 from allmrec.core.storage import Storage
 from allmrec.data.config import FILTERS, DataConfig
@@ -65,13 +66,12 @@ class HistoriesPlan:
         except ValueError:  # there are none, or they are damaged
             return None
 
-    def known_items(self) -> list[str]:
+    def known_items(self) -> pa.Array:
         """Ids of the items that have their numbers, by index from 1: of all catalogues that were prepared here."""
         if self._existing is None or "items" not in self._existing.stats:
-            return []
+            return pa.array([], pa.string())
         table = read_part(self.storage, self._existing, self._existing.stats["items"])
-        ids: list[str] = table.column("item_id").to_pylist()
-        return ids
+        return table.column("item_id").combine_chunks()
 
     def identity(self, item_ids: pa.Array) -> str:
         """Fingerprint of the histories.
@@ -79,7 +79,7 @@ class HistoriesPlan:
         Args:
             item_ids: string (n,), by item index from 1; begins with `known_items`.
         """
-        return fingerprint({"config": self.config, "items": item_ids.to_pylist(), **self.made_of})
+        return fingerprint_with({"config": self.config, **self.made_of}, "items", item_ids)
 
     def unread(self, previous: Manifest | None) -> Source:
         """The log's files that `previous` was not made of."""
@@ -119,7 +119,7 @@ class HistoriesPlan:
         listed = {id for named in details for id in named["items"]}
         out.stats |= {
             **self.made_of,
-            KNOWN: self._known(users, listed.union(item_ids.to_pylist())),
+            KNOWN: self._known(users, listed.union(self._excluded_of(item_ids))),
             "items": items,
             "shards": [shard_stats(report) for report in shards],
         }
@@ -128,6 +128,11 @@ class HistoriesPlan:
         """The excluded users and items that the log or the catalogue has, or had before they were excluded."""
         known = [self.hashes[hash] for hash in manifest.stats[KNOWN]]
         return [id for kind, id in known if kind == USER], [id for kind, id in known if kind == ITEM]
+
+    def _excluded_of(self, item_ids: pa.Array) -> list[str]:
+        excluded = pa.array(self.excluded[1], pa.string())
+        found: list[str] = excluded.filter(pc.is_in(excluded, value_set=item_ids)).to_pylist()
+        return found
 
     def _known(self, users: set[str], items: set[str]) -> list[str]:
         """Hashes of the excluded that this log names, and of those that an earlier one did: it may have lost them."""

@@ -1,26 +1,25 @@
 """The catalogue as it comes in → the prepared `items` table.
 
 Texts lose their markup (catalogues are full of HTML); lists of paragraphs become one text. The order of items, and
-so `item_index`, is that of their ids, whatever the order of files and rows.
+so `item_index`, is that of their ids, whatever the order of files and rows. Knows rows that are at hand; `item_shards`
+has what is done with a catalogue that no process holds.
 """
 
 import hashlib
 import html
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from allmrec.core.shard_tasks import Task
 from allmrec.data.catalogue import item_texts
 from allmrec.data.config import SourceConfig
 from allmrec.data.prepare.clean import as_text, to_arrow, to_polars
 from allmrec.data.sources.cells import ID_TYPES, accepts, as_flags, as_ids, as_words, is_id, is_list, is_number, is_text
 from allmrec.data.sources.lines import MALFORMED, NUMBER
-from allmrec.data.sources.source import Column, Source
+from allmrec.data.sources.source import Column
 from schemas import items, rejected
 
 _REJECTED = rejected.SCHEMA.names[1:]
@@ -45,18 +44,6 @@ ITEMS = {
     "categories": Column(False, _is_words, "a list of texts, or text"),
     "available": Column(False, accepts(pa.types.is_boolean, is_number, is_text), "a boolean, a number or text"),
 }
-
-
-@dataclass(frozen=True)
-class CleanItems(Task):
-    """Numbers of pieces of the catalogue → CLEANED rows."""
-
-    source: Source
-
-    def tables(self, number: int) -> Iterator[pa.Table]:
-        piece = self.source.pieces[number]
-        for table in self.source.read(piece):
-            yield clean_items(table, self.source.config, self.source.place(piece))
 
 
 def clean_items(table: pa.Table, config: SourceConfig, place: Mapping[str, Any]) -> pa.Table:
@@ -99,60 +86,76 @@ def clean_items(table: pa.Table, config: SourceConfig, place: Mapping[str, Any])
     return to_arrow(rows, CLEANED)
 
 
-def index_items(
-    cleaned: pa.Table, known: Sequence[str] = (), excluded: Sequence[str] = (), before: pa.Table | None = None
-) -> tuple[pa.Table, pa.Table]:
-    """All CLEANED rows → the `items` table without interactions, and the rejected rows.
-
-    Args:
-        known: ids that have their index, from 1 on; one that is not in the catalogue any longer stays, not available.
-        excluded: ids that stay without words, not available.
-        before: the `items` table of the preparation before, which has the words of what the catalogue has lost: they
-            are still in histories.
+def number_items(item_ids: pa.ChunkedArray, files: np.ndarray, known: pa.Array) -> pa.Array:
+    """Ids of all items, by item_index from 1: string (n,).
 
     New items come after the known ones, ordered by the first file that has them and by id; so a catalogue that grows
     by files gives the same numbers in one preparation as in many.
 
+    Args:
+        item_ids: of the catalogue's rows that are not rejected; an id may come again.
+        files: int (N,), the place of each row's file among all, by name.
+        known: ids that have their index, from 1 on; one that is not in the catalogue any longer keeps it.
+    """
+    rows = pl.DataFrame({"item_id": pl.Series(item_ids, dtype=pl.String), "file": files})
+    known_ids = pl.Series("item_id", known, dtype=pl.String)
+    new = rows.join(known_ids.to_frame(), on="item_id", how="anti").group_by("item_id").agg(pl.col("file").min())
+    return pl.concat([known_ids, new.sort("file", "item_id")["item_id"]]).to_arrow().cast(pa.string())
+
+
+def merge_items(
+    rows: pa.Table, item_ids: pa.Array, first: int, excluded: Sequence[str] = (), before: pa.Table | None = None
+) -> tuple[pa.Table, pa.Table]:
+    """All CLEANED rows of consecutive items → their `items` table without interactions, and the rejected rows.
+
     Of several rows with one id one with a title is kept; of several of those the first in the order of their
     content, so that the choice does not hang on the order of files.
+
+    Args:
+        item_ids: string, of the items; one that has no row is not in the catalogue any longer, and not available.
+        first: the item_index of the first one.
+        excluded: ids that stay without words, not available.
+        before: rows of the `items` table of the preparation before, which have the words of what the catalogue has
+            lost: they are still in histories.
     """
-    rows = to_polars(cleaned)
-    content = pl.struct(items.INPUT.names).struct.json_encode()
-    good = rows.filter(pl.col("reason").is_null()).with_columns(row=content)
+    cleaned, content = to_polars(rows.select(CLEANED.names)), pl.struct(items.INPUT.names).struct.json_encode()
+    good = cleaned.filter(pl.col("reason").is_null()).with_columns(row=content)
     good = good.sort("item_id", pl.col("title").is_null(), "row")
-    good = good.with_columns(first_file=pl.col("file").min().over("item_id"))
-    first = pl.col("item_id").is_first_distinct()
-    kept = _numbered(good.filter(first), known, excluded, before)
+    is_first = pl.col("item_id").is_first_distinct()
+    kept = _with_all(good.filter(is_first), item_ids, excluded, before)
+    kept = kept.with_row_index("item_index", offset=first)
     inputs = to_arrow(kept, items.INPUT)
     texts = item_texts(inputs.column("title"), inputs.column("description"))
     kept = kept.with_columns(_text_hashes(texts), popularity=pl.lit(0), interactions=pl.lit(0))
-    duplicates = good.filter(~first).drop("first_file").with_columns(reason=pl.lit(rejected.DUPLICATE_ITEM))
-    bad = pl.concat([rows.filter(pl.col("reason").is_not_null()), duplicates]).sort("reason", "row", "file", "number")
-    return to_arrow(kept, items.SCHEMA), to_arrow(bad.with_columns(source=pl.lit("items")), rejected.SCHEMA)
+    duplicates = good.filter(~is_first).with_columns(reason=pl.lit(rejected.DUPLICATE_ITEM))
+    bad = pl.concat([cleaned.filter(pl.col("reason").is_not_null()), duplicates])
+    bad = bad.sort("reason", "row", "file", "number").with_columns(source=pl.lit("items"))
+    return to_arrow(kept, items.SCHEMA), to_arrow(bad, rejected.SCHEMA)
 
 
-def _numbered(
-    rows: pl.DataFrame, known: Sequence[str], excluded: Sequence[str], before: pa.Table | None
-) -> pl.DataFrame:
-    """CLEANED rows of different items with `first_file` → all items in the order of their new column item_index."""
-    positions = pl.DataFrame({"item_id": pl.Series(known, dtype=pl.String)}).with_row_index("place")
-    gone = positions.select("item_id").join(rows, on="item_id", how="anti")
+def _with_all(rows: pl.DataFrame, item_ids: pa.Array, excluded: Sequence[str], before: pa.Table | None) -> pl.DataFrame:
+    """CLEANED rows of different items → a row for each of the ids, in their order."""
+    every = pl.DataFrame({"item_id": pl.Series(item_ids, dtype=pl.String)}).with_row_index("place")
+    gone = every.select("item_id").join(rows, on="item_id", how="anti")
     if before is not None:
         gone = gone.join(to_polars(before.select(["item_id", *_WORDS])), on="item_id", how="left")
     gone = gone.with_columns(available=pl.lit(False))
-    rows = pl.concat([rows, gone], how="diagonal").join(positions, on="item_id", how="left")
-    rows = rows.sort("place", "first_file", "item_id", nulls_last=True).drop("place")
-    rows = rows.with_row_index("item_index", offset=1)
+    rows = pl.concat([rows, gone], how="diagonal").join(every, on="item_id").sort("place").drop("place")
     out = pl.col("item_id").is_in(pl.Series(excluded, dtype=pl.String).implode())
-    words = [pl.when(~out).then(pl.col(name)).alias(name) for name in ("title", "description", "categories")]
+    words = [pl.when(~out).then(pl.col(name)).alias(name) for name in _WORDS]
     return rows.with_columns(*words, available=pl.when(out).then(pl.lit(False)).otherwise("available"))
 
 
 def with_counts(table: pa.Table, popularity_I: np.ndarray, interactions_I: np.ndarray) -> pa.Table:
-    """The `items` table with its interactions that train, and all of them: int64 (n + 1,) by item_index."""
+    """Rows of the `items` table with their interactions that train, and all of them.
+
+    Args:
+        popularity_I, interactions_I: int64 (n + 1,), by item_index.
+    """
+    index = table.column("item_index").to_numpy()
     for name, counts_I in (("popularity", popularity_I), ("interactions", interactions_I)):
         at = table.schema.get_field_index(name)
-        table = table.set_column(at, table.schema.field(at), pa.array(counts_I[1:], pa.int64()))
+        table = table.set_column(at, table.schema.field(at), pa.array(counts_I[index], pa.int64()))
     return table
 
 

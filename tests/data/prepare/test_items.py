@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 
 from allmrec.data.config import SourceConfig
 from allmrec.data.prepare.items import clean_items as clean
-from allmrec.data.prepare.items import index_items, with_counts
+from allmrec.data.prepare.items import with_counts
 from allmrec.data.sources.lines import MALFORMED, NUMBER
 from schemas import items, rejected
+from tests.data.catalogues import index_items
 
 
 def table(rows, **types):

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from allmrec.core.storage import S3Config
 from allmrec.data.config import DataConfig
 from allmrec.data.prepare.clean import FILTERED_OUT, Cleaned, CleanInteractions, log_columns
-from allmrec.data.prepare.items import ITEMS, CleanItems, index_items
+from allmrec.data.prepare.items import ITEMS
 from allmrec.data.sources import lines as lines_module
 from allmrec.data.sources import readers
 from allmrec.data.sources.source import open_source
 from schemas import rejected
+from tests.data.catalogues import cleaned_rows, index_items
 
 IDS = ["a", "b", "7", "ü", " "]
 COLUMNS = ["user_id", "item_id", "timestamp", "rating", "event", "title"]
@@ -41,7 +42,7 @@ def told(data, s3=S3Config()):
     assert not any(bad.column(name).null_count for name in ("row", "file", "number"))
     assert not any(column.null_count for column in good.columns)
     shop = open_source("items", data.items, s3, ITEMS)
-    items, bad_items = index_items(pa.concat_tables(CleanItems(shop)({"id": range(len(shop.pieces))})))
+    items, bad_items = index_items(cleaned_rows(shop))
     assert len(items) + len(bad_items) == len(good) + len(bad) + sum(filtered_out.values())
     return len(good), len(bad), sum(filtered_out.values())
 

@@ -1,0 +1,74 @@
+"""How often items occur in all shards together, summed in a tree: no process holds the counts of more than one shard
+beside a sum. Files of the drafts have the items that occur alone, as Arrow IPC.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from allmrec.core.shard_tasks import Report, ShardTask
+from allmrec.core.storage import Storage
+
+FAN_IN = 16  # files that one task adds up
+
+
+@dataclass(frozen=True)
+class CountDrafts:
+    """Counts by item_index and by what is counted, of shards at level 0 and of `FAN_IN` files of it at the next."""
+
+    storage: Storage
+    num_items: int
+
+    def write(self, level: int, number: int, counts: Mapping[str, np.ndarray]) -> None:
+        occur = np.flatnonzero(np.any([*counts.values()], axis=0))
+        table = pa.table({"item_index": occur, **{name: counts_I[occur] for name, counts_I in counts.items()}})
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
+            writer.write_table(table)
+        self.storage.write(_name(level, number), sink.getvalue().to_pybytes())
+
+    def sum(self, level: int, numbers: Iterable[int]) -> dict[str, np.ndarray]:
+        """int64 (n + 1,) each; reads one file at a time."""
+        total = dict[str, np.ndarray]()
+        for number in numbers:
+            table = pa.ipc.open_file(pa.BufferReader(self.storage.read(_name(level, number)))).read_all()
+            index = table.column("item_index").to_numpy()
+            for name in table.column_names[1:]:
+                total.setdefault(name, np.zeros(self.num_items + 1, dtype=np.int64))[index] += table.column(
+                    name
+                ).to_numpy()
+        return total
+
+
+@dataclass(frozen=True)
+class CountInto(ShardTask):
+    """Another task, whose item_counts go into the drafts instead of its report."""
+
+    task: ShardTask
+    drafts: CountDrafts
+
+    def process(self, shard: int) -> Report:
+        report = self.task.process(shard)
+        self.drafts.write(0, shard, report.item_counts)
+        report.item_counts = {}
+        return report
+
+
+@dataclass(frozen=True)
+class AddUp(ShardTask):
+    """Numbers of groups of `FAN_IN` files of a level → their sums, at the next."""
+
+    drafts: CountDrafts
+    level: int
+    files: int  # at the level
+
+    def process(self, number: int) -> Report:
+        group = range(number * FAN_IN, min((number + 1) * FAN_IN, self.files))
+        self.drafts.write(self.level + 1, number, self.drafts.sum(self.level, group))
+        return Report()
+
+
+def _name(level: int, number: int) -> str:
+    return f"{level}/{number:06d}.arrow"
