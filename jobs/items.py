@@ -54,18 +54,20 @@ def number_catalogue(catalogue: Source, drafts: Storage, known: pa.Array) -> Num
     bad, piece_R = count_values(found.column("reason").drop_null()), found.column("piece").to_numpy()
     good = pc.is_null(found.column("reason"))
     ids, good_R = found.column("item_id").filter(good), good.to_numpy()
+    del found
     if not len(ids):
         raise ValueError(f"items: no row is left of {bad.total():,}: {Counter(dict(sorted(bad.items())))}")
     names = [catalogue.place(piece)["file"] for piece in catalogue.pieces]
-    file_P = np.unique(names, return_inverse=True)[1]
+    file_P = np.unique(names, return_inverse=True)[1].astype(np.int32)
     item_ids = number_items(ids, file_P[piece_R[good_R]], known)
-    index_R = np.zeros(len(found), dtype=np.int32)
-    index_R[good_R] = ItemLookup(item_ids).find(ids).to_numpy()
+    index, index_R = ItemLookup(item_ids).find(ids), np.zeros(len(piece_R), dtype=np.int32)
+    assert not index.null_count, "two ids of one hash are not found in this universe"
+    index_R[good_R] = index.to_numpy()
     counts = np.bincount(index_R, minlength=len(item_ids) + 1)[1:]
     bad[rejected.DUPLICATE_ITEM] += int((counts - 1).clip(min=0).sum())
     ends_P = np.cumsum(np.bincount(piece_R, minlength=len(names)))
-    index = dict(enumerate(np.split(index_R[np.argsort(piece_R, kind="stable")], ends_P[:-1])))
-    return NumberedItems(item_ids, counts > 0, Counter(dict(sorted((+bad).items()))), index)
+    by_piece = np.split(index_R[np.argsort(piece_R, kind="stable")], ends_P[:-1])
+    return NumberedItems(item_ids, counts > 0, Counter(dict(sorted((+bad).items()))), dict(enumerate(by_piece)))
 
 
 def merge_catalogue(

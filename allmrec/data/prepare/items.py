@@ -13,7 +13,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from allmrec.core.columns import take
+from allmrec.core.hashing import hash_strings
 from allmrec.data.catalogue import item_texts
 from allmrec.data.config import SourceConfig
 from allmrec.data.prepare.clean import as_text, to_arrow, to_polars
@@ -97,10 +100,15 @@ def number_items(item_ids: pa.ChunkedArray, files: np.ndarray, known: pa.Array) 
         files: int (N,), the place of each row's file among all, by name.
         known: ids that have their index, from 1 on; one that is not in the catalogue any longer keeps it.
     """
-    rows = pl.DataFrame({"item_id": pl.Series(item_ids, dtype=pl.String), "file": files})
-    known_ids = pl.Series("item_id", known, dtype=pl.String)
-    new = rows.join(known_ids.to_frame(), on="item_id", how="anti").group_by("item_id").agg(pl.col("file").min())
-    return pl.concat([known_ids, new.sort("file", "item_id")["item_id"]]).to_arrow().cast(pa.string())
+    keys = hash_strings(item_ids)
+    order = np.argsort(keys, kind="stable")
+    starts = np.flatnonzero(np.append(True, np.diff(keys[order]) > 0)[: len(keys)])
+    new = ~np.isin(keys[order[starts]], hash_strings(known))
+    file = np.minimum.reduceat(files[order], starts)[new] if len(starts) else files
+    rows = pa.table({"file": file, "item_id": take(item_ids, order[starts][new])})
+    ascending = pc.sort_indices(rows, [("file", "ascending"), ("item_id", "ascending")])
+    found = take(rows.column("item_id"), ascending.to_numpy())
+    return pa.concat_arrays([known, *found.chunks])
 
 
 def merge_items(
