@@ -12,7 +12,7 @@ import json
 from typing import Any
 
 from allmrec.bundle.build import build_bundle, is_fine_tuned, refresh_bundle
-from allmrec.bundle.description import DESCRIPTION, MODELS, read_description
+from allmrec.bundle.description import DESCRIPTION, MODELS, read_description, verify_bundle
 from allmrec.bundle.items import bundle_items, new_texts
 from allmrec.bundle.loading import load_bundle, probe
 from allmrec.bundle.versions import bundle_versions, latest_bundle, promote
@@ -130,9 +130,10 @@ def list_bundles(config: Config, console: Console) -> None:
 def verify(config: Config, console: Console, version: str | None) -> None:
     """Load a bundle and let it score; every file is compared with its hash."""
     run = config.workspace.storage
-    bundle = load_bundle(run, version or latest_bundle(run))
+    description = verify_bundle(run, version or latest_bundle(run))
+    bundle = load_bundle(run, description["version"])
     probe(bundle)
-    files = read_description(run, bundle.version)["files"]
+    files = description["files"]
     console.event("verified", version=bundle.version, files=len(files), **bundle.item_counts())
 
 

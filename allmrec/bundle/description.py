@@ -15,7 +15,7 @@ bundle. Weights are safetensors; nothing is unpickled. Knows where things are; l
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from allmrec.core.artifacts import read_table, sha256
@@ -38,16 +38,22 @@ def verify_bundle(storage: Storage, version: str) -> dict[str, Any]:
     return description
 
 
-def check_files(root: Storage, description: Mapping[str, Any]) -> None:
-    """Raises ValueError naming what is missing or damaged."""
+def check_files(
+    root: Storage, description: Mapping[str, Any], digest_of: Callable[[str], str] | None = None
+) -> None:
+    """Raises ValueError naming what is missing or damaged.
+
+    Args:
+        digest_of: what gives a file's sha256, or raises FileNotFoundError; by default it is read through.
+    """
     for name, entry in description["files"].items():
         try:
-            data = root.read(name)
+            digest = sha256(root.read(name)) if digest_of is None else digest_of(name)
         except FileNotFoundError:
             raise ValueError(
                 f"{root.name(name)} is missing; restore the bundle from a copy or build it again"
             ) from None
-        if sha256(data) != entry["sha256"]:
+        if digest != entry["sha256"]:
             raise ValueError(f"{root.name(name)} is damaged: its sha256 is not the bundle's; restore it from a copy")
 
 

@@ -13,8 +13,9 @@ import torch
 from torch.nn.utils import parameters_to_vector
 
 from allmrec.alignment.joint import EmbeddingChoice
-from allmrec.bundle.description import verify_bundle
+from allmrec.bundle.description import read_description
 from allmrec.bundle.items import load_item_models, renumber
+from allmrec.bundle.machine_copy import machine_copy
 from allmrec.cf.teacher import Teacher, load_teacher
 from allmrec.core.artifacts import read_table, read_tensors
 from allmrec.core.storage import Storage
@@ -116,8 +117,9 @@ class Bundle:
 
 
 def load_bundle(storage: Storage, version: str) -> Bundle:
-    """Load and verify. Raises ValueError naming what is missing or damaged."""
-    return load_from(Workspace(storage).bundles.at(version), verify_bundle(storage, version))
+    """Load this machine's copy, which is verified. Raises ValueError naming what is missing or damaged."""
+    description = read_description(storage, version)
+    return load_from(machine_copy(Workspace(storage).bundles.at(version), description), description)
 
 
 def load_from(root: Storage, description: Mapping[str, Any]) -> Bundle:

@@ -50,6 +50,7 @@ class Storage(ABC):
     """A root (a folder or an S3 prefix) whose objects are named by `/`-separated keys."""
 
     uri: str
+    is_verified = False  # its files were compared with their digests: who reads one need not do it again
 
     @abstractmethod
     def at(self, key: str) -> "Storage":

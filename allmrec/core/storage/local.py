@@ -21,7 +21,7 @@ class LocalStorage(Storage):
         self.uri = str(self.root)
 
     def at(self, key: str) -> "LocalStorage":
-        return LocalStorage(self.root / key)
+        return type(self)(self.root / key)
 
     def read(self, key: str) -> bytes:
         return (self.root / key).read_bytes()
@@ -85,6 +85,12 @@ class LocalStorage(Storage):
             yield draft
         finally:
             draft.unlink(missing_ok=True)
+
+
+class VerifiedFolder(LocalStorage):
+    """A folder whose files were compared with their digests, and do not change."""
+
+    is_verified = True
 
 
 def _put(path: Path, data: bytes) -> None:
