@@ -14,7 +14,7 @@ import torch
 from allmrec.cf.teacher import Teacher
 from allmrec.core.hashing import mix64
 from allmrec.data.sequences import Sequences
-from allmrec.llm.batches import distinct_items, take, token_budget_batches
+from allmrec.llm.batches import TokenBudget, distinct_items, take
 from allmrec.llm.prompt import Prompts
 from allmrec.readout.network import ITEM, USER, Readout
 from allmrec.readout.prompts import ReadoutPrompts, read_out
@@ -49,7 +49,7 @@ class LLMSRec(Teacher):
             unread: indices of the items that have no vector yet; by default none.
         """
         super().__init__()
-        self.llm, self.readout, self.prompts, self.tokens_per_batch = llm, readout, prompts, tokens_per_batch
+        self.llm, self.readout, self.prompts, self.budget = llm, readout, prompts, TokenBudget(tokens_per_batch)
         self.register_buffer("inputs", items_NK, persistent=False)
         self.register_buffer("vectors", vectors_NV, persistent=False)
         self.unread = np.zeros(0, dtype=np.int64) if unread is None else unread
@@ -87,7 +87,8 @@ class LLMSRec(Teacher):
         self.dropped_history += prompts.dropped_history
         self.cut_titles += prompts.cut_titles
         found_UV = self.get_buffer("vectors").new_empty(len(prompts), self.get_buffer("vectors").shape[1])
-        for rows in token_budget_batches(prompts.lengths + 1, self.tokens_per_batch):
+
+        def read_batch(rows: np.ndarray) -> None:
             items, here = distinct_items(take(prompts, rows))
             inputs_IK = self.get_buffer("inputs")[torch.from_numpy(items.astype(np.int64))]
             soft_IH, token_H = self.readout.soft_tokens(inputs_IK), self.readout.token(kind)
@@ -96,6 +97,8 @@ class LLMSRec(Teacher):
             read = len(here.tokens) + len(here)
             self.tokens += read
             self.padding += len(here) * (int(here.lengths.max()) + 1) - read
+
+        self.budget.each_batch(prompts.lengths + 1, read_batch)
         return found_UV
 
 
