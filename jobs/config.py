@@ -39,7 +39,8 @@ class WorkersConfig(Section):
     gpus_per_worker: float = Field(0, ge=0)  # that Ray reserves; 0 runs on CPUs
     # How long a verb waits until the cluster has room for its workers, at the start or when nodes were lost.
     resources_timeout_s: float = Field(900, gt=0)
-    max_failures: int = Field(3, ge=0)  # worker failures that a training verb recovers from
+    # Failures that a verb recovers from: of workers in training, of shards in a nightly run.
+    max_failures: int = Field(3, ge=0)
     object_store_mb: int | None = Field(None, ge=80)  # shared memory of a local Ray; null: Ray's default
 
 

@@ -1,4 +1,4 @@
-"""A folder is filled once, whoever asks at the same time and whoever was killed at it."""
+"""A folder is filled once, however many processes ask at the same time, and again where one was killed at it."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_of_processes_that_ask_at_once_one_fills_it_and_all_get_it_whole() -> No
     assert len(filled) == 2, "another key is another folder"
 
 
-def test_what_a_killed_process_has_left_is_filled_anew(cache: Path) -> None:
+def test_what_a_killed_process_has_left_is_filled_again(cache: Path) -> None:
     def killed(draft: Path) -> None:
         (draft / "half").write_bytes(b"ha")
         raise KeyboardInterrupt

@@ -45,9 +45,9 @@ def test_a_row_that_does_not_fit_alone_is_an_error() -> None:
 def test_a_ranker_that_runs_out_of_memory_gives_what_it_would_have_given(tiny_llm, tiny_tokenizer, monkeypatch) -> None:
     titles = Titles.tokenise(titles_array(["Moon", "Moon fall", "Garden", "II"]), tiny_tokenizer, 24)
     builder = PromptBuilder(PromptConfig(), tiny_tokenizer, titles, soft=False, max_tokens=400)
-    asked = histories([[1], [2, 3], [4], [1, 4], [3]]), np.array([[1, 2, 3, 4]] * 5, dtype=np.int32)
+    prompts = histories([[1], [2, 3], [4], [1, 4], [3]]), np.array([[1, 2, 3, 4]] * 5, dtype=np.int32)
     whole = Ranker(tiny_llm, builder, 10_000)
-    expected, rank = whole.log_probabilities(*asked), ranking.rank
+    expected, rank = whole.log_probabilities(*prompts), ranking.rank
 
     def small(llm, prompts, *rest):
         Device(2).take(np.arange(len(prompts)))
@@ -55,5 +55,5 @@ def test_a_ranker_that_runs_out_of_memory_gives_what_it_would_have_given(tiny_ll
 
     monkeypatch.setattr(ranking, "rank", small)
     halved = Ranker(tiny_llm, builder, 10_000)
-    np.testing.assert_allclose(halved.log_probabilities(*asked), expected, atol=1e-5)
+    np.testing.assert_allclose(halved.log_probabilities(*prompts), expected, atol=1e-5)
     assert halved.budget.halvings > 0 and halved.tokens == whole.tokens, "what failed is not counted"
