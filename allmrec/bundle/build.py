@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import Field
 
 from allmrec.bundle.description import DESCRIPTION, FORMAT, MODELS, check_files, read_description
+from allmrec.bundle.index import LISTS, index_identity, item_lists
 from allmrec.bundle.items import NEW_Q, bundle_items, embed_new_texts
 from allmrec.bundle.loading import load_from, probe
 from allmrec.core.artifacts import (
@@ -52,13 +53,14 @@ class BundleConfig(Section):
     min_interactions_for_cf: int = Field(1, ge=0)
 
 
-def build_bundle(storage: Storage, config: Mapping[str, Any]) -> str:
+def build_bundle(storage: Storage, config: Mapping[str, Any], index_above: int | None = None) -> str:
     """Gather the workspace's artifacts into `bundles/<version>/`; building the same again changes nothing.
 
     Args:
         storage: of a workspace that has the artifacts MODELS, `items` and `sequences`, and item_text_embeddings (or
             fine_tuned_text_embeddings) of the items whose texts training has not seen.
         config: resolved sections; text, llm, prompt and bundle among them.
+        index_above: with more items than this it has an index of them; None: never.
 
     Returns:
         the version.
@@ -73,17 +75,23 @@ def build_bundle(storage: Storage, config: Mapping[str, Any]) -> str:
         "llm": _identity(config["llm"]["name"], config["llm"]["revision"]),
         "text": _identity(config["text"]["model"], config["text"]["revision"]),
     }
-    return _build(workspace, workspace, config, identities)
+    return _build(workspace, workspace, config, identities, index_above)
 
 
-def refresh_bundle(storage: Storage, version: str) -> str:
+def refresh_bundle(storage: Storage, version: str, index_above: int | None = None) -> str:
     """As `build_bundle` with the models of a bundle, whatever has been trained since. Raises ValueError as that."""
     workspace, description = Workspace(storage), read_description(storage, version)
     models = Workspace(workspace.bundles.at(version))
-    return _build(workspace, models, description["config"], description["models"])
+    return _build(workspace, models, description["config"], description["models"], index_above)
 
 
-def _build(workspace: Workspace, models: Workspace, config: Mapping[str, Any], identities: Mapping[str, Any]) -> str:
+def _build(
+    workspace: Workspace,
+    models: Workspace,
+    config: Mapping[str, Any],
+    identities: Mapping[str, Any],
+    index_above: int | None,
+) -> str:
     named = config.get("baselines") or {}
     systems = [system for key, system in SYSTEMS.items() if named.get(key) is not None]
     manifests = {model: read_manifest(models.at(model)) for model in (*MODELS, *systems)}
@@ -104,6 +112,7 @@ def _build(workspace: Workspace, models: Workspace, config: Mapping[str, Any], i
         # Apart, so that no user's row depends on a system that does not rank it.
         **({"systems": {system: manifests[system].digest for system in systems}} if systems else {}),
         "items": words_digest(items),
+        **index_identity(len(items), index_above),
     }
     version = fingerprint(content)[:12]
     root = workspace.bundles.at(version)
@@ -126,7 +135,11 @@ def _build(workspace: Workspace, models: Workspace, config: Mapping[str, Any], i
     }
     description = json.loads(json.dumps(description, default=str))
     check_files(root, description)
-    probe(load_from(root, description))
+    bundle = load_from(root, description)
+    probe(bundle)
+    if "index" in content:
+        lists = to_safetensors(item_lists(bundle.teacher, config["seed"]))
+        description["files"] |= _write_part(root, Workspace.index, LISTS, lists)
     description["digest"] = fingerprint(description)
     root.create(DESCRIPTION, json.dumps(description, indent=1).encode())
     return version

@@ -6,6 +6,7 @@
     bundles/<version>/projectors/
     bundles/<version>/items/                         ids and words of the items; `allmrec.bundle.items`
     bundles/<version>/new_texts/                     q_i of those whose text training has not seen
+    bundles/<version>/index/                         where `nightly.approximate_above` asks for it: `bundle.index`
     bundles/<version>/systems/llm-srec/              where `baselines` names it; likewise tallrec, morec and ctrl
     bundles/_log/00000003.json                       the version promoted from then on (`allmrec.core.commit_log`)
 

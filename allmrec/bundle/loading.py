@@ -14,8 +14,10 @@ from torch.nn.utils import parameters_to_vector
 
 from allmrec.alignment.joint import EmbeddingChoice
 from allmrec.bundle.description import read_description
+from allmrec.bundle.index import load_item_lists
 from allmrec.bundle.items import load_item_models, renumber
 from allmrec.bundle.machine_copy import machine_copy
+from allmrec.cf.approximate import ItemLists
 from allmrec.cf.teacher import Teacher, load_teacher
 from allmrec.core.artifacts import read_table, read_tensors
 from allmrec.core.storage import Storage
@@ -52,6 +54,7 @@ class Bundle:
     models: dict[str, dict[str, str]]  # "llm" and "text": name and identity
     data: dict[str, str]  # digests of the tables beside which it was built
     stats: dict[str, dict[str, Any]]  # what each part's training said of itself
+    index: Storage | None  # `item_lists` of the teacher's items, if it has them
     systems: dict[str, Storage]  # those trained beside A-LLMRec, by name; each loads from here when it is asked for
 
     @property
@@ -111,6 +114,10 @@ class Bundle:
         renumber(teacher, self.rows_N, self.read.get(f"systems/{name}"))
         return teacher
 
+    def item_lists(self) -> ItemLists | None:
+        """For an index of the teacher's items, if the bundle has them."""
+        return None if self.index is None else load_item_lists(self.index)
+
     def with_counts(self, items: pa.Table) -> "Bundle":
         """The bundle with availability and interactions as a prepared `items` table has them."""
         return replace(self, catalogue=Catalogue.from_table(with_counts(self.items, items)))
@@ -139,6 +146,7 @@ def load_from(root: Storage, description: Mapping[str, Any]) -> Bundle:
         trained_N=catalogue.popularity,
         projectors=load_projectors(bundled.projectors),
         untrained=load_projectors(bundled.projectors, untrained=True),
+        index=bundled.index if "index" in description else None,
         systems={part.rpartition("/")[2]: bundled.at(part) for part in description.get("systems", {})},
         **{key: description[key] for key in ("config", "models", "data", "stats")},
     )

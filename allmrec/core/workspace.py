@@ -69,8 +69,9 @@ class Workspace:
     recommendations = Folder()
     text_cache = Folder()
 
-    # In a bundle alone: see `allmrec.bundle.items`.
+    # In a bundle alone: see `allmrec.bundle.items` and `allmrec.bundle.index`.
     new_texts = Folder()
+    index = Folder()
 
     def at(self, name: str) -> Storage:
         """The folder of a name, for names that are data: a step's inputs, a bundle's parts."""

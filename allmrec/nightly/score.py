@@ -200,10 +200,10 @@ class ScoreShards(ShardTask):
     @cached_property
     def retriever(self) -> Retriever:
         """Made by the first call and not with the worker: Ray hands on an error of a call as it was raised."""
-        job, teacher = self.job, self.model.teacher
+        job, teacher, lists = self.job, self.model.teacher, self.model.bundle.item_lists()
         if self.vectors is not None and job.config.retriever == "llm-srec":
-            teacher = self.vectors.items
-        return Retriever(teacher, self.catalogue, job.filter.allowed_I, job.config, job.seed, job.new_I)
+            teacher, lists = self.vectors.items, None
+        return Retriever(teacher, self.catalogue, job.filter.allowed_I, job.config, job.seed, job.new_I, lists)
 
     def candidates(self, shard: int, users: Sequences, vectors: UserVectors | None = None) -> Candidates:
         """(U, N) items that each user may be recommended; popular ones where there is no history."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from allmrec.core.host import Host, look
 from allmrec.core.storage import LocalStorage, Storage
 from allmrec.core.tracking import check as check_mlflow
+from allmrec.data.config import least_shards
 from jobs.config import Config
 from jobs.runtime.console import Console
 
@@ -89,10 +90,11 @@ def refuse(needs: Needs, config: Config) -> None:
 def doubts(needs: Needs, config: Config) -> Iterator[str]:
     """What works, and is hardly meant."""
     workers, shards = config.workers.num_workers, config.data.num_shards
-    if needs.work in ("tasks", "pool") and needs.blocks(config) == shards and shards < workers:
+    least = least_shards(0, workers)
+    if needs.work in ("tasks", "pool") and needs.blocks(config) == shards and shards < least:
         yield (
-            f"data.num_shards {shards} is less than workers.num_workers {workers}: {workers - shards} workers of "
-            "`nightly` and `evaluate` have nothing to do; raise data.num_shards"
+            f"data.num_shards {shards} is less than twice workers.num_workers {workers}: workers of `nightly` and "
+            f"`evaluate` will wait for others; set data.num_shards to {least} or more"
         )
 
 
