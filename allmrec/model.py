@@ -23,6 +23,7 @@ from allmrec.llm.loading import LLMConfig, load_llm, load_tokenizer, max_positio
 from allmrec.llm.prompt import PromptBuilder, Titles
 from allmrec.llm.ranking import Ranker
 from allmrec.llm.shown_order import ShownOrder
+from allmrec.llm.tensor_parallel import load_llm_in_parts
 from allmrec.readout.network import Readout, load_readout
 from allmrec.readout.prompts import ReadoutPrompts
 from allmrec.readout.teacher import LLMSRec
@@ -34,13 +35,14 @@ class ALLMRec:
     Works on the GPU where there is one.
     """
 
-    def __init__(self, bundle: Bundle, llm: LLMConfig, merged: bool = False):
+    def __init__(self, bundle: Bundle, llm: LLMConfig, merged: bool = False, gpus: int = 1):
         """
         Args:
             merged: TALLRec's low-rank weights become a part of the LLM's when that is loaded: it is TALLRec alone then,
                 and as fast as the LLM.
+            gpus: of this process, over which the LLM is cut; see `allmrec.llm.tensor_parallel`.
         """
-        self.bundle, self.config, self.merged = bundle, llm, merged
+        self.bundle, self.config, self.merged, self.gpus = bundle, llm, merged, gpus
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.teacher = bundle.teacher.to(self.device)
         self.projectors, self.untrained = (part.to(self.device) for part in (bundle.projectors, bundle.untrained))
@@ -50,6 +52,8 @@ class ALLMRec:
 
     @cached_property
     def llm(self) -> Any:
+        if self.gpus > 1:
+            return load_llm_in_parts(self.config, self.gpus)
         llm = load_llm(self.config).to(self.device)
         if self.merged:
             load_adapter(self.bundle.systems["tallrec"], llm).merge(llm)

@@ -36,7 +36,8 @@ class WorkersConfig(Section):
     # num_workers, and continues with what a cluster that has lost nodes has room for.
     min_workers: int | None = Field(None, ge=1)
     cpus_per_worker: float = Field(1, gt=0)  # that Ray reserves; also the threads of PyTorch in a worker
-    gpus_per_worker: float = Field(0, ge=0)  # that Ray reserves; 0 runs on CPUs
+    # That Ray reserves; 0 runs on CPUs. In a nightly run the LLM is cut over the GPUs of a worker that has several.
+    gpus_per_worker: float = Field(0, ge=0)
     # How long a verb waits until the cluster has room for its workers, at the start or when nodes were lost.
     resources_timeout_s: float = Field(900, gt=0)
     # Failures that a verb recovers from: of workers in training, of shards in a nightly run.

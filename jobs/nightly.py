@@ -159,6 +159,7 @@ def nightly_step(
             "pool",
             models=lambda config: ("llm",) if config.nightly.uses_llm else (),
             writes=lambda config: (output,),
+            cuts_llm=True,
         ),
         finished=finished,
     )
@@ -199,9 +200,10 @@ def score(config: Config, console: Console, job: NightlyJob, metrics: NightlyMet
     shards = range(num_shards(job.users.sequences))
     pending = left = sorted(set(shards) - job.run.finished_shards())
     total, failures = Report(), Failures(config.workers.max_failures)
+    arguments = (ScoreShards, job, max(1, int(config.workers.gpus_per_worker)))
     with console.progress("score", len(pending)) as bar:
         while left:
-            scored = iter_results(map_actors(left, Attempt, (ScoreShards, job), config.workers, _AHEAD))
+            scored = iter_results(map_actors(left, Attempt, arguments, config.workers, _AHEAD))
             in_time = with_timeout(scored, until, config.nightly.stall_timeout_s, lambda: diagnosis(job.run, shards))
             for report in read_reports(in_time):
                 if (failure := failures.take(report)) is not None:

@@ -106,6 +106,15 @@ def distinct_items(prompts: Prompts) -> tuple[np.ndarray, Prompts]:
     return items, replace(prompts, slot_items=numbers[:-1].astype(np.int32))
 
 
+def shown_alone(prompts: Prompts, soft: SoftTokens) -> tuple[Prompts, SoftTokens]:
+    """The soft tokens of the items that the prompts show, and no others, with the prompts that show them so."""
+    items = np.unique(prompts.slot_items[prompts.slot_items != USER_SLOT])
+    numbers = np.searchsorted(items, prompts.slot_items).astype(np.int32)
+    slots = np.where(prompts.slot_items == USER_SLOT, prompts.slot_items, numbers)
+    item_IH = soft.item_NH[torch.from_numpy(items.astype(np.int64)).to(soft.user_BH.device)]
+    return replace(prompts, slot_items=slots), SoftTokens(soft.user_BH, item_IH)
+
+
 def padded_tokens(prompts: Prompts, width: int, padding: int) -> torch.Tensor:
     """int64 (B, width), prompts left-aligned."""
     tokens_BT = np.full((len(prompts), width), padding, dtype=np.int64)

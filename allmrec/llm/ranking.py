@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from allmrec.data.sequences import Sequences
-from allmrec.llm.batches import SoftTokens, TokenBudget, take
+from allmrec.llm.batches import SoftTokens, TokenBudget, shown_alone, take
 from allmrec.llm.packed import packed_width, rank
 from allmrec.llm.probe import refuse_inexact
 from allmrec.llm.prompt import PromptBuilder
 from allmrec.llm.question import Question
+from allmrec.llm.tensor_parallel import is_in_parts, on_all_ranks
 from allmrec.llm.trie import build_tries
 
 # B prompts, C candidates, H token dimension
@@ -28,7 +29,7 @@ class Ranker:
 
     def __init__(self, llm: nn.Module, builder: PromptBuilder | Question, tokens_per_batch: int):
         """Raises ValueError naming the LLM's architecture when it cannot be ranked by tries."""
-        refuse_inexact(llm)
+        on_all_ranks(refuse_inexact, llm)
         self.llm, self.builder, self.budget = llm, builder, TokenBudget(tokens_per_batch)
         self.tokens = self.padding = self.dropped_history = self.cut_titles = 0
 
@@ -58,7 +59,10 @@ class Ranker:
         def rank_batch(rows: np.ndarray) -> None:
             tries = build_tries(self.builder.titles, candidates[rows], self.builder.end)
             here = take(prompts, rows)
-            log_p = rank(self.llm, here, tries, soft and soft.of(rows), self.builder.end)
+            shown = soft and soft.of(rows)
+            if shown is not None and is_in_parts(self.llm):  # each part is told of them
+                here, shown = shown_alone(here, shown)
+            log_p = on_all_ranks(rank, self.llm, here, tries, shown, self.builder.end)
             self.tokens += len(here.tokens) + len(tries.node_row)
             self.padding += len(here) * packed_width(here, tries) - len(here.tokens) - len(tries.node_row)
             good = candidates[rows] > 0

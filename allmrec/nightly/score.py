@@ -100,12 +100,13 @@ class ScoreShards(ShardTask):
     Loads the bundle once, and the LLM when the first user needs it.
     """
 
-    def __init__(self, job: NightlyJob):
+    def __init__(self, job: NightlyJob, gpus: int = 1):
+        """Args: gpus: of this worker, over which the LLM is cut."""
         self._finished = time.perf_counter()
         self.job = job
         # LLM-SRec, where it retrieves, reads by the LLM as it is.
         merged = job.config.ranker == "tallrec" and not job.config.uses_llm_srec
-        self.model = ALLMRec(load_bundle(job.storage, job.run.identity["bundle"]), job.llm, merged)
+        self.model = ALLMRec(load_bundle(job.storage, job.run.identity["bundle"]), job.llm, merged, gpus)
         self.catalogue = self.model.bundle.with_counts(read_table(Workspace(job.storage).items)).catalogue
         self.shown_I = item_digests(self.model.bundle)
         description = read_description(job.storage, self.model.bundle.version)

@@ -16,6 +16,7 @@ from allmrec.core.hashing import mix64
 from allmrec.data.sequences import Sequences
 from allmrec.llm.batches import TokenBudget, distinct_items, take
 from allmrec.llm.prompt import Prompts
+from allmrec.llm.tensor_parallel import on_all_ranks
 from allmrec.readout.network import ITEM, USER, Readout
 from allmrec.readout.prompts import ReadoutPrompts, read_out
 
@@ -92,7 +93,7 @@ class LLMSRec(Teacher):
             items, here = distinct_items(take(prompts, rows))
             inputs_IK = self.get_buffer("inputs")[torch.from_numpy(items.astype(np.int64))]
             soft_IH, token_H = self.readout.soft_tokens(inputs_IK), self.readout.token(kind)
-            states_BH = read_out(self.llm, here, token_H, soft_IH, self.prompts.padding)
+            states_BH = on_all_ranks(read_out, self.llm, here, token_H, soft_IH, self.prompts.padding)
             found_UV[torch.from_numpy(rows)] = self.readout.vectors(kind, states_BH)
             read = len(here.tokens) + len(here)
             self.tokens += read

@@ -34,6 +34,7 @@ class Needs:
     work: Literal["driver", "tasks", "pool", "training"] = "driver"
     models: Callable[[Config], tuple[Model, ...]] = lambda config: ()  # that its workers load
     writes: Callable[[Config], tuple[Storage, ...]] = lambda config: ()  # beside the workspace
+    cuts_llm: bool = False  # whether a worker with several GPUs cuts the LLM over them
     blocks: Callable[[Config], int] = lambda config: config.data.num_shards  # that a pool's workers take one by one
 
     def start(self, config: Config) -> "Resources":
@@ -78,7 +79,16 @@ def refuse(needs: Needs, config: Config) -> None:
     """Raises ValueError for a config that cannot work, whatever the cluster is like."""
     if needs.work == "training":
         check_mlflow(config.mlflow)
-    workers, llm = config.workers.num_workers, config.llm
+    workers, llm, gpus = config.workers.num_workers, config.llm, int(config.workers.gpus_per_worker)
+    if needs.cuts_llm and gpus > 1 and "llm" in needs.models(config):
+        from allmrec.llm.tensor_parallel import refuse_without_plan
+
+        refuse_without_plan(llm, gpus)
+        if config.nightly.ranker == "tallrec":
+            raise ValueError(
+                f"workers.gpus_per_worker {gpus}: TALLRec's weights are not cut over several GPUs; set it to 1, or "
+                "nightly.ranker to another"
+            )
     partitioned = needs.work == "training" and "llm" in needs.models(config) and llm.placement != "replicated"
     if partitioned and workers % llm.hpz_group:
         raise ValueError(
@@ -161,7 +171,7 @@ def check_models(
                 f"{', '.join(host.missing)} is a folder of this machine, and {name} has none; put the model there, or "
                 "name an s3:// prefix in llm.name or text.model"
             )
-        of_gpu = None if host.gpu_bytes is None else int(host.gpu_bytes * min(requested.gpus, 1))
+        of_gpu = None if host.gpu_bytes is None else int(host.gpu_bytes * (requested.gpus if needs.cuts_llm else min(requested.gpus, 1)))
         memory = of_gpu if requested.gpus else int(node["Resources"].get("memory", 0)) // workers
         if "llm" in models and memory is not None:
             _refuse_large_llm(_llm_bytes(needs, config, requested.count, memory), config, memory, workers, name)
@@ -172,7 +182,8 @@ def _refuse_large_llm(llm_bytes: int, config: Config, memory: int, workers: int,
         raise ValueError(
             f"llm.name {config.llm.name!r} needs {llm_bytes >> 20:,} MB in each worker, and {host} has "
             f"{memory >> 20:,} MB for each of {workers}; take a smaller LLM, larger machines, fewer workers on "
-            "each (workers.cpus_per_worker) or, in training, llm.placement: sharded or offloaded"
+            "each (workers.cpus_per_worker) or, in training, llm.placement: sharded or offloaded, and at night more GPUs a "
+            "worker (workers.gpus_per_worker)"
         )
 
 
