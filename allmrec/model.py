@@ -121,7 +121,7 @@ class ALLMRec:
         return LLMSRec(self.llm, readout, prompts, items_NK, vectors_NV.clone(), budget, new).to(self.device)
 
     def spent(self) -> dict[str, int]:
-        """Tokens read so far, padding among them, what over-long prompts lost, and how often the device lacked memory."""
+        """Tokens read so far, padding among them, what over-long prompts lost, how often the device lacked memory."""
         names = ("tokens", "padding", "dropped_history", "cut_titles")
         readers = [*self._rankers.values(), *([self.llm_srec] if "llm_srec" in self.__dict__ else [])]
         spent = {name: sum(getattr(reader, name) for reader in readers) for name in names}

@@ -13,8 +13,8 @@ from typing import Any
 
 from allmrec.bundle.build import build_bundle, is_fine_tuned, refresh_bundle
 from allmrec.bundle.description import DESCRIPTION, MODELS, read_description, verify_bundle
-from allmrec.bundle.items import bundle_items, new_texts
 from allmrec.bundle.index import index_identity
+from allmrec.bundle.items import bundle_items, new_texts
 from allmrec.bundle.loading import load_bundle, probe
 from allmrec.bundle.versions import bundle_versions, latest_bundle, promote
 from allmrec.core.artifacts import find_manifest, read_manifest, read_table, writing

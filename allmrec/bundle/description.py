@@ -39,9 +39,7 @@ def verify_bundle(storage: Storage, version: str) -> dict[str, Any]:
     return description
 
 
-def check_files(
-    root: Storage, description: Mapping[str, Any], digest_of: Callable[[str], str] | None = None
-) -> None:
+def check_files(root: Storage, description: Mapping[str, Any], digest_of: Callable[[str], str] | None = None) -> None:
     """Raises ValueError naming what is missing or damaged.
 
     Args:

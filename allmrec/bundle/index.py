@@ -1,7 +1,7 @@
 """The part `index` of a bundle: the inverted lists of the teacher's items, found once and not by every worker.
 
-Optional: it is in bundles of more items than `nightly.approximate_above`. It follows from the teacher and the items, so a
-bundle of others gets its own; an index of a bundle without it is made by each worker.
+Optional: it is in bundles of more items than `nightly.approximate_above`. It follows from the teacher and the items, so
+a bundle of others gets its own; an index of a bundle without it is made by each worker.
 """
 
 from typing import Any

@@ -2,8 +2,8 @@
 
 Faiss's inverted lists (IVF), over the Euclidean form of inner products (Bachrach et al. 2014, section 3): an item gets
 one dimension more, which makes all norms equal, so that the nearest item is the one with the highest dot product. Knows
-teachers whose score is that product; faiss is an extra and imported only here. Which items are near each other takes long
-to find out and is the same whatever may be recommended: `ItemLists` can be kept.
+teachers whose score is that product; faiss is an extra and imported only here. Which items are near each other takes
+long to find out and is the same whatever may be recommended: `ItemLists` can be kept.
 
 Dimensions: U users, B of a block, D = teacher.dim, E = D + 1, I = n + 1 items (0 is padding), L lists, N items wanted,
 M >= N looked at, P points

@@ -1,8 +1,8 @@
 """One LLM on several GPUs of a machine: tensor parallelism by the plan that transformers has for its architecture.
 
-A worker's process is rank 0 and starts a process for each other GPU. Every rank holds a part of each matrix, so all make
-the same calls at the same time: what rank 0 calls by `on_all_ranks`, the others call along. Scores are those of the whole
-LLM, but for how sums round. A rank that fails takes the others along; what then happens to the worker is Ray's business.
+A worker's process is rank 0 and starts a process for each other GPU. Every rank holds a part of each matrix, so all
+make the same calls at the same time: what rank 0 calls by `on_all_ranks`, the others call along. Scores are those of
+the whole LLM, but for how sums round. A rank that fails takes the others along.
 """
 
 import multiprocessing
@@ -25,7 +25,8 @@ from allmrec.llm.loading import LLMConfig, llm_folder, load_llm
 T = TypeVar("T")
 _TIMEOUT = timedelta(minutes=30)  # of loading, and of a call in which a rank is lost
 
-_followers: "WeakKeyDictionary[nn.Module, list[Any]]" = WeakKeyDictionary()  # of LLMs in parts: pipes to the other ranks
+# Of LLMs in parts: pipes to the other ranks.
+_followers: "WeakKeyDictionary[nn.Module, list[Any]]" = WeakKeyDictionary()
 
 
 def refuse_without_plan(config: LLMConfig, ranks: int) -> None:
@@ -48,7 +49,7 @@ def refuse_without_plan(config: LLMConfig, ranks: int) -> None:
 
 
 def load_llm_in_parts(config: LLMConfig, ranks: int) -> nn.Module:
-    """This process's part of the LLM, frozen, in eval mode, on its device; `ranks - 1` processes are started for theirs.
+    """This process's part of the LLM, frozen, in eval mode, on its device; `ranks - 1` other processes have theirs.
 
     Raises:
         ValueError: as `refuse_without_plan` and `load_llm`.

@@ -171,7 +171,8 @@ def check_models(
                 f"{', '.join(host.missing)} is a folder of this machine, and {name} has none; put the model there, or "
                 "name an s3:// prefix in llm.name or text.model"
             )
-        of_gpu = None if host.gpu_bytes is None else int(host.gpu_bytes * (requested.gpus if needs.cuts_llm else min(requested.gpus, 1)))
+        gpus = requested.gpus if needs.cuts_llm else min(requested.gpus, 1)  # that hold the LLM
+        of_gpu = None if host.gpu_bytes is None else int(host.gpu_bytes * gpus)
         memory = of_gpu if requested.gpus else int(node["Resources"].get("memory", 0)) // workers
         if "llm" in models and memory is not None:
             _refuse_large_llm(_llm_bytes(needs, config, requested.count, memory), config, memory, workers, name)
@@ -182,8 +183,8 @@ def _refuse_large_llm(llm_bytes: int, config: Config, memory: int, workers: int,
         raise ValueError(
             f"llm.name {config.llm.name!r} needs {llm_bytes >> 20:,} MB in each worker, and {host} has "
             f"{memory >> 20:,} MB for each of {workers}; take a smaller LLM, larger machines, fewer workers on "
-            "each (workers.cpus_per_worker) or, in training, llm.placement: sharded or offloaded, and at night more GPUs a "
-            "worker (workers.gpus_per_worker)"
+            "each (workers.cpus_per_worker), in training llm.placement: sharded or offloaded, or at night more GPUs "
+            "for each (workers.gpus_per_worker)"
         )
 
 

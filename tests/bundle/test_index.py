@@ -17,6 +17,7 @@ from jobs import bundle
 from jobs.config import Config
 from jobs.runtime.console import Console
 from jobs.runtime.step import execute, resolved
+from schemas import items
 from tests.evaluation.tiny import NUM_ITEMS, write_items
 from tests.nightly.nightly_run import make, with_nightly
 
@@ -55,7 +56,8 @@ def test_a_night_finds_in_it_and_builds_none(tiny_workspace, tmp_path: Path, mon
     assert made.figures["reused"] == len(made.rows), "another bundle, but the same candidates"
 
     rows = read_table(storage.at("items")).to_pylist()
-    write_items(storage, pa.Table.from_pylist(rows[:-1] + [rows[-1] | {"title": "Now it has one"}], items_schema()))
+    rows[-1]["title"] = "Now it has one"
+    write_items(storage, pa.Table.from_pylist(rows, items.SCHEMA))
     indexed = latest_bundle(storage)
     assert execute(bundle.REFRESH, config, QUIET) and latest_bundle(storage) != indexed
     assert load_bundle(storage, latest_bundle(storage)).item_lists() is not None
@@ -63,9 +65,3 @@ def test_a_night_finds_in_it_and_builds_none(tiny_workspace, tmp_path: Path, mon
 
 def with_keys(config: Config, **changes) -> Config:
     return config.model_copy(update={"nightly": config.nightly.model_copy(update=changes)})
-
-
-def items_schema() -> pa.Schema:
-    from schemas import items
-
-    return items.SCHEMA
