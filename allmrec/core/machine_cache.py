@@ -45,7 +45,8 @@ def delete_folder(folder: Path) -> None:
     """Delete it, unless it is being filled; who has its files open keeps them."""
     with _with_suffix(folder, ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        shutil.rmtree(folder)
+        if folder.exists():  # no other process has deleted it meanwhile
+            shutil.rmtree(folder)
 
 
 def _with_suffix(folder: Path, suffix: str) -> Path:
