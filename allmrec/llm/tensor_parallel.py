@@ -86,7 +86,8 @@ def on_all_ranks(function: Callable[..., T], llm: nn.Module, *arguments: Any) ->
         call = pickle.dumps((function, _moved(arguments, "cpu")))
         for pipe in _followers[llm]:
             pipe.send_bytes(call)
-        return function(llm, *arguments)
+        with torch.inference_mode(False), torch.no_grad():  # parts are no inference tensors
+            return function(llm, *arguments)
     except torch.OutOfMemoryError as error:
         release(llm)
         raise RuntimeError(f"{error} Lower llm.tokens_per_batch, or use more GPUs a worker") from error
@@ -123,7 +124,7 @@ def _follow(pipe: Any, config: LLMConfig, group: str, rank: int, ranks: int) -> 
             function, arguments = pickle.loads(pipe.recv_bytes())
         except EOFError:
             return
-        with torch.inference_mode():
+        with torch.no_grad():
             function(llm, *_moved(arguments, llm.device))
 
 
