@@ -30,7 +30,7 @@ _followers: "WeakKeyDictionary[nn.Module, list[Any]]" = WeakKeyDictionary()
 
 
 def refuse_without_plan(config: LLMConfig, ranks: int) -> None:
-    """Raises ValueError for an LLM that cannot be cut over so many GPUs, whatever its weights; reads none of them."""
+    """Raises ValueError for an LLM that cannot be cut over that number of GPUs; reads none of its weights."""
     from transformers import AutoConfig
 
     outline = AutoConfig.from_pretrained(llm_folder(config, weights=False)).get_text_config()

@@ -40,7 +40,7 @@ def test_only_a_bundle_of_more_items_has_it_and_the_others_stay_what_they_were(t
     assert (lists.list_I == made.list_I).all() and (lists.centre_LE == made.centre_LE).all()
 
 
-def test_a_night_finds_in_it_and_builds_none(tiny_workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_finds_in_it_and_builds_none(tiny_workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bundle without gets one by a refresh, as soon as a run is to use it; new items get into it likewise."""
     config = with_nightly(tiny_workspace[0], tmp_path, ranker="teacher", approximate_above=10)
     storage, before = tiny_workspace[1], latest_bundle(tiny_workspace[1])
