@@ -43,14 +43,14 @@ class Costs:
     embed_core_s_per_item: float
     teacher_core_s_per_interaction: float
     alignment_core_s_per_user: float
-    night_core_s_per_user: float  # all but retrieval and the LLM
+    nightly_core_s_per_user: float  # all but retrieval and the LLM
     retrieval_core_s_per_user_and_item: float
     process_mb: float
     process_mb_per_item: float  # of the catalogue, in `prepare`
     driver_mb: float
-    night_requests: float
-    night_gets_per_shard: float
-    night_puts_per_shard: float
+    nightly_requests: float
+    nightly_gets_per_shard: float
+    nightly_puts_per_shard: float
 
     @classmethod
     def read(cls, path: Path) -> "Costs":
@@ -131,8 +131,8 @@ class Simulation:
             "train-cf": self.train_cf(),
             "train-alignment": self.train_alignment(),
             "train-projection": self.train_projection(),
-            "first night": self.night(self.size.users),
-            "later night": self.night(self.size.users * self.size.changed),
+            "first night": self.nightly(self.size.users),
+            "later night": self.nightly(self.size.users * self.size.changed),
         }
 
     def prepare(self) -> Estimate:
@@ -169,20 +169,20 @@ class Simulation:
         users_mb = min(self._users_mb(users, EXAMPLE_BYTES), config.memory_mb)
         return self._training(self.size.gpu_s(4, config.epochs * users), self._items_mb() + users_mb, 2, on_gpus=True)
 
-    def night(self, ranked: float) -> Estimate:
+    def nightly(self, ranked: float) -> Estimate:
         """A night in which these users are ranked, and the rows of all others reused."""
         size, costs = self.size, self.costs
         retrieval = ranked * size.items * costs.retrieval_core_s_per_user_and_item
-        on_cpus = (size.users * costs.night_core_s_per_user + retrieval) / size.cores
+        on_cpus = (size.users * costs.nightly_core_s_per_user + retrieval) / size.cores
         seconds = costs.start_s + max(size.gpu_s(2, ranked), on_cpus)  # one shard is retrieved while another is ranked
         gets, puts = (
-            costs.night_requests + size.shards * each
-            for each in (costs.night_gets_per_shard, costs.night_puts_per_shard)
+            costs.nightly_requests + size.shards * each
+            for each in (costs.nightly_gets_per_shard, costs.nightly_puts_per_shard)
         )
         return Estimate(seconds, self._driver_mb(), costs.process_mb + self._items_mb(), gets, puts, on_gpus=True)
 
     def _training(self, seconds: float, held_mb: float, reads: int, on_gpus: bool = False) -> Estimate:
-        """Each worker reads all shards, so many times; a worker a GPU, also where it works on its cores."""
+        """Each worker reads all shards `reads` times; there is one for each GPU, also where its cores work."""
         gets = reads * self.size.shards * self.size.gpus
         memory = self.costs.process_mb + held_mb
         return Estimate(self.costs.start_s + seconds, self._driver_mb(), memory, gets, 0, on_gpus)
@@ -211,7 +211,7 @@ def checked(path: Path, costs: Costs) -> list[tuple[Row, float]]:
             pairs = {"seconds": estimate.seconds, "MB without it": estimate.worker_mb * processes}
         elif row.get("what") == "teacher":
             size = Size(row["users"], content["settings"]["items"], 1, cores_per_gpu=2, parameters=0)
-            estimate = Simulation(size, costs).night(size.users)
+            estimate = Simulation(size, costs).nightly(size.users)
             pairs = {"seconds": estimate.seconds, "MB driver": estimate.driver_mb}
         else:
             continue

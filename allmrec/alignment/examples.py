@@ -63,7 +63,7 @@ def held_out_items(config: AlignmentConfig, num_rows: int, seed: int) -> np.ndar
 
 
 class Examples:
-    """Rows of all users, of whom one part is in memory at a time. A batch is of one part."""
+    """Rows of all users; one part of them is in memory at a time, and a batch is of one part."""
 
     sequences: Sequences  # of the part in memory, as all positions of users and targets are
     hashes: np.ndarray  # uint64 (U,)
@@ -83,7 +83,7 @@ class Examples:
         """
         Args:
             teacher: frozen, on the device for `x_PD`.
-            users: whom to learn from; or training sequences (`Sequences.read_train`), all in one part.
+            users: those to learn from; or training sequences (`Sequences.read_train`), all in one part.
             drawable: `Catalogue.drawable`, which unseen items come from; by default every item.
 
         Raises:

@@ -45,7 +45,7 @@ class AlignmentTraining:
         """
         Args:
             teacher: frozen.
-            users: whom to learn from; or training sequences (`Sequences.read_train`), all in one part.
+            users: those to learn from; or training sequences (`Sequences.read_train`), all in one part.
             texts_NS: Q of the catalogue, before any fine-tuning; row 0 is padding.
             trained_texts: SBERT, where it is fine-tuned along, on the device.
             drawable: `Catalogue.drawable`, which unseen items come from; by default every item.

@@ -105,7 +105,7 @@ class Examples:
     """E prompts, drawn again in every epoch.
 
     Args:
-        users: whom the prompts are of; or training sequences (`Sequences.read_train`), all in one part.
+        users: those that prompts are made of; or training sequences (`Sequences.read_train`), all in one part.
         num_candidates: titles that a prompt offers.
         targets: which items are answers.
         drawable: `Catalogue.drawable`, which negatives come from; by default every item.

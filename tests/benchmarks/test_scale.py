@@ -23,9 +23,12 @@ def costs() -> Costs:
 def test_what_was_measured_is_simulated_within_a_fifth(tmp_path: Path, costs: Costs) -> None:
     rows = [{"engine": "ours", "rows": rows, "seconds": s, "MB without it": mb} for rows, s, mb in PREPARE]
     others = [{"engine": "duckdb", "rows": 20_000_000, "seconds": 18.8, "MB without it": 2487}]
-    night = {"what": "teacher", "users": 200_000, "seconds": 84, "MB driver": 479}
+    nightly = {"what": "teacher", "users": 200_000, "seconds": 84, "MB driver": 479}
     found = []
-    for settings, measurements in (({"threads": 2}, rows + others), ({"items": 2000}, [night, {"what": "first run"}])):
+    for settings, measurements in (
+        ({"threads": 2}, rows + others),
+        ({"items": 2000}, [nightly, {"what": "first run"}]),
+    ):
         path = tmp_path / "measured.json"
         path.write_text(json.dumps({"settings": settings, "measurements": measurements}))
         found += checked(path, costs)

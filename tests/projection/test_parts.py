@@ -1,4 +1,4 @@
-"""Stage-2 on users of whom a part is in memory at a time."""
+"""Stage-2 on users in parts, one of which is in memory at a time."""
 
 from itertools import chain, pairwise
 
