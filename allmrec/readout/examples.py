@@ -13,6 +13,7 @@ import numpy as np
 from allmrec.core.hashing import Draw, draws, key64, mix64
 from allmrec.data.negative_sampling import draw_negatives
 from allmrec.data.sequences import Sequences
+from allmrec.data.training_users import TrainingUsers
 from allmrec.llm.prompt import Prompts
 from allmrec.projection.examples import Examples
 from allmrec.readout.network import ReadoutConfig
@@ -48,14 +49,12 @@ class ReadoutExamples(Examples):
     def __init__(
         self,
         config: ReadoutConfig,
-        sequences: Sequences,
+        users: TrainingUsers | Sequences,
         prompts: ReadoutPrompts,
         seed: int,
         drawable: np.ndarray | None = None,
     ):
-        super().__init__(
-            sequences, prompts.users, 1 + config.num_negatives, seed, config.targets, drawable, config.max_users
-        )
+        super().__init__(users, prompts.users, 1 + config.num_negatives, seed, config.targets, drawable)
         self.readout_prompts, self.readout_config = prompts, config
 
     def prompts(self, examples: np.ndarray, epoch: int) -> Prompts:

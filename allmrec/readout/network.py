@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from allmrec.core.artifacts import read_manifest, read_tensors, write_tensors
 from allmrec.core.settings import Section
 from allmrec.core.storage import Storage
-from allmrec.projection.examples import Targets
+from allmrec.data.training_users import MAX_USERS, Targets
 
 WEIGHTS, VECTORS = "readout.safetensors", "vectors.safetensors"
 USER, ITEM = 0, 1  # the readout tokens
@@ -73,7 +73,8 @@ class ReadoutConfig(Section):
     # Norm of the soft tokens as a multiple of the LLM's mean token embedding norm; null: as they come out.
     soft_token_scale: float | None = Field(1.0, gt=0)
     targets: Targets = "last"  # last: a user's last training item; all: all but the first, each behind its own prompt
-    max_users: int | None = Field(None, ge=1)  # of more users these many, drawn by a hash of their ids; null: all
+    max_users: int | None = Field(MAX_USERS, ge=1)  # of more users these many, drawn by a hash of their ids; null: all
+    memory_mb: int = Field(4096, ge=1)  # of training users that a worker holds at once; more are read in parts
     learning_rate: float = Field(1e-3, gt=0)  # of Adam
     learning_rate_schedule: Literal["constant", "linear"] = "linear"  # linear: falls to zero over the epochs
     warmup_steps: int = Field(10, ge=0)  # over which the rate rises from zero
