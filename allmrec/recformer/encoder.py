@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from allmrec.core.pretrained import model_folder, refuse_incomplete_encoder
@@ -23,7 +22,7 @@ _FRESH_SPREAD = 128**-0.5  # of its weights; by BERT's 0.02 texts would begin wi
 _FRESH_TOKENS = 512  # positions of the fresh BERT by default
 
 
-def load_encoder(config: RecformerConfig) -> tuple[nn.Module, Path]:
+def load_encoder(config: RecformerConfig) -> tuple[Any, Path]:
     """The configured encoder in eval mode, and the folder that it is in.
 
     Raises:
@@ -48,7 +47,7 @@ def load_encoder(config: RecformerConfig) -> tuple[nn.Module, Path]:
     return encoder, folder
 
 
-def fresh_encoder(config: RecformerConfig, vocabulary: int, seed: int) -> nn.Module:
+def fresh_encoder(config: RecformerConfig, vocabulary: int, seed: int) -> Any:
     """A small BERT in eval mode, drawn from `seed` alone; torch's global generator is left as it was."""
     from transformers import AutoConfig
 
@@ -66,14 +65,14 @@ def fresh_encoder(config: RecformerConfig, vocabulary: int, seed: int) -> nn.Mod
         return build_encoder(settings)
 
 
-def build_encoder(settings: Any) -> nn.Module:
+def build_encoder(settings: Any) -> Any:
     """An encoder of this config of transformers, in eval mode; weights are drawn from torch's global generator."""
     from transformers import AutoModel
 
     return without_pooler(AutoModel.from_config(settings, dtype=torch.float32))
 
 
-def without_pooler(encoder: Any) -> nn.Module:
+def without_pooler(encoder: Any) -> Any:
     """In eval mode, and without the weights behind the states that are read."""
     if getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None

@@ -88,10 +88,8 @@ def attributes(items: pa.Table) -> Iterator[tuple[str, pa.ChunkedArray]]:
 
 def check_texts(items: pa.Table) -> None:
     """Raises ValueError where sentences would say nothing of any item."""
-    (_, titles), *others = attributes(items)
-    if pc.all(pc.equal(titles, UNTITLED)).as_py() and not any(
-        pc.any(pc.not_equal(one, "")).as_py() for _, one in others
-    ):
+    nothing = {"title": UNTITLED}
+    if all(pc.all(pc.equal(values, nothing.get(key, ""))).as_py() for key, values in attributes(items)):
         raise ValueError(
             "baselines.recformer reads titles, categories and descriptions, and no item has one; name their columns in "
             "data.items.columns, or leave recformer out of baselines"
