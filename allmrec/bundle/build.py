@@ -40,6 +40,7 @@ SYSTEMS = {
     "tallrec": Workspace.tallrec,
     "morec": Workspace.morec,
     "ctrl": Workspace.ctrl,
+    "recformer": Workspace.recformer,
 }
 OF_LLM = (Workspace.llm_srec, Workspace.tallrec)  # those that know items by what the LLM reads
 DEPENDENCIES = ("torch", "transformers", "sentence-transformers", "tokenizers", "safetensors", "ray", "deepspeed")
@@ -103,7 +104,8 @@ def _build(
     }
     _check_systems({system: manifests[system] for system in systems}, made_of)
     _check_trained_items(models, [system for system in systems if system not in OF_LLM])
-    items = bundle_items(models, read_table(workspace.items))
+    prepared = read_table(workspace.items)
+    items = bundle_items(models, prepared)
     content = {
         "format": FORMAT,
         "config": dict(config),
@@ -119,7 +121,7 @@ def _build(
     if root.exists(DESCRIPTION):
         return version
     own = text_embeddings(workspace, models)
-    texts = embed_new_texts(models, items, own, workspace.item_text_embeddings, systems)
+    texts = embed_new_texts(models, items, own, workspace.item_text_embeddings, prepared, systems)
     files = _write_models(models, root, manifests)
     files |= _write_part(root, Workspace.items, shard_name(0), to_parquet(items), rows=len(items))
     files |= _write_part(root, Workspace.new_texts, NEW_Q, to_safetensors(texts))

@@ -7,7 +7,7 @@
     bundles/<version>/items/                         ids and words of the items; `allmrec.bundle.items`
     bundles/<version>/new_texts/                     q_i of those whose text training has not seen
     bundles/<version>/index/                         where `nightly.approximate_above` asks for it: `bundle.index`
-    bundles/<version>/systems/llm-srec/              where `baselines` names it; likewise tallrec, morec and ctrl
+    bundles/<version>/systems/llm-srec/              where `baselines` names it; likewise tallrec and others
     bundles/_log/00000003.json                       the version promoted from then on (`allmrec.core.commit_log`)
 
 The version is a hash of the content: equal models, config and catalogue make the same version anywhere, whatever was

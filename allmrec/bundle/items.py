@@ -24,6 +24,7 @@ from allmrec.core.artifacts import read_manifest, read_part, read_table, read_te
 from allmrec.core.storage import Storage
 from allmrec.core.workspace import Workspace
 from allmrec.data.trained_items import column_of, counts_of, ids_digest, indices_in, read_trained_items, with_counts
+from allmrec.recformer.artifact import read_new_items
 from schemas import items as items_schema
 
 NEW_Q = "q.safetensors"
@@ -39,7 +40,9 @@ class ItemModels:
     q_NJ: torch.Tensor  # q_i
     rows_N: torch.Tensor  # int64, the row that training had for the item; 0: it is new
     num_trained: int  # items that training had
-    read: dict[str, torch.Tensor]  # by each model that knows items by their texts: E_ND of those whose text is new
+    # By each model that knows items by their texts: E_ND of those whose text is new, and of one that reads sentences
+    # `<model>/words`, (N, L).
+    read: dict[str, torch.Tensor]
 
 
 def bundle_items(models: Workspace, items: pa.Table) -> pa.Table:
@@ -69,7 +72,12 @@ def new_texts(models: Workspace, items: pa.Table) -> np.ndarray:
 
 
 def embed_new_texts(
-    models: Workspace, items: pa.Table, texts: Storage, frozen: Storage, systems: Sequence[str] = ()
+    models: Workspace,
+    items: pa.Table,
+    texts: Storage,
+    frozen: Storage,
+    prepared: pa.Table,
+    systems: Sequence[str] = (),
 ) -> dict[str, torch.Tensor]:
     """What `NEW_Q` holds: the indices of `new_texts`, and their q_i = f_T^enc(Q_i); E_i by those that read texts.
 
@@ -77,6 +85,7 @@ def embed_new_texts(
         items: of `bundle_items`.
         texts: embeddings of the prepared items by Stage-1's encoder; only read where there is a new text.
         frozen: `item_text_embeddings`, by the encoder that the teacher reads; only read by such a teacher.
+        prepared: the `items` table that `items` was made of, with all words.
 
     Raises:
         ValueError: it is of other items or texts, or of another encoder than the alignment was trained with.
@@ -93,6 +102,10 @@ def embed_new_texts(
             q_MJ = network.encode_texts(_embeddings(texts, items, indices))
     new = {"item_index": torch.from_numpy(indices), "q": q_MJ}
     for name in (Workspace.teacher, *systems) if len(indices) else ():
+        if name == Workspace.recformer:
+            rows = prepared.sort_by("item_index").take(pa.array(indices - 1))
+            new[_READ + name], new[f"{_READ}{name}/words"] = read_new_items(models.at(name), rows)
+            continue
         e_MD = _embed_for_teacher(models.at(name), items, indices, frozen)
         new |= {} if e_MD is None else {_READ + name: e_MD}
     return new

@@ -30,6 +30,7 @@ from allmrec.llm.loading import LLMConfig
 from allmrec.llm.prompt import PromptConfig
 from allmrec.projection.projectors import ProjectionConfig, Projectors, item_inputs, load_projectors, random_inputs
 from allmrec.readout.network import load_readout
+from allmrec.recformer.artifact import load_recformer
 
 _PROBES = 4  # users and items that a bundle is tried on
 
@@ -109,9 +110,13 @@ class Bundle:
         return (self.rows_N == 0) & (torch.arange(len(self.rows_N)) > 0)
 
     def teacher_beside(self, name: str) -> Teacher:
-        """MoRec or CTRL, for the bundle's items."""
-        teacher = load_teacher(self.systems[name])
-        renumber(teacher, self.rows_N, self.read.get(f"systems/{name}"))
+        """MoRec, CTRL or RECFORMER, for the bundle's items."""
+        part = f"systems/{name}"
+        if name == "recformer":
+            teacher: Teacher = load_recformer(self.systems[name], self.read.get(f"{part}/words"))
+        else:
+            teacher = load_teacher(self.systems[name])
+        renumber(teacher, self.rows_N, self.read.get(part))
         return teacher
 
     def item_lists(self) -> ItemLists | None:

@@ -97,6 +97,25 @@ def _unreachable(name: str, key: str, error: Exception) -> ValueError:
     )
 
 
+def refuse_incomplete_encoder(name: str, model: nn.Module, found: dict[str, Any]) -> None:
+    """`refuse_other_weights` of an encoder whose token states alone are used.
+
+    Args:
+        found: what `from_pretrained` says with `output_loading_info` and `ignore_mismatched_sizes`.
+    """
+    # Beside the model's parts are heads of the task that it was trained on.
+    parts = {part for part, _ in model.named_children()} | {model.base_model_prefix}
+    refuse_other_weights(
+        name,
+        model,
+        # Token states are pooled elsewhere, so many checkpoints have no weights for a pooler of their own.
+        missing_keys=[key for key in found["missing_keys"] if not key.startswith("pooler.")],
+        unexpected_keys=[key for key in found["unexpected_keys"] if key.split(".")[0] in parts],
+        mismatched_keys=found["mismatched_keys"],
+        error_msgs=found["error_msgs"],
+    )
+
+
 def refuse_other_weights(
     name: str,
     model: nn.Module,

@@ -51,6 +51,7 @@ class Workspace:
     tallrec = Folder("systems/tallrec")
     morec = Folder("systems/morec")
     ctrl = Folder("systems/ctrl")
+    recformer = Folder("systems/recformer")
     bundle = Folder()  # names the bundle that was built last
     blend = Folder()
     external_candidates = Folder("candidates")

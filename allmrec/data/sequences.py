@@ -96,6 +96,11 @@ class Sequences:
         lengths = np.minimum(self.lengths, count)
         return Sequences(self.user_ids, offsets_of(lengths), self.items[ranges(self.offsets[1:] - lengths, lengths)])
 
+    def newest_first(self) -> "Sequences":
+        """Every user's items in the opposite order."""
+        ends = np.repeat(self.offsets[:-1] + self.offsets[1:] - 1, self.lengths)
+        return Sequences(self.user_ids, self.offsets, self.items[ends - np.arange(len(self.items))])
+
     def shuffled(self, key: np.uint64, keep_last: bool = False) -> "Sequences":
         """Every user's items in an order that is drawn by user.
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _LARGEST_GROWTH = 4  # of a weight in loading: from float8 to float32
 
-Model = Literal["llm", "text"]  # the section that names it
+Model = Literal["llm", "text", "recformer"]  # the section that names it
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,8 @@ def check_models(
 ) -> None:
     """Raises ValueError where a node with room for a worker lacks a model's folder, or the memory for the LLM."""
     models = needs.models(config)
-    names = {"llm": config.llm.name, "text": config.text.model}
+    encoder = config.recformer.encoder if config.recformer is not None else None
+    names = {"llm": config.llm.name, "text": config.text.model, "recformer": encoder or ""}
     folders = [names[model] for model in models if Path(names[model]).is_dir()]
     for node in nodes if models else ():
         workers = min(requested.room(node), requested.count)
@@ -169,7 +170,7 @@ def check_models(
         if host.missing:
             raise ValueError(
                 f"{', '.join(host.missing)} is a folder of this machine, and {name} has none; put the model there, or "
-                "name an s3:// prefix in llm.name or text.model"
+                "name an s3:// prefix in its place"
             )
         gpus = requested.gpus if needs.cuts_llm else min(requested.gpus, 1)  # that hold the LLM
         of_gpu = None if host.gpu_bytes is None else int(host.gpu_bytes * gpus)
