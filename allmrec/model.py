@@ -123,7 +123,7 @@ class ALLMRec:
     def spent(self) -> dict[str, int]:
         """Tokens read so far, padding among them, what over-long prompts lost, how often the device lacked memory."""
         names = ("tokens", "padding", "dropped_history", "cut_titles")
-        readers = [*self._rankers.values(), *([self.llm_srec] if "llm_srec" in self.__dict__ else [])]
+        readers: list[Any] = [*self._rankers.values(), *([self.llm_srec] if "llm_srec" in self.__dict__ else [])]
         spent = {name: sum(getattr(reader, name) for reader in readers) for name in names}
         return spent | {"halved_batches": sum(reader.budget.halvings for reader in readers)}
 

@@ -7,15 +7,15 @@ the whole LLM, but for how sums round. A rank that fails takes the others along.
 
 import multiprocessing
 import os
-import pickle
 import tempfile
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import timedelta
 from threading import Thread
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import distributed as dist
 from torch import nn
@@ -83,9 +83,9 @@ def on_all_ranks(function: Callable[..., T], llm: nn.Module, *arguments: Any) ->
     if not is_in_parts(llm):
         return function(llm, *arguments)
     try:
-        call = pickle.dumps((function, _moved(arguments, "cpu")))
+        call = function, _mapped(arguments, torch.Tensor, lambda tensor: _Sent(tensor.cpu().numpy()))
         for pipe in _followers[llm]:
-            pipe.send_bytes(call)
+            pipe.send(call)
         with torch.inference_mode(False), torch.no_grad():  # parts are no inference tensors
             return function(llm, *arguments)
     except torch.OutOfMemoryError as error:
@@ -121,11 +121,11 @@ def _follow(pipe: Any, config: LLMConfig, group: str, rank: int, ranks: int) -> 
     llm = _load_part(config, group, rank, ranks)
     while True:
         try:
-            function, arguments = pickle.loads(pipe.recv_bytes())
+            function, arguments = pipe.recv()
         except EOFError:
             return
         with torch.no_grad():
-            function(llm, *_moved(arguments, llm.device))
+            function(llm, *_mapped(arguments, _Sent, lambda sent: torch.from_numpy(sent.values).to(llm.device)))
 
 
 def _end_with_parent() -> None:
@@ -135,12 +135,20 @@ def _end_with_parent() -> None:
     os._exit(1)  # it may be waiting in a call for the first rank
 
 
-def _moved(value: Any, device: Any) -> Any:
-    """The value with its tensors on a device."""
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
+@dataclass(frozen=True)
+class _Sent:
+    """A tensor on its way: by value, for its memory may be written before all have read it."""
+
+    values: np.ndarray
+
+
+def _mapped(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:
+    """The value with all of a kind in it changed."""
+    if isinstance(value, kind):
+        return change(value)
     if isinstance(value, tuple):
-        return tuple(_moved(one, device) for one in value)
+        return tuple(_mapped(one, kind, change) for one in value)
     if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{one.name: _moved(getattr(value, one.name), device) for one in fields(value)})
+        changed = {one.name: _mapped(getattr(value, one.name), kind, change) for one in fields(value)}
+        return replace(value, **changed)
     return value

@@ -62,4 +62,6 @@ def learn_tokenizer(texts: list[str]) -> tuple[Any, int]:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return to_tokenizer(tokenizer.to_str()), tokenizer.token_to_id("[CLS]")
+    front = tokenizer.token_to_id("[CLS]")
+    assert front is not None, "a special token is always there"
+    return to_tokenizer(tokenizer.to_str()), front
