@@ -107,12 +107,10 @@ def distinct_items(prompts: Prompts) -> tuple[np.ndarray, Prompts]:
 
 
 def shown_alone(prompts: Prompts, soft: SoftTokens) -> tuple[Prompts, SoftTokens]:
-    """The soft tokens of the items that the prompts show, and no others, with the prompts that show them so."""
-    items = np.unique(prompts.slot_items[prompts.slot_items != USER_SLOT])
-    numbers = np.searchsorted(items, prompts.slot_items).astype(np.int32)
-    slots = np.where(prompts.slot_items == USER_SLOT, prompts.slot_items, numbers)
+    """The prompts, with the soft tokens of the items that they show and no others."""
+    items, prompts = distinct_items(prompts)
     item_IH = soft.item_NH[torch.from_numpy(items.astype(np.int64)).to(soft.user_BH.device)]
-    return replace(prompts, slot_items=slots), SoftTokens(soft.user_BH, item_IH)
+    return prompts, SoftTokens(soft.user_BH, item_IH)
 
 
 def padded_tokens(prompts: Prompts, width: int, padding: int) -> torch.Tensor:
