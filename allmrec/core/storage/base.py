@@ -56,8 +56,8 @@ class Storage(ABC):
         """The storage rooted at `key` below this one."""
 
     @abstractmethod
-    def read(self, key: str) -> bytes:
-        """The object's bytes. Raises FileNotFoundError."""
+    def read(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
+        """The object's bytes, or those at `start ... stop - 1` of them. Raises FileNotFoundError."""
 
     @abstractmethod
     def write(self, key: str, data: bytes) -> None:

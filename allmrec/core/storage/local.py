@@ -23,8 +23,10 @@ class LocalStorage(Storage):
     def at(self, key: str) -> "LocalStorage":
         return LocalStorage(self.root / key)
 
-    def read(self, key: str) -> bytes:
-        return (self.root / key).read_bytes()
+    def read(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
+        with (self.root / key).open("rb") as file:
+            file.seek(start)
+            return file.read(-1 if stop is None else stop - start)
 
     def write(self, key: str, data: bytes) -> None:
         with self._draft(key) as draft:
