@@ -23,7 +23,7 @@ from allmrec.data.prepare.clean import EVENTS, REJECTIONS, Cleaned, CleanInterac
 from allmrec.data.prepare.exclusions import EXCLUDED, Exclusions
 from allmrec.data.prepare.runs import decode_part, in_chunks, read_part, write_run
 
-MAX_FAN_IN = 128  # reading so many small parts takes about as long as one more round
+MAX_FAN_IN = 128  # more small reads for each piece and shard take longer than one more round
 _READERS = 8  # parts that a task fetches at once
 
 
