@@ -119,13 +119,14 @@ def _follow(pipe: Any, config: LLMConfig, group: str, rank: int, ranks: int) -> 
     Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     llm = _load_part(config, group, rank, ranks)
+    device = next(llm.parameters()).device
     while True:
         try:
             function, arguments = pipe.recv()
         except EOFError:
             return
         with torch.no_grad():
-            function(llm, *_mapped(arguments, _Sent, lambda sent: torch.from_numpy(sent.values).to(llm.device)))
+            function(llm, *_mapped(arguments, _Sent, lambda sent: torch.from_numpy(sent.values).to(device)))
 
 
 def _end_with_parent() -> None:
