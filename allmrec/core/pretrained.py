@@ -111,7 +111,7 @@ def refuse_incomplete_encoder(name: str, model: nn.Module, found: dict[str, Any]
     refuse_other_weights(
         name,
         model,
-        # Token states are pooled elsewhere, so many checkpoints have no weights for a pooler of their own.
+        # Token states are pooled elsewhere, and many checkpoints have no weights for a pooler of their own.
         missing_keys=[key for key in found["missing_keys"] if not key.startswith("pooler.")],
         unexpected_keys=[key for key in found["unexpected_keys"] if key.split(".")[0] in parts],
         mismatched_keys=found["mismatched_keys"],
