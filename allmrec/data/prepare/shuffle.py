@@ -107,10 +107,11 @@ class PartitionRows(ShardTask):
     excluded: Exclusions
 
     def process(self, piece: int) -> Report:
-        named = set[str](), set[str]()
+        users, items = set[str](), set[str]()
         chunks = in_chunks(self.clean.read(piece))
-        self.shuffle.write(0, piece, (self._kept(chunk, *named) for chunk in chunks) if self.excluded else chunks)
-        return Report(details=dict(zip(("users", "items"), map(sorted, named), strict=True)))
+        kept = (self._kept(chunk, users, items) for chunk in chunks) if self.excluded else chunks
+        self.shuffle.write(0, piece, kept)
+        return Report(details={"users": sorted(users), "items": sorted(items)})
 
     def _kept(self, rows: Cleaned, users: set[str], items: set[str]) -> Cleaned:
         """The rows without the excluded, whose names are added to `users` and `items`."""
