@@ -7,7 +7,6 @@ the whole LLM, but for how sums round. A rank that fails takes the others along.
 
 import multiprocessing
 import os
-import pickle
 import tempfile
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
@@ -83,9 +82,9 @@ def on_all_ranks(function: Callable[..., T], llm: nn.Module, *arguments: Any) ->
     if not is_in_parts(llm):
         return function(llm, *arguments)
     try:
-        call = pickle.dumps((function, _moved(arguments, "cpu")))
+        call = function, _moved(arguments, "cpu")
         for pipe in _followers[llm]:
-            pipe.send_bytes(call)
+            pipe.send(call)
         with torch.inference_mode(False), torch.no_grad():  # parts are no inference tensors
             return function(llm, *arguments)
     except torch.OutOfMemoryError as error:
@@ -121,7 +120,7 @@ def _follow(pipe: Any, config: LLMConfig, group: str, rank: int, ranks: int) -> 
     llm = _load_part(config, group, rank, ranks)
     while True:
         try:
-            function, arguments = pickle.loads(pipe.recv_bytes())
+            function, arguments = pipe.recv()
         except EOFError:
             return
         with torch.no_grad():
