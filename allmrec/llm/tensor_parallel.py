@@ -9,13 +9,12 @@ import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from datetime import timedelta
 from threading import Thread
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from torch import distributed as dist
 from torch import nn
@@ -83,7 +82,7 @@ def on_all_ranks(function: Callable[..., T], llm: nn.Module, *arguments: Any) ->
     if not is_in_parts(llm):
         return function(llm, *arguments)
     try:
-        call = function, _mapped(arguments, torch.Tensor, lambda tensor: _Sent(tensor.cpu().numpy()))
+        call = function, _moved(arguments, "cpu")
         for pipe in _followers[llm]:
             pipe.send(call)
         with torch.inference_mode(False), torch.no_grad():  # parts are no inference tensors
@@ -119,14 +118,13 @@ def _follow(pipe: Any, config: LLMConfig, group: str, rank: int, ranks: int) -> 
     Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     llm = _load_part(config, group, rank, ranks)
-    device = next(llm.parameters()).device
     while True:
         try:
             function, arguments = pipe.recv()
         except EOFError:
             return
         with torch.no_grad():
-            function(llm, *_mapped(arguments, _Sent, lambda sent: torch.from_numpy(sent.values).to(device)))
+            function(llm, *_moved(arguments, llm.device))
 
 
 def _end_with_parent() -> None:
@@ -136,20 +134,12 @@ def _end_with_parent() -> None:
     os._exit(1)  # it may be waiting in a call for the first rank
 
 
-@dataclass(frozen=True)
-class _Sent:
-    """A tensor on its way: by value, for its memory may be written before all have read it."""
-
-    values: np.ndarray
-
-
-def _mapped(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:
-    """The value with all of a kind in it changed."""
-    if isinstance(value, kind):
-        return change(value)
+def _moved(value: Any, device: Any) -> Any:
+    """The value with its tensors on a device."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
     if isinstance(value, tuple):
-        return tuple(_mapped(one, kind, change) for one in value)
+        return tuple(_moved(one, device) for one in value)
     if is_dataclass(value) and not isinstance(value, type):
-        changed = {one.name: _mapped(getattr(value, one.name), kind, change) for one in fields(value)}
-        return replace(value, **changed)
+        return replace(value, **{one.name: _moved(getattr(value, one.name), device) for one in fields(value)})
     return value
