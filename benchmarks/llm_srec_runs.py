@@ -26,7 +26,6 @@ WHOLE = (*TRAINING[:-1], BASELINE, BUNDLE, EVALUATE)
 CHOICES: dict[str, list[str] | None] = {
     "LLM-SRec": [],
     "one readout": ["readouts_per_prompt=1"],
-    "negatives of the batch": ["negatives=batch"],
     "own negatives": ["negatives=own"],
     "no temperature": ["temperature=null"],
     "no layer norm": ["layer_norm=false"],
@@ -42,7 +41,7 @@ class Runs(ConfigRuns):
         super().__init__(path, overrides, root, console)
         if self.base.llm_srec is None:
             raise ValueError(f"{path} does not name LLM-SRec; add --set 'baselines={{llm_srec: {{}}}}'")
-        self.config: ReadoutConfig = self.base.llm_srec
+        self.readout: ReadoutConfig = self.base.llm_srec
 
     def finished(self) -> Workspace:
         """The config's own run, evaluated; steps that are up to date are skipped."""

@@ -66,7 +66,7 @@ def changed_rows(benchmark: Benchmark, runs: Runs, table: str, seeds: list[int])
     runs.finished()
     for seed in seeds:
         first = None
-        for name, changes in rows_of(table, runs.config).items():
+        for name, changes in rows_of(table, runs.readout).items():
             workspace = runs.row([f"seed={seed}", *changes])
             first = first or workspace
             numbers = figures(workspace, SYSTEM)
@@ -125,7 +125,7 @@ def times(benchmark: Benchmark, runs: Runs, users: int, steps: int) -> None:
         paper = {"paper's minutes an epoch, Scientific": epoch, "paper's minutes of inference, Scientific": inference}
         benchmark.measured({"table": "9", "row": system, "seed": runs.base.seed}, numbers | paper)
     with TemporaryDirectory() as folder, group_of_one(folder):
-        sides = ReadoutSteps(Path(runs.base.workspace_uri), runs.base.llm, runs.base.prompt, runs.config)
+        sides = ReadoutSteps(Path(runs.base.workspace_uri), runs.base.llm, runs.base.prompt, runs.readout)
         compare_steps(benchmark, sides, steps)
 
 

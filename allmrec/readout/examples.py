@@ -75,10 +75,10 @@ class ReadoutExamples(Examples):
         )
 
     def comparison(self, readouts: Readouts, epoch: int, items: np.ndarray | None = None) -> Comparison:
-        """A readout's own negatives compete, or all items that its user has not seen.
+        """A readout's own negatives compete, or of given items all that its user has not seen.
 
         Args:
-            items: int32, ascending, with all targets among them; by default the targets and what is drawn for each.
+            items: int32, ascending, with all targets among them.
         """
         if items is not None:
             return _with_unseen(readouts, items)
@@ -92,8 +92,6 @@ class ReadoutExamples(Examples):
         )
         drawn = negatives_RC > 0
         items = np.unique(np.append(readouts.targets, negatives_RC[drawn]))
-        if self.readout_config.negatives != "own":
-            return _with_unseen(readouts, items)
         target_R = np.searchsorted(items, readouts.targets)
         competes_RI = np.zeros((len(readouts), len(items)), dtype=bool)
         competes_RI[np.nonzero(drawn)[0], np.searchsorted(items, negatives_RC[drawn])] = True

@@ -60,9 +60,9 @@ class ReadoutConfig(Section):
     # target. A readout costs the prompt's last words, some ten tokens, where another prompt costs them all.
     readouts_per_prompt: int = Field(8, ge=1)
     # What a target is told from, which the user has not seen. round: `round_items` and all targets of the steps between
-    # two checkpoints, whose states are read once, at the first of them, so that only f_item learns of them; batch: all
-    # items of the step, own: num_negatives of each readout, which are read in every step.
-    negatives: Literal["round", "batch", "own"] = "round"
+    # two checkpoints, whose states are read once, at the first of them, so that only f_item learns of them; own:
+    # num_negatives of each readout, which are read in every step.
+    negatives: Literal["round", "own"] = "round"
     round_items: int = Field(2048, ge=1)  # items drawn for each round
     num_negatives: int = Field(3, ge=1)  # items drawn for each readout in each step
     temperature: float | None = Field(0.07, gt=0)  # of unit vectors' products; null: vectors of any length
