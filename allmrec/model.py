@@ -23,6 +23,7 @@ from allmrec.llm.loading import LLMConfig, load_llm, load_tokenizer, max_positio
 from allmrec.llm.prompt import PromptBuilder, Titles
 from allmrec.llm.ranking import Ranker
 from allmrec.llm.shown_order import ShownOrder
+from allmrec.llm.tensor_parallel import load_llm_in_parts
 from allmrec.projection.item_tokens import ItemTokens
 from allmrec.readout.network import Readout, load_readout
 from allmrec.readout.prompts import ReadoutPrompts
@@ -35,13 +36,14 @@ class ALLMRec:
     Works on the GPU where there is one.
     """
 
-    def __init__(self, bundle: Bundle, llm: LLMConfig, merged: bool = False):
+    def __init__(self, bundle: Bundle, llm: LLMConfig, merged: bool = False, gpus: int = 1):
         """
         Args:
             merged: TALLRec's low-rank weights become a part of the LLM's when that is loaded: it is TALLRec alone then,
                 and as fast as the LLM.
+            gpus: of this process, over which the LLM is cut; see `allmrec.llm.tensor_parallel`.
         """
-        self.bundle, self.config, self.merged = bundle, llm, merged
+        self.bundle, self.config, self.merged, self.gpus = bundle, llm, merged, gpus
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.teacher = bundle.teacher.to(self.device)
         self.projectors, self.untrained = (part.to(self.device) for part in (bundle.projectors, bundle.untrained))
@@ -51,6 +53,8 @@ class ALLMRec:
 
     @cached_property
     def llm(self) -> Any:
+        if self.gpus > 1:
+            return load_llm_in_parts(self.config, self.gpus)
         llm = load_llm(self.config).to(self.device)
         if self.merged:
             load_adapter(self.bundle.systems["tallrec"], llm).merge(llm)
@@ -118,10 +122,11 @@ class ALLMRec:
         return LLMSRec(self.llm, readout, prompts, items_NK, vectors_NV.clone(), budget, new).to(self.device)
 
     def spent(self) -> dict[str, int]:
-        """Tokens read so far, padding among them, and what over-long prompts lost; see `Ranker`."""
+        """Tokens read so far, padding among them, what over-long prompts lost, how often the device lacked memory."""
         names = ("tokens", "padding", "dropped_history", "cut_titles")
-        readers = [*self._rankers.values(), *([self.llm_srec] if "llm_srec" in self.__dict__ else [])]
-        return {name: sum(getattr(reader, name) for reader in readers) for name in names}
+        readers: list[Any] = [*self._rankers.values(), *([self.llm_srec] if "llm_srec" in self.__dict__ else [])]
+        spent = {name: sum(getattr(reader, name) for reader in readers) for name in names}
+        return spent | {"halved_batches": sum(reader.budget.halvings for reader in readers)}
 
     def item_tokens(self, text: bool = False, untrained: bool = False) -> ItemTokens:
         """O_i = F_I(e_i) by item index (paper equation 7); see `soft_tokens`."""

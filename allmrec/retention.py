@@ -80,12 +80,12 @@ def unused_texts(workspace: Workspace, encoder: str) -> list[str]:
         return []
     manifests = [find_manifest(workspace.at(name)) for name in _EMBEDDINGS]
     encoders = {encoder, *(manifest.stats["encoder"] for manifest in manifests if manifest)}
-    keys = text_keys(workspace.items)
+    hashes = text_keys(workspace.items)
     used = set[str]()
     for one in encoders:
         cache = TextCache.of(workspace.storage, one)
         index = cache.index()
-        file, _ = index.find(keys)
+        file, _ = index.find(hashes)
         used |= {cache.storage.name(index.files[at]) for at in set(file[file >= 0].tolist())}
     keys = [entry.key for entry in workspace.text_cache.list()]
     return [key for key in keys if workspace.text_cache.name(key) not in used]

@@ -23,9 +23,11 @@ from allmrec.alignment.joint import EmbeddingChoice
 from allmrec.alignment.network import load_joint
 from allmrec.cf.teacher import load_teacher
 from allmrec.cf.training import ValidationCases
+from allmrec.core.hashing import Draw, key64
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
 from allmrec.data.trained_items import read_trained_items
+from allmrec.data.training_users import Sample, TrainingUsers
 from allmrec.llm.loading import load_llm, load_tokenizer, max_positions
 from allmrec.llm.prompt import PromptBuilder, Titles
 from allmrec.llm.ranking import Ranker
@@ -102,6 +104,7 @@ class Bench:
         projection = config.projection
         items_ND = self.teacher.item_embeddings.detach()
         choice = EmbeddingChoice.of(self.popularity_N, items_ND, config.bundle.min_interactions_for_cf)
+        sample = Sample(projection.max_users, key64(config.seed, Draw.PROJECTION_USERS))
         return ProjectionTraining(
             projection,
             config.llm,
@@ -111,13 +114,12 @@ class Bench:
             item_inputs(projection, choice, self.e_NJ, self.q_NJ, items_ND, config.seed),
             choice.uses_text_N,
             Examples(
-                self.sequences,
+                TrainingUsers.of(self.sequences, sample),
                 self.builder(config),
                 projection.num_candidates,
                 config.seed,
                 projection.targets,
                 self.catalogue.drawable,
-                projection.max_users,
             ),
             cases,
         )

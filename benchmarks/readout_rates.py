@@ -47,7 +47,7 @@ class ReadoutRanking:
         """Scores of `CANDIDATES`; what is hit is the case's target among its own candidates."""
         old = self.system
         # Another one, for it remembers the users that it has read.
-        parts = (old.prompts, old.get_buffer("inputs"), old.item_embeddings, old.tokens_per_batch)
+        parts = (old.prompts, old.get_buffer("inputs"), old.item_embeddings, old.budget.tokens)
         system = LLMSRec(old.llm, old.readout, *parts)
         others = CANDIDATES - cases.candidates_BC.shape[1]
         drawn = np.random.default_rng(self.seed).integers(1, len(old.item_embeddings), (len(cases), max(others, 0)))
@@ -64,7 +64,7 @@ class ReadoutRanking:
         """The LLM's layers on the same tokens, in the same batches; returns how many."""
         shown = cases.histories.last(self.system.prompts.users.config.max_history)
         prompts = self.system.prompts.of_users(shown.take(np.flatnonzero(shown.lengths)))
-        for rows in token_budget_batches(prompts.lengths + 1, self.system.tokens_per_batch):
+        for rows in token_budget_batches(prompts.lengths + 1, self.system.budget.tokens):
             read_by_layers(self.model.llm, take(prompts, rows), int(prompts.lengths[rows].max()) + 1)
         return len(prompts.tokens) + len(prompts)
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import typer
 
-from allmrec.cf.approximate import ApproximateIndex, load_faiss
+from allmrec.cf.approximate import ApproximateIndex, ItemLists, load_faiss
 from allmrec.cf.retrieval import Pairs, retrieve
 from allmrec.cf.teacher import Teacher
 from allmrec.data.sequences import Sequences
@@ -101,7 +101,7 @@ def measure(case: Case) -> Row:
     elif case.way == "exact":
         retrieve(teacher, teacher.users_UD, teacher.seen, teacher.available_I, case.count)
     else:
-        index = ApproximateIndex(teacher, teacher.available_I, seed=0)
+        index = ApproximateIndex(teacher, teacher.available_I, ItemLists.of(teacher, teacher.available_I, seed=0))
         built = time.perf_counter() - started
         started, cpu = time.perf_counter(), time.process_time()
         items, _ = index.retrieve(teacher.users_UD, teacher.seen, case.count)

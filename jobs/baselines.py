@@ -1,4 +1,4 @@
-"""Train the systems that `baselines` names, each by a step of its own: LLM-SRec, TALLRec, and the teachers
+"""Train the systems that `baselines` names, each by a step of its own: LLM-SRec, TALLRec, RECFORMER, and the teachers
 MoRec and CTRL.
 
     allmrec train-baselines --config jobs/configs/real-small.yaml
@@ -21,13 +21,15 @@ from jobs.runtime.step import Context, Stats, Step, load_step
 def steps(config: Config) -> list[Step]:
     """Of the systems that the config names. Raises ValueError where it names none."""
     named = [step_of(name) for name in config.named_teachers]
+    if config.recformer is not None:
+        named.append(load_step("jobs.train_recformer"))
     if config.tallrec is not None:
         check_peft()  # before other steps spend hours
         named.append(load_step("jobs.train_tallrec"))
     if config.llm_srec is not None:
         named.append(load_step("jobs.train_baselines"))
     if not named:
-        known = "set baselines: {llm_srec: {}}, or tallrec, morec or ctrl"
+        known = "set baselines: {llm_srec: {}}, or tallrec, recformer, morec or ctrl"
         raise ValueError(f"`baselines` names no system to train; {known}")
     return named
 

@@ -12,7 +12,8 @@ import json
 from typing import Any
 
 from allmrec.bundle.build import build_bundle, is_fine_tuned, refresh_bundle
-from allmrec.bundle.description import DESCRIPTION, MODELS, read_description
+from allmrec.bundle.description import DESCRIPTION, MODELS, read_description, verify_bundle
+from allmrec.bundle.index import index_identity
 from allmrec.bundle.items import bundle_items, new_texts
 from allmrec.bundle.loading import load_bundle, probe
 from allmrec.bundle.versions import bundle_versions, latest_bundle, promote
@@ -36,7 +37,8 @@ def run(context: Context) -> Stats:
     config, workspace = context.resolved(*SECTIONS), context.workspace
     if not _embed_new_texts(context, workspace):
         raise ValueError(f"{workspace.fine_tuned.uri} is not of {workspace.alignment.uri}; run train-alignment again")
-    version, before = build_bundle(context.storage, config), find_manifest(workspace.bundle)
+    version = build_bundle(context.storage, config, index_above(context.config))
+    before = find_manifest(workspace.bundle)
     counts = load_bundle(context.storage, version).item_counts()
     if before is None or before.stats["version"] != version:
         promote(context.storage, version)
@@ -56,7 +58,7 @@ def refresh(context: Context) -> Stats:
             "models, as train-alignment was started again; finish the training and build a bundle of it"
         )
         return {"version": used}
-    version = refresh_bundle(context.storage, used)
+    version = refresh_bundle(context.storage, used, index_above(context.config))
     promote(context.storage, version)
     counts = load_bundle(context.storage, version).item_counts()
     return {"version": version, "models of": used, **counts, "folder": workspace.bundles.name(version)}
@@ -66,7 +68,14 @@ def refreshed(context: Context) -> str | None:
     """Why there is nothing to refresh."""
     used = latest_bundle(context.storage)
     current = words_digest(context.workspace.items)
-    return f"bundle {used} has the items" if read_description(context.storage, used)["items"] == current else None
+    description, rows = read_description(context.storage, used), read_manifest(context.workspace.items).rows
+    has_index = "index" in description or not index_identity(rows, index_above(context.config))
+    return f"bundle {used} has the items" if description["items"] == current and has_index else None
+
+
+def index_above(config: Config) -> int | None:
+    """With more items than this a bundle has an index of the teacher's; None where no run needs one."""
+    return config.nightly.approximate_above if config.nightly.retriever == "teacher" else None
 
 
 def _embed_new_texts(context: Context, models: Workspace) -> bool:
@@ -95,7 +104,9 @@ def external_inputs(context: Context) -> dict[str, Any]:
     """The LLM and SBERT, which are no artifacts, and of the items what a bundle holds: no counts."""
     llm, text, items = context.config.llm, context.config.text, context.workspace.items
     models = [model_identity(llm.name, llm.revision), model_identity(text.model, text.revision)]
-    return {"models": models, "items": words_digest(items) if find_manifest(items) else None}
+    manifest = find_manifest(items)
+    index = index_identity(manifest.rows, index_above(context.config)) if manifest else {}
+    return {"models": models, "items": words_digest(items) if manifest else None, **index}
 
 
 def show(config: Config, console: Console, version: str | None) -> None:
@@ -130,9 +141,10 @@ def list_bundles(config: Config, console: Console) -> None:
 def verify(config: Config, console: Console, version: str | None) -> None:
     """Load a bundle and let it score; every file is compared with its hash."""
     run = config.workspace.storage
-    bundle = load_bundle(run, version or latest_bundle(run))
+    description = verify_bundle(run, version or latest_bundle(run))
+    bundle = load_bundle(run, description["version"])
     probe(bundle)
-    files = read_description(run, bundle.version)["files"]
+    files = description["files"]
     console.event("verified", version=bundle.version, files=len(files), **bundle.item_counts())
 
 

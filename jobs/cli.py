@@ -95,7 +95,7 @@ def train_baselines(
     log_json: LogJson = False,
     force: Force = False,
 ) -> None:
-    """Train the systems that `baselines` names beside A-LLMRec: MoRec, CTRL, TALLRec, LLM-SRec."""
+    """Train the systems that `baselines` names beside A-LLMRec: MoRec, CTRL, RECFORMER, TALLRec, LLM-SRec."""
     from jobs.baselines import steps
     from jobs.config import load_config
     from jobs.runtime.step import execute

@@ -24,6 +24,7 @@ from allmrec.nightly.config import NightlyConfig
 from allmrec.projection.projectors import ProjectionConfig
 from allmrec.projection.tallrec import TALLRecConfig
 from allmrec.readout.network import ReadoutConfig
+from allmrec.recformer.config import RecformerConfig
 from allmrec.retention import RetentionConfig
 from allmrec.text.encoder import TextConfig
 
@@ -36,10 +37,12 @@ class WorkersConfig(Section):
     # num_workers, and continues with what a cluster that has lost nodes has room for.
     min_workers: int | None = Field(None, ge=1)
     cpus_per_worker: float = Field(1, gt=0)  # that Ray reserves; also the threads of PyTorch in a worker
-    gpus_per_worker: float = Field(0, ge=0)  # that Ray reserves; 0 runs on CPUs
+    # That Ray reserves; 0 runs on CPUs. In a nightly run the LLM is cut over the GPUs of a worker that has several.
+    gpus_per_worker: float = Field(0, ge=0)
     # How long a verb waits until the cluster has room for its workers, at the start or when nodes were lost.
     resources_timeout_s: float = Field(900, gt=0)
-    max_failures: int = Field(3, ge=0)  # worker failures that a training verb recovers from
+    # Failures that a verb recovers from: of workers in training, of shards in a nightly run.
+    max_failures: int = Field(3, ge=0)
     object_store_mb: int | None = Field(None, ge=80)  # shared memory of a local Ray; null: Ray's default
 
 
@@ -51,6 +54,7 @@ class BaselinesConfig(Section):
     # MoRec; null: not trained. Keys that are left out are those of `teacher`, unless model or preset is named.
     morec: TeacherConfig | None = Field(None, exclude_if=lambda teacher: teacher is None)
     ctrl: TeacherConfig | None = Field(None, exclude_if=lambda teacher: teacher is None)  # CTRL, likewise
+    recformer: RecformerConfig | None = Field(None, exclude_if=lambda own: own is None)  # RECFORMER; null: not trained
 
 
 class Config(Section):
@@ -85,6 +89,11 @@ class Config(Section):
         return None if self.baselines is None else self.baselines.tallrec
 
     @property
+    def recformer(self) -> RecformerConfig | None:
+        """How RECFORMER is trained, if it is."""
+        return None if self.baselines is None else self.baselines.recformer
+
+    @property
     def named_teachers(self) -> dict[str, TeacherConfig]:
         """The teachers that are trained beside the main one, by the system's name."""
         named = self.baselines or BaselinesConfig()
@@ -94,8 +103,8 @@ class Config(Section):
     @property
     def systems_beside(self) -> tuple[str, ...]:
         """All systems that are trained beside A-LLMRec."""
-        of_llm = {"tallrec": self.tallrec, "llm-srec": self.llm_srec}
-        return (*self.named_teachers, *[name for name, config in of_llm.items() if config is not None])
+        others = {"recformer": self.recformer, "tallrec": self.tallrec, "llm-srec": self.llm_srec}
+        return (*self.named_teachers, *[name for name, config in others.items() if config is not None])
 
     @model_validator(mode="after")
     def _named_teachers_are_sequential(self) -> "Config":

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from datetime import date
 from functools import partial
 
-from allmrec.core.pretrained import delete_copy, old_copies
+from allmrec.core.machine_cache import delete_folder, unused_folders
+from allmrec.core.pretrained import COPIES
 from allmrec.core.storage import Storage
 from allmrec.publishing import maintenance
 from allmrec.publishing.lease import Lease, RunHeld
@@ -82,7 +83,8 @@ def expired(config: Config, console: Console) -> Iterator[Found]:
         folders = old_checkpoints(workspace, retention.checkpoint_days)
         yield "checkpoints", {folder: partial(delete_checkpoints, workspace, folder) for folder in folders}
     if retention.model_days:
-        yield "models", {path.name: partial(delete_copy, path) for path in old_copies(retention.model_days)}
+        copies = unused_folders(COPIES, retention.model_days)
+        yield "models", {path.name: partial(delete_folder, path) for path in copies}
 
 
 def _held(

@@ -1,8 +1,10 @@
 """Brings the artifact `histories` up to date: every user's clean events, before any filter, and the rejected rows.
 
-Two passes: over the pieces of the log that are new, through the shuffle, and over shards. The manifest is replaced at
-the end, so a killed run leaves the previous histories valid. What is read and what stays is decided by `incremental`.
+Passes over the pieces of the log that are new, through the shuffle, and over shards. The manifest is replaced at the
+end, so a killed run leaves the previous histories valid. What is read and what stays is decided by `incremental`.
 """
+
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 
@@ -12,9 +14,11 @@ from allmrec.core.storage import Storage
 from allmrec.data.prepare.clean import CleanInteractions
 from allmrec.data.prepare.histories import MentionsItems
 from allmrec.data.prepare.incremental import HistoriesPlan
-from allmrec.data.prepare.shuffle import PartitionRows
+from allmrec.data.prepare.shuffle import MergeRuns, PartitionRows, Shuffle
 from jobs.runtime.ray_data import gather_reports, iter_results, map_tasks
 from jobs.runtime.step import Context
+
+_PARALLEL = 16  # deletes at once
 
 
 def update_histories(context: Context, plan: HistoriesPlan, item_ids: pa.Array) -> Manifest:
@@ -27,15 +31,15 @@ def update_histories(context: Context, plan: HistoriesPlan, item_ids: pa.Array) 
     if plan.previous is not None and plan.previous.fingerprint == identity:
         return plan.previous
     previous = plan.previous if _can_be_extended(plan, item_ids) else None
-    shuffle = context.workspace.shuffle
-    clear(shuffle)
+    drafts = context.workspace.shuffle
+    clear(drafts)
     with writing(plan.storage, "histories", identity, plan.config, keep_previous=True) as out:
         try:
-            pieces = _partition(context, plan, previous, shuffle, item_ids)
-            update = plan.update(previous, shuffle, len(pieces), item_ids)
+            shuffle, pieces = _partition(context, plan, previous, drafts, item_ids)
+            update = plan.update(previous, shuffle, item_ids)
             shards, total = over_shards(context, "order events", update)
         finally:
-            clear(shuffle)
+            clear(drafts)
         out.add(total.files)
         plan.write_manifest(out, item_ids, pieces, shards)
     return read_manifest(plan.storage)
@@ -46,22 +50,26 @@ def over_shards(context: Context, title: str, task: ShardTask) -> tuple[list[Rep
     return gather_reports(context.console, title, context.config.data.num_shards, task)
 
 
-def clear(storage: Storage) -> None:
-    """Delete all files of a folder that is no artifact."""
-    for entry in list(storage.list()):
-        storage.delete(entry.key)
+def clear(storage: Storage, prefix: str = "") -> None:
+    """Delete the files of a folder that is no artifact."""
+    with ThreadPoolExecutor(_PARALLEL) as pool:
+        list(pool.map(storage.delete, [entry.key for entry in storage.list(prefix)]))
 
 
 def _partition(
-    context: Context, plan: HistoriesPlan, previous: Manifest | None, shuffle: Storage, item_ids: pa.Array
-) -> list[Report]:
-    """Read the new files into the shuffle. Returns the report of each piece."""
+    context: Context, plan: HistoriesPlan, previous: Manifest | None, drafts: Storage, item_ids: pa.Array
+) -> tuple[Shuffle, list[Report]]:
+    """Read the new files into the shuffle, and merge its runs. Returns the report of each piece as well."""
     log, data = plan.unread(previous), context.config.data
+    shuffle = Shuffle(drafts, len(log.pieces), data.num_shards)
     if not log.pieces:
-        return []
-    clean = CleanInteractions(log, data, item_ids)
-    partition = PartitionRows(clean, shuffle, plan.exclusions(item_ids), data.num_shards)
-    return gather_reports(context.console, "read the log", len(log.pieces), partition)[0]
+        return shuffle, []
+    partition = PartitionRows(CleanInteractions(log, data, item_ids), shuffle, plan.exclusions(item_ids))
+    pieces, _ = gather_reports(context.console, "read the log", len(log.pieces), partition)
+    for level in range(1, shuffle.rounds + 1):
+        gather_reports(context.console, "merge runs", shuffle.num_runs(level), MergeRuns(shuffle, level))
+        clear(drafts, f"{level - 1}/")
+    return shuffle, pieces
 
 
 def _can_be_extended(plan: HistoriesPlan, item_ids: pa.Array) -> bool:

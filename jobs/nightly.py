@@ -12,15 +12,17 @@ inputs have not changed since the previous run keep its rows. What a run is made
 import datetime
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import cache
 
 from allmrec.core.commit_log import find_json
-from allmrec.core.shard_tasks import Report, read_reports
+from allmrec.core.shard_tasks import Attempt, Report, read_reports
 from allmrec.core.storage import Storage
 from allmrec.core.workspace import Workspace
 from allmrec.data.sequences import num_shards
 from allmrec.nightly.counters import shown_stats
 from allmrec.nightly.estimate import estimate
+from allmrec.nightly.failures import Failures
 from allmrec.nightly.inputs import NightlyInputs
 from allmrec.nightly.progress import diagnosis
 from allmrec.nightly.report import failed_advice, refuse_failed_gates
@@ -157,6 +159,7 @@ def nightly_step(
             "pool",
             models=lambda config: ("llm",) if config.nightly.uses_llm else (),
             writes=lambda config: (output,),
+            cuts_llm=True,
         ),
         finished=finished,
     )
@@ -193,18 +196,23 @@ def run(context: Context, job: NightlyJob, output: Storage, mirror: Callable[[],
 
 
 def score(config: Config, console: Console, job: NightlyJob, metrics: NightlyMetrics, until: float | None) -> Stats:
-    """Score the shards that are not committed yet, on a pool of workers with an LLM each."""
+    """Score the shards that are not committed yet, on a pool of workers with an LLM each; those that fail once more."""
     shards = range(num_shards(job.users.sequences))
-    pending = sorted(set(shards) - job.run.finished_shards())
-    total = Report()
-    if pending:
-        scored = iter_results(map_actors(pending, ScoreShards, (job,), config.workers, _AHEAD))
-        in_time = with_timeout(scored, until, config.nightly.stall_timeout_s, lambda: diagnosis(job.run, shards))
-        with console.progress("score", len(pending)) as bar:
+    pending = left = sorted(set(shards) - job.run.finished_shards())
+    total, failures = Report(), Failures(config.workers.max_failures)
+    arguments = (ScoreShards, job, max(1, int(config.workers.gpus_per_worker)))
+    with console.progress("score", len(pending)) as bar:
+        while left:
+            scored = iter_results(map_actors(left, Attempt, arguments, config.workers, _AHEAD))
+            in_time = with_timeout(scored, until, config.nightly.stall_timeout_s, lambda: diagnosis(job.run, shards))
             for report in read_reports(in_time):
+                if (failure := failures.take(report)) is not None:
+                    console.event("a shard failed, and is tried again", shard=report.shard, **asdict(failure))
+                    continue
                 total.add(report)
                 bar.advance(1, users=total.counts["users"])
                 metrics.shard_done(report, bar.done, len(pending))
+            left = failures.to_retry()
     return shown_stats(total) | {"shards": len(shards), "shards_done_before": len(shards) - len(pending)}
 
 

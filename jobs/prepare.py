@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from allmrec.core.artifacts import Manifest, find_manifest, writing
 from allmrec.core.storage import Storage
 from allmrec.data.catalogue import ItemCounts
+from allmrec.data.config import least_shards
 from allmrec.data.evaluation_cases import SPLITS, DrawCases
 from allmrec.data.prepare.clean import log_columns
 from allmrec.data.prepare.incremental import HistoriesPlan
@@ -83,6 +84,11 @@ def _prepare(context: Context, drafts: Storage) -> Stats:
         popularity_I, interactions_I = built.item_counts["train"], built.item_counts["all"]
         if not users:
             raise ValueError("interactions: no user is left; lower data.min_user_interactions or admit more events")
+        if (least := least_shards(users, workers=0)) > data.num_shards:
+            context.console.warning(
+                f"data.num_shards {data.num_shards} is few for {users:,} users; set it to {least} or more. All shards "
+                "are then made again, and the next nightly run scores all users"
+            )
         sizes = {"users": users, "items": int(np.count_nonzero(interactions_I)), "interactions": interactions}
         out.add(built.files)
         out.stats |= sizes

@@ -3,7 +3,8 @@
     python -m jobs.train_alignment --config jobs/configs/demo.yaml
 
 Reads `teacher`, `item_text_embeddings`, `sequences` and `items`; writes `alignment`: the network, and the joint
-embeddings e and q of every item. The workers of Ray Train share every batch.
+embeddings e and q of every item. The workers of Ray Train share every batch; a worker holds at most
+`alignment.memory_mb` of the users that train, with their x^u.
 
 With `alignment.text_encoder: fine-tuned` SBERT is trained too and kept in `fine_tuned`; the catalogue is then embedded
 by the fine-tuned encoder, as `embed` does it, in `fine_tuned_text_embeddings`.
@@ -14,18 +15,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from allmrec.alignment.examples import held_out_items
+from allmrec.alignment.estimate import hours_of_steps, hours_of_texts, steps_per_epoch
+from allmrec.alignment.examples import example_bytes, held_out_items
 from allmrec.alignment.network import AlignmentNetwork, load_network, save_alignment, save_network
 from allmrec.alignment.texts import TrainedTexts
 from allmrec.alignment.training import AlignmentTraining, alignment_quality, spread_kept
 from allmrec.cf.teacher import load_teacher
-from allmrec.core.artifacts import find_manifest, read_manifest, writing
+from allmrec.core.artifacts import find_manifest, read_manifest, read_part, writing
 from allmrec.core.distributed import rank_and_world_size
+from allmrec.core.hashing import Draw, key64
 from allmrec.core.storage import Storage
 from allmrec.core.workspace import Workspace
 from allmrec.data.catalogue import Catalogue, drawable_items, read_item_table
-from allmrec.data.sequences import Sequences
 from allmrec.data.trained_items import check_trained_on, write_trained_items
+from allmrec.data.training_users import Sample, TrainingUsers, num_parts
 from allmrec.text.cache import TextCache
 from allmrec.text.embeddings import read_texts
 from allmrec.text.encoder import load_encoder, save_encoder
@@ -96,10 +99,17 @@ def loop(settings: dict[str, Any]) -> Stats:
         encoder = load_encoder(text.model_copy(update={"dtype": "float32"}), str(device()))
         catalogue = Catalogue.read(settings["items"], texts=True)
         trained_texts = TrainedTexts(config, encoder, catalogue.texts, text.max_chars)
+    teacher = load_teacher(settings["teacher"])
     training = AlignmentTraining(
         config,
-        load_teacher(settings["teacher"]),
-        Sequences.read_train(settings["sequences"]),
+        teacher,
+        TrainingUsers.read(
+            settings["sequences"],
+            config.memory_mb,
+            Sample(config.max_users, key64(seed, Draw.ALIGNMENT_USERS)),
+            config.targets,
+            example_bytes(teacher.item_embeddings.shape[1]),
+        ),
         texts_NS,
         seed,
         device(),
@@ -109,7 +119,7 @@ def loop(settings: dict[str, Any]) -> Stats:
     run_epochs(training)
     if rank_and_world_size()[0] != 0:
         return {}
-    stats: Stats = {"users": len(training.examples), "targets": len(training.examples.targets), **training.numbers}
+    stats: Stats = {"users": len(training.examples), "targets": training.examples.num_targets, **training.numbers}
     if trained_texts is not None:
         tuned = settings["fine_tuned"]
         return stats | {
@@ -138,20 +148,34 @@ def export(
 
 
 def plan(context: Context) -> Stats:
-    config = context.config
-    sequences = read_manifest(context.workspace.sequences)
-    users = sequences.rows
-    targets = users if config.alignment.targets == "last" else sequences.stats["interactions"]
-    num_items = read_manifest(context.workspace.items).rows
+    config, dim, world = context.config, context.config.teacher.dim, context.config.workers.num_workers
+    alignment, sequences = config.alignment, read_manifest(context.workspace.sequences)
+    users = min(sequences.rows, alignment.max_users or sequences.rows)
+    targets = users
+    if alignment.targets == "all":
+        targets = round(sequences.stats["interactions"] * users / max(sequences.rows, 1))
+    num_items, target_bytes = read_manifest(context.workspace.items).rows, example_bytes(dim)
+    parts = num_parts(sequences, alignment.memory_mb, alignment.max_users, alignment.targets, target_bytes)
+    texts = read_manifest(context.workspace.item_text_embeddings)
+    first = read_part(context.workspace.item_text_embeddings, texts, next(iter(texts.files)))
+    text_dim, items_per_s = first.schema.field("embedding").type.list_size, texts.stats.get("items/s of a worker")
+    hours: Stats = {}
+    if alignment.text_encoder == "frozen":
+        spent = hours_of_steps(alignment, dim, text_dim, users, targets, world)
+        hours["hours_at_this_hosts_steps"] = round(spent, 3)
+    elif items_per_s:
+        hours["hours_at_the_speed_of_embed"] = round(hours_of_texts(alignment, targets, world, items_per_s), 2)
     return {
         "users": users,
         "items": num_items,
-        "epochs": config.alignment.epochs,
-        "steps": config.alignment.epochs * -(-users // config.alignment.batch_size),
-        "workers": config.workers.num_workers,
-        "text_encoder": config.alignment.text_encoder,
-        # E, and x^u before every target.
-        "memory_mb_per_worker": round(4 * config.teacher.dim * (num_items + targets) / 2**20),
+        "epochs": alignment.epochs,
+        "steps": alignment.epochs * steps_per_epoch(alignment, users),
+        "parts": parts,
+        "workers": world,
+        "text_encoder": alignment.text_encoder,
+        # E, and the users with x^u before every target.
+        "memory_mb_per_worker": round((4 * dim * num_items + target_bytes * targets / parts) / 2**20),
+        **hours,
     }
 
 

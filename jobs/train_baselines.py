@@ -26,6 +26,7 @@ from allmrec.data.trained_items import check_trained_on, read_trained_items
 from allmrec.llm.loading import load_tokenizer, max_positions
 from allmrec.llm.prompt import Titles
 from allmrec.projection.engine import checksum, load_llm_with_placement
+from allmrec.projection.examples import training_users
 from allmrec.projection.placement import llm_outline
 from allmrec.readout.examples import ReadoutExamples
 from allmrec.readout.network import ReadoutConfig, save_readout
@@ -91,7 +92,7 @@ def loop(settings: dict[str, Any]) -> Stats:
         llm,
         teacher,
         item_inputs(settings, teacher),
-        ReadoutExamples(config, Sequences.read_train(sequences), prompts, seed, catalogue.drawable),
+        ReadoutExamples(config, training_users(sequences, config, seed), prompts, seed, catalogue.drawable),
         cases,
         device(),
         resume(),

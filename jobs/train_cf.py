@@ -15,7 +15,6 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from allmrec.cf.batches import training_parts
 from allmrec.cf.external import ImportTeacher, open_tables, table_files
 from allmrec.cf.history_texts import HistoryTexts
 from allmrec.cf.teacher import TeacherConfig, save_teacher
@@ -26,6 +25,7 @@ from allmrec.core.storage import Storage
 from allmrec.core.workspace import Workspace
 from allmrec.data.catalogue import UNTITLED, Catalogue, display_titles, drawable_items, in_order, read_item_table
 from allmrec.data.trained_items import write_trained_items
+from allmrec.data.training_users import training_parts
 from allmrec.text.embeddings import check_embedded, read_texts
 from allmrec.text.encoder import encoder_identity
 from jobs.runtime.cluster import start_ray

@@ -4,7 +4,7 @@
 
 Reads `teacher`, `alignment`, `sequences`, `items` and the validation part of `evaluation_cases`, and the LLM; writes
 `projectors`. Each worker of Ray Train holds the LLM, or DeepSpeed ZeRO-3 cuts it over them (`llm.placement`); a
-worker holds all training sequences as flat arrays (4 bytes an interaction).
+worker holds at most `projection.memory_mb` of the users that train, as flat arrays.
 """
 
 from typing import Any, get_args
@@ -23,12 +23,13 @@ from allmrec.core.workspace import Workspace
 from allmrec.data.catalogue import Catalogue, read_item_table
 from allmrec.data.sequences import Sequences
 from allmrec.data.trained_items import check_trained_on, read_trained_items
+from allmrec.data.training_users import num_parts
 from allmrec.llm.loading import LLMConfig, Placement, load_tokenizer, max_positions, torch_dtype
 from allmrec.llm.prompt import PromptBuilder, Titles
 from allmrec.metrics import METRICS
 from allmrec.projection.engine import checksum, load_llm_with_placement
 from allmrec.projection.estimate import matmul_rate, tokens_per_prompt
-from allmrec.projection.examples import Examples
+from allmrec.projection.examples import EXAMPLE_BYTES, Examples, training_users
 from allmrec.projection.placement import (
     Outline,
     activation_bytes,
@@ -104,13 +105,12 @@ def loop(settings: dict[str, Any]) -> Stats:
         item_inputs(projection, choice, e_NJ, q_NJ, items_ND, seed),
         choice.uses_text_N,
         Examples(
-            Sequences.read_train(sequences),
+            training_users(sequences, projection, seed),
             builder,
             projection.num_candidates,
             seed,
             projection.targets,
             catalogue.drawable,
-            projection.max_users,
         ),
         cases,
         device(),
@@ -135,6 +135,7 @@ def stats_of(training: Stage2Training, rounds: list[dict[str, float]]) -> Stats:
     """What there is to say of a finished training."""
     speeds = ("prompts_per_s", "tokens_per_s", "padding %")
     return {
+        "users": len(training.examples.users),
         "prompts": len(training.examples),
         **training.examples.shortened(),
         "steps": training.step,
@@ -170,7 +171,8 @@ def plan_of(context: Context, training: Stage2Config, soft: bool = True) -> Stat
     share = manifest.files[shard_name(0)]["rows"] / max(manifest.rows, 1)
     users = round(len(sampled) / max(share, 1e-9))
     per_user = 1 if training.targets == "last" else float((sampled - 1).mean())
-    prompts = round(min(users, training.max_users or users) * per_user)
+    users = min(users, training.max_users or users)
+    prompts = round(users * per_user)
     titles = Catalogue.read(context.workspace.items).titles
     length = tokens_per_prompt(config.llm, config.prompt, training, outline.positions, sample, titles, soft)
     tokens = round(prompts * length)
@@ -190,6 +192,8 @@ def plan_of(context: Context, training: Stage2Config, soft: bool = True) -> Stat
         "activations_mb_per_worker": round(kept / 2**20),
         **{f"{name}_mb_per_worker": round(worker_bytes(outline, name, world, kept) / 2**20) for name in placements},
         **{f"{name}_gathers_mb_per_pass": round(gathered_bytes(outline, name, world) / 2**20) for name in placements},
+        "users": users,
+        "parts": num_parts(manifest, training.memory_mb, training.max_users, training.targets, EXAMPLE_BYTES),
         "prompts": prompts,
         "tokens_per_prompt": round(length),
         "tokens_per_epoch": tokens,

@@ -15,12 +15,11 @@ from allmrec.core.artifacts import writing
 from allmrec.core.distributed import rank_and_world_size
 from allmrec.core.workspace import Workspace
 from allmrec.data.catalogue import Catalogue
-from allmrec.data.sequences import Sequences
 from allmrec.llm.adapter import check_peft, refuse_unknown_modules, save_adapter
 from allmrec.llm.loading import load_tokenizer, max_positions
 from allmrec.llm.prompt import PromptBuilder, Titles
 from allmrec.projection.engine import load_llm_with_placement
-from allmrec.projection.examples import Examples
+from allmrec.projection.examples import Examples, training_users
 from allmrec.projection.placement import llm_outline, llm_without_weights
 from allmrec.projection.tallrec import TALLRecConfig, TALLRecTraining
 from jobs.config import Config
@@ -73,13 +72,12 @@ def loop(settings: dict[str, Any]) -> Stats:
     if config.validation_users:
         cases = ValidationCases.read(settings[Workspace.evaluation_cases], sequences, config.validation_users, seed)
     examples = Examples(
-        Sequences.read_train(sequences),
+        training_users(sequences, config, seed),
         builder,
         config.num_candidates,
         seed,
         config.targets,
         catalogue.drawable,
-        config.max_users,
     )
     training = TALLRecTraining(config, llm_config, placement, llm, examples, cases, device(), resume())
     weights, rounds = trained(training, llm)

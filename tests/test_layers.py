@@ -27,6 +27,7 @@ LAYERS = (
     "allmrec/readout",
     "allmrec/projection",
     "allmrec/alignment",
+    "allmrec/recformer",
     "allmrec/llm",
     "allmrec/cf",
     "allmrec/text",

@@ -7,9 +7,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from allmrec.core import pretrained
+from allmrec.core import machine_cache
 from allmrec.core.artifacts import commit, shard_name, write_shard
 from allmrec.core.commit_log import append_next, dump_json
+from allmrec.core.pretrained import COPIES
 from allmrec.core.storage import LocalStorage, Storage, open_storage
 from allmrec.core.workspace import Workspace
 from allmrec.publishing.log import roll_back
@@ -110,12 +111,13 @@ def test_checkpoints_go_that_were_not_resumed(tmp_path: Path) -> None:
 
 
 def test_copies_of_models_go_that_were_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretrained, "_CACHE", tmp_path)
+    monkeypatch.setattr(machine_cache, "CACHE", tmp_path)
+    copies = tmp_path / COPIES
     for name, days in (("old", 31), ("used", 2)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "model.safetensors").touch()
-        (tmp_path / f"{name}.lock").touch()
-        os.utime(tmp_path / f"{name}.lock", (time.time() - days * 24 * HOUR,) * 2)
-    assert pretrained.old_copies(30) == [tmp_path / "old"]
-    pretrained.delete_copy(tmp_path / "old")
-    assert pretrained.old_copies(30) == [] and (tmp_path / "used/model.safetensors").exists()
+        (copies / name).mkdir(parents=True)
+        (copies / name / "model.safetensors").touch()
+        (copies / f"{name}.lock").touch()
+        os.utime(copies / f"{name}.lock", (time.time() - days * 24 * HOUR,) * 2)
+    assert machine_cache.unused_folders(COPIES, 30) == [copies / "old"]
+    machine_cache.delete_folder(copies / "old")
+    assert machine_cache.unused_folders(COPIES, 30) == [] and (copies / "used/model.safetensors").exists()

@@ -23,6 +23,7 @@ from allmrec.core.artifacts import read_manifest
 from allmrec.core.settings import Section
 from allmrec.core.storage import Storage
 from allmrec.core.tensor_files import read_tensors, write_tensors
+from allmrec.data.training_users import MAX_USERS, Targets
 
 WEIGHTS, JOINT = "alignment.safetensors", "joint.safetensors"
 LossName = Literal["matching", "item_recon", "text_recon", "rec"]  # equations 2 to 5
@@ -47,7 +48,7 @@ class AlignmentConfig(Section):
     alpha: float = Field(0.5, ge=0)  # weight of the items' reconstruction, eq. 6
     beta: float = Field(0.5, ge=0)  # weight of the texts' reconstruction, eq. 6
     losses: tuple[LossName, ...] = Field(("matching", "item_recon", "text_recon", "rec"), min_length=1)  # of eq. 6
-    targets: Literal["last", "all"] = "last"  # items of a sequence that Stage-1 learns from; all: A-LLMRec_all
+    targets: Targets = "last"  # items of a sequence that Stage-1 learns from; all: A-LLMRec_all
     unseen_weight: float = Field(1, ge=0)  # of an unseen item per target in eq. 2 to 4; the target weighs 1
     standardise: bool = True  # centre E and Q and divide each by one number
     activation: Activation = "gelu"  # of f_I^enc and f_T^enc
@@ -58,6 +59,10 @@ class AlignmentConfig(Section):
     learning_rate: float = Field(0.0001, gt=0)  # of Adam; Table 3
     batch_size: int = Field(32, ge=1)  # users per step, over all workers
     epochs: int = Field(10, ge=1)  # paper section 5.1
+    # Users to train on, drawn by a hash of their ids; null: all. What an epoch is, follows from it.
+    max_users: int | None = Field(MAX_USERS, ge=1)
+    # Of training users and their x^u that a worker holds at once; more are read in parts.
+    memory_mb: int = Field(4096, ge=1)
     held_out: float = Field(0.02, ge=0, lt=1)  # share of items withheld from training to measure the alignment on
 
     @model_validator(mode="before")

@@ -23,6 +23,7 @@ from allmrec.alignment.texts import FrozenTexts, TrainedTexts, make_dense
 from allmrec.cf.teacher import Teacher
 from allmrec.core.distributed import all_reduce_sum, local_shard, sum_gradients
 from allmrec.data.sequences import Sequences
+from allmrec.data.training_users import TrainingUsers
 
 _NAMES = [field.name for field in fields(Losses)]
 
@@ -34,7 +35,7 @@ class AlignmentTraining:
         self,
         config: AlignmentConfig,
         teacher: Teacher,
-        sequences: Sequences,
+        users: TrainingUsers | Sequences,
         texts_NS: torch.Tensor,
         seed: int,
         device: torch.device | str = "cpu",
@@ -44,7 +45,7 @@ class AlignmentTraining:
         """
         Args:
             teacher: frozen.
-            sequences: the training part of everyone's history (`Sequences.read_train`).
+            users: those to learn from; or training sequences (`Sequences.read_train`), all in one part.
             texts_NS: Q of the catalogue, before any fine-tuning; row 0 is padding.
             trained_texts: SBERT, where it is fine-tuned along, on the device.
             drawable: `Catalogue.drawable`, which unseen items come from; by default every item.
@@ -53,7 +54,7 @@ class AlignmentTraining:
         teacher = teacher.to(self.device)
         self.items_ND, texts_NS = teacher.item_embeddings.detach(), texts_NS.to(self.device)
         assert len(self.items_ND) == len(texts_NS), "teacher and texts are of one catalogue"
-        self.examples = Examples(config, teacher, sequences, seed, drawable)
+        self.examples = Examples(config, teacher, users, seed, drawable)
         torch.manual_seed(seed)
         self.network = AlignmentNetwork(
             self.items_ND.shape[1], texts_NS.shape[1], config.joint_dim, config.activation

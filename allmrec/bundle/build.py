@@ -6,12 +6,14 @@ What a bundle is made of is said in `description`, how it is loaded in `loading`
 import importlib.metadata
 import json
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from pydantic import Field
 
 from allmrec.bundle.description import DESCRIPTION, FORMAT, MODELS, check_files, read_description
+from allmrec.bundle.index import LISTS, index_identity, item_lists
 from allmrec.bundle.items import NEW_Q, bundle_items, embed_new_texts
 from allmrec.bundle.loading import load_from, probe
 from allmrec.core.artifacts import MANIFEST, Manifest, file_entry, read_file, read_manifest, shard_name, to_parquet
@@ -31,9 +33,12 @@ SYSTEMS = {
     "tallrec": Workspace.tallrec,
     "morec": Workspace.morec,
     "ctrl": Workspace.ctrl,
+    "recformer": Workspace.recformer,
 }
 OF_LLM = (Workspace.llm_srec, Workspace.tallrec)  # those that know items by what the LLM reads
 DEPENDENCIES = ("torch", "transformers", "sentence-transformers", "tokenizers", "safetensors", "ray", "deepspeed")
+
+_File = tuple[str, bytes, dict[str, int]]  # name, content, and what the manifest says of it beside
 
 
 class BundleConfig(Section):
@@ -44,13 +49,14 @@ class BundleConfig(Section):
     min_interactions_for_cf: int = Field(1, ge=0)
 
 
-def build_bundle(storage: Storage, config: Mapping[str, Any]) -> str:
+def build_bundle(storage: Storage, config: Mapping[str, Any], index_above: int | None = None) -> str:
     """Gather the workspace's artifacts into `bundles/<version>/`; building the same again changes nothing.
 
     Args:
         storage: of a workspace that has the artifacts MODELS, `items` and `sequences`, and item_text_embeddings (or
             fine_tuned_text_embeddings) of the items whose texts training has not seen.
         config: resolved sections; text, llm, prompt and bundle among them.
+        index_above: with more items than this it has an index of them; None: never.
 
     Returns:
         the version.
@@ -65,17 +71,23 @@ def build_bundle(storage: Storage, config: Mapping[str, Any]) -> str:
         "llm": _identity(config["llm"]["name"], config["llm"]["revision"]),
         "text": _identity(config["text"]["model"], config["text"]["revision"]),
     }
-    return _build(workspace, workspace, config, identities)
+    return _build(workspace, workspace, config, identities, index_above)
 
 
-def refresh_bundle(storage: Storage, version: str) -> str:
+def refresh_bundle(storage: Storage, version: str, index_above: int | None = None) -> str:
     """As `build_bundle` with the models of a bundle, whatever has been trained since. Raises ValueError as that."""
     workspace, description = Workspace(storage), read_description(storage, version)
     models = Workspace(workspace.bundles.at(version))
-    return _build(workspace, models, description["config"], description["models"])
+    return _build(workspace, models, description["config"], description["models"], index_above)
 
 
-def _build(workspace: Workspace, models: Workspace, config: Mapping[str, Any], identities: Mapping[str, Any]) -> str:
+def _build(
+    workspace: Workspace,
+    models: Workspace,
+    config: Mapping[str, Any],
+    identities: Mapping[str, Any],
+    index_above: int | None,
+) -> str:
     named = config.get("baselines") or {}
     systems = [system for key, system in SYSTEMS.items() if named.get(key) is not None]
     manifests = {model: read_manifest(models.at(model)) for model in (*MODELS, *systems)}
@@ -96,19 +108,19 @@ def _build(workspace: Workspace, models: Workspace, config: Mapping[str, Any], i
         # Apart, so that no user's row depends on a system that does not rank it.
         **({"systems": {system: manifests[system].digest for system in systems}} if systems else {}),
         "items": words_digest(workspace.items),
+        **index_identity(len(items), index_above),
     }
     version = fingerprint(content)[:12]
     root = workspace.bundles.at(version)
     if root.exists(DESCRIPTION):
         return version
     own = text_embeddings(workspace, models)
-    texts = embed_new_texts(models, items, own, workspace.item_text_embeddings, systems)
+    texts = embed_new_texts(models, items, own, workspace.item_text_embeddings, workspace.items, systems)
     files = _write_models(models, root, manifests)
     shards = enumerate(item_shards(items))
     tables = ((shard_name(number), to_parquet(shard), {"rows": len(shard)}) for number, shard in shards)
     files |= _write_part(root, Workspace.items, tables)
-    tensors = ((name, to_safetensors(shard), {}) for name, shard in tensor_shards(NEW_Q, texts))
-    files |= _write_part(root, Workspace.new_texts, tensors)
+    files |= _write_part(root, Workspace.new_texts, _tensor_files(NEW_Q, texts))
     description = {
         "version": version,
         **content,
@@ -121,7 +133,11 @@ def _build(workspace: Workspace, models: Workspace, config: Mapping[str, Any], i
     }
     description = json.loads(json.dumps(description, default=str))
     check_files(root, description)
-    probe(load_from(root, description))
+    bundle = load_from(root, description)
+    probe(bundle)
+    if "index" in content:
+        lists = _tensor_files(LISTS, item_lists(bundle.teacher, config["seed"]))
+        description["files"] |= _write_part(root, Workspace.index, lists)
     description["digest"] = fingerprint(description)
     root.create(DESCRIPTION, json.dumps(description, indent=1).encode())
     return version
@@ -150,15 +166,17 @@ def _write_models(models: Workspace, root: Storage, manifests: Mapping[str, Mani
     return files
 
 
-def _write_part(
-    root: Storage, kind: str, files: Iterable[tuple[str, bytes, dict[str, int]]]
-) -> dict[str, dict[str, Any]]:
-    """An artifact of files: name, content, and what its manifest says of each beside."""
+def _write_part(root: Storage, kind: str, files: Iterable[_File]) -> dict[str, dict[str, Any]]:
+    """An artifact of files."""
     written, entries = dict[str, dict[str, Any]](), dict[str, dict[str, Any]]()
     for name, data, more in files:
         written |= _put(root, f"{kind}/{name}", data)
         entries[name] = written[f"{kind}/{name}"] | more
     return written | _put(root, f"{kind}/{MANIFEST}", Manifest(kind, "", entries).to_json())
+
+
+def _tensor_files(name: str, tensors: Mapping[str, torch.Tensor]) -> Iterator[_File]:
+    return ((file, to_safetensors(shard), {}) for file, shard in tensor_shards(name, tensors))
 
 
 def _put(root: Storage, key: str, data: bytes) -> dict[str, dict[str, Any]]:

@@ -6,7 +6,8 @@
     bundles/<version>/projectors/
     bundles/<version>/items/                         ids and words of the items; `allmrec.bundle.items`
     bundles/<version>/new_texts/                     q_i of those whose text training has not seen
-    bundles/<version>/systems/llm-srec/              where `baselines` names it; likewise tallrec, morec and ctrl
+    bundles/<version>/index/                         where `nightly.approximate_above` asks for it: `bundle.index`
+    bundles/<version>/systems/llm-srec/              where `baselines` names it; likewise tallrec and others
     bundles/_log/00000003.json                       the version promoted from then on (`allmrec.core.commit_log`)
 
 The version is a hash of the content: equal models, config and catalogue make the same version anywhere, whatever was
@@ -15,7 +16,7 @@ bundle. Weights are safetensors; nothing is unpickled. Knows where things are; l
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from allmrec.core.artifacts import read_table, sha256
@@ -39,16 +40,20 @@ def verify_bundle(storage: Storage, version: str) -> dict[str, Any]:
     return description
 
 
-def check_files(root: Storage, description: Mapping[str, Any]) -> None:
-    """Raises ValueError naming what is missing or damaged."""
+def check_files(root: Storage, description: Mapping[str, Any], digest_of: Callable[[str], str] | None = None) -> None:
+    """Raises ValueError naming what is missing or damaged.
+
+    Args:
+        digest_of: what gives a file's sha256, or raises FileNotFoundError; by default it is read through.
+    """
     for name, entry in description["files"].items():
         try:
-            data = root.read(name)
+            digest = sha256(root.read(name)) if digest_of is None else digest_of(name)
         except FileNotFoundError:
             raise ValueError(
                 f"{root.name(name)} is missing; restore the bundle from a copy or build it again"
             ) from None
-        if sha256(data) != entry["sha256"]:
+        if digest != entry["sha256"]:
             raise ValueError(f"{root.name(name)} is damaged: its sha256 is not the bundle's; restore it from a copy")
 
 

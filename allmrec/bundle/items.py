@@ -19,13 +19,14 @@ import torch
 
 from allmrec.alignment.network import load_joint, load_network
 from allmrec.cf.teacher import Teacher, load_teacher
-from allmrec.core.artifacts import read_manifest, read_part, read_table
+from allmrec.core.artifacts import read_manifest, read_part, read_rows, read_table
 from allmrec.core.columns import take
 from allmrec.core.storage import Storage
 from allmrec.core.tensor_files import read_tensors
 from allmrec.core.workspace import Workspace
 from allmrec.data.catalogue import in_order
 from allmrec.data.trained_items import column_of, counts_of, ids_digest, indices_in, read_trained_items, with_counts
+from allmrec.recformer.artifact import read_new_items
 from allmrec.text.embeddings import to_tensor
 from schemas import items as items_schema
 
@@ -42,7 +43,9 @@ class ItemModels:
     q_NJ: torch.Tensor  # q_i
     rows_N: torch.Tensor  # int64, the row that training had for the item; 0: it is new
     num_trained: int  # items that training had
-    read: dict[str, torch.Tensor]  # by each model that knows items by their texts: E_ND of those whose text is new
+    # By each model that knows items by their texts: E_ND of those whose text is new, and of one that reads sentences
+    # `<model>/words`, (N, L).
+    read: dict[str, torch.Tensor]
 
 
 def bundle_items(models: Workspace, prepared: Storage) -> pa.Table:
@@ -73,7 +76,12 @@ def new_texts(models: Workspace, items: pa.Table) -> np.ndarray:
 
 
 def embed_new_texts(
-    models: Workspace, items: pa.Table, texts: Storage, frozen: Storage, systems: Sequence[str] = ()
+    models: Workspace,
+    items: pa.Table,
+    texts: Storage,
+    frozen: Storage,
+    prepared: Storage,
+    systems: Sequence[str] = (),
 ) -> dict[str, torch.Tensor]:
     """What `NEW_Q` holds: the indices of `new_texts`, and their q_i = f_T^enc(Q_i); E_i by those that read texts.
 
@@ -81,6 +89,7 @@ def embed_new_texts(
         items: of `bundle_items`.
         texts: embeddings of the prepared items by Stage-1's encoder; only read where there is a new text.
         frozen: `item_text_embeddings`, by the encoder that the teacher reads; only read by such a teacher.
+        prepared: the `items` table that `items` was made of, with all words.
 
     Raises:
         ValueError: it is of other items or texts, or of another encoder than the alignment was trained with.
@@ -98,6 +107,10 @@ def embed_new_texts(
             q_MJ = torch.cat(parts)
     new = {"item_index": torch.from_numpy(indices), "q": q_MJ}
     for name in (Workspace.teacher, *systems) if len(indices) else ():
+        if name == Workspace.recformer:
+            rows = read_rows(prepared, read_manifest(prepared), indices - 1)
+            new[_READ + name], new[f"{_READ}{name}/words"] = read_new_items(models.at(name), rows)
+            continue
         e_MD = _embed_for_teacher(models.at(name), items, indices, frozen)
         new |= {} if e_MD is None else {_READ + name: e_MD}
     return new
@@ -115,7 +128,12 @@ def _embed_for_teacher(model: Storage, items: pa.Table, indices: np.ndarray, fro
         )
     with torch.inference_mode():
         teacher = load_teacher(model)
-        return torch.cat([teacher.embed_texts(part_RS) for part_RS in _embeddings(frozen, items, indices)])
+        parts = list[torch.Tensor]()
+        for part_RS in _embeddings(frozen, items, indices):
+            e_RD = teacher.embed_texts(part_RS)
+            assert e_RD is not None, "a teacher that knows items by their texts reads them"
+            parts.append(e_RD)
+        return torch.cat(parts)
 
 
 def load_item_models(bundled: Workspace, items: pa.Table) -> ItemModels:

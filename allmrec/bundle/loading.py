@@ -13,8 +13,11 @@ import torch
 from torch.nn.utils import parameters_to_vector
 
 from allmrec.alignment.joint import EmbeddingChoice
-from allmrec.bundle.description import verify_bundle
+from allmrec.bundle.description import read_description
+from allmrec.bundle.index import load_item_lists
 from allmrec.bundle.items import load_item_models, renumber
+from allmrec.bundle.machine_copy import machine_copy
+from allmrec.cf.approximate import ItemLists
 from allmrec.cf.teacher import Teacher, load_teacher
 from allmrec.core.artifacts import read_table
 from allmrec.core.storage import Storage
@@ -28,6 +31,7 @@ from allmrec.llm.loading import LLMConfig
 from allmrec.llm.prompt import PromptConfig
 from allmrec.projection.projectors import ProjectionConfig, Projectors, item_inputs, load_projectors, random_inputs
 from allmrec.readout.network import load_readout
+from allmrec.recformer.artifact import load_recformer
 
 _PROBES = 4  # users and items that a bundle is tried on
 
@@ -52,6 +56,7 @@ class Bundle:
     models: dict[str, dict[str, str]]  # "llm" and "text": name and identity
     data: dict[str, str]  # digests of the tables beside which it was built
     stats: dict[str, dict[str, Any]]  # what each part's training said of itself
+    index: Storage | None  # `item_lists` of the teacher's items, if it has them
     systems: dict[str, Storage]  # those trained beside A-LLMRec, by name; each loads from here when it is asked for
 
     @property
@@ -106,10 +111,18 @@ class Bundle:
         return (self.rows_N == 0) & (torch.arange(len(self.rows_N)) > 0)
 
     def teacher_beside(self, name: str) -> Teacher:
-        """MoRec or CTRL, for the bundle's items."""
-        teacher = load_teacher(self.systems[name])
-        renumber(teacher, self.rows_N, self.read.get(f"systems/{name}"))
+        """MoRec, CTRL or RECFORMER, for the bundle's items."""
+        part = f"systems/{name}"
+        if name == "recformer":
+            teacher: Teacher = load_recformer(self.systems[name], self.read.get(f"{part}/words"))
+        else:
+            teacher = load_teacher(self.systems[name])
+        renumber(teacher, self.rows_N, self.read.get(part))
         return teacher
+
+    def item_lists(self) -> ItemLists | None:
+        """For an index of the teacher's items, if the bundle has them."""
+        return None if self.index is None else load_item_lists(self.index)
 
     def with_counts(self, items: pa.Table) -> "Bundle":
         """The bundle with availability and interactions as a prepared `items` table has them."""
@@ -117,8 +130,9 @@ class Bundle:
 
 
 def load_bundle(storage: Storage, version: str) -> Bundle:
-    """Load and verify. Raises ValueError naming what is missing or damaged."""
-    return load_from(Workspace(storage).bundles.at(version), verify_bundle(storage, version))
+    """Load this machine's copy, which is verified. Raises ValueError naming what is missing or damaged."""
+    description = read_description(storage, version)
+    return load_from(machine_copy(Workspace(storage).bundles.at(version), description), description)
 
 
 def load_from(root: Storage, description: Mapping[str, Any]) -> Bundle:
@@ -138,6 +152,7 @@ def load_from(root: Storage, description: Mapping[str, Any]) -> Bundle:
         trained_N=catalogue.popularity,
         projectors=load_projectors(bundled.projectors),
         untrained=load_projectors(bundled.projectors, untrained=True),
+        index=bundled.index if "index" in description else None,
         systems={part.rpartition("/")[2]: bundled.at(part) for part in description.get("systems", {})},
         **{key: description[key] for key in ("config", "models", "data", "stats")},
     )

@@ -5,7 +5,7 @@ bundles/_log/00000003.json                       the version promoted from then 
 
 from datetime import UTC, datetime
 
-from allmrec.bundle.description import DESCRIPTION
+from allmrec.bundle.description import DESCRIPTION, verify_bundle
 from allmrec.bundle.loading import load_bundle, probe
 from allmrec.core.commit_log import Entry, append_next, newest_entry
 from allmrec.core.storage import Storage
@@ -18,6 +18,7 @@ def promote(storage: Storage, version: str) -> Entry | None:
     Raises:
         ValueError: there is no such bundle, or it is damaged, or it does not score.
     """
+    verify_bundle(storage, version)
     probe(load_bundle(storage, version))
     entry = {"version": version, "promoted_at": datetime.now(UTC).isoformat(timespec="seconds")}
     log = Workspace(storage).bundles

@@ -2,11 +2,14 @@
 
 Faiss's inverted lists (IVF), over the Euclidean form of inner products (Bachrach et al. 2014, section 3): an item gets
 one dimension more, which makes all norms equal, so that the nearest item is the one with the highest dot product. Knows
-teachers whose score is that product; faiss is an extra and imported only here.
+teachers whose score is that product; faiss is an extra and imported only here. Which items are near each other takes
+long to find out and is the same whatever may be recommended: `ItemLists` can be kept.
 
-Dimensions: U users, B of a block, D = teacher.dim, I = n + 1 items (0 is padding), N items wanted, M >= N looked at
+Dimensions: U users, B of a block, D = teacher.dim, E = D + 1, I = n + 1 items (0 is padding), L lists, N items wanted,
+M >= N looked at, P points
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,11 +35,17 @@ def load_faiss() -> Any:
     return faiss
 
 
-class ApproximateIndex:
-    """The available items that the teacher knows (E_i is not zeros). Depends on them and the seed alone."""
+@dataclass(frozen=True)
+class ItemLists:
+    """Inverted lists: a centre each, and which of them an item is in."""
 
-    def __init__(self, teacher: Teacher, available_I: torch.Tensor, seed: int):
-        """
+    centre_LE: np.ndarray  # float32
+    list_I: np.ndarray  # int32; -1 of items that are in none
+
+    @classmethod
+    def of(cls, teacher: Teacher, available_I: torch.Tensor, seed: int) -> "ItemLists":
+        """By k-means over the available items that the teacher knows (E_i is not zeros).
+
         Args:
             available_I: bool (n + 1,); entry 0 is False.
 
@@ -44,25 +53,53 @@ class ApproximateIndex:
             ValueError: the teacher's scores are no dot products, or faiss is not installed.
         """
         faiss = load_faiss()
-        self.teacher, self.available_I = teacher, available_I
-        self.items = (available_I & teacher.item_embeddings.any(1)).nonzero()[:, 0]
         if not teacher.scores_by_product():
             raise ValueError(
                 f"{type(teacher).__name__}'s scores are not dot products of its embeddings, so no index can find them; "
                 "leave nightly.approximate_above out"
             )
-        items_ND = teacher.item_embeddings[self.items].float().cpu().numpy()
-        square_N = (items_ND**2).sum(axis=1)
-        missing_N = np.sqrt(square_N.max(initial=0) - square_N)
-        num_lists = max(1, min(int(len(items_ND) ** 0.5), len(items_ND) // _LEAST))
-        dim = items_ND.shape[1] + 1
+        listed_P = (available_I & teacher.item_embeddings.any(1)).nonzero()[:, 0]
+        points_PE = _points(teacher, listed_P)
+        num_lists = max(1, min(int(len(points_PE) ** 0.5), len(points_PE) // _LEAST))
+        quantizer = faiss.IndexFlatL2(points_PE.shape[1])  # the index holds no reference of its own
+        index = faiss.IndexIVFFlat(quantizer, points_PE.shape[1], num_lists)
+        index.cp.seed = seed % 2**31
+        index.train(points_PE)
+        list_I = np.full(len(available_I), -1, dtype=np.int32)
+        list_I[listed_P.cpu().numpy()] = quantizer.assign(points_PE, 1)[:, 0]
+        return cls(quantizer.reconstruct_n(0, num_lists), list_I)
+
+
+def _points(teacher: Teacher, listed_P: torch.Tensor) -> np.ndarray:
+    """Items in the Euclidean form, float32 (P, E)."""
+    items_PD = teacher.item_embeddings[listed_P].float().cpu().numpy()
+    square_P = (items_PD**2).sum(axis=1)
+    missing_P = np.sqrt(square_P.max(initial=0) - square_P)
+    return np.concatenate([items_PD, missing_P[:, None]], axis=1)
+
+
+class ApproximateIndex:
+    """The available items that are in lists."""
+
+    def __init__(self, teacher: Teacher, available_I: torch.Tensor, lists: ItemLists):
+        """
+        Args:
+            available_I: bool (n + 1,); entry 0 is False.
+            lists: of these items, and perhaps of others.
+        """
+        faiss = load_faiss()
+        self.teacher, self.available_I = teacher, available_I
+        listed_P = np.flatnonzero(lists.list_I >= 0)
+        mine_P = available_I.cpu().numpy()[listed_P]
+        points_NE = _points(teacher, torch.from_numpy(listed_P).to(available_I.device))[mine_P]
+        self.items = torch.from_numpy(listed_P[mine_P]).to(available_I.device)
+        num_lists, dim = lists.centre_LE.shape
         self.quantizer = faiss.IndexFlatL2(dim)  # the index holds no reference of its own
+        self.quantizer.add(lists.centre_LE)
         self.index = faiss.IndexIVFFlat(self.quantizer, dim, num_lists)
         self.index.nprobe = max(_PROBES, num_lists // _SHARE)
-        self.index.cp.seed = seed % 2**31
-        points_NE = np.concatenate([items_ND, missing_N[:, None]], axis=1)
-        self.index.train(points_NE)
-        self.index.add(points_NE)
+        place_N, list_N = np.arange(len(points_NE)), lists.list_I[listed_P[mine_P]].astype(np.int64)
+        self.index.add_core(len(points_NE), *map(faiss.swig_ptr, (points_NE, place_N, list_N)))
 
     @torch.inference_mode()
     def retrieve(self, x_UD: torch.Tensor, seen: Pairs, count: int) -> tuple[torch.Tensor, torch.Tensor]:

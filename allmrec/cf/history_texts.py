@@ -28,10 +28,8 @@ class HistoryTexts:
 
     def texts(self, histories: Sequences) -> pa.Array:
         """ "A user who has recently watched a|b|c", the newest first: what the encoder cuts off is the oldest."""
-        recent = histories.last(self.max_items)
-        ends = np.repeat(recent.offsets[:-1] + recent.offsets[1:] - 1, recent.lengths)
-        newest_first = recent.items[ends - np.arange(len(recent.items))]
-        titles = pa.LargeListArray.from_arrays(pa.array(recent.offsets), self.titles.take(pa.array(newest_first)))
+        recent = histories.last(self.max_items).newest_first()
+        titles = pa.LargeListArray.from_arrays(pa.array(recent.offsets), self.titles.take(pa.array(recent.items)))
         return pc.binary_join_element_wise(f"A user who has recently {self.verb}", pc.binary_join(titles, "|"), " ")
 
     def __call__(self, histories: Sequences) -> np.ndarray:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import torch
 from torch.nn import functional as F
 
-from allmrec.cf.batches import Part, UserBatches
+from allmrec.cf.batches import UserBatches
 from allmrec.cf.items import TextItems
 from allmrec.cf.pretraining import Encode, Pretraining
 from allmrec.cf.retrieval import held_out_ranks
@@ -30,6 +30,7 @@ from allmrec.core.storage import Storage
 from allmrec.data.cases import Cases
 from allmrec.data.negative_sampling import draw_negatives
 from allmrec.data.sequences import Sequences, num_shards
+from allmrec.data.training_users import Part
 from allmrec.metrics import METRICS, evaluate_scores, expected_metrics
 
 _BLOCK = 4096  # users validated at once
@@ -44,14 +45,18 @@ class ValidationCases:
 
     @classmethod
     def read(cls, cases: Storage, sequences: Storage, max_users: int, seed: int) -> "ValidationCases":
-        """From the stored tables: every world-size-th shard of them, of about `max_users` users in all."""
-        shards = local_shard(np.arange(num_shards(cases))).tolist()
-        if not shards:
-            return cls(Sequences.read(sequences, [0]).take(np.arange(0)), np.zeros((0, 1), np.int32))
-        mine = Cases.read(cases, sequences, shards, "valid", "random")
+        """From the stored tables, shard by shard: every world-size-th of them, of about `max_users` users in all."""
         fraction = max_users / max(read_manifest(cases).stats["valid"], 1)
-        sampled = uniforms(mine.histories.hashes(), key64(seed, Draw.TEACHER_VALIDATION), 1)[:, 0] < fraction
-        return cls.of(mine.take(np.flatnonzero(sampled)))
+        found: list[Cases] = []
+        for shard in local_shard(np.arange(num_shards(cases))).tolist():
+            mine = Cases.read(cases, sequences, [shard], "valid", "random")
+            sampled = uniforms(mine.histories.hashes(), key64(seed, Draw.TEACHER_VALIDATION), 1)[:, 0] < fraction
+            if sampled.any():
+                found.append(mine.take(np.flatnonzero(sampled)))
+        if not found:
+            return cls(Sequences.none(), np.zeros((0, 1), np.int32))
+        histories = Sequences.concat([mine.histories for mine in found])
+        return cls(histories, np.concatenate([mine.candidates_BC for mine in found]))
 
     @classmethod
     def of(cls, cases: Cases) -> "ValidationCases":

@@ -5,10 +5,6 @@
 Knows nothing of what is in the files, but whether these are the weights that a model asks for.
 """
 
-import fcntl
-import os
-import shutil
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,9 +14,10 @@ from torch import nn
 
 from allmrec.core.file_digests import file_sha256
 from allmrec.core.hashing import fingerprint
+from allmrec.core.machine_cache import filled_folder
 from allmrec.core.storage import open_storage
 
-_CACHE = Path("~/.cache/allmrec/models")
+COPIES = "models"  # of s3:// prefixes, see `machine_cache`
 _SHIPPED = Path(__file__).parents[1] / "demo"
 _WEIGHTS, OTHER_DATA = "*.safetensors", ["*.json", "*.txt", "*.model"]  # configs and vocabularies
 
@@ -100,6 +97,25 @@ def _unreachable(name: str, key: str, error: Exception) -> ValueError:
     )
 
 
+def refuse_incomplete_encoder(name: str, model: nn.Module, found: dict[str, Any]) -> None:
+    """`refuse_other_weights` of an encoder whose token states alone are used.
+
+    Args:
+        found: what `from_pretrained` says with `output_loading_info` and `ignore_mismatched_sizes`.
+    """
+    # Beside the model's parts are heads of the task that it was trained on.
+    parts = {part for part, _ in model.named_children()} | {model.base_model_prefix}
+    refuse_other_weights(
+        name,
+        model,
+        # Token states are pooled elsewhere, and many checkpoints have no weights for a pooler of their own.
+        missing_keys=[key for key in found["missing_keys"] if not key.startswith("pooler.")],
+        unexpected_keys=[key for key in found["unexpected_keys"] if key.split(".")[0] in parts],
+        mismatched_keys=found["mismatched_keys"],
+        error_msgs=found["error_msgs"],
+    )
+
+
 def refuse_other_weights(
     name: str,
     model: nn.Module,
@@ -141,36 +157,15 @@ def _ending(key: str) -> str:
 
 
 def _copied(name: str, wanted: list[str]) -> Path:
-    folder = _CACHE.expanduser() / fingerprint([model_identity(name), wanted])
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        os.utime(lock.fileno())  # the last use
-        if not folder.exists():
-            draft = folder.with_suffix(".draft")
-            shutil.rmtree(draft, ignore_errors=True)
-            filesystem, root, files = _files(name)
-            for file in files:
-                target = draft / file.path.removeprefix(root).lstrip("/")
-                if any(target.match(pattern) for pattern in wanted):
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    copy_files(file.path, str(target), source_filesystem=filesystem)
-            draft.rename(folder)
-    return folder
+    def fill(draft: Path) -> None:
+        filesystem, root, files = _files(name)
+        for file in files:
+            target = draft / file.path.removeprefix(root).lstrip("/")
+            if any(target.match(pattern) for pattern in wanted):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                copy_files(file.path, str(target), source_filesystem=filesystem)
 
-
-def old_copies(days: float) -> list[Path]:
-    """This machine's copies of s3:// models that were last used longer ago than that."""
-    oldest = time.time() - days * 86_400
-    locks = [lock for lock in _CACHE.expanduser().glob("*.lock") if lock.stat().st_mtime < oldest]
-    return sorted(folder for folder in (lock.with_suffix("") for lock in locks) if folder.exists())
-
-
-def delete_copy(folder: Path) -> None:
-    """Delete a copy, unless it is in the making; a model that is loaded from it keeps what it has open."""
-    with folder.with_suffix(".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        shutil.rmtree(folder)
+    return filled_folder(COPIES, fingerprint([model_identity(name), wanted]), fill)
 
 
 def model_identity(name: str, revision: str | None = None) -> str:

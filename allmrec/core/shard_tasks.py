@@ -8,14 +8,20 @@ Dimensions: I = n + 1 items (0 is padding)
 """
 
 import json
+import socket
+import sys
+import traceback
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
+
+from allmrec.core.errors import exit_code
+from allmrec.core.masking import masked
 
 _COUNTER = pa.map_(pa.string(), pa.int64())
 _FILE = pa.struct([("sha256", pa.string()), ("size", pa.int64()), ("rows", pa.int64())])
@@ -35,6 +41,16 @@ REPORT = pa.schema(
 )
 COUNTERS = ("counts", "dropped", "rejected", "sources")
 ARRAYS = ("item_counts", "sums")
+_FAILURE = "failure"  # in the details
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a shard was not done."""
+
+    error: str  # in one line
+    exit_code: int  # see `allmrec.core.errors`
+    host: str
 
 
 @dataclass(eq=False)
@@ -51,6 +67,11 @@ class Report:
     item_counts: dict[str, np.ndarray] = field(default_factory=dict)  # int64 (I,) each, by item_index
     sums: dict[str, np.ndarray] = field(default_factory=dict)  # float64 (any,) each
     details: dict[str, Any] = field(default_factory=dict)  # JSON-able; not added up
+
+    @property
+    def failure(self) -> Failure | None:
+        """Of a shard that was not done; see `Attempt`."""
+        return Failure(**self.details[_FAILURE]) if _FAILURE in self.details else None
 
     def add(self, other: "Report") -> None:
         """Add a report: counters and arrays name by name, files side by side. Details stay with their shard."""
@@ -130,6 +151,22 @@ class ShardTask(Task):
         report = self.process(number)
         report.shard = number
         yield report.to_table()
+
+
+class Attempt(ShardTask):
+    """Does a task's shards; the error of one is reported instead of raised, so that it does not end the others."""
+
+    def __init__(self, task: type[ShardTask], *arguments: Any):
+        self.task = task(*arguments)
+
+    def process(self, shard: int) -> Report:
+        try:
+            return self.task.process(shard)
+        except Exception as error:
+            print(masked(traceback.format_exc()), file=sys.stderr)  # for the worker's log
+            name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            failure = Failure(" ".join(f"{name}{error}".split()), exit_code(error), socket.gethostname())
+            return Report(details={_FAILURE: asdict(failure)})
 
 
 def _to_map(arrays: Mapping[str, np.ndarray], kind: pa.MapType) -> pa.MapArray:

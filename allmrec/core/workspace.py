@@ -51,6 +51,7 @@ class Workspace:
     tallrec = Folder("systems/tallrec")
     morec = Folder("systems/morec")
     ctrl = Folder("systems/ctrl")
+    recformer = Folder("systems/recformer")
     bundle = Folder()  # names the bundle that was built last
     blend = Folder()
     external_candidates = Folder("candidates")
@@ -71,8 +72,9 @@ class Workspace:
     recommendations = Folder()
     text_cache = Folder()
 
-    # In a bundle alone: see `allmrec.bundle.items`.
+    # In a bundle alone: see `allmrec.bundle.items` and `allmrec.bundle.index`.
     new_texts = Folder()
+    index = Folder()
 
     def at(self, name: str) -> Storage:
         """The folder of a name, for names that are data: a step's inputs, a bundle's parts."""

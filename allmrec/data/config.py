@@ -83,12 +83,22 @@ class ListConfig(SourceConfig):
 FILTERS = ("deduplicate", "min_item_interactions", "min_user_interactions", "k_core", "max_history")  # see DataConfig
 
 
+_USERS_OF_A_SHARD = 50_000  # at most: a worker holds them at once, and does them again after a kill
+
+
+def least_shards(users: int, workers: int) -> int:
+    """How many shards there should be: none too large, and for each worker another one while the last are done."""
+    return max(2 * workers, -(-users // _USERS_OF_A_SHARD))
+
+
 class DataConfig(Section):
     """The input tables, which rows of the log are kept, and which of the histories become `sequences`."""
 
     interactions: SourceConfig = SourceConfig()  # the log: user_id, item_id, timestamp
     items: SourceConfig = SourceConfig()  # the catalogue: item_id, title
-    num_shards: int = Field(8, ge=1)  # of users; a shard is what a task processes, resumes and publishes
+    # Of users: a shard is what a task processes, resumes and publishes. At least one per 50,000 users, and twice
+    # workers.num_workers.
+    num_shards: int = Field(8, ge=1)
     earliest: date = date(1990, 1, 1)  # earlier timestamps are rejected (timestamp_out_of_range)
     latest: date = date(2100, 1, 1)  # later timestamps are rejected
     max_rejected_fraction: float = Field(0.05, ge=0, le=1)  # of a table's rows; with more, the job ends with an error

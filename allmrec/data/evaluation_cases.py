@@ -40,11 +40,12 @@ System = Literal[
     "a-llmrec-sbert",
     "morec",
     "ctrl",
+    "recformer",
     "tallrec",
     "llm-srec",
 ]
 # In a bundle where `baselines` names them.
-TRAINED_BESIDE: tuple[System, ...] = ("morec", "ctrl", "tallrec", "llm-srec")
+TRAINED_BESIDE: tuple[System, ...] = ("morec", "ctrl", "recformer", "tallrec", "llm-srec")
 BUILT_IN: tuple[System, ...] = tuple(name for name in get_args(System) if name not in TRAINED_BESIDE)  # in every bundle
 _BLOCK = 1 << 15  # users at once
 

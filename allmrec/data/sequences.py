@@ -14,12 +14,14 @@ from allmrec.core.artifacts import read_manifest, read_table
 from allmrec.core.hashing import hash_strings, mix64
 from allmrec.core.storage import Storage
 
+_STRING_BYTES = 2**31 - 1  # that an array of strings with offsets of 32 bits has at most
+
 
 @dataclass(frozen=True)
 class Sequences:
     """U users' histories, ragged: user u holds `items[offsets[u] : offsets[u + 1]]`, oldest first."""
 
-    user_ids: pa.Array  # string (U,)
+    user_ids: pa.Array  # string (U,), large_string beyond 2 GiB
     offsets: np.ndarray  # int64 (U + 1,)
     items: np.ndarray  # int32 (sum of lengths,)
 
@@ -41,12 +43,30 @@ class Sequences:
     @classmethod
     def read_train(cls, storage: Storage, shards: Sequence[int] | None = None) -> "Sequences":
         """The training part of the stored `sequences`, or of some shards of it, without held-out users."""
-        table = read_table(storage, shards)
+        return cls.train_part(read_table(storage, shards))
+
+    @classmethod
+    def train_part(cls, table: pa.Table) -> "Sequences":
+        """As `read_train`, of rows of the table."""
         if "train_item_index" in table.column_names:
             users = cls.from_table(table, "train_item_index")
         else:
             users = cls.from_table(table).shortened(table.column("train_length").to_numpy().astype(np.int64))
         return users.take(np.flatnonzero(users.lengths))
+
+    @classmethod
+    def none(cls) -> "Sequences":
+        """Of no users."""
+        return cls(pa.array([], pa.string()), np.zeros(1, np.int64), np.zeros(0, np.int32))
+
+    @classmethod
+    def concat(cls, parts: Sequence["Sequences"]) -> "Sequences":
+        """The users of one or more, one after another."""
+        user_ids = [part.user_ids for part in parts]
+        if sum(ids.nbytes for ids in user_ids) > _STRING_BYTES:
+            user_ids = [ids.cast(pa.large_string()) for ids in user_ids]
+        lengths = np.concatenate([part.lengths for part in parts])
+        return cls(pa.concat_arrays(user_ids), offsets_of(lengths), np.concatenate([part.items for part in parts]))
 
     def __len__(self) -> int:
         return len(self.user_ids)
@@ -75,6 +95,11 @@ class Sequences:
         """The newest `count` items of every user."""
         lengths = np.minimum(self.lengths, count)
         return Sequences(self.user_ids, offsets_of(lengths), self.items[ranges(self.offsets[1:] - lengths, lengths)])
+
+    def newest_first(self) -> "Sequences":
+        """Every user's items in the opposite order."""
+        ends = np.repeat(self.offsets[:-1] + self.offsets[1:] - 1, self.lengths)
+        return Sequences(self.user_ids, self.offsets, self.items[ends - np.arange(len(self.items))])
 
     def shuffled(self, key: np.uint64, keep_last: bool = False) -> "Sequences":
         """Every user's items in an order that is drawn by user.

@@ -123,7 +123,7 @@ class EvaluateShards(ShardTask):
         return found, {"system": name, "protocol": protocol, "cases": len(cases), "seconds": seconds, **spent}
 
     def _spent(self) -> dict[str, int]:
-        return {what: count + self.answers.spent[what] for what, count in self.model.spent().items()}
+        return {what: count + self.answers.spent.get(what, 0) for what, count in self.model.spent().items()}
 
     def _among_candidates(self, name: str, cases: Cases) -> tuple[np.ndarray, np.ndarray]:
         better_B, tied_B = metrics.standing(self.systems.score(name, cases), cases.candidates_BC)

@@ -1,6 +1,6 @@
 """Ragged prompts to padded tensors: batches of similar length under a token budget, soft tokens put into slots."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -52,6 +52,42 @@ def token_budget_batches(lengths: np.ndarray, budget: int) -> Iterator[np.ndarra
         start += size
 
 
+class TokenBudget:
+    """How many padded tokens one forward pass takes: half as many from then on each time the device lacks memory.
+
+    Which prompts share a pass does not change a score, but for how sums round.
+
+    Attributes:
+        tokens: of a pass at most, unless it is of a single prompt.
+        halvings: how often the memory was too small.
+    """
+
+    def __init__(self, tokens: int):
+        self.tokens, self.halvings = tokens, 0
+
+    def each_batch(self, lengths: np.ndarray, work: Callable[[np.ndarray], None]) -> None:
+        """Call `work` with rows in batches (`token_budget_batches`), until each has been done.
+
+        Raises:
+            torch.OutOfMemoryError: by `work` on a single row.
+        """
+        left = np.arange(len(lengths))
+        while len(left):
+            rows, done = left[:0], 0
+            try:
+                for rows in token_budget_batches(lengths[left], self.tokens):
+                    work(left[rows])
+                    done += len(rows)
+                return
+            except torch.OutOfMemoryError:
+                if len(rows) == 1:
+                    raise
+            # Out here no frame of the pass holds its tensors any more.
+            left = left[np.argsort(-lengths[left], kind="stable")[done:]]
+            self.tokens, self.halvings = int(lengths[left].max()) * len(rows) // 2, self.halvings + 1
+            torch.cuda.empty_cache()
+
+
 def take(prompts: Prompts, rows: np.ndarray) -> Prompts:
     """The given prompts, in that order."""
     lengths = prompts.lengths[rows]
@@ -75,6 +111,13 @@ def distinct_items(prompts: Prompts) -> tuple[np.ndarray, Prompts]:
     """
     items, numbers = np.unique(np.append(prompts.slot_items, np.int32(USER_SLOT)), return_inverse=True)
     return items, replace(prompts, slot_items=numbers[:-1].astype(np.int32))
+
+
+def shown_alone(prompts: Prompts, soft: SoftTokens) -> tuple[Prompts, SoftTokens]:
+    """The prompts, with the soft tokens of the items that they show and no others."""
+    items, prompts = distinct_items(prompts)
+    item_IH = soft.item_NH[torch.from_numpy(items.astype(np.int64)).to(soft.user_BH.device)]
+    return prompts, SoftTokens(soft.user_BH, item_IH)
 
 
 def padded_tokens(prompts: Prompts, width: int, padding: int) -> torch.Tensor:

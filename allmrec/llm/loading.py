@@ -75,27 +75,34 @@ def load_tokenizer(config: LLMConfig) -> Any:
     return tokenizer
 
 
-def load_llm(config: LLMConfig) -> nn.Module:
+def load_llm(config: LLMConfig, ranks: int = 1) -> nn.Module:
     """The LLM, frozen, in eval mode, on the CPU.
+
+    Args:
+        ranks: of more than one, all of `torch.distributed`, each loads its part, and onto its own device.
 
     Raises:
         ValueError: no such model, or its files are not just the weights that its config describes.
     """
-    return load_checkpoint(f"llm.name {config.name!r}", llm_folder(config), torch_dtype(config))
+    return load_checkpoint(f"llm.name {config.name!r}", llm_folder(config), torch_dtype(config), ranks=ranks)
 
 
-def load_checkpoint(name: str, folder: Path, dtype: torch.dtype | str, safetensors: bool = True) -> nn.Module:
+def load_checkpoint(
+    name: str, folder: Path, dtype: torch.dtype | str, safetensors: bool = True, ranks: int = 1
+) -> nn.Module:
     """A folder's LLM, frozen, in eval mode, on the CPU.
 
     Args:
         name: of the checkpoint, for messages.
         dtype: "auto" is the config's.
         safetensors: or else PyTorch's files, by the restricted unpickler.
+        ranks: see `load_llm`.
 
     Raises:
         ValueError: the files are not just the weights that the config describes.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.distributed import DistributedConfig
 
     llm, found = AutoModelForCausalLM.from_pretrained(
         folder,
@@ -103,6 +110,7 @@ def load_checkpoint(name: str, folder: Path, dtype: torch.dtype | str, safetenso
         use_safetensors=safetensors,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # so that they are listed
+        **({"distributed_config": DistributedConfig(tp_size=ranks)} if ranks > 1 else {}),
     )
     refuse_other_weights(name, llm, **found)
     return llm.requires_grad_(False).eval()

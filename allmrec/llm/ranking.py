@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from allmrec.data.sequences import Sequences
-from allmrec.llm.batches import SoftTokens, take, token_budget_batches
+from allmrec.llm.batches import SoftTokens, TokenBudget, shown_alone, take
 from allmrec.llm.packed import packed_width, rank
 from allmrec.llm.probe import refuse_inexact
 from allmrec.llm.prompt import PromptBuilder
 from allmrec.llm.question import Question
+from allmrec.llm.tensor_parallel import is_in_parts, on_all_ranks
 from allmrec.llm.trie import build_tries
 
 # B prompts, C candidates, H token dimension
@@ -28,8 +29,8 @@ class Ranker:
 
     def __init__(self, llm: nn.Module, builder: PromptBuilder | Question, tokens_per_batch: int):
         """Raises ValueError naming the LLM's architecture when it cannot be ranked by tries."""
-        refuse_inexact(llm)
-        self.llm, self.builder, self.tokens_per_batch = llm, builder, tokens_per_batch
+        on_all_ranks(refuse_inexact, llm)
+        self.llm, self.builder, self.budget = llm, builder, TokenBudget(tokens_per_batch)
         self.tokens = self.padding = self.dropped_history = self.cut_titles = 0
 
     @torch.inference_mode()
@@ -54,15 +55,20 @@ class Ranker:
         self.dropped_history += prompts.dropped_history
         self.cut_titles += prompts.cut_titles
         out = np.full(candidates.shape, -np.inf, dtype=np.float32)
-        for rows in token_budget_batches(prompts.lengths, self.tokens_per_batch):
+
+        def rank_batch(rows: np.ndarray) -> None:
             tries = build_tries(self.builder.titles, candidates[rows], self.builder.end)
             here = take(prompts, rows)
-            width = packed_width(here, tries)
+            shown = soft and soft.of(rows)
+            if shown is not None and is_in_parts(self.llm):  # each part is told of them
+                here, shown = shown_alone(here, shown)
+            log_p = on_all_ranks(rank, self.llm, here, tries, shown, self.builder.end)
             self.tokens += len(here.tokens) + len(tries.node_row)
-            self.padding += len(here) * width - len(here.tokens) - len(tries.node_row)
-            log_p = rank(self.llm, here, tries, soft and soft.of(rows), self.builder.end)
+            self.padding += len(here) * packed_width(here, tries) - len(here.tokens) - len(tries.node_row)
             good = candidates[rows] > 0
             if not np.isfinite(log_p[good]).all():
                 raise ValueError(f"the LLM gave NaN or inf for users {history.user_ids.take(rows)[:5].to_pylist()} …")
             out[rows] = np.where(good, log_p, -np.inf)
+
+        self.budget.each_batch(prompts.lengths, rank_batch)
         return out

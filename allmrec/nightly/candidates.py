@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from allmrec.cf.approximate import ApproximateIndex
+from allmrec.cf.approximate import ApproximateIndex, ItemLists
 from allmrec.cf.retrieval import Pairs, refuse_nonfinite, retrieve
 from allmrec.cf.teacher import Teacher
 from allmrec.core.hashing import Draw, draws, key64
@@ -47,14 +47,16 @@ class Retriever:
         config: NightlyConfig,
         seed: int,
         new_I: np.ndarray | None = None,
+        lists: ItemLists | None = None,
     ):
         """
         Args:
             allowed_I: bool (n + 1,), the items that may be recommended.
             new_I: bool (n + 1,), those that are new since training; by default none.
+            lists: of the teacher's items, for an index; by default they are made where they are needed.
 
         Raises:
-            ValueError: an item's embedding is NaN or inf, or the index cannot be built; see `ApproximateIndex`.
+            ValueError: an item's embedding is NaN or inf, or the index cannot be built; see `ItemLists.of`.
         """
         self.teacher, self.count, self.seed, self.config = teacher, config.num_candidates, seed, config
         refuse_nonfinite(teacher.item_embeddings, catalogue.item_ids, "embeds items")
@@ -63,7 +65,8 @@ class Retriever:
         self.new_I = self.allowed_I & torch.from_numpy(new_I.copy()).to(self.allowed_I.device)
         self.index = None
         if config.approximate_above is not None and allowed_I.sum() > config.approximate_above:
-            self.index = ApproximateIndex(teacher, self.allowed_I, seed)
+            lists = lists or ItemLists.of(teacher, self.allowed_I, seed)
+            self.index = ApproximateIndex(teacher, self.allowed_I, lists)
 
     def __call__(self, users: Sequences, x_UD: torch.Tensor | None = None) -> Candidates:
         """

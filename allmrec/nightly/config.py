@@ -46,7 +46,7 @@ class NightlyConfig(Section):
     # Retrieved per user and ranked; rankers with LLM-SRec, whose prompts list none, have 200 by default.
     num_candidates: int = Field(20, ge=1)
     # With more available items than this, retrieval uses an approximate index (the extra `faiss`); null: always exact.
-    # Worth it from some hundred thousand items on CPUs; the log reports the index's recall.
+    # Worth it from some hundred thousand items on CPUs; the log reports the index's recall. Bundles have the teacher's.
     approximate_above: int | None = Field(None, ge=1)
     # Least number of these that are new since training, where there are new items; see docs/nightly.md.
     new_item_candidates: int = Field(2, ge=0)

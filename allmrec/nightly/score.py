@@ -23,10 +23,11 @@ import torch
 from allmrec.bundle.description import part_of_system, read_description
 from allmrec.bundle.items import current_items
 from allmrec.bundle.loading import load_bundle
-from allmrec.core.artifacts import read_table
+from allmrec.core.artifacts import read_manifest, read_table
 from allmrec.core.hashing import Draw, key64
 from allmrec.core.shard_tasks import Report, ShardTask
 from allmrec.core.storage import Storage
+from allmrec.core.workspace import Workspace
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences, num_shards, offsets_of
 from allmrec.llm.loading import LLMConfig
@@ -46,6 +47,7 @@ from allmrec.publishing.run import Run, stamped
 from schemas.recommendations import ITEM, SCHEMA
 
 POPULAR, TEACHER, LLM = "popular", "teacher", "llm"
+_catalogues: dict[tuple[str, str, str], Catalogue] = {}  # the last one that this process has read
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,16 @@ class NightlyJob:
     lists: tuple[ListCount, ...] = ()  # that the config names, for the report
 
     def catalogue(self) -> Catalogue:
-        """The bundle's items, with what is available and how often it was bought as it is prepared now."""
-        return Catalogue.from_table(current_items(self.storage, self.run.identity["bundle"]))
+        """The bundle's items, with what is available and how often it was bought as it is prepared now.
+
+        A process reads it once, however many tasks it works on.
+        """
+        version, items = self.run.identity["bundle"], read_manifest(Workspace(self.storage).items)
+        key = (self.storage.uri, version, items.digest)
+        if key not in _catalogues:
+            _catalogues.clear()
+            _catalogues[key] = Catalogue.from_table(current_items(self.storage, version))
+        return _catalogues[key]
 
     def ranking(self, description: Mapping[str, Any]) -> dict[str, Any]:
         """What ranks a user's candidates, the same for all users and items.
@@ -90,13 +100,14 @@ class ScoreShards(ShardTask):
     Loads the bundle once, and the LLM when the first user needs it.
     """
 
-    def __init__(self, job: NightlyJob):
+    def __init__(self, job: NightlyJob, gpus: int = 1):
+        """Args: gpus: of this worker, over which the LLM is cut."""
         self._finished = time.perf_counter()
         self.job = job
         # LLM-SRec, where it retrieves, reads by the LLM as it is.
         merged = job.config.ranker == "tallrec" and not job.config.uses_llm_srec
-        self.model = ALLMRec(load_bundle(job.storage, job.run.identity["bundle"]), job.llm, merged)
-        self.catalogue = job.catalogue()
+        self.model = ALLMRec(load_bundle(job.storage, job.run.identity["bundle"]), job.llm, merged, gpus)
+        self.catalogue = self.model.bundle.with_counts(read_table(Workspace(job.storage).items)).catalogue
         self.shown_I = item_digests(self.model.bundle)
         description = read_description(job.storage, self.model.bundle.version)
         self.ranking = job.ranking(description)
@@ -190,10 +201,10 @@ class ScoreShards(ShardTask):
     @cached_property
     def retriever(self) -> Retriever:
         """Made by the first call and not with the worker: Ray hands on an error of a call as it was raised."""
-        job, teacher = self.job, self.model.teacher
+        job, teacher, lists = self.job, self.model.teacher, self.model.bundle.item_lists()
         if self.vectors is not None and job.config.retriever == "llm-srec":
-            teacher = self.vectors.items
-        return Retriever(teacher, self.catalogue, job.filter.allowed_I, job.config, job.seed, job.new_I)
+            teacher, lists = self.vectors.items, None
+        return Retriever(teacher, self.catalogue, job.filter.allowed_I, job.config, job.seed, job.new_I, lists)
 
     def candidates(self, shard: int, users: Sequences, vectors: UserVectors | None = None) -> Candidates:
         """(U, N) items that each user may be recommended; popular ones where there is no history."""

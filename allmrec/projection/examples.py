@@ -1,28 +1,32 @@
 """What Stage-2 trains on: prompts whose answer is the title of an item that its user came to.
 
 By default a user's last training item (paper section 4.2), or every item behind the first (A-LLMRec_all, section
-5.4.2), of all users or of a sample. A step's global batch is a function of (seed, epoch, step) alone, whatever the
-number of workers: the epoch's order, the negatives and the order of candidates are drawn by counter. Prompts of a batch
-are of similar length. Arrays all the way; knows no LLM beyond its token ids.
+5.4.2). Users are held part by part, and an example is a position in the part in memory. A step's global batch is a
+function of (seed, epoch, step) and of the parts, whatever the number of workers: the epoch's order, the negatives and
+the order of candidates are drawn by counter. Prompts of a batch are of similar length. Arrays all the way; knows no LLM
+beyond its token ids.
 
 Dimensions: E examples, B prompts of a batch, T tokens, S slots, I items in slots, K target tokens, C candidates
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Protocol
 
 import numpy as np
 
 from allmrec.core.hashing import Draw, draws, key64, mix64, permutations
+from allmrec.core.storage import Storage
 from allmrec.data.negative_sampling import draw_negatives
 from allmrec.data.sequences import Sequences, offsets_of, ranges
+from allmrec.data.training_users import Sample, Targets, TrainingUsers
 from allmrec.llm.batches import distinct_items, take
 from allmrec.llm.packed import packed_width
 from allmrec.llm.prompt import PromptBuilder, Prompts
 from allmrec.llm.trie import Tries, build_tries
 
-Targets = Literal["last", "all"]
+EXAMPLE_BYTES = 40  # that an example takes beside its user: arrays of it, and its place in the epoch's order
 _BLOCK = 4096  # prompts built at once to be counted
 _WINDOW = 64  # batches among which prompts are sorted by length: padding against randomness
 
@@ -80,56 +84,101 @@ class CandidateBatch:
         return len(self) * packed_width(self.prompts, self.tries)
 
 
+class UserSample(Protocol):
+    """The keys of a config that say which users train, and how."""
+
+    @property
+    def targets(self) -> Targets: ...
+    @property
+    def max_users(self) -> int | None: ...
+    @property
+    def memory_mb(self) -> int: ...
+
+
+def training_users(sequences: Storage, config: UserSample, seed: int) -> TrainingUsers:
+    """Those of the stored `sequences` that a config takes examples of."""
+    sample = Sample(config.max_users, key64(seed, Draw.PROJECTION_USERS))
+    return TrainingUsers.read(sequences, config.memory_mb, sample, config.targets, EXAMPLE_BYTES)
+
+
 class Examples:
     """E prompts, drawn again in every epoch.
 
     Args:
-        sequences: the training part of everyone's history (`Sequences.read_train`).
+        users: those that prompts are made of; or training sequences (`Sequences.read_train`), all in one part.
         num_candidates: titles that a prompt offers.
         targets: which items are answers.
         drawable: `Catalogue.drawable`, which negatives come from; by default every item.
-        max_users: more are left out: those whose draws by a hash of their ids are the least stay.
     """
+
+    sequences: Sequences  # of the part in memory, as all positions of examples are
+    rows: np.ndarray  # int64 (E,), their users
+    positions: np.ndarray  # int64 (E,), of the targets in the users' histories
+    targets: np.ndarray  # int32 (E,)
+    hashes: np.ndarray  # uint64 (E,)
 
     def __init__(
         self,
-        sequences: Sequences,
+        users: TrainingUsers | Sequences,
         builder: PromptBuilder,
         num_candidates: int,
         seed: int,
         targets: Targets = "last",
         drawable: np.ndarray | None = None,
-        max_users: int | None = None,
     ):
-        learnable = np.flatnonzero(sequences.lengths >= 2)  # one item is a target without a history
-        if not len(learnable):
+        self.users, self.which = users if isinstance(users, TrainingUsers) else TrainingUsers.of(users), targets
+        if not len(self.users):
             raise ValueError("no user has two training interactions, so there is nothing to learn; add data")
-        self.sequences = sequences.take(learnable)
-        if max_users is not None and len(learnable) > max_users:
-            drawn = draws(self.sequences.hashes(), key64(seed, Draw.PROJECTION_USERS), 1)[:, 0]
-            self.sequences = self.sequences.take(np.sort(drawn.argsort(kind="stable")[:max_users]))
         self.builder, self.num_candidates, self.seed = builder, num_candidates, seed
         self.drawable = np.arange(1, len(builder.titles.lengths)) if drawable is None else drawable
-        lengths = self.sequences.lengths
-        hashes = self.sequences.hashes()
-        if targets == "last":
+        self.counts_P, self.part = self.users.examples(targets), -1
+        self._order, self._window = lru_cache(maxsize=1)(self.order), lru_cache(maxsize=1)(self._sorted_window)
+        self.hold(int(self.counts_P.argmax()))
+
+    def __len__(self) -> int:
+        """In all parts."""
+        return int(self.counts_P.sum())
+
+    def hold(self, part: int) -> None:
+        """Make a part the one in memory."""
+        if part == self.part:
+            return
+        if self.part >= 0:  # its memory is the next one's
+            del self.sequences, self.rows, self.positions, self.targets, self.hashes
+            self._order.cache_clear()
+            self._window.cache_clear()
+        self.sequences, self.part = self.users.parts[part](), part
+        lengths, hashes = self.sequences.lengths, self.sequences.hashes()
+        if self.which == "last":
             self.rows, self.positions, self.hashes = np.arange(len(lengths)), lengths - 1, hashes
         else:
             self.rows = np.repeat(np.arange(len(lengths)), lengths - 1)
             self.positions = ranges(np.ones_like(lengths), lengths - 1)
             self.hashes = mix64(hashes[self.rows] ^ key64(Draw.PROJECTION_EXAMPLES) ^ self.positions.astype(np.uint64))
         self.targets = self.sequences.items[self.sequences.offsets[self.rows] + self.positions]
-        self._window = lru_cache(maxsize=1)(self._sorted_window)
 
-    def __len__(self) -> int:
-        return len(self.targets)
+    def every_part(self) -> Iterator[np.ndarray]:
+        """All examples of each part in its turn, while it is in memory."""
+        for part in np.flatnonzero(self.counts_P):
+            self.hold(int(part))
+            yield np.arange(len(self.targets))
+
+    def sample(self, count: int, key: np.uint64) -> Sequences:
+        """Histories of at most `count` examples of all parts, drawn by hash."""
+        drawn, histories = [], []
+        for _ in self.every_part():
+            draws_E = draws(self.hashes, key, 1)[:, 0]
+            least = draws_E.argsort(kind="stable")[:count]
+            drawn.append(draws_E[least])
+            histories.append(self.histories(least))
+        return Sequences.concat(histories).take(np.concatenate(drawn).argsort(kind="stable")[:count])
 
     def histories(self, examples: np.ndarray) -> Sequences:
         """What came before the targets."""
         return self.sequences.take(self.rows[examples]).shortened(self.positions[examples])
 
     def order(self, epoch: int) -> np.ndarray:
-        """The epoch's permutation of the examples, int64 (E,), before they are sorted into batches."""
+        """The epoch's permutation of the part's examples, int64 (E,), before they are sorted into batches."""
         return draws(self.hashes, key64(self.seed, epoch, Draw.PROJECTION_ORDER), 1)[:, 0].argsort(kind="stable")
 
     def candidates(self, examples: np.ndarray, epoch: int) -> np.ndarray:
@@ -151,24 +200,37 @@ class Examples:
     def shortened(self, epoch: int = 0) -> dict[str, int]:
         """What an epoch's prompts lose because they would not fit into the LLM's positions."""
         dropped_history = cut_titles = 0
-        for examples in np.array_split(np.arange(len(self)), max(1, len(self) // _BLOCK)):
-            prompts = self.prompts(examples, epoch)
-            dropped_history, cut_titles = dropped_history + prompts.dropped_history, cut_titles + prompts.cut_titles
+        for everyone in self.every_part():
+            for examples in np.array_split(everyone, max(1, len(everyone) // _BLOCK)):
+                prompts = self.prompts(examples, epoch)
+                dropped_history, cut_titles = dropped_history + prompts.dropped_history, cut_titles + prompts.cut_titles
         return {"history items dropped": dropped_history, "prompts with cut titles": cut_titles}
+
+    def steps(self, batch_size: int) -> int:
+        """Of an epoch; a batch is of one part."""
+        return int(self._steps(batch_size).sum())
 
     def global_batch(self, epoch: int, step: int, batch_size: int) -> tuple[np.ndarray, Prompts]:
         """The examples of a step, longest prompt first, and their prompts.
 
-        The epoch's order is cut into windows of 64 batches; within each the prompts are sorted by length, cut into
-        batches, and the batches shuffled.
+        The epoch's order of a part is cut into windows of 64 batches; within each the prompts are sorted by length, cut
+        into batches, and the batches shuffled. Parts are in an order of their own.
         """
-        window, place = divmod(step, _WINDOW)
+        order = self.users.order(key64(self.seed, epoch, Draw.PROJECTION_PARTS))
+        ends = np.cumsum(self._steps(batch_size)[order])
+        place = int(np.searchsorted(ends, step, side="right"))
+        self.hold(int(order[place]))
+        window, place = divmod(step - int(ends[place - 1] if place else 0), _WINDOW)
         examples, prompts, batches = self._window(epoch, window, batch_size)
         rows = batches[place]
         return examples[rows], take(prompts, rows)
 
+    def _steps(self, batch_size: int) -> np.ndarray:
+        """int64 (P,), of each part."""
+        return -(-self.counts_P // batch_size)
+
     def _sorted_window(self, epoch: int, window: int, batch_size: int) -> tuple[np.ndarray, Prompts, list[np.ndarray]]:
-        examples = self.order(epoch)[window * _WINDOW * batch_size : (window + 1) * _WINDOW * batch_size]
+        examples = self._order(epoch)[window * _WINDOW * batch_size : (window + 1) * _WINDOW * batch_size]
         prompts = self.prompts(examples, epoch)
         by_length = np.argsort(-prompts.lengths, kind="stable")
         batches = [by_length[first : first + batch_size] for first in range(0, len(by_length), batch_size)]

@@ -57,7 +57,7 @@ class Rounds(ABC):
     def __init__(self, config: Schedule, examples: Examples, device: torch.device | str):
         self.config, self.examples, self.device = config, examples, torch.device(device)
         self.rank, self.world = rank_and_world_size()
-        self.steps_per_epoch = math.ceil(len(examples) / config.batch_size)
+        self.steps_per_epoch = examples.steps(config.batch_size)
         self.total_steps = config.epochs * self.steps_per_epoch
         self.read = self.padded = 0  # tokens of this worker's passes, without and with padding
         self.step, self.losses = 0, [0.0]  # steps done; summed loss of each epoch, the running one last
@@ -170,7 +170,7 @@ class Rounds(ABC):
 
     def epoch_losses(self) -> list[float]:
         """The mean loss of a term in each finished epoch."""
-        terms = self.loss_weight(np.arange(len(self.examples)))
+        terms = sum(self.loss_weight(everyone) for everyone in self.examples.every_part())
         return [total / terms for total in self.losses[:-1]]
 
     @property

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from allmrec.core.settings import Section
-from allmrec.projection.examples import Targets
+from allmrec.data.training_users import MAX_USERS, Targets
 
 # How the paper trains Stage-2 (Table 3, sections 4.2 and 5.1). It names no clipping, and no choice among epochs.
 PAPER: dict[str, Any] = {
@@ -17,7 +17,6 @@ PAPER: dict[str, Any] = {
     "batch_size": 4,
     "num_candidates": 20,
     "targets": "last",
-    "max_users": None,
     "max_gradient_norm": 0.0,
     "validation_users": 0,
     "patience": None,
@@ -44,7 +43,8 @@ class Stage2Config(Section):
     num_candidates: int = Field(20, ge=2)  # titles offered by a training prompt: the target and negatives
     targets: Targets = "last"  # last: a user's last training item; all: all but the first (section 5.4.2)
     # Users to train on, drawn by a hash of their ids; null: all. What an epoch is, follows from it.
-    max_users: int | None = Field(None, ge=1)
+    max_users: int | None = Field(MAX_USERS, ge=1)
+    memory_mb: int = Field(4096, ge=1)  # of training users that a worker holds at once; more are read in parts
     max_gradient_norm: float = Field(1.0, ge=0)  # longer gradients are clipped to it; 0: never
     checkpoint_every_steps: int = Field(50, ge=1)  # steps between checkpoints; there is one after every epoch, too
     # About how many validation cases choose the best weights by Hit@1; 0: the last ones are kept.

@@ -41,8 +41,7 @@ def start(
         ValueError: an input is NaN or inf; or `start: teacher` or `vocabulary` where the teacher's score is no product,
             or no item is shown by its E_i.
     """
-    users = _drawn(examples.hashes, key64(examples.seed, Draw.PROJECTION_START_USERS))
-    x_BD = teacher.represent(examples.histories(users)).cpu()
+    x_BD = teacher.represent(examples.sample(_SAMPLE, key64(examples.seed, Draw.PROJECTION_START_USERS))).cpu()
     projectors = fresh_projectors(x_BD.shape[1], e_NJ.shape[1], token_dim, examples.seed, config.norm_layer)
     shown_N = torch.arange(len(e_NJ)) > 0
     if config.start != "ordinary":

@@ -13,6 +13,7 @@ import numpy as np
 from allmrec.core.hashing import Draw, draws, key64, mix64
 from allmrec.data.negative_sampling import draw_negatives
 from allmrec.data.sequences import Sequences
+from allmrec.data.training_users import TrainingUsers
 from allmrec.llm.prompt import Prompts
 from allmrec.projection.examples import Examples
 from allmrec.readout.network import ReadoutConfig
@@ -48,14 +49,12 @@ class ReadoutExamples(Examples):
     def __init__(
         self,
         config: ReadoutConfig,
-        sequences: Sequences,
+        users: TrainingUsers | Sequences,
         prompts: ReadoutPrompts,
         seed: int,
         drawable: np.ndarray | None = None,
     ):
-        super().__init__(
-            sequences, prompts.users, 1 + config.num_negatives, seed, config.targets, drawable, config.max_users
-        )
+        super().__init__(users, prompts.users, 1 + config.num_negatives, seed, config.targets, drawable)
         self.readout_prompts, self.readout_config = prompts, config
 
     def prompts(self, examples: np.ndarray, epoch: int) -> Prompts:
@@ -76,10 +75,10 @@ class ReadoutExamples(Examples):
         )
 
     def comparison(self, readouts: Readouts, epoch: int, items: np.ndarray | None = None) -> Comparison:
-        """A readout's own negatives compete, or all items that its user has not seen.
+        """A readout's own negatives compete, or of given items all that its user has not seen.
 
         Args:
-            items: int32, ascending, with all targets among them; by default the targets and what is drawn for each.
+            items: int32, ascending, with all targets among them.
         """
         if items is not None:
             return _with_unseen(readouts, items)
@@ -93,8 +92,6 @@ class ReadoutExamples(Examples):
         )
         drawn = negatives_RC > 0
         items = np.unique(np.append(readouts.targets, negatives_RC[drawn]))
-        if self.readout_config.negatives != "own":
-            return _with_unseen(readouts, items)
         target_R = np.searchsorted(items, readouts.targets)
         competes_RI = np.zeros((len(readouts), len(items)), dtype=bool)
         competes_RI[np.nonzero(drawn)[0], np.searchsorted(items, negatives_RC[drawn])] = True

@@ -19,7 +19,7 @@ from allmrec.core.artifacts import read_manifest
 from allmrec.core.settings import Section
 from allmrec.core.storage import Storage
 from allmrec.core.tensor_files import read_tensors, write_tensors
-from allmrec.projection.examples import Targets
+from allmrec.data.training_users import MAX_USERS, Targets
 
 WEIGHTS, VECTORS = "readout.safetensors", "vectors.safetensors"
 USER, ITEM = 0, 1  # the readout tokens
@@ -61,9 +61,9 @@ class ReadoutConfig(Section):
     # target. A readout costs the prompt's last words, some ten tokens, where another prompt costs them all.
     readouts_per_prompt: int = Field(8, ge=1)
     # What a target is told from, which the user has not seen. round: `round_items` and all targets of the steps between
-    # two checkpoints, whose states are read once, at the first of them, so that only f_item learns of them; batch: all
-    # items of the step, own: num_negatives of each readout, which are read in every step.
-    negatives: Literal["round", "batch", "own"] = "round"
+    # two checkpoints, whose states are read once, at the first of them, so that only f_item learns of them; own:
+    # num_negatives of each readout, which are read in every step.
+    negatives: Literal["round", "own"] = "round"
     round_items: int = Field(2048, ge=1)  # items drawn for each round
     num_negatives: int = Field(3, ge=1)  # items drawn for each readout in each step
     temperature: float | None = Field(0.07, gt=0)  # of unit vectors' products; null: vectors of any length
@@ -74,7 +74,8 @@ class ReadoutConfig(Section):
     # Norm of the soft tokens as a multiple of the LLM's mean token embedding norm; null: as they come out.
     soft_token_scale: float | None = Field(1.0, gt=0)
     targets: Targets = "last"  # last: a user's last training item; all: all but the first, each behind its own prompt
-    max_users: int | None = Field(None, ge=1)  # of more users these many, drawn by a hash of their ids; null: all
+    max_users: int | None = Field(MAX_USERS, ge=1)  # of more users these many, drawn by a hash of their ids; null: all
+    memory_mb: int = Field(4096, ge=1)  # of training users that a worker holds at once; more are read in parts
     learning_rate: float = Field(1e-3, gt=0)  # of Adam
     learning_rate_schedule: Literal["constant", "linear"] = "linear"  # linear: falls to zero over the epochs
     warmup_steps: int = Field(10, ge=0)  # over which the rate rises from zero

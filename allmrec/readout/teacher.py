@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from allmrec.cf.known_users import KnownUsers
 from allmrec.cf.teacher import Teacher
-from allmrec.core.hashing import mix64
 from allmrec.data.sequences import Sequences
-from allmrec.llm.batches import distinct_items, take, token_budget_batches
+from allmrec.llm.batches import TokenBudget, distinct_items, take
 from allmrec.llm.prompt import Prompts
+from allmrec.llm.tensor_parallel import on_all_ranks
 from allmrec.readout.network import ITEM, USER, Readout
 from allmrec.readout.prompts import ReadoutPrompts, read_out
 
@@ -49,12 +50,12 @@ class LLMSRec(Teacher):
             unread: indices of the items that have no vector yet; by default none.
         """
         super().__init__()
-        self.llm, self.readout, self.prompts, self.tokens_per_batch = llm, readout, prompts, tokens_per_batch
+        self.llm, self.readout, self.prompts, self.budget = llm, readout, prompts, TokenBudget(tokens_per_batch)
         self.register_buffer("inputs", items_NK, persistent=False)
         self.register_buffer("vectors", vectors_NV, persistent=False)
         self.unread = np.zeros(0, dtype=np.int64) if unread is None else unread
         self.tokens = self.padding = self.dropped_history = self.cut_titles = 0
-        self._known_K, self._known_KV = np.zeros(0, dtype=np.uint64), vectors_NV[:0]
+        self._known = KnownUsers()
 
     @property
     def item_embeddings(self) -> torch.Tensor:
@@ -65,18 +66,12 @@ class LLMSRec(Teacher):
 
     @torch.inference_mode()
     def represent(self, histories: Sequences) -> torch.Tensor:
-        users_UV = self.get_buffer("vectors").new_zeros(len(histories), self.get_buffer("vectors").shape[1])
-        shown = histories.last(self.prompts.users.config.max_history)
-        keys_U = _keys(shown)
-        place_U = np.searchsorted(self._known_K, keys_U).clip(max=max(len(self._known_K) - 1, 0))
-        known_U = self._known_K[place_U] == keys_U if len(self._known_K) else np.zeros(len(keys_U), dtype=bool)
-        users_UV[np.flatnonzero(known_U)] = self._known_KV[place_U[known_U]]
-        requested = np.flatnonzero(~known_U & (shown.lengths > 0))
-        if len(requested):
-            users_UV[requested] = self._read(USER, self.prompts.of_users(shown.take(requested)))
-            self._known_K, first = np.unique(keys_U, return_index=True)
-            self._known_KV = users_UV[first]
-        return users_UV
+        vectors = self.get_buffer("vectors")
+        return self._known.represent(
+            histories.last(self.prompts.users.config.max_history),
+            vectors.new_zeros(len(histories), vectors.shape[1]),
+            lambda users: self._read(USER, self.prompts.of_users(users)),
+        )
 
     @torch.inference_mode()
     def vectors_of(self, items: np.ndarray) -> torch.Tensor:
@@ -87,22 +82,16 @@ class LLMSRec(Teacher):
         self.dropped_history += prompts.dropped_history
         self.cut_titles += prompts.cut_titles
         found_UV = self.get_buffer("vectors").new_empty(len(prompts), self.get_buffer("vectors").shape[1])
-        for rows in token_budget_batches(prompts.lengths + 1, self.tokens_per_batch):
+
+        def read_batch(rows: np.ndarray) -> None:
             items, here = distinct_items(take(prompts, rows))
             inputs_IK = self.get_buffer("inputs")[torch.from_numpy(items.astype(np.int64))]
             soft_IH, token_H = self.readout.soft_tokens(inputs_IK), self.readout.token(kind)
-            states_BH = read_out(self.llm, here, token_H, soft_IH, self.prompts.padding)
+            states_BH = on_all_ranks(read_out, self.llm, here, token_H, soft_IH, self.prompts.padding)
             found_UV[torch.from_numpy(rows)] = self.readout.vectors(kind, states_BH)
             read = len(here.tokens) + len(here)
             self.tokens += read
             self.padding += len(here) * (int(here.lengths.max()) + 1) - read
+
+        self.budget.each_batch(prompts.lengths + 1, read_batch)
         return found_UV
-
-
-def _keys(shown: Sequences) -> np.ndarray:
-    """uint64 (U,): of a user with a history as it is shown."""
-    keys_U = shown.hashes()
-    padded = shown.padded(max(int(shown.lengths.max(initial=0)), 1))
-    for column in padded.T.astype(np.uint64):
-        keys_U = np.where(column > 0, mix64(keys_U ^ column), keys_U)
-    return keys_U

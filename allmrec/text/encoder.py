@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 
 from allmrec.core.artifacts import file_entry
-from allmrec.core.pretrained import model_folder, model_identity, refuse_other_weights
+from allmrec.core.pretrained import model_folder, model_identity, refuse_incomplete_encoder
 from allmrec.core.settings import Section
 from allmrec.core.storage import Storage
 
@@ -88,17 +88,7 @@ def _refuse_incomplete(name: str, encoder: Any) -> None:
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-        parts = {part for part, _ in model.named_children()} | {model.base_model_prefix}
-        refuse_other_weights(
-            f"text.model {name!r}",
-            model,
-            # Token embeddings are pooled, which is what many checkpoints have no weights of their own for.
-            missing_keys=[key for key in found["missing_keys"] if not key.startswith("pooler.")],
-            # Beside the model's parts are heads of the task that it was trained on.
-            unexpected_keys=[key for key in found["unexpected_keys"] if key.split(".")[0] in parts],
-            mismatched_keys=found["mismatched_keys"],
-            error_msgs=found["error_msgs"],
-        )
+        refuse_incomplete_encoder(f"text.model {name!r}", model, found)
 
 
 def save_encoder(storage: Storage, folder: str, encoder: Any) -> dict[str, dict[str, Any]]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from allmrec.core.host import Host, look
 from allmrec.core.storage import LocalStorage, Storage
 from allmrec.core.tracking import check as check_mlflow
+from allmrec.data.config import least_shards
 from jobs.config import Config
 from jobs.runtime.console import Console
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 _LARGEST_GROWTH = 4  # of a weight in loading: from float8 to float32
 
-Model = Literal["llm", "text"]  # the section that names it
+Model = Literal["llm", "text", "recformer"]  # the section that names it
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Needs:
     work: Literal["driver", "tasks", "pool", "training"] = "driver"
     models: Callable[[Config], tuple[Model, ...]] = lambda config: ()  # that its workers load
     writes: Callable[[Config], tuple[Storage, ...]] = lambda config: ()  # beside the workspace
+    cuts_llm: bool = False  # whether a worker with several GPUs cuts the LLM over them
     blocks: Callable[[Config], int] = lambda config: config.data.num_shards  # that a pool's workers take one by one
 
     def start(self, config: Config) -> "Resources":
@@ -77,7 +79,16 @@ def refuse(needs: Needs, config: Config) -> None:
     """Raises ValueError for a config that cannot work, whatever the cluster is like."""
     if needs.work == "training":
         check_mlflow(config.mlflow)
-    workers, llm = config.workers.num_workers, config.llm
+    workers, llm, gpus = config.workers.num_workers, config.llm, int(config.workers.gpus_per_worker)
+    if needs.cuts_llm and gpus > 1 and "llm" in needs.models(config):
+        from allmrec.llm.tensor_parallel import refuse_without_plan
+
+        refuse_without_plan(llm, gpus)
+        if config.nightly.ranker == "tallrec":
+            raise ValueError(
+                f"workers.gpus_per_worker {gpus}: TALLRec's weights are not cut over several GPUs; set it to 1, or "
+                "nightly.ranker to another"
+            )
     partitioned = needs.work == "training" and "llm" in needs.models(config) and llm.placement != "replicated"
     if partitioned and workers % llm.hpz_group:
         raise ValueError(
@@ -89,10 +100,11 @@ def refuse(needs: Needs, config: Config) -> None:
 def doubts(needs: Needs, config: Config) -> Iterator[str]:
     """What works, and is hardly meant."""
     workers, shards = config.workers.num_workers, config.data.num_shards
-    if needs.work in ("tasks", "pool") and needs.blocks(config) == shards and shards < workers:
+    least = least_shards(0, workers)
+    if needs.work in ("tasks", "pool") and needs.blocks(config) == shards and shards < least:
         yield (
-            f"data.num_shards {shards} is less than workers.num_workers {workers}: {workers - shards} workers of "
-            "`nightly` and `evaluate` have nothing to do; raise data.num_shards"
+            f"data.num_shards {shards} is less than twice workers.num_workers {workers}: workers of `nightly` and "
+            f"`evaluate` will wait for others; set data.num_shards to {least} or more"
         )
 
 
@@ -147,7 +159,8 @@ def check_models(
 ) -> None:
     """Raises ValueError where a node with room for a worker lacks a model's folder, or the memory for the LLM."""
     models = needs.models(config)
-    names = {"llm": config.llm.name, "text": config.text.model}
+    encoder = config.recformer.encoder if config.recformer is not None else None
+    names = {"llm": config.llm.name, "text": config.text.model, "recformer": encoder or ""}
     folders = [names[model] for model in models if Path(names[model]).is_dir()]
     for node in nodes if models else ():
         workers = min(requested.room(node), requested.count)
@@ -157,9 +170,10 @@ def check_models(
         if host.missing:
             raise ValueError(
                 f"{', '.join(host.missing)} is a folder of this machine, and {name} has none; put the model there, or "
-                "name an s3:// prefix in llm.name or text.model"
+                "name an s3:// prefix in its place"
             )
-        of_gpu = None if host.gpu_bytes is None else int(host.gpu_bytes * min(requested.gpus, 1))
+        gpus = requested.gpus if needs.cuts_llm else min(requested.gpus, 1)  # that hold the LLM
+        of_gpu = None if host.gpu_bytes is None else int(host.gpu_bytes * gpus)
         memory = of_gpu if requested.gpus else int(node["Resources"].get("memory", 0)) // workers
         if "llm" in models and memory is not None:
             _refuse_large_llm(_llm_bytes(needs, config, requested.count, memory), config, memory, workers, name)
@@ -170,7 +184,8 @@ def _refuse_large_llm(llm_bytes: int, config: Config, memory: int, workers: int,
         raise ValueError(
             f"llm.name {config.llm.name!r} needs {llm_bytes >> 20:,} MB in each worker, and {host} has "
             f"{memory >> 20:,} MB for each of {workers}; take a smaller LLM, larger machines, fewer workers on "
-            "each (workers.cpus_per_worker) or, in training, llm.placement: sharded or offloaded"
+            "each (workers.cpus_per_worker), in training llm.placement: sharded or offloaded, or at night more GPUs "
+            "for each (workers.gpus_per_worker)"
         )
 
 

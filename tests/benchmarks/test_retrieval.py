@@ -6,7 +6,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from allmrec.cf.approximate import ApproximateIndex
+from allmrec.cf.approximate import ApproximateIndex, ItemLists
 from allmrec.cf.retrieval import retrieve
 from benchmarks.retrieval import Case, Vectors, main, recall, reference
 
@@ -15,7 +15,9 @@ def test_the_ways_agree_and_recall_tells_when_they_do_not():
     teacher = Vectors(Case("exact", users=30, items=400))
     exact, _ = retrieve(teacher, teacher.users_UD, teacher.seen, teacher.available_I, 10)
     assert reference(teacher, 10).tolist() == exact.tolist()
-    found, _ = ApproximateIndex(teacher, teacher.available_I, 0).retrieve(teacher.users_UD, teacher.seen, 10)
+    lists = ItemLists.of(teacher, teacher.available_I, 0)
+    index = ApproximateIndex(teacher, teacher.available_I, lists)
+    found, _ = index.retrieve(teacher.users_UD, teacher.seen, 10)
     assert recall(teacher, found, 10) == 1
     assert abs(recall(teacher, torch.where(torch.arange(10) < 7, found, 0), 10) - 0.7) < 1e-6
 

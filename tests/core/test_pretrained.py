@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from allmrec.core import pretrained as models
+from allmrec.core import machine_cache
 from allmrec.core.pretrained import model_folder, model_identity
 from allmrec.core.storage import S3Config, open_storage
 from allmrec.core.storage.s3 import store_environment
@@ -24,7 +24,7 @@ def test_an_llm_under_an_s3_prefix_is_copied_once(
     storage.write("pytorch_model.bin", b"pickled")
     for name, value in store_environment(s3).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(models, "_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(machine_cache, "CACHE", tmp_path / "cache")
 
     config = LLMConfig(name=storage.uri)
     assert len(load_tokenizer(config)) == len(tiny_tokenizer)

@@ -15,7 +15,7 @@ from allmrec.data.prepare.clean import EVENTS as EVENT_ROWS
 from allmrec.data.prepare.exclusions import Exclusions
 from allmrec.data.prepare.histories import UpdateHistories, shard_stats
 from allmrec.data.prepare.sequences import BuildSequences
-from allmrec.data.prepare.shuffle import write_piece
+from allmrec.data.prepare.shuffle import Shuffle
 from allmrec.data.splits import Split, SplitConfig
 from schemas import rejected
 
@@ -66,19 +66,18 @@ class Shop:
 
     def __init__(self, root):
         self.storage = open_storage(str(root))
-        self.histories, self.shuffle = self.storage.at("histories"), self.storage.at("shuffle")
+        self.histories = self.storage.at("histories")
         self.before: Manifest | None = None
         self.updates = 0
 
     def update(self, *logs, excluded=NO_EXCLUSIONS) -> list[Report]:
+        shuffle = Shuffle(self.storage.at("shuffle"), len(logs), 2)
         for number, log in enumerate(logs):
-            write_piece(self.shuffle, number, log, 2)
+            shuffle.write(0, number, [log])
         self.updates += 1
         new_exclusions = excluded is not NO_EXCLUSIONS
         by = f"update {self.updates}"
-        draft = UpdateHistories(
-            self.shuffle, len(logs), self.histories, self.before, excluded, new_exclusions, ITEM_IDS, by
-        )
+        draft = UpdateHistories(shuffle, self.histories, self.before, excluded, new_exclusions, ITEM_IDS, by)
         reports = self.run(draft)
         files = {name: entry for report in reports for name, entry in report.files.items()}
         stats = {"shards": [shard_stats(report) for report in reports]}

@@ -191,7 +191,7 @@ def killed(run: Started, cluster: TwoNodes, target: str, dice: random.Random) ->
         return True
     if target == "node":
         return cluster.kill_second()
-    return cluster.kill_worker("ScoreShards" if target == "llm worker" else "ray::", dice)
+    return cluster.kill_worker("Attempt" if target == "llm worker" else "ray::", dice)
 
 
 def where(storage: Storage) -> str:

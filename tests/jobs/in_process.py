@@ -19,12 +19,12 @@ import torch
 from ray import cloudpickle
 
 from benchmarks.process_group import group_of_one
-from jobs import train_alignment, train_baselines, train_cf, train_projection, train_tallrec
+from jobs import train_alignment, train_baselines, train_cf, train_projection, train_recformer, train_tallrec
 from jobs.runtime import ray_train
 from jobs.runtime.ray_train import Loop
 from jobs.runtime.step import Context, Stats
 
-TRAINERS = (train_alignment, train_baselines, train_cf, train_projection, train_tallrec)
+TRAINERS = (train_alignment, train_baselines, train_cf, train_projection, train_recformer, train_tallrec)
 
 
 @contextmanager

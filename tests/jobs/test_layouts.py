@@ -93,7 +93,7 @@ def read(name):
     items, bad_items = index_items(cleaned_rows(shop))
     source = open_source("interactions", config.data.interactions, config.storage, log_columns(config.data))
     clean = CleanInteractions(source, config.data, items.column("item_id").combine_chunks())
-    cleaned = Cleaned.concat(map(clean.read, range(len(source.pieces))))
+    cleaned = Cleaned.concat(table for piece in range(len(source.pieces)) for table in clean.read(piece))
     ids = ["", *items.column("item_id").to_pylist()]
     events = [
         (row["user_id"], ids[row["item_index"]], row["timestamp"] // 1_000_000) for row in cleaned.events.to_pylist()

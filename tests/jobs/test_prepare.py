@@ -1,6 +1,7 @@
 import gzip
 import json
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -10,8 +11,10 @@ import pytest
 from allmrec.core.artifacts import read_manifest, read_table
 from allmrec.core.hashing import shard_of
 from allmrec.core.storage import S3Config, open_storage
+from allmrec.data.prepare.shuffle import Shuffle
 from allmrec.data.sequences import Sequences
 from allmrec.data.sources import readers
+from jobs import histories
 from jobs.config import Config
 from jobs.prepare import STEP
 from jobs.runtime.console import Console
@@ -169,8 +172,10 @@ def test_files_rows_and_blocks_may_come_in_any_way(tmp_path, monkeypatch):
         write_parquet(tmp_path / "many" / f"{name}.parquet", [rows[row] for row in part], row_group_size=17)
     write_parquet(tmp_path / "shop" / "b.parquet", SHOP[::-1], row_group_size=7)
     monkeypatch.setattr(readers, "ROWS", 40)
+    monkeypatch.setattr(histories, "Shuffle", partial(Shuffle, max_fan_in=2))  # two rounds of merging
     many, _ = prepared(config_of(tmp_path / "two", tmp_path / "many", tmp_path / "shop"))
     assert digests(many) == digests(whole)
+    assert not list(many.list("drafts/"))
     assert rejects(many) == rejects(whole)
 
     # And what was written is what it should be.

@@ -1,5 +1,6 @@
 """The verb `train-alignment`: two workers, one of which dies, end where one process does."""
 
+import json
 import os
 import signal
 import time
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from allmrec.alignment.estimate import hours_of_texts
 from allmrec.alignment.network import AlignmentConfig, load_joint, load_network
 from allmrec.alignment.texts import TrainedTexts
 from allmrec.alignment.training import AlignmentTraining
@@ -27,6 +29,7 @@ from jobs.config import Config, load_config
 from jobs.runtime.console import Console
 from jobs.runtime.step import execute, resolved
 from tests.jobs import training_run
+from tests.jobs.in_process import jobs_in_process
 from tests.text.tiny import DIM, build_tiny_sbert
 
 undisturbed = train_alignment.loop
@@ -149,6 +152,22 @@ def test_two_workers_with_a_death_tune_sbert_as_one_process_does(tmp_path, monke
     assert execute(train_alignment.STEP, config, CONSOLE)
     assert not list(older.storage.list()), "its cache went with it"
     assert all(torch.equal(*pair) for pair in zip(joint, load_joint(storage.at("alignment")), strict=True))
+
+
+def test_a_sample_trains_and_a_plan_says_how_long(tmp_path, capsys):
+    config, storage = prepared(tmp_path, max_users=50)
+    assert not execute(train_alignment.STEP, config, CONSOLE, dry_run=True)
+    plan = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (plan["users"], plan["steps"], plan["parts"]) == (50, 4 * 2, 1) and "hours_at_this_hosts_steps" in plan
+    with jobs_in_process():
+        assert execute(train_alignment.STEP, config, CONSOLE)
+    stats = read_manifest(storage.at("alignment")).stats
+    assert stats["users"] == stats["targets"] == 50
+
+
+def test_a_fine_tuned_encoder_takes_the_time_of_its_texts():
+    hours = hours_of_texts(AlignmentConfig(epochs=2), targets=100, world=4, items_per_s=0.5)
+    assert hours == pytest.approx(3 * 2 * 100 * 2 / (0.5 * 4) / 3600), "three passes over a target and an unseen item"
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ import time
 import pytest
 import torch
 
-from allmrec.cf.batches import training_parts
 from allmrec.cf.teacher import load_teacher
 from allmrec.cf.training import TeacherTraining, ValidationCases
 from allmrec.core.artifacts import read_manifest
+from allmrec.data.training_users import training_parts
 from jobs import train_cf
 from jobs.runtime.console import Console
 from jobs.runtime.step import execute

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from allmrec.alignment.network import AlignmentNetwork, load_joint, load_network, save_alignment
+from allmrec.bundle.loading import load_bundle
+from allmrec.bundle.versions import latest_bundle
 from allmrec.cf.teacher import load_teacher
 from allmrec.core.artifacts import read_manifest, read_table, writing
 from allmrec.core.storage import Storage
@@ -90,6 +92,15 @@ def test_both_rows_of_table_7_have_a_form_of_their_own(runs, item_embeddings):
     assert (e_NJ[1:] - q_NJ[1:]).abs().amax(1).min() > 1e-4, "no item's e is its q"
     known_ND = load_teacher(movies.at("teacher")).item_embeddings
     assert bool((torch.cdist(items_ND, known_ND).amin(1) < 0.01).all()) == (item_embeddings == "drawn")
+
+
+def test_items_are_shown_as_this_config_says_whatever_the_other_run_trained_with(runs):
+    _, games, config = runs
+    config = Config(**config.model_dump(exclude_unset=True) | {"bundle": {"min_interactions_for_cf": 0}})
+    for step in (transfer.STEP, bundle.STEP):
+        execute(step, config, QUIET)
+    by_text_N = load_bundle(games, latest_bundle(games)).uses_text_embedding()
+    assert not by_text_N[1:].any(), "no item has an interaction here, and yet e_i shows it"
 
 
 def test_a_fine_tuned_encoder_comes_along(runs, tmp_path):

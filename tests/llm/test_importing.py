@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from allmrec.core import pretrained, weight_files
+from allmrec.core import machine_cache, weight_files
 from allmrec.core.artifacts import MANIFEST, read_manifest
 from allmrec.core.file_digests import file_sha256
 from allmrec.core.storage import S3Config, open_storage
@@ -77,7 +77,7 @@ def test_weights_are_converted_on_request(tiny_llm, tiny_tokenizer, tmp_path):
 def test_from_a_bucket_into_a_bucket(tiny_llm, tiny_tokenizer, s3: S3Config, s3_uri, tmp_path, monkeypatch):
     for name, value in store_environment(s3).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(pretrained, "_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(machine_cache, "CACHE", tmp_path / "cache")
     source, target = (open_storage(f"{s3_uri}/{name}", s3) for name in ("published", "imported"))
     for path in save(tiny_llm, tiny_tokenizer, tmp_path / "source", "sharded pickled").iterdir():
         source.write(path.name, path.read_bytes())

@@ -11,9 +11,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from allmrec.bundle.items import current_items
 from allmrec.core.artifacts import commit, read_manifest, read_table, sha256, shard_name, write_shard
 from allmrec.core.hashing import shard_of
 from allmrec.core.storage import Storage, open_storage
+from allmrec.nightly import score
+from allmrec.nightly.statistics import AuditShards
 from allmrec.nightly.users import known_before
 from jobs import bundle
 from jobs.config import Config
@@ -257,3 +260,12 @@ def test_a_date_ends_at_midnight_of_its_time_zone() -> None:
     table = pa.Table.from_pylist([row], sequences.SCHEMA)
     assert len(known_before(table, FIRST)) == len(known_before(table, SECOND, "Asia/Tokyo")) == 1
     assert len(known_before(table, FIRST, "Asia/Tokyo")) == 0
+
+
+def test_a_process_reads_the_catalogue_once_for_all_shards_that_it_audits(first, monkeypatch) -> None:
+    job, read = first[1].job, []
+    monkeypatch.setattr(score, "_catalogues", {})
+    monkeypatch.setattr(score, "current_items", lambda *of: read.append(of) or current_items(*of))
+    for shard in range(NUM_SHARDS):
+        AuditShards(job).process(shard)
+    assert len(read) == 1

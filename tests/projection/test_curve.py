@@ -5,7 +5,9 @@ import pyarrow as pa
 import pytest
 import torch
 
+from allmrec.core.hashing import Draw, key64
 from allmrec.data.sequences import Sequences
+from allmrec.data.training_users import Sample, TrainingUsers
 from allmrec.projection.engine import weights
 from allmrec.projection.examples import Examples
 from tests.projection.conftest import NUM_USERS
@@ -51,9 +53,17 @@ def test_the_rate_warms_up_and_falls(alone, llm_folder, teacher, joint, examples
     assert found == pytest.approx([1e-2 * min(1, (step + 1) / 4) * (1 - step / 10) for step in range(10)])
 
 
+def sample(sequences: Sequences, max_users: int, seed: int = 7) -> TrainingUsers:
+    return TrainingUsers.of(sequences, Sample(max_users, key64(seed, Draw.PROJECTION_USERS)))
+
+
+def users_of(users: TrainingUsers) -> list[str]:
+    return [user for part in users.parts for user in part().user_ids.to_pylist()]
+
+
 def test_a_sample_of_users_is_drawn_by_their_ids(sequences, builder):
     def users(rows, **settings):
-        made = Examples(sequences.take(rows), builder, 4, seed=7, max_users=11, **settings)
+        made = Examples(sample(sequences.take(rows), 11), builder, 4, seed=7, **settings)
         return sorted(made.sequences.user_ids.to_pylist()), len(made)
 
     order = np.arange(len(sequences))
@@ -62,19 +72,18 @@ def test_a_sample_of_users_is_drawn_by_their_ids(sequences, builder):
     everyone = Examples(sequences, builder, 4, seed=7).sequences
     lengths = dict(zip(everyone.user_ids.to_pylist(), everyone.lengths.tolist(), strict=True))
     assert users(order, targets="all") == (some, sum(lengths[user] - 1 for user in some))
-    assert len(Examples(sequences, builder, 4, seed=7, max_users=NUM_USERS + 1)) == NUM_USERS
-    other = Examples(sequences, builder, 4, seed=8, max_users=11).sequences.user_ids.to_pylist()
-    assert sorted(other) != some, "by the seed"
+    assert len(sample(sequences, NUM_USERS + 1)) == NUM_USERS
+    assert sorted(users_of(sample(sequences, 11, seed=8))) != some, "by the seed"
 
 
-def test_each_user_is_as_likely_to_be_drawn(builder):
+def test_each_user_is_as_likely_to_be_drawn():
     count = 2000
     many = Sequences(
         pa.array([f"u{number}" for number in range(count)]),
         np.arange(count + 1) * 2,
         np.tile(np.array([1, 2], np.int32), count),
     )
-    drawn = Examples(many, builder, 4, seed=0, max_users=500).sequences.user_ids.to_pylist()
+    drawn = users_of(sample(many, 500, seed=0))
     numbers = np.array([int(user[1:]) for user in drawn])
     counts = np.bincount(numbers // 500, minlength=4)
     assert counts.sum() == 500 and (np.abs(counts - 125) < 45).all()

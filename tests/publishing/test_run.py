@@ -295,8 +295,8 @@ class ObservedStorage(Storage):
     def delete(self, key: str) -> None:
         self.around(key, True, lambda: self.inner.delete(key))
 
-    def read(self, key: str) -> bytes:
-        return self.around(key, False, lambda: self.inner.read(key))
+    def read(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
+        return self.around(key, False, lambda: self.inner.read(key, start, stop))
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         return iter(self.around(prefix, False, lambda: list(self.inner.list(prefix))))

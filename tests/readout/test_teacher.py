@@ -5,6 +5,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from allmrec.cf.known_users import KnownUsers
 from allmrec.cf.retrieval import retrieve
 from allmrec.core.artifacts import writing
 from allmrec.core.storage import open_storage
@@ -82,7 +83,7 @@ def test_a_candidates_score_depends_neither_on_the_others_nor_on_the_company(sys
     other = candidates.clone()
     other[:, 1:] = 6
     torch.testing.assert_close(system.scores(x_UV, other)[:, 0], scores[:, 0])
-    system._known_K = system._known_K[:0]
+    system._known = KnownUsers()
     for row in range(len(USERS)):
         alone = USERS.take(np.array([row]))
         one = system.scores(system.represent(alone), candidates[[row]])

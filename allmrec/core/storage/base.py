@@ -50,14 +50,15 @@ class Storage(ABC):
     """A root (a folder or an S3 prefix) whose objects are named by `/`-separated keys."""
 
     uri: str
+    is_verified = False  # its files were compared with their digests: who reads one need not do it again
 
     @abstractmethod
     def at(self, key: str) -> "Storage":
         """The storage rooted at `key` below this one."""
 
     @abstractmethod
-    def read(self, key: str) -> bytes:
-        """The object's bytes. Raises FileNotFoundError."""
+    def read(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
+        """The object's bytes, or those at `start ... stop - 1` of them. Raises FileNotFoundError."""
 
     @abstractmethod
     def write(self, key: str, data: bytes) -> None:

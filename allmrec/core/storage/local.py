@@ -21,10 +21,12 @@ class LocalStorage(Storage):
         self.uri = str(self.root)
 
     def at(self, key: str) -> "LocalStorage":
-        return LocalStorage(self.root / key)
+        return type(self)(self.root / key)
 
-    def read(self, key: str) -> bytes:
-        return (self.root / key).read_bytes()
+    def read(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
+        with (self.root / key).open("rb") as file:
+            file.seek(start)
+            return file.read(-1 if stop is None else stop - start)
 
     def write(self, key: str, data: bytes) -> None:
         with self._draft(key) as draft:
@@ -85,6 +87,12 @@ class LocalStorage(Storage):
             yield draft
         finally:
             draft.unlink(missing_ok=True)
+
+
+class VerifiedFolder(LocalStorage):
+    """A folder whose files were compared with their digests, and do not change."""
+
+    is_verified = True
 
 
 def _put(path: Path, data: bytes) -> None:

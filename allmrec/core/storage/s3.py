@@ -65,7 +65,6 @@ class S3Storage(Storage):
         return S3Storage(self.bucket, self._full(key.strip("/")), self.connection)
 
     def read(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
-        """The object's bytes, or those at `start ... stop - 1` of them. Raises FileNotFoundError."""
         from botocore.exceptions import IncompleteReadError, ReadTimeoutError, ResponseStreamingError
 
         # boto3 tries a request again, but not the reading of its answer's body.

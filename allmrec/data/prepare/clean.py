@@ -5,7 +5,7 @@ are found where a user's rows meet, in `histories`. The catalogue's own cleaning
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime, time
 from typing import Any
@@ -129,12 +129,12 @@ class CleanInteractions:
         """
         self.source, self.data, self.lookup = source, data, ItemLookup(item_ids)
 
-    def read(self, number: int) -> Cleaned:
-        """One piece of `source.pieces`, cleaned."""
+    def read(self, number: int) -> Iterator[Cleaned]:
+        """One piece of `source.pieces`, cleaned table by table."""
         piece = self.source.pieces[number]
         place = self.source.place(piece)
-        tables = self.source.read(piece)
-        return Cleaned.concat(clean_interactions(table, self.data, self.lookup, place) for table in tables)
+        for table in self.source.read(piece):
+            yield clean_interactions(table, self.data, self.lookup, place)
 
 
 def clean_interactions(table: pa.Table, data: DataConfig, lookup: ItemLookup, place: Mapping[str, Any]) -> Cleaned:

@@ -26,6 +26,10 @@ class Exclusions:
         known = pc.index_in(pa.array(items, pa.string()), item_ids).drop_null()
         return cls(pa.array(users, pa.string()), pa.array(items, pa.string()), pc.add(known, 1))
 
+    def __bool__(self) -> bool:
+        """Whether anyone or anything is excluded."""
+        return bool(len(self.users) or len(self.items))
+
     def without(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Rows of any table without those of excluded users and items; a rejected row names them in its JSON."""
         return self.split(rows)[0]
@@ -38,7 +42,7 @@ class Exclusions:
             "row": lambda: self._are_named(pl.col("row")),
         }
         found = [test().fill_null(False) for column, test in tests.items() if column in rows.columns]
-        if not len(self.users) and not len(self.items):
+        if not self:
             return rows, rows.clear()
         gone = rows.select(pl.any_horizontal(found)).to_series()
         return rows.filter(~gone), rows.filter(gone)

@@ -24,7 +24,7 @@ from allmrec.core.shard_tasks import Report, ShardTask
 from allmrec.core.storage import Storage
 from allmrec.data.prepare.clean import to_arrow, to_polars
 from allmrec.data.prepare.exclusions import Exclusions
-from allmrec.data.prepare.shuffle import read_partition
+from allmrec.data.prepare.shuffle import Shuffle
 from allmrec.data.sequences import Sequences
 from schemas import rejected, sequences
 
@@ -38,8 +38,7 @@ class UpdateHistories(ShardTask):
     `items` that earlier rows name.
     """
 
-    shuffle: Storage
-    pieces: int  # of the log, in the shuffle
+    shuffle: Shuffle
     histories: Storage
     before: Manifest | None  # of the existing histories
     excluded: Exclusions
@@ -48,7 +47,7 @@ class UpdateHistories(ShardTask):
     fingerprint: str
 
     def process(self, shard: int) -> Report:
-        new = read_partition(self.shuffle, range(self.pieces), shard)
+        new = self.shuffle.read_shard(shard)
         events, bad, filtered_out = to_polars(new.events), _log_rejects(to_polars(new.rejections)), new.filtered_out
         users, items = list[str](), list[str]()
         if self.before is not None:

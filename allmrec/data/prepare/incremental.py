@@ -22,6 +22,7 @@ from allmrec.data.config import FILTERS, DataConfig
 from allmrec.data.known import ITEM, KNOWN, USER, id_hash
 from allmrec.data.prepare.exclusions import Exclusions
 from allmrec.data.prepare.histories import UpdateHistories, shard_stats
+from allmrec.data.prepare.shuffle import Shuffle
 from allmrec.data.sources.source import Source
 
 ALGORITHM = 1  # raised when the same log gives other histories; see docs/upgrading.md
@@ -90,11 +91,10 @@ class HistoriesPlan:
     def exclusions(self, item_ids: pa.Array) -> Exclusions:
         return Exclusions.of(*self.excluded, item_ids)
 
-    def update(self, previous: Manifest | None, shuffle: Storage, pieces: int, item_ids: pa.Array) -> UpdateHistories:
-        """The task that makes the files. Args: pieces: how many are in the shuffle."""
+    def update(self, previous: Manifest | None, shuffle: Shuffle, item_ids: pa.Array) -> UpdateHistories:
+        """The task that makes the files."""
         return UpdateHistories(
             shuffle=shuffle,
-            pieces=pieces,
             histories=self.storage,
             before=previous,
             excluded=self.exclusions(item_ids),

@@ -1,91 +1,135 @@
-"""From pieces of the log to shards of users: every piece leaves one file, of which every shard reads its part.
+"""From pieces of the log to shards of users, through runs in storage.
 
-A file is an Arrow IPC file with one record batch of one row a shard: its events, its rejected rows and the counts of
-what was filtered out. It is written once and read by range: no process holds a shard's rows while others still read,
-nor more than a piece or a shard at once. What a row means is the business of `clean`; what is made of a shard's rows
-that of `histories`.
+At first there is a run for each piece, with the rows of all shards. Where pieces and shards are many, rounds of merging
+follow, like the passes of a radix sort: each makes of `fan_in` runs about as many, with `fan_in` times the pieces and a
+`fan_in`th of the shards. A run stays as large as a piece, and a shard's rows come to be in few of them, so requests
+grow with pieces + shards and not with their product.
+
+No process holds a shard's rows while others still read, nor more than a piece or a shard at once. What a row means is
+the business of `clean`, what is made of a shard's rows that of `histories`, what a run looks like that of `runs`.
 """
 
-import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-
-import numpy as np
-import pyarrow as pa
+from functools import cached_property
+from itertools import count
+from math import ceil
 
 from allmrec.core.shard_tasks import Report, ShardTask
 from allmrec.core.storage import Storage
 from allmrec.data.prepare.clean import EVENTS, REJECTIONS, Cleaned, CleanInteractions, to_arrow, to_polars
 from allmrec.data.prepare.exclusions import EXCLUDED, Exclusions
+from allmrec.data.prepare.runs import decode_part, in_chunks, read_part, write_run
 
-_TABLES = {"events": EVENTS, "rejections": REJECTIONS}
-# `shard` is the number of the record batch.
-SHUFFLED = pa.schema(
-    [
-        *(pa.field(name, pa.list_(pa.struct(list(schema)[1:])), nullable=False) for name, schema in _TABLES.items()),
-        pa.field("filtered_out", pa.map_(pa.string(), pa.int64()), nullable=False),  # of the whole piece, in shard 0
-    ]
-)
+MAX_FAN_IN = 128  # more small reads for each piece and shard take longer than one more round
+_READERS = 8  # parts that a task fetches at once
+
+
+@dataclass(frozen=True)
+class Shuffle:
+    """Which runs there are, and which parts of them are read for what.
+
+    Runs of level 0 are those of the pieces; each round of merging makes the next level. A run is numbered by its pieces
+    first and then by its shards. For reading, a shard is a run of one level more, with all pieces.
+    """
+
+    storage: Storage
+    pieces: int
+    num_shards: int
+    max_fan_in: int = MAX_FAN_IN
+
+    @cached_property
+    def rounds(self) -> int:
+        """Of merging: the fewest by which parts to be read are at most `max_fan_in` for each run and shard."""
+        fewer = min(self.pieces, self.num_shards)
+        return next(rounds for rounds in count() if self.max_fan_in ** (rounds + 1) >= fewer)
+
+    @cached_property
+    def fan_in(self) -> int:
+        """Runs that a run is made of, and shares that its shards are divided into: the same in all rounds."""
+        fewer = min(self.pieces, self.num_shards)
+        return next(fan_in for fan_in in count(1) if fan_in ** (self.rounds + 1) >= fewer)
+
+    def num_runs(self, level: int) -> int:
+        return ceil(self.pieces / self._shape(level)[0]) * self._shares(level)
+
+    def sources(self, level: int, number: int) -> list[tuple[str, int]]:
+        """The parts of the level before that a run is made of, ordered by pieces: the run's key, and the part."""
+        (pieces, shards), (source_pieces, source_shards) = self._shape(level), self._shape(level - 1)
+        group, share = divmod(number, self._shares(level))
+        first, stop = group * pieces, min((group + 1) * pieces, self.pieces)
+        at, within = divmod(share * shards, source_shards)
+        return [
+            (self._key(level - 1, source * self._shares(level - 1) + at), within // shards)
+            for source in range(first // source_pieces, ceil(stop / source_pieces))
+        ]
+
+    def read(self, level: int, number: int) -> Iterator[Cleaned]:
+        """The rows of a run, from the level before."""
+        with ThreadPoolExecutor(_READERS) as pool:
+            for part in pool.map(lambda source: read_part(self.storage, *source), self.sources(level, number)):
+                yield from decode_part(part)
+
+    def read_shard(self, shard: int) -> Cleaned:
+        return Cleaned.concat(self.read(self.rounds + 1, shard))
+
+    def write(self, level: int, number: int, chunks: Iterable[Cleaned]) -> None:
+        """Write a run, with a part for each run of the next level that has some of its shards."""
+        shards = self._shape(level)[1]
+        first = number % self._shares(level) * shards
+        stop = min(first + shards, self.num_shards)
+        bounds = [*range(first, stop, self._shape(level + 1)[1]), stop]
+        write_run(self.storage, self._key(level, number), chunks, bounds)
+
+    def _shape(self, level: int) -> tuple[int, int]:
+        """Of how many pieces and shards a run is, at most."""
+        if level > self.rounds:
+            return max(self.pieces, 1), 1
+        least = ceil(self.num_shards / self.fan_in**self.rounds)
+        return self.fan_in**level, least * self.fan_in ** (self.rounds - level)
+
+    def _shares(self, level: int) -> int:
+        """How many runs of a level have the same pieces."""
+        return ceil(self.num_shards / self._shape(level)[1])
+
+    def _key(self, level: int, number: int) -> str:
+        return f"{level}/run-{number:06d}"
 
 
 @dataclass(frozen=True)
 class PartitionRows(ShardTask):
-    """Numbers of pieces → their files in the shuffle; details: the excluded `users` and `items` that they name."""
+    """Numbers of pieces → their runs; details: the excluded `users` and `items` that they name."""
 
     clean: CleanInteractions
-    shuffle: Storage
+    shuffle: Shuffle
     excluded: Exclusions
-    num_shards: int
 
     def process(self, piece: int) -> Report:
-        cleaned = self.clean.read(piece)
-        events, gone = self.excluded.split(to_polars(cleaned.events))
-        rejections, gone_rejections = self.excluded.split(to_polars(cleaned.rejections))
+        users, items = set[str](), set[str]()
+        chunks = in_chunks(self.clean.read(piece))
+        kept = (self._kept(chunk, users, items) for chunk in chunks) if self.excluded else chunks
+        self.shuffle.write(0, piece, kept)
+        return Report(details={"users": sorted(users), "items": sorted(items)})
+
+    def _kept(self, rows: Cleaned, users: set[str], items: set[str]) -> Cleaned:
+        """The rows without the excluded, whose names are added to `users` and `items`."""
+        events, gone = self.excluded.split(to_polars(rows.events))
+        rejections, gone_rejections = self.excluded.split(to_polars(rows.rejections))
+        for found, named in zip((users, items), self.excluded.named(gone, gone_rejections), strict=True):
+            found.update(named)
         excluded = Counter({EXCLUDED: gone.height + gone_rejections.height})
-        kept = Cleaned(to_arrow(events, EVENTS), to_arrow(rejections, REJECTIONS), cleaned.filtered_out + excluded)
-        write_piece(self.shuffle, piece, kept, self.num_shards)
-        users, items = self.excluded.named(gone, gone_rejections)
-        return Report(details={"users": users, "items": items})
+        return Cleaned(to_arrow(events, EVENTS), to_arrow(rejections, REJECTIONS), rows.filtered_out + excluded)
 
 
-def write_piece(shuffle: Storage, piece: int, cleaned: Cleaned, num_shards: int) -> None:
-    """Leave the rows of a piece for the shards."""
-    lists = [_by_shard(getattr(cleaned, name), schema, num_shards) for name, schema in _TABLES.items()]
-    counts = cleaned.filtered_out
-    offsets = pa.array([0, *[len(counts)] * num_shards], pa.int32())
-    names, values = pa.array(list(counts), pa.string()), pa.array(list(counts.values()), pa.int64())
-    batch = pa.record_batch([*lists, pa.MapArray.from_arrays(offsets, names, values)], schema=SHUFFLED)
-    buffer = io.BytesIO()
-    with pa.ipc.new_file(buffer, SHUFFLED, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
-        for shard in range(num_shards):
-            writer.write_batch(batch.slice(shard, 1))
-    shuffle.write(_file(piece), buffer.getvalue())
+@dataclass(frozen=True)
+class MergeRuns(ShardTask):
+    """Numbers of runs of a level → these runs, from those of the level before."""
 
+    shuffle: Shuffle
+    level: int
 
-def read_partition(shuffle: Storage, pieces: Sequence[int], shard: int) -> Cleaned:
-    """A shard's part of all pieces; its tables have no column `shard`."""
-    filesystem, root = shuffle.arrow()
-    tables: dict[str, list[pa.Table]] = {name: [schema.empty_table().drop("shard")] for name, schema in _TABLES.items()}
-    filtered_out: Counter[str] = Counter()
-    for piece in pieces:
-        with filesystem.open_input_file(f"{root}/{_file(piece)}") as file:
-            batch = pa.ipc.open_file(file).get_batch(shard)
-        for name, parts in tables.items():
-            parts.append(pa.Table.from_struct_array(batch.column(name).flatten()))
-        filtered_out.update(dict(batch.column("filtered_out")[0].as_py()))
-    events, rejections = (pa.concat_tables(tables[name]) for name in _TABLES)
-    return Cleaned(events, rejections, filtered_out)
-
-
-def _by_shard(table: pa.Table, schema: pa.Schema, num_shards: int) -> pa.ListArray:
-    """Rows as structs, one list a shard."""
-    rows = to_polars(table).sort("shard")
-    offsets = np.searchsorted(rows["shard"].to_numpy(), np.arange(num_shards + 1))
-    columns = [column.combine_chunks() for column in to_arrow(rows, schema).columns[1:]]
-    structs = pa.StructArray.from_arrays(columns, fields=list(schema)[1:])
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), structs)
-
-
-def _file(piece: int) -> str:
-    return f"piece-{piece:06d}.arrow"
+    def process(self, number: int) -> Report:
+        self.shuffle.write(self.level, number, in_chunks(self.shuffle.read(self.level, number)))
+        return Report()

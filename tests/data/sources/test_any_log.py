@@ -36,7 +36,7 @@ def told(data, s3=S3Config()):
     """How many rows were accepted, rejected and left out."""
     log = open_source("interactions", data.interactions, s3, log_columns(data))
     clean = CleanInteractions(log, data, pa.array(IDS))
-    cleaned = Cleaned.concat(map(clean.read, range(len(log.pieces))))
+    cleaned = Cleaned.concat(table for piece in range(len(log.pieces)) for table in clean.read(piece))
     good, bad, filtered_out = cleaned.events, cleaned.rejections, cleaned.filtered_out
     assert set(bad.column("reason").to_pylist()) <= set(rejected.REASONS) and set(filtered_out) <= set(FILTERED_OUT)
     assert not any(bad.column(name).null_count for name in ("row", "file", "number"))

@@ -52,11 +52,13 @@ def test_a_group_that_does_not_divide_the_workers_is_refused_before_the_first_st
     )
 
 
-def test_workers_without_a_shard_are_told() -> None:
+def test_too_few_shards_for_the_workers_are_told() -> None:
     settings = config(data={"num_shards": 2}, workers={"num_workers": 5})
     for step in (prepare.STEP, evaluate.STEP):
         (doubt,) = doubts(step.needs, settings)
-        assert doubt.startswith("data.num_shards 2 is less than workers.num_workers 5: 3 workers")
+        assert doubt.startswith("data.num_shards 2 is less than twice workers.num_workers 5: ")
+        assert doubt.endswith("set data.num_shards to 10 or more")
+        assert not list(doubts(step.needs, config(data={"num_shards": 10}, workers={"num_workers": 5})))
     for step in (embed.STEP, train_cf.STEP, bundle.STEP):
         assert not list(doubts(step.needs, settings)), "shards are not what their workers take"
 

@@ -1,0 +1,53 @@
+"""Folders that a machine keeps of what is in a store: one process fills a folder, all of the machine read it.
+
+    ~/.cache/allmrec/<kind>/<key>/         whole, or not there
+    ~/.cache/allmrec/<kind>/<key>.draft/   being filled; the next process deletes what a killed one has left
+    ~/.cache/allmrec/<kind>/<key>.lock     held meanwhile; its time of change is the folder's last use
+
+Knows nothing of what is in them. A key is named after the content, so a folder is never out of date.
+"""
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+CACHE = Path("~/.cache/allmrec")
+_DAY = 86_400
+
+
+def filled_folder(kind: str, key: str, fill: Callable[[Path], None]) -> Path:
+    """The folder of a key. `fill` writes its files, unless a process has; others that ask meanwhile wait for it."""
+    folder = CACHE.expanduser() / kind / key
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _with_suffix(folder, ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.utime(lock.fileno())
+        if not folder.exists():
+            draft = _with_suffix(folder, ".draft")
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir()
+            fill(draft)
+            draft.rename(folder)
+    return folder
+
+
+def unused_folders(kind: str, days: float) -> list[Path]:
+    """Those of a kind that were last asked for longer ago than that."""
+    oldest = time.time() - days * _DAY
+    locks = [lock for lock in (CACHE.expanduser() / kind).glob("*.lock") if lock.stat().st_mtime < oldest]
+    return sorted(folder for folder in (lock.with_suffix("") for lock in locks) if folder.exists())
+
+
+def delete_folder(folder: Path) -> None:
+    """Delete it, unless it is being filled; who has its files open keeps them."""
+    with _with_suffix(folder, ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.exists():  # no other process has deleted it meanwhile
+            shutil.rmtree(folder)
+
+
+def _with_suffix(folder: Path, suffix: str) -> Path:
+    return folder.with_name(folder.name + suffix)
