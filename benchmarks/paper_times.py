@@ -56,8 +56,9 @@ def judge_times(request: Request, runs: PaperRuns, sources: dict[str, Source], s
     batches: Row = {"difference": mean}
     if mean is not None and high is not None:
         batches["± 95 %, difference"] = high - mean
-    trained = [minutes(sources[name][0], name).get("minutes") for name in (TALLREC, ALLMREC)]
-    training: Row = {} if None in trained else {"difference": trained[0] - trained[1]}
+    theirs, ours = (minutes(sources[name][0], name) for name in (TALLREC, ALLMREC))
+    known = "minutes" in theirs and "minutes" in ours
+    training: Row = {"difference": theirs["minutes"] - ours["minutes"]} if known else {}
     for what, paper, numbers in (("minutes", MINUTES, training), ("seconds a batch", SECONDS, batches)):
         agree = int(paper[ALLMREC] < paper[TALLREC])
         judge(request.benchmark, f"{NAMES[ALLMREC]} < {NAMES[TALLREC]}, {what}", (agree, 1), labels, numbers)
