@@ -43,7 +43,13 @@ def rows(lists: dict[str, str], source: str = "llm", scores: tuple[float, ...] =
 def catalogue() -> Catalogue:
     titles = pa.array(["", HOSTILE, *IDS[2:]])
     return Catalogue(
-        pa.array(IDS), titles, titles, titles, np.array([0, 50, 30, 10, 5, 5]), np.arange(6) > 0, np.arange(1, 6)
+        words=pa.table({"title": titles[1:]}),
+        item_ids=pa.array(IDS),
+        titles=titles,
+        text_hashes=titles,
+        popularity=np.array([0, 50, 30, 10, 5, 5]),
+        available=np.arange(6) > 0,
+        drawable=np.arange(1, 6),
     )
 
 
