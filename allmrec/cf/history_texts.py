@@ -20,17 +20,23 @@ _BLOCK = 4096  # users encoded at once
 class HistoryTexts:
     """Histories → their texts' embeddings, by an encoder that is loaded when it is called."""
 
-    titles: pa.Array  # string, by item index
+    titles: pa.Array  # large_string, by item index
     verb: str  # in the past tense, `prompt.verb_past`
     max_items: int
     config: TextConfig
     device: str = "cpu"
 
     def texts(self, histories: Sequences) -> pa.Array:
-        """ "A user who has recently watched a|b|c", the newest first: what the encoder cuts off is the oldest."""
+        """ "A user who has recently watched a|b|c", the newest first: what the encoder cuts off is the oldest.
+
+        Returns:
+            large_string (U,).
+        """
         recent = histories.last(self.max_items).newest_first()
         titles = pa.LargeListArray.from_arrays(pa.array(recent.offsets), self.titles.take(pa.array(recent.items)))
-        return pc.binary_join_element_wise(f"A user who has recently {self.verb}", pc.binary_join(titles, "|"), " ")
+        said = (f"A user who has recently {self.verb}", "|", " ")
+        before, between, space = (pa.scalar(text, pa.large_string()) for text in said)
+        return pc.binary_join_element_wise(before, pc.binary_join(titles, between), space)
 
     def __call__(self, histories: Sequences) -> np.ndarray:
         """float32 (U, S)."""

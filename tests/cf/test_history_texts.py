@@ -7,7 +7,7 @@ from allmrec.text.encoder import TextConfig, load_encoder
 from tests.cf.conftest import ragged
 from tests.text.tiny import DIM, build_tiny_sbert
 
-TITLES = pa.array(["", "Alpha", "Beta | Two", "Gamma"])
+TITLES = pa.array(["", "Alpha", "Beta | Two", "Gamma"], pa.large_string())
 
 
 def test_the_newest_title_comes_first():
