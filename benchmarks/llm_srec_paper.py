@@ -38,8 +38,3 @@ COSINE = {
 }
 # Table 9, Scientific: minutes of an epoch and of inference.
 MINUTES = {"a-llmrec": (190.94, 35.01), "llm-srec": (185.91, 34.17)}
-
-
-def beside(name: str, numbers: tuple[float, ...] | None, data_sets: tuple[str, ...]) -> dict[str, float]:
-    """The paper's numbers as columns; none of a row that it has not."""
-    return {f"paper's {name}, {data}": number for data, number in zip(data_sets, numbers or (), strict=False)}

@@ -4,22 +4,22 @@ Knows which steps make them and which artifacts they share; leaves what is read 
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from allmrec.core.artifacts import read_manifest
 from allmrec.core.hashing import fingerprint
 from allmrec.core.workspace import Workspace
 from allmrec.readout.network import ReadoutConfig
-from benchmarks import ablations
+from benchmarks.runs import SHARED, ConfigRuns, link
 from jobs import train_baselines
-from jobs.config import Config, load_config
 from jobs.demo.sample_data import sample_data
 from jobs.pipeline import TRAINING
 from jobs.runtime.console import Console
-from jobs.runtime.step import execute, load_step, resolved
+from jobs.runtime.step import Step, load_step, resolved
 
 SYSTEM, TEACHER, ALLMREC = "llm-srec", "teacher", "a-llmrec"
-SHARED = (*ablations.SHARED, Workspace.alignment, Workspace.projectors)
+TRAINED = (*SHARED, Workspace.alignment, Workspace.projectors)
 BASELINE, BUNDLE, EVALUATE = "train_baselines", "bundle", "evaluate"
 WHOLE = (*TRAINING[:-1], BASELINE, BUNDLE, EVALUATE)
 # The key without which each of the default's departures from the paper's preset is.
@@ -35,59 +35,46 @@ CHOICES: dict[str, list[str] | None] = {
 }
 
 
-class Runs:
+class Runs(ConfigRuns):
     """A config's runs: the one in its own workspace, and those of rows, each as far as it differs from that."""
 
     def __init__(self, path: Path, overrides: list[str], root: Path, console: Console):
-        self.path, self.overrides, self.root, self.console = path, overrides, root, console
-        self.base = load_config(path, overrides)
+        super().__init__(path, overrides, root, console)
         if self.base.llm_srec is None:
             raise ValueError(f"{path} does not name LLM-SRec; add --set 'baselines={{llm_srec: {{}}}}'")
         self.config: ReadoutConfig = self.base.llm_srec
 
     def finished(self) -> Workspace:
         """The config's own run, evaluated; steps that are up to date are skipped."""
-        return self._made(self.base, WHOLE)
+        return self.made(self.base, steps(WHOLE))
 
     def row(self, changes: list[str]) -> Workspace:
         """LLM-SRec trained with some keys changed; its systems are that one and the teacher."""
         compared = [f"evaluation.systems=[{TEACHER}, {SYSTEM}]", f"evaluation.baseline={TEACHER}"]
-        config = self._config(f"row-{fingerprint(changes)[:8]}", [*changes, *compared])
+        config = self.config(f"row-{fingerprint(changes)[:8]}", [*changes, *compared])
         if read_manifest(self.base.workspace.llm_srec).config == resolved(config, train_baselines.SECTIONS):
             return self.base.workspace
-        self._share(config, SHARED)
-        return self._made(config, (BASELINE, BUNDLE, EVALUATE))
+        link(config, dict.fromkeys(TRAINED, self.base))
+        return self.made(config, steps((BASELINE, BUNDLE, EVALUATE)))
 
     def shown_shuffled(self, systems: list[str]) -> Workspace:
         """The config's own models, shown histories in a drawn order as well."""
-        config = self._config("order-true", self._shuffled(systems))
-        self._share(config, (*SHARED, Workspace.llm_srec))
-        return self._made(config, (BUNDLE, EVALUATE))
+        config = self.config("order-true", self._shuffled(systems))
+        link(config, dict.fromkeys((*TRAINED, Workspace.llm_srec), self.base))
+        return self.made(config, steps((BUNDLE, EVALUATE)))
 
     def trained_shuffled(self, systems: list[str]) -> Workspace:
         """Everything again, trained on histories in a drawn order."""
         changes = [*self._shuffled(systems), "evaluation.split.shuffle_training=true"]
-        return self._made(self._config("order-shuffled", changes), WHOLE)
+        return self.made(self.config("order-shuffled", changes), steps(WHOLE))
 
     def _shuffled(self, systems: list[str]) -> list[str]:
         compared = [f"evaluation.systems=[{', '.join(systems)}]", f"evaluation.baseline={TEACHER}"]
         return ["evaluation.shuffle=true", *compared]
 
-    def _config(self, name: str, changes: list[str]) -> Config:
-        return load_config(self.path, [*self.overrides, *changes, f"name={name}", f"root={self.root}"])
 
-    def _share(self, config: Config, artifacts: tuple[str, ...]) -> None:
-        """A workspace over artifacts of the config's own run; steps there make again what was made of others."""
-        folder, finished = Path(config.workspace_uri), Path(self.base.workspace_uri)
-        for artifact in artifacts:
-            if not (folder / artifact).is_symlink():
-                (folder / artifact).parent.mkdir(parents=True, exist_ok=True)
-                (folder / artifact).symlink_to((finished / artifact).resolve())
-
-    def _made(self, config: Config, steps: tuple[str, ...]) -> Workspace:
-        for step in steps:
-            execute(load_step(f"jobs.{step}"), config, self.console)
-        return config.workspace
+def steps(modules: tuple[str, ...]) -> Iterator[Step]:
+    return (load_step(f"jobs.{module}") for module in modules)
 
 
 def rows_of(table: str, config: ReadoutConfig) -> dict[str, list[str]]:

@@ -1,7 +1,5 @@
 """What `benchmarks.llm_srec` reads off its runs, table by table, with the paper's numbers beside ours."""
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,6 +15,7 @@ from allmrec.evaluation.results import compare
 from allmrec.evaluation.systems import Systems
 from allmrec.model import ALLMRec
 from benchmarks.clock import now
+from benchmarks.comparison import beside, difference, rows_by_key, systems_of
 from benchmarks.llm_srec_paper import (
     ABLATION,
     COSINE,
@@ -26,7 +25,6 @@ from benchmarks.llm_srec_paper import (
     ORDER,
     TRAINED_SHUFFLED,
     TRAINED_SHUFFLED_HITS,
-    beside,
 )
 from benchmarks.llm_srec_runs import ALLMREC, SYSTEM, TEACHER, Runs, rows_of
 from benchmarks.nightly import stored_cases
@@ -163,11 +161,7 @@ def figures(workspace: Workspace, system: str) -> Row:
 
 def differences(rows: list[Row], name: str) -> Row:
     """Of NDCG@10 over all users, and the half width of its 95 % interval."""
-    for row in rows:
-        found = tuple(row[key] for key in ("protocol", "subset", "metric")) == FIGURES["NDCG@10"]
-        if found and row["high"] is not None:
-            return {name: row["difference"], f"± 95 %, {name}": row["high"] - row["difference"]}
-    return {}
+    return difference(rows, FIGURES["NDCG@10"], name)
 
 
 def learning_curve(benchmark: Benchmark, table: str, row: str, workspace: Workspace, seed: int) -> None:
@@ -176,12 +170,3 @@ def learning_curve(benchmark: Benchmark, table: str, row: str, workspace: Worksp
         labels = {"table": f"{table}, learning curve", "row": row, "users": point["users"], "seed": seed}
         numbers = {name: point[key] for name, key in (("NDCG@10", "ndcg@10"), ("Hit@1", "hit@1"))}
         benchmark.measured(labels, numbers)
-
-
-def rows_by_key(workspace: Workspace) -> Mapping[tuple[str, ...], Row]:
-    rows = json.loads(workspace.storage.read("metrics.json"))
-    return {tuple(row[key] for key in ("system", "protocol", "subset", "metric")): row for row in rows}
-
-
-def systems_of(workspace: Workspace) -> list[str]:
-    return list(dict.fromkeys(system for system, *_ in rows_by_key(workspace)))

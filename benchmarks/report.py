@@ -61,7 +61,7 @@ class Benchmark:
         self.bars.append({"name": name, "value": value, "bar": bar, "holds": None if self.quick else value <= bar})
 
     def finish(self) -> Path:
-        """Print the table and the bars, write the JSON file and return its path."""
+        """Print the table and the bars, and `write`."""
         columns = list(dict.fromkeys(key for labels, numbers in self.measurements for key in (*labels, *numbers)))
         rows = [labels | numbers for labels, numbers in self.measurements] + self._means()
         self.console.rich.width = max(self.console.rich.width, _WIDTH)
@@ -69,6 +69,10 @@ class Benchmark:
         for bar in self.bars:
             verdict = {True: "holds", False: "FAILS", None: "not judged at this size"}[bar["holds"]]
             self.console.event(bar["name"], value=bar["value"], bar=bar["bar"], verdict=verdict)
+        return self.write()
+
+    def write(self) -> Path:
+        """Write the JSON file and return its path."""
         path = self.root / f"{self.name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self.content(), indent=1, default=str))

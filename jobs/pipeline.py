@@ -32,12 +32,18 @@ def run(config: Config, console: Console, date: datetime.date, dry_run: bool = F
 
 
 def steps_of(config: Config, date: datetime.date) -> list[Step]:
-    """The steps of a run that trains, or that takes the models of another workspace; in any order."""
+    """The steps of a run, in any order."""
+    steps = (*model_steps(config), *nightly.steps(config, date), load_step("jobs.evaluate"))
+    return [step.under(config) for step in steps]
+
+
+def model_steps(config: Config) -> list[Step]:
+    """Those up to the bundle, of a run that trains, or that takes the models of another workspace; in any order."""
     verbs = TRANSFER if config.evaluation.split.kind == "cross-domain" else TRAINING
     modules = [load_step(f"jobs.{verb}") for verb in verbs]
     if config.systems_beside and verbs == TRAINING:
         modules += baselines.steps(config)
-    return [step.under(config) for step in (*modules, *nightly.steps(config, date), load_step("jobs.evaluate"))]
+    return modules
 
 
 def ordered(steps: Sequence[Step]) -> list[Step]:

@@ -59,9 +59,10 @@ def run(context: Context) -> Stats:
 
 @contextmanager
 def model(context: Context, name: str, manifests: dict[str, Manifest], stats: Stats) -> Iterator[ArtifactWriter]:
-    """Write a model under the config and the stats of the other run's."""
+    """Write a model under the config and the stats of the other run's; this one's says which form shows an item."""
     manifest = manifests[name]
-    with writing(context.workspace.at(name), name, context.fingerprint, manifest.config) as out:
+    own = {"bundle": context.resolved("bundle")["bundle"]} if "bundle" in manifest.config else {}
+    with writing(context.workspace.at(name), name, context.fingerprint, manifest.config | own) as out:
         out.stats |= manifest.stats | stats
         yield out
 
@@ -112,7 +113,7 @@ def plan(context: Context) -> Stats:
 
 STEP = Step(
     "transfer",
-    sections=("evaluation", "llm"),
+    sections=("evaluation", "llm", "bundle"),
     inputs=(Workspace.items, Workspace.item_text_embeddings),
     outputs=MODELS,
     run=run,

@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 from allmrec.core.artifacts import read_manifest
 from allmrec.readout.network import ReadoutConfig
 from benchmarks import llm_srec
-from benchmarks.llm_srec_paper import MAIN, beside
+from benchmarks.comparison import beside
+from benchmarks.llm_srec_paper import MAIN
 from benchmarks.llm_srec_runs import Runs, rows_of, small_config
 from jobs.config import load_config
 from jobs.runtime.console import Console

@@ -92,6 +92,18 @@ def test_both_rows_of_table_7_have_a_form_of_their_own(runs, item_embeddings):
     assert bool((torch.cdist(items_ND, known_ND).amin(1) < 0.01).all()) == (item_embeddings == "drawn")
 
 
+def test_items_are_shown_as_this_config_says_whatever_the_other_run_trained_with(runs):
+    _, games, config = runs
+    systems = {"systems": ["a-llmrec", "a-llmrec-sbert"], "baseline": None}
+    sections = {"evaluation": config.evaluation.model_dump() | systems, "bundle": {"min_interactions_for_cf": 0}}
+    config = Config(**config.model_dump(exclude_unset=True) | sections)
+    for step in (transfer.STEP, bundle.STEP, evaluate.STEP):
+        execute(step, config, QUIET)
+    metrics = json.loads(games.read("metrics.json"))
+    shares = {row["system"]: row["by_text"] for row in metrics if row["protocol"] == "random"}
+    assert shares == {"a-llmrec": 0, "a-llmrec-sbert": 1}
+
+
 def test_a_fine_tuned_encoder_comes_along(runs, tmp_path):
     movies, games, config = runs
     texts = Catalogue.read(games.at("items")).texts[1:]

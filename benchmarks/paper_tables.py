@@ -1,0 +1,202 @@
+"""What `benchmarks.paper` reads off its runs, table by table.
+
+A block of columns has systems that were evaluated on the same cases: those of one config, one split, one subset.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from allmrec.alignment.transfer import read_items, with_items
+from allmrec.bundle.build import SYSTEMS
+from allmrec.cf.teacher import load_teacher
+from allmrec.core.artifacts import read_manifest
+from allmrec.core.workspace import Workspace
+from allmrec.evaluation.results import compare
+from allmrec.text.embeddings import read_texts
+from benchmarks.comparison import beside, difference, rows_by_key, systems_of, verdict
+from benchmarks.paper_ablations import ABLATIONS, BESIDE
+from benchmarks.paper_layout import HIT, ORDERINGS, name_of
+from benchmarks.paper_numbers import ALLMREC, NAMES, SBERT, SIZES, TABLES, UNTRAINED, Table
+from benchmarks.paper_runs import ALONE, TEACHER, PaperRuns, Place
+from benchmarks.report import Benchmark, Row
+from benchmarks.teacher_alone import evaluate_alone
+
+TRANSFERRED = "tallrec"  # knows no items, so it serves any catalogue
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command was asked for."""
+
+    benchmark: Benchmark
+    runs: list[PaperRuns]
+    systems: tuple[str, ...] | None = None  # rows beside the table's reference; None: all
+    seeds: tuple[int, ...] | None = None  # None: each config's own
+    users: int = 200  # whose cases are timed
+
+    def seeds_of(self, runs: PaperRuns) -> tuple[int, ...]:
+        return self.seeds or (runs.base.seed,)
+
+    def wanted(self, table: str) -> list[str]:
+        rows, reference = TABLES[table].rows, TABLES[table].reference
+        if unknown := {*(self.systems or ())} - {*rows}:
+            raise ValueError(f"--systems {', '.join(sorted(unknown))}: table {table} has {', '.join(rows)}")
+        return [name for name in rows if self.systems is None or name in (*self.systems, reference)]
+
+
+def systems_table(request: Request, table: str) -> None:
+    """Tables 1 and 4 to 6: the systems of every config, on every split of the table."""
+    wanted = request.wanted(table)
+    for runs in request.runs:
+        for label, split in TABLES[table].splits.items():
+            own = runs.under(label, [*split, *runs.limited(wanted)]) if split else runs
+            for seed in request.seeds_of(runs):
+                measure(request.benchmark, table, own.base.name, own.seeded(seed).places(wanted), seed)
+
+
+def sizes(request: Request) -> None:
+    """Table 2."""
+    for data, counts in SIZES.items():
+        request.benchmark.measured({"table": "2", "data": "", "row": f"paper: {data}"}, counts)
+    for runs in request.runs:
+        stats = read_manifest(runs.prepared().sequences).stats
+        counts = {name: stats[name] for name in ("users", "items", "interactions")}
+        counts["a user"] = round(counts["interactions"] / max(counts["users"], 1), 2)
+        request.benchmark.measured({"table": "2", "data": "", "row": runs.base.name}, counts)
+
+
+def cross_domain(request: Request) -> None:
+    """Table 7: the models of the first config on the catalogue of the second."""
+    if len(request.runs) != 2:
+        raise ValueError("table 7 takes two configs: --config TRAINED --config OTHER, of another catalogue")
+    wanted = request.wanted("7")
+    trained, other = request.runs
+    for seed in request.seeds_of(trained):
+        source = trained.seeded(seed)
+        models = source.finished()
+        run = transferred(source, other, wanted)
+        workspace = run.finished()
+        own = {source.teacher: TEACHER, **{system: system for system in systems_of(workspace)}}
+        places = {name: (workspace, own[name]) for name in wanted if name in own}
+        if "morec" in wanted and "morec" in systems_of(models):
+            places["morec"] = by_texts(models, run), TEACHER
+        measure(request.benchmark, "7", f"{source.base.name} → {other.base.name}", places, seed)
+
+
+def transferred(source: PaperRuns, other: PaperRuns, wanted: Sequence[str]) -> PaperRuns:
+    """A run of the second config's catalogue by the first one's models, items shown by e_i of other items (Table 7)."""
+    shared = {Workspace.text_cache: other.base}
+    systems, beside_it = [TEACHER, ALLMREC, SBERT], "null"
+    if TRANSFERRED in wanted and TRANSFERRED in source.base.systems_beside:
+        shared[f"systems/{TRANSFERRED}"] = source.base
+        systems, beside_it = [*systems, TRANSFERRED], f"{{{TRANSFERRED}: {{}}}}"
+    changes = [
+        "evaluation.split.kind=cross-domain",
+        f"evaluation.split.trained_in={source.base.workspace_uri}",
+        "evaluation.split.item_embeddings=drawn",
+        f"evaluation.systems=[{', '.join(systems)}]",
+        f"evaluation.baseline={TEACHER}",
+        f"baselines={beside_it}",
+        "bundle.min_interactions_for_cf=0",
+    ]
+    return other.under(f"by-{source.base.name}", changes, shared)
+
+
+def by_texts(models: Workspace, run: PaperRuns) -> Workspace:
+    """MoRec on another catalogue, which it knows by its texts."""
+    storage, workspace = models.at(SYSTEMS["morec"]), run.base.workspace
+    items_ND = read_items(load_teacher(storage), read_texts(workspace.item_text_embeddings))
+    assert items_ND is not None, "MoRec reads texts"
+    identity = [read_manifest(one).digest for one in (storage, workspace.item_text_embeddings)]
+    teacher, out = with_items(load_teacher(storage), items_ND), workspace.storage.at(ALONE)
+    return evaluate_alone(teacher, identity, workspace, out, run.base.nightly.num_candidates)
+
+
+def other_teachers(request: Request) -> None:
+    """Table 11: teachers, and A-LLMRec over each."""
+    wanted = request.wanted("11")
+    for runs in request.runs:
+        for seed in request.seeds_of(runs):
+            seeded, places = runs.seeded(seed), dict[str, Place]()
+            for name in wanted:
+                model = name.removeprefix(f"{ALLMREC}-")
+                own = seeded if model == seeded.teacher else seeded.with_teacher(model)
+                places[name] = own.finished(), TEACHER if name == model else ALLMREC
+            measure(request.benchmark, "11", runs.base.name, places, seed)
+
+
+def ablations(request: Request, table: str) -> None:
+    """Tables 8 and 9, and training on all items: each row and its untrained one; beside them the config's own run."""
+    for runs in request.runs:
+        for number, seed in enumerate(request.seeds_of(runs)):
+            places = dict[str, Place]()
+            for name in request.wanted(table):
+                row = runs.row([*ABLATIONS[table][name], f"seed={seed}"])
+                places |= {name: (row, ALLMREC), f"{name}, untrained": (row, UNTRAINED)}
+            finished = runs.base.workspace
+            if number == 0:
+                places |= {name: (finished, name) for name in BESIDE if name in systems_of(finished)}
+            measure(request.benchmark, table, runs.base.name, places, seed)
+
+
+def measure(benchmark: Benchmark, table: str, data: str, places: Mapping[str, Place], seed: int) -> None:
+    """Every system of a block beside the paper's numbers, and what becomes of every ordering that the paper claims."""
+    paper = TABLES[table]
+    for subset, claims in paper.claims.items():
+        labels = {"table": table, "data": ", ".join([data] if subset == "all" else [data, subset])}
+        for name, place in places.items():
+            numbers = figures(place, subset) | compared(place, paper, places, subset)
+            numbers |= beside(HIT, paper.numbers.get(name), paper.data)
+            benchmark.measured({**labels, "row": NAMES.get(name, name), "seed": seed}, numbers)
+        for claim in claims:
+            if {*claim} <= places.keys():
+                (lower, below), (higher, above) = (places[name] for name in claim)
+                rows = compare(higher.evaluation_results, above, lower.evaluation_results, below)
+                numbers = difference(rows, ("random", subset, "hit@1"), "difference")
+                ordering = " < ".join(NAMES.get(name, name) for name in claim)
+                judge(benchmark, ordering, paper.agreement(claim, subset), {**labels, "seed": seed}, numbers)
+
+
+def judge(benchmark: Benchmark, ordering: str, paper: tuple[int, int], labels: Row, numbers: Row) -> None:
+    """What becomes of an ordering here.
+
+    Args:
+        paper: in how many of its columns the paper's figures are so, and how many there are.
+        labels: `table` among them.
+        numbers: the difference that the ordering says is above zero, and the half width of its interval.
+    """
+    found = verdict(numbers.get("difference"), numbers.get("± 95 %, difference"))
+    labels = {**labels, "table": name_of(labels["table"], ORDERINGS), "row": ordering}
+    benchmark.measured(labels, {**numbers, "in the paper": f"{paper[0]} of {paper[1]}", "here": found})
+
+
+def figures(place: Place, subset: str) -> Row:
+    """Hit@1 of one system by protocol, of a subset of the cases, and the standard error of the first."""
+    workspace, system = place
+    keys = {HIT: ("random", subset), "cold": ("random", "cold")}
+    keys |= {protocol: (protocol, subset) for protocol in ("matched", "swap")}
+    rows, found = rows_by_key(workspace), Row()
+    for name, (protocol, part) in keys.items():
+        row = rows.get((system, protocol, part, "hit@1"))
+        if row is not None:
+            found |= {name: row["value"]} | ({f"± se, {HIT}": row["stderr"]} if name == HIT else {})
+    return found
+
+
+def compared(place: Place, paper: Table, places: Mapping[str, Place], subset: str) -> Row:
+    """Differences of Hit@1 by user: to the table's reference, and of a trained A-LLMRec to its untrained one.
+
+    Raises:
+        ValueError: a workspace has no per-case results of the system.
+    """
+    (workspace, system), found = place, Row()
+    reference = places.get(paper.reference)
+    if reference is not None and (workspace.storage.uri, system) != (reference[0].storage.uri, reference[1]):
+        rows = compare(workspace.evaluation_results, system, reference[0].evaluation_results, reference[1])
+        name = NAMES.get(paper.reference, paper.reference)
+        for what, protocol in ((HIT, "random"), ("matched", "matched")):
+            found |= difference(rows, (protocol, subset, "hit@1"), f"{what} - {name}")
+    if system == ALLMREC and UNTRAINED in systems_of(workspace):
+        rows = compare(workspace.evaluation_results, ALLMREC, workspace.evaluation_results, UNTRAINED)
+        found |= difference(rows, ("random", subset, "hit@1"), f"{HIT} - untrained")
+    return found
