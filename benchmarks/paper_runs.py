@@ -27,7 +27,7 @@ from jobs.runtime.console import Console
 from jobs.runtime.step import Step, resolved
 
 TEACHER = "teacher"
-Place = tuple[Workspace, str]  # a run, and the system's name in it
+Source = tuple[Workspace, str]  # a run, and the system's name in it
 ALONE = "alone"  # folder of a run whose teacher alone was evaluated
 # A run of A-LLMRec alone.
 EVALUATED = ["baselines=null", f"evaluation.systems=[{ALLMREC}, {UNTRAINED}]", f"evaluation.baseline={UNTRAINED}"]
@@ -63,19 +63,19 @@ class PaperRuns(ConfigRuns):
         """The config's tables. They are made where they are missing."""
         return self._make() if self._has(PREPARED) else self._make(prepare.STEP, embed.STEP)
 
-    def places(self, wanted: Sequence[str]) -> dict[str, Place]:
+    def sources(self, wanted: Sequence[str]) -> dict[str, Source]:
         """Where the results of each system are. Those that the config does not name are left out."""
-        finished, places = self.finished(), dict[str, Place]()
+        finished, sources = self.finished(), dict[str, Source]()
         own = {self.teacher if system == TEACHER else system: system for system in systems_of(finished)}
         for name in wanted:
             if name in own:
-                places[name] = finished, own[name]
+                sources[name] = finished, own[name]
             elif name in TEACHERS:
-                places[name] = self.with_teacher(name).teacher_alone(), TEACHER
+                sources[name] = self.with_teacher(name).teacher_alone(), TEACHER
             elif name == MLP_LLM:
                 changes = [*ABLATIONS["9"]["MLP-LLM"], f"seed={self.base.seed}"]  # as Table 9 has it
-                places[name] = self.row(changes), ALLMREC
-        return places
+                sources[name] = self.row(changes), ALLMREC
+        return sources
 
     def row(self, changes: list[str]) -> Workspace:
         """A-LLMRec with some keys changed, trained from where it differs from the config's own run over its teacher.
@@ -118,8 +118,8 @@ class PaperRuns(ConfigRuns):
         """The keys by which these systems are trained and evaluated, beside the teacher, and no others."""
         beside = self.base.systems_beside
         systems = [TEACHER, *[name for name in (*BUILT_IN, *beside) if name in wanted]]
-        left_out = [f"baselines.{name.replace('-', '_')}=null" for name in beside if name not in wanted]
-        return [*left_out, f"evaluation.systems=[{', '.join(systems)}]", f"evaluation.baseline={TEACHER}"]
+        dropped = [f"baselines.{name.replace('-', '_')}=null" for name in beside if name not in wanted]
+        return [*dropped, f"evaluation.systems=[{', '.join(systems)}]", f"evaluation.baseline={TEACHER}"]
 
     def teacher_alone(self) -> Workspace:
         """The run's teacher trained and evaluated, and nothing else."""

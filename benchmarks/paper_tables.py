@@ -17,7 +17,7 @@ from benchmarks.comparison import beside, difference, rows_by_key, systems_of, v
 from benchmarks.paper_ablations import ABLATIONS, BESIDE
 from benchmarks.paper_layout import HIT, ORDERINGS, name_of
 from benchmarks.paper_numbers import ALLMREC, NAMES, SBERT, SIZES, TABLES, UNTRAINED, Table
-from benchmarks.paper_runs import ALONE, TEACHER, PaperRuns, Place
+from benchmarks.paper_runs import ALONE, TEACHER, PaperRuns, Source
 from benchmarks.report import Benchmark, Row
 from benchmarks.teacher_alone import evaluate_alone
 
@@ -51,7 +51,7 @@ def systems_table(request: Request, table: str) -> None:
         for label, split in TABLES[table].splits.items():
             own = runs.under(label, [*split, *runs.limited(wanted)]) if split else runs
             for seed in request.seeds_of(runs):
-                measure(request.benchmark, table, own.base.name, own.seeded(seed).places(wanted), seed)
+                measure(request.benchmark, table, own.base.name, own.seeded(seed).sources(wanted), seed)
 
 
 def sizes(request: Request) -> None:
@@ -72,34 +72,34 @@ def cross_domain(request: Request) -> None:
     wanted = request.wanted("7")
     trained, other = request.runs
     for seed in request.seeds_of(trained):
-        source = trained.seeded(seed)
-        models = source.finished()
-        run = transferred(source, other, wanted)
+        first = trained.seeded(seed)
+        models = first.finished()
+        run = transferred(first, other, wanted)
         workspace = run.finished()
-        own = {source.teacher: TEACHER, **{system: system for system in systems_of(workspace)}}
-        places = {name: (workspace, own[name]) for name in wanted if name in own}
+        own = {first.teacher: TEACHER, **{system: system for system in systems_of(workspace)}}
+        sources = {name: (workspace, own[name]) for name in wanted if name in own}
         if "morec" in wanted and "morec" in systems_of(models):
-            places["morec"] = by_texts(models, run), TEACHER
-        measure(request.benchmark, "7", f"{source.base.name} → {other.base.name}", places, seed)
+            sources["morec"] = by_texts(models, run), TEACHER
+        measure(request.benchmark, "7", f"{first.base.name} → {other.base.name}", sources, seed)
 
 
-def transferred(source: PaperRuns, other: PaperRuns, wanted: Sequence[str]) -> PaperRuns:
+def transferred(first: PaperRuns, other: PaperRuns, wanted: Sequence[str]) -> PaperRuns:
     """A run of the second config's catalogue by the first one's models, items shown by e_i of other items (Table 7)."""
     shared = {Workspace.text_cache: other.base}
     systems, beside_it = [TEACHER, ALLMREC, SBERT], "null"
-    if TRANSFERRED in wanted and TRANSFERRED in source.base.systems_beside:
-        shared[f"systems/{TRANSFERRED}"] = source.base
+    if TRANSFERRED in wanted and TRANSFERRED in first.base.systems_beside:
+        shared[f"systems/{TRANSFERRED}"] = first.base
         systems, beside_it = [*systems, TRANSFERRED], f"{{{TRANSFERRED}: {{}}}}"
     changes = [
         "evaluation.split.kind=cross-domain",
-        f"evaluation.split.trained_in={source.base.workspace_uri}",
+        f"evaluation.split.trained_in={first.base.workspace_uri}",
         "evaluation.split.item_embeddings=drawn",
         f"evaluation.systems=[{', '.join(systems)}]",
         f"evaluation.baseline={TEACHER}",
         f"baselines={beside_it}",
         "bundle.min_interactions_for_cf=0",
     ]
-    return other.under(f"by-{source.base.name}", changes, shared)
+    return other.under(f"by-{first.base.name}", changes, shared)
 
 
 def by_texts(models: Workspace, run: PaperRuns) -> Workspace:
@@ -117,40 +117,40 @@ def other_teachers(request: Request) -> None:
     wanted = request.wanted("11")
     for runs in request.runs:
         for seed in request.seeds_of(runs):
-            seeded, places = runs.seeded(seed), dict[str, Place]()
+            seeded, sources = runs.seeded(seed), dict[str, Source]()
             for name in wanted:
                 model = name.removeprefix(f"{ALLMREC}-")
                 own = seeded if model == seeded.teacher else seeded.with_teacher(model)
-                places[name] = own.finished(), TEACHER if name == model else ALLMREC
-            measure(request.benchmark, "11", runs.base.name, places, seed)
+                sources[name] = own.finished(), TEACHER if name == model else ALLMREC
+            measure(request.benchmark, "11", runs.base.name, sources, seed)
 
 
 def ablations(request: Request, table: str) -> None:
     """Tables 8 and 9, and training on all items: each row and its untrained one; beside them the config's own run."""
     for runs in request.runs:
         for number, seed in enumerate(request.seeds_of(runs)):
-            places = dict[str, Place]()
+            sources = dict[str, Source]()
             for name in request.wanted(table):
                 row = runs.row([*ABLATIONS[table][name], f"seed={seed}"])
-                places |= {name: (row, ALLMREC), f"{name}, untrained": (row, UNTRAINED)}
+                sources |= {name: (row, ALLMREC), f"{name}, untrained": (row, UNTRAINED)}
             finished = runs.base.workspace
             if number == 0:
-                places |= {name: (finished, name) for name in BESIDE if name in systems_of(finished)}
-            measure(request.benchmark, table, runs.base.name, places, seed)
+                sources |= {name: (finished, name) for name in BESIDE if name in systems_of(finished)}
+            measure(request.benchmark, table, runs.base.name, sources, seed)
 
 
-def measure(benchmark: Benchmark, table: str, data: str, places: Mapping[str, Place], seed: int) -> None:
+def measure(benchmark: Benchmark, table: str, data: str, sources: Mapping[str, Source], seed: int) -> None:
     """Every system of a block beside the paper's numbers, and what becomes of every ordering that the paper claims."""
     paper = TABLES[table]
     for subset, claims in paper.claims.items():
         labels = {"table": table, "data": ", ".join([data] if subset == "all" else [data, subset])}
-        for name, place in places.items():
-            numbers = figures(place, subset) | compared(place, paper, places, subset)
+        for name, source in sources.items():
+            numbers = figures(source, subset) | compared(source, paper, sources, subset)
             numbers |= beside(HIT, paper.numbers.get(name), paper.data)
             benchmark.measured({**labels, "row": NAMES.get(name, name), "seed": seed}, numbers)
         for claim in claims:
-            if {*claim} <= places.keys():
-                (lower, below), (higher, above) = (places[name] for name in claim)
+            if {*claim} <= sources.keys():
+                (lower, below), (higher, above) = (sources[name] for name in claim)
                 rows = compare(higher.evaluation_results, above, lower.evaluation_results, below)
                 numbers = difference(rows, ("random", subset, "hit@1"), "difference")
                 ordering = " < ".join(NAMES.get(name, name) for name in claim)
@@ -170,9 +170,9 @@ def judge(benchmark: Benchmark, ordering: str, paper: tuple[int, int], labels: R
     benchmark.measured(labels, {**numbers, "in the paper": f"{paper[0]} of {paper[1]}", "here": found})
 
 
-def figures(place: Place, subset: str) -> Row:
+def figures(source: Source, subset: str) -> Row:
     """Hit@1 of one system by protocol, of a subset of the cases, and the standard error of the first."""
-    workspace, system = place
+    workspace, system = source
     keys = {HIT: ("random", subset), "cold": ("random", "cold")}
     keys |= {protocol: (protocol, subset) for protocol in ("matched", "swap")}
     rows, found = rows_by_key(workspace), Row()
@@ -183,14 +183,14 @@ def figures(place: Place, subset: str) -> Row:
     return found
 
 
-def compared(place: Place, paper: Table, places: Mapping[str, Place], subset: str) -> Row:
+def compared(source: Source, paper: Table, sources: Mapping[str, Source], subset: str) -> Row:
     """Differences of Hit@1 by user: to the table's reference, and of a trained A-LLMRec to its untrained one.
 
     Raises:
         ValueError: a workspace has no per-case results of the system.
     """
-    (workspace, system), found = place, Row()
-    reference = places.get(paper.reference)
+    (workspace, system), found = source, Row()
+    reference = sources.get(paper.reference)
     if reference is not None and (workspace.storage.uri, system) != (reference[0].storage.uri, reference[1]):
         rows = compare(workspace.evaluation_results, system, reference[0].evaluation_results, reference[1])
         name = NAMES.get(paper.reference, paper.reference)

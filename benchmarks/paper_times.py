@@ -16,7 +16,7 @@ from benchmarks.nightly import stored_cases
 from benchmarks.paper_ablations import ABLATIONS
 from benchmarks.paper_layout import TIMES, name_of
 from benchmarks.paper_numbers import ALLMREC, ALLMREC_ALL, MINUTES, NAMES, SECONDS
-from benchmarks.paper_runs import PaperRuns, Place
+from benchmarks.paper_runs import PaperRuns, Source
 from benchmarks.paper_tables import Request, judge, measure
 from benchmarks.report import Row
 
@@ -28,14 +28,14 @@ def times(request: Request) -> None:
     wanted = request.wanted("10")
     for runs in request.runs:
         seed = runs.base.seed
-        places: dict[str, Place] = runs.places(wanted)
+        sources: dict[str, Source] = runs.sources(wanted)
         if ALLMREC_ALL in wanted:
             changes = ABLATIONS["all"][NAMES[ALLMREC_ALL]]
-            places[ALLMREC_ALL] = runs.row([*changes, f"seed={seed}"]), ALLMREC
-        measure(request.benchmark, "10", runs.base.name, places, seed)
-        timed = [name for name in places if name != ALLMREC_ALL]  # whose inference is A-LLMRec's
+            sources[ALLMREC_ALL] = runs.row([*changes, f"seed={seed}"]), ALLMREC
+        measure(request.benchmark, "10", runs.base.name, sources, seed)
+        timed = [name for name in sources if name != ALLMREC_ALL]  # whose inference is A-LLMRec's
         seconds = seconds_a_batch(runs, timed, request.users)
-        for name, (workspace, _) in places.items():
+        for name, (workspace, _) in sources.items():
             labels = {"table": name_of("10", TIMES), "data": runs.base.name, "row": NAMES[name], "seed": seed}
             numbers: Row = {"paper's minutes": MINUTES[name], **minutes(workspace, name)}
             numbers["paper's seconds a batch"] = SECONDS[name]
@@ -43,12 +43,12 @@ def times(request: Request) -> None:
                 error = float(seconds[name].std() / np.sqrt(len(seconds[name])))
                 numbers |= {"seconds a batch": float(seconds[name].mean()), "± se, seconds a batch": error}
             request.benchmark.measured(labels, numbers)
-        judge_times(request, runs, places, seconds)
+        judge_times(request, runs, sources, seconds)
 
 
-def judge_times(request: Request, runs: PaperRuns, places: dict[str, Place], seconds: dict[str, np.ndarray]) -> None:
+def judge_times(request: Request, runs: PaperRuns, sources: dict[str, Source], seconds: dict[str, np.ndarray]) -> None:
     """A-LLMRec trains and ranks in less time than TALLRec; of a training there is one measurement, and no interval."""
-    if TALLREC not in places:
+    if TALLREC not in sources:
         return
     labels = {"table": "10", "data": runs.base.name, "seed": runs.base.seed}
     difference_B = seconds[TALLREC] - seconds[ALLMREC]
@@ -56,7 +56,7 @@ def judge_times(request: Request, runs: PaperRuns, places: dict[str, Place], sec
     batches: Row = {"difference": mean}
     if mean is not None and high is not None:
         batches["± 95 %, difference"] = high - mean
-    trained = [minutes(places[name][0], name).get("minutes") for name in (TALLREC, ALLMREC)]
+    trained = [minutes(sources[name][0], name).get("minutes") for name in (TALLREC, ALLMREC)]
     training: Row = {} if None in trained else {"difference": trained[0] - trained[1]}
     for what, paper, numbers in (("minutes", MINUTES, training), ("seconds a batch", SECONDS, batches)):
         agree = int(paper[ALLMREC] < paper[TALLREC])

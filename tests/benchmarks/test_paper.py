@@ -28,11 +28,11 @@ from tests.jobs.in_process import jobs_in_process
 def test_a_row_has_its_untrained_one_and_differences_by_user(tmp_path):
     first = evaluated(tmp_path / "first", {"a-llmrec": [1, 1, 1, 0, 1, 1], "a-llmrec-untrained": [0, 1, 0, 0, 0, 0]})
     row = evaluated(tmp_path / "row", {"a-llmrec": [0, 1, 1, 1, 0, 0], "a-llmrec-untrained": [0, 1, 0, 0, 0, 0]})
-    places = {FIRST: (first, "a-llmrec")}
+    sources = {FIRST: (first, "a-llmrec")}
 
     def measured(workspace, system):
-        place = workspace, system
-        return figures(place, "all") | compared(place, TABLES["8"], places, "all")
+        source = workspace, system
+        return figures(source, "all") | compared(source, TABLES["8"], sources, "all")
 
     trained, untrained = (measured(row, name) for name in ("a-llmrec", "a-llmrec-untrained"))
     assert trained["Hit@1"] == trained["matched"] == 0.5 and untrained["Hit@1"] == pytest.approx(1 / 6)
@@ -85,10 +85,10 @@ def test_an_interval_that_holds_zero_leaves_an_ordering_open():
 def test_orderings_are_judged_by_paired_intervals_and_printed_beside_the_papers_row(tmp_path, capsys):
     hits = {"teacher": [1] * 8 + [0] * 8, "morec": [0] * 8 + [1] * 8, "a-llmrec": [1] * 16}
     run = evaluated(tmp_path / "run", hits)
-    places = {name: (run, system) for name, system in (("sasrec", "teacher"), ("morec", "morec"), ("a-llmrec",) * 2)}
+    sources = {name: (run, system) for name, system in (("sasrec", "teacher"), ("morec", "morec"), ("a-llmrec",) * 2)}
     benchmark = Benchmark("paper-4", Console(), {}, tmp_path)
     benchmark.console.rich.width = 400
-    measure(benchmark, "4", "shop", places, seed=0)
+    measure(benchmark, "4", "shop", sources, seed=0)
     judged = {
         (labels["data"], labels["row"]): numbers
         for labels, numbers in benchmark.measurements

@@ -104,7 +104,7 @@ def test_a_row_that_differs_in_more_than_before_writes_through_no_link(config_fi
 
 def test_figures_on_disk_are_taken_while_they_are_of_this_config_and_these_cases(config_file, ran):
     own = paper_runs(config_file)
-    assert own.places(["a-llmrec", "recformer"]).keys() == {"a-llmrec"}, "the config names no RECFORMER"
+    assert own.sources(["a-llmrec", "recformer"]).keys() == {"a-llmrec"}, "the config names no RECFORMER"
     assert ran == []
     paper_runs(config_file, ["projection.epochs=2"]).finished()
     beside = ["train-baselines morec", "train-baselines ctrl"]
