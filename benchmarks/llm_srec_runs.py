@@ -50,7 +50,7 @@ class Runs(ConfigRuns):
     def row(self, changes: list[str]) -> Workspace:
         """LLM-SRec trained with some keys changed; its systems are that one and the teacher."""
         compared = [f"evaluation.systems=[{TEACHER}, {SYSTEM}]", f"evaluation.baseline={TEACHER}"]
-        config = self.config(f"row-{fingerprint(changes)[:8]}", [*changes, *compared])
+        config = self.changed(f"row-{fingerprint(changes)[:8]}", [*changes, *compared])
         if read_manifest(self.base.workspace.llm_srec).config == resolved(config, train_baselines.SECTIONS):
             return self.base.workspace
         link(config, dict.fromkeys(TRAINED, self.base))
@@ -58,14 +58,14 @@ class Runs(ConfigRuns):
 
     def shown_shuffled(self, systems: list[str]) -> Workspace:
         """The config's own models, shown histories in a drawn order as well."""
-        config = self.config("order-true", self._shuffled(systems))
+        config = self.changed("order-true", self._shuffled(systems))
         link(config, dict.fromkeys((*TRAINED, Workspace.llm_srec), self.base))
         return self.made(config, steps((BUNDLE, EVALUATE)))
 
     def trained_shuffled(self, systems: list[str]) -> Workspace:
         """Everything again, trained on histories in a drawn order."""
         changes = [*self._shuffled(systems), "evaluation.split.shuffle_training=true"]
-        return self.made(self.config("order-shuffled", changes), steps(WHOLE))
+        return self.made(self.changed("order-shuffled", changes), steps(WHOLE))
 
     def _shuffled(self, systems: list[str]) -> list[str]:
         compared = [f"evaluation.systems=[{', '.join(systems)}]", f"evaluation.baseline={TEACHER}"]

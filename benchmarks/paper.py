@@ -30,11 +30,12 @@ from benchmarks.paper_layout import TIMES, show, show_rows
 from benchmarks.paper_runs import PaperRuns
 from benchmarks.paper_tables import Request, ablations, cross_domain, other_teachers, sizes, systems_table
 from benchmarks.paper_times import times
-from benchmarks.report import ROOT, Benchmark
+from benchmarks.report import ROOT, WIDTH, Benchmark
 from jobs.runtime.command import errors_in_one_line
 from jobs.runtime.console import Console
 
 NAME = "paper"
+MORE = ("swap", "cold", "Hit@1 - untrained")  # columns of the ablations
 TABLES = ("1", "2", "4", "5", "6", "7", "8", "9", "all", "10", "11")
 
 
@@ -54,6 +55,7 @@ def main(
     console = Console(log_json)
     settings = {"config": [str(path) for path in config], "systems": systems, "seeds": seeds, "set": overrides}
     benchmark = Benchmark(f"{NAME}-{table}", console, settings, root)
+    console.rich.width = max(console.rich.width, WIDTH)
     with errors_in_one_line():
         if table not in TABLES:
             raise ValueError(f"--table {table!r}: there are {', '.join(TABLES)}")
@@ -81,7 +83,7 @@ def make(table: str, request: Request) -> None:
         ablations(request, table)
     else:
         systems_table(request, table)
-    show(benchmark, table, ("swap", "cold") if table in ABLATIONS else ())
+    show(benchmark, table, MORE if table in ABLATIONS else ())
 
 
 if __name__ == "__main__":

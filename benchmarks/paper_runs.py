@@ -85,7 +85,7 @@ class PaperRuns(ConfigRuns):
         if not self._has(SHARED):
             self.prepared()
             self._make(train_cf.STEP)
-        config = self.config(f"{self.base.name}-row-{fingerprint(changes)[:8]}", [*changes, *EVALUATED])
+        config = self.changed(f"{self.base.name}-row-{fingerprint(changes)[:8]}", [*changes, *EVALUATED])
         kept = self._was_made_with(config, Workspace.alignment)
         same = kept and self._was_made_with(config, Workspace.projectors)
         if same and self._was_made_with(self.base, Workspace.evaluation):

@@ -118,10 +118,9 @@ def other_teachers(request: Request) -> None:
     for runs in request.runs:
         for seed in request.seeds_of(runs):
             seeded, sources = runs.seeded(seed), dict[str, Source]()
-            for name in wanted:
-                model = name.removeprefix(f"{ALLMREC}-")
-                own = seeded if model == seeded.teacher else seeded.with_teacher(model)
-                sources[name] = own.finished(), TEACHER if name == model else ALLMREC
+            for model in dict.fromkeys(name.removeprefix(f"{ALLMREC}-") for name in wanted):
+                workspace = (seeded if model == seeded.teacher else seeded.with_teacher(model)).finished()
+                sources |= {model: (workspace, TEACHER), f"{ALLMREC}-{model}": (workspace, ALLMREC)}
             measure(request.benchmark, "11", runs.base.name, sources, seed)
 
 

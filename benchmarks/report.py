@@ -28,7 +28,7 @@ _PACKAGES = (
     "sentence-transformers",
     "duckdb",
 )
-_WIDTH = 160  # of the table where output is no terminal; a narrow terminal wraps it rather than lose digits
+WIDTH = 160  # of the table where output is no terminal; a narrow terminal wraps it rather than lose digits
 
 Row = dict[str, Any]
 
@@ -64,7 +64,7 @@ class Benchmark:
         """Print the table and the bars, and `write`."""
         columns = list(dict.fromkeys(key for labels, numbers in self.measurements for key in (*labels, *numbers)))
         rows = [labels | numbers for labels, numbers in self.measurements] + self._means()
-        self.console.rich.width = max(self.console.rich.width, _WIDTH)
+        self.console.rich.width = max(self.console.rich.width, WIDTH)
         self.console.table(self.name, columns, [[row.get(column, "") for column in columns] for row in rows])
         for bar in self.bars:
             verdict = {True: "holds", False: "FAILS", None: "not judged at this size"}[bar["holds"]]

@@ -29,7 +29,8 @@ class ConfigRuns:
         self.path, self.overrides, self.root, self.console = path, overrides, root, console
         self.base = load_config(path, overrides)
 
-    def config(self, name: str, changes: list[str]) -> Config:
+    def changed(self, name: str, changes: list[str]) -> Config:
+        """The config with some keys changed, in a workspace of its own under the root."""
         return load_config(self.path, [*self.overrides, *changes, f"name={name}", f"root={self.root}"])
 
     def made(self, config: Config, steps: Iterable[Step]) -> Workspace:

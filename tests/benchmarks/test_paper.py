@@ -156,23 +156,34 @@ def test_a_tables_reference_is_always_among_its_rows(tmp_path):
 @pytest.mark.benchmark
 def test_the_command(tmp_path, command):
     path = small_config(tmp_path, Console(log_json=True))
-    fast = ["--set", "baselines={morec: {}, ctrl: {}}", "--root", tmp_path, "--config", path]
+    baselines = "baselines={morec: {}, tallrec: {epochs: 1, batch_size: 32, num_candidates: 6}}"
+    fast = ["--set", baselines, "--root", tmp_path, "--config", path]
     with jobs_in_process():
-        for table, *more in (("1",), ("4",), ("5",), ("6", "--systems", "morec"), ("7", "--config", path), ("9",)):
+        for table, *more in (
+            ("1",),
+            ("4",),
+            ("5",),
+            ("6", "--systems", "morec"),
+            ("7", "--config", path),
+            ("9", "--systems", "MLP-LLM"),
+            ("10", "--users", "12"),
+            ("11", "--systems", "ncf"),
+        ):
             done = command("--table", table, *fast, *more)
             assert done.exit_code == 0, done.output
-        done = command("--table", "11", *fast, "--systems", "ncf")
-        assert done.exit_code == 0, done.output
 
     def of(table):
-        rows = json.loads((tmp_path / f"paper-{table}.json").read_text())["measurements"]
+        rows = json.loads((tmp_path / f"paper-{table.split(',')[0]}.json").read_text())["measurements"]
         return {row["row"]: row for row in rows if row["table"] == table}
 
     main = of("1")
-    missing = {NAMES[name] for name in ("recformer", "tallrec", "llm-srec")}
+    missing = {NAMES[name] for name in ("ctrl", "recformer", "llm-srec")}
     assert {NAMES.get(name, name) for name in TABLES["1"].rows} - missing == {*main}
     assert main["NCF"]["Hit@1"] != main["SASRec"]["Hit@1"] and "± 95 %, Hit@1 - A-LLMRec" in main["MLP-LLM"]
     assert main["SASRec"]["Hit@1"] == of("11")["SASRec"]["Hit@1"]
-    assert {"MoRec", "SASRec", "A-LLMRec", "A-LLMRec (SBERT)"} == {*of("7")}
-    again = PaperRuns(path, ["baselines={morec: {}, ctrl: {}}"], tmp_path / "paper", Console(log_json=True))
+    assert {"MoRec", "SASRec", "TALLRec", "A-LLMRec", "A-LLMRec (SBERT)"} == {*of("7")}
+    times = of("10, time")
+    assert {*times} == {"TALLRec", "A-LLMRec", "A-LLMRec_all"} and times["TALLRec"]["seconds a batch"] > 0
+    assert all(row["minutes"] > 0 for row in times.values())
+    again = PaperRuns(path, [baselines], tmp_path / "paper", Console(log_json=True))
     assert again.finished() == again.base.workspace

@@ -149,7 +149,7 @@ def test_another_teacher_is_alone(config_file):
 def test_rows_of_an_object_store_are_refused(config_file):
     own = paper_runs(config_file, ["root=s3://bucket/runs"])
     with pytest.raises(ValueError, match="set root to one of this machine"):
-        runs.link(own.config("row", []), {"teacher": own.base})
+        runs.link(own.changed("row", []), {"teacher": own.base})
 
 
 def test_every_row_has_its_untrained_one():

@@ -182,7 +182,7 @@ def test_a_step_meets_no_denormals(calm):
 
 def test_only_the_projectors_carry_gradients_and_the_llm_is_cut_in_two(calm):
     notes = calm[1]
-    networks = [f"projectors.{part}.{layer}" for part in ("user", "item") for layer in (0, 2)]
+    networks = [f"trained.{part}.{layer}" for part in ("user", "item") for layer in (0, 2)]
     assert sorted(notes["trained"]) == sorted(f"{name}.{kind}" for name in networks for kind in ("weight", "bias"))
     assert notes["gradients of the LLM"] == 0
     assert len(notes["cut"]) >= 14 and set(notes["cut"].values()) == {0.5}
