@@ -44,7 +44,7 @@ EXAMINED = {  # candidates, and how many of them begin like another
 def ship(folder: Path, seed: int) -> None:
     """Write `folder`/llm and `folder`/encoder."""
     titles, texts = product_texts(seed)
-    llm = build(pa.concat_arrays([pa.array([""]), titles]), WORDINGS, StandinLLMConfig(), seed)
+    llm = build(pa.concat_arrays([pa.array([""], titles.type), titles]), WORDINGS, StandinLLMConfig(), seed)
     llm.llm.half()
     llm.save(folder / "llm")
     llm.llm.float()
@@ -61,7 +61,7 @@ def held_out(llm: Any, tokenizer: Any) -> Standin:
     config = SampleConfig()
     table = items_table(config, "movies", draw_latent_items(config, "movies"))
     titles = display_titles(table["title"]).combine_chunks()
-    return Standin.before(pa.concat_arrays([pa.array([""]), titles]), WORDINGS[0], llm, tokenizer)
+    return Standin.before(pa.concat_arrays([pa.array([""], titles.type), titles]), WORDINGS[0], llm, tokenizer)
 
 
 def checks(before: Standin, seed: int) -> list[dict[str, Any]]:

@@ -42,7 +42,7 @@ def test_each_choice_is_one_key_of_the_papers_preset(tmp_path):
     for name, row in rows.items():
         (key,) = (key for key, value in row if value != getattr(STRONG, key))
         assert key == "losses" or getattr(row, key) == getattr(PAPER, key), name
-    assert len(rows) == 6
+    assert len(rows) == 7
 
 
 def test_a_row_that_has_no_numbers_in_the_paper_has_no_columns():
