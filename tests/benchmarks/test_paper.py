@@ -186,4 +186,4 @@ def test_the_command(tmp_path, command):
     assert {*times} == {"TALLRec", "A-LLMRec", "A-LLMRec_all"} and times["TALLRec"]["seconds a batch"] > 0
     assert all(row["minutes"] > 0 for row in times.values())
     again = PaperRuns(path, [baselines], tmp_path / "paper", Console(log_json=True))
-    assert again.finished() == again.base.workspace
+    assert again.finished().storage.uri == again.base.workspace.storage.uri
