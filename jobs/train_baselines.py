@@ -37,7 +37,7 @@ from jobs.runtime.command import main
 from jobs.runtime.preflight import Needs
 from jobs.runtime.ray_train import device, fit, resume, run_rounds
 from jobs.runtime.step import Context, Stats, Step
-from jobs.train_projection import identity, placed
+from jobs.train_projection import for_these_workers, identity, placed
 
 SECTIONS = ("baselines", "prompt", "llm")
 _SAMPLE = 2000  # items and users whose prompts are counted for a plan
@@ -74,8 +74,7 @@ def loop(settings: dict[str, Any]) -> Stats:
     """On every worker: train, keep the best weights, read all items by them; rank 0 writes both."""
     torch.set_flush_denormal(True)  # as for Stage-2
     config, llm_config, seed = settings["readout"], settings["llm"], settings["seed"]
-    if rank_and_world_size()[1] % llm_config.hpz_group:  # nodes were lost: the groups are for speed, not for the result
-        llm_config = llm_config.model_copy(update={"hpz_group": 1})
+    llm_config = for_these_workers(llm_config)
     outline = llm_outline(llm_config)
     placement = placed(llm_config, config.tokens_per_pass, config.activation_checkpointing, outline)
     llm, tokenizer = load_llm_with_placement(llm_config, placement, outline.largest_weight), load_tokenizer(llm_config)
@@ -187,6 +186,7 @@ def _alignment(config: Config) -> tuple[str, ...]:
 
 STEP = Step(
     "train-baselines",
+    algorithm=2,
     sections=("baselines.llm_srec", "prompt", "llm"),
     inputs=(Workspace.teacher, Workspace.sequences, Workspace.items, Workspace.evaluation_cases),
     outputs=(Workspace.llm_srec,),

@@ -81,8 +81,7 @@ def loop(settings: dict[str, Any]) -> Stats:
     # Where attention is sure, its softmax is full of numbers below 1e-38, and a CPU takes many times as long for each.
     torch.set_flush_denormal(True)
     projection, prompt, llm_config, bundle, seed = (settings[name] for name in (*SECTIONS, "seed"))
-    if rank_and_world_size()[1] % llm_config.hpz_group:  # nodes were lost: the groups are for speed, not for the result
-        llm_config = llm_config.model_copy(update={"hpz_group": 1})
+    llm_config = for_these_workers(llm_config)
     outline = llm_outline(llm_config)
     placement = placed(llm_config, projection.tokens_per_pass, projection.activation_checkpointing, outline)
     llm, tokenizer = load_llm_with_placement(llm_config, placement, outline.largest_weight), load_tokenizer(llm_config)
@@ -145,6 +144,12 @@ def stats_of(training: Stage2Training, rounds: list[dict[str, float]]) -> Stats:
         **{name: round(float(np.mean([numbers[name] for numbers in rounds])), 2) for name in speeds if rounds},
         "frozen_checksum": training.frozen_checksum,
     }
+
+
+def for_these_workers(config: LLMConfig) -> LLMConfig:
+    """Without groups that do not divide them: nodes were lost, and the groups are for speed, not for the result."""
+    divided = rank_and_world_size()[1] % config.hpz_group == 0
+    return config if divided else config.model_copy(update={"hpz_group": 1})
 
 
 def placed(

@@ -26,7 +26,7 @@ from jobs.config import Config
 from jobs.runtime.preflight import Needs
 from jobs.runtime.ray_train import device, fit, resume
 from jobs.runtime.step import Context, Stats, Step
-from jobs.train_projection import identity, placed, plan_of, show_curve, stats_of, trained
+from jobs.train_projection import for_these_workers, identity, placed, plan_of, show_curve, stats_of, trained
 
 SECTIONS = ("baselines", "prompt", "llm")
 
@@ -60,8 +60,7 @@ def loop(settings: dict[str, Any]) -> Stats:
     """On every worker: train, keep the best weights; rank 0 writes them."""
     torch.set_flush_denormal(True)  # as for Stage-2
     config, prompt, llm_config, seed = (settings[name] for name in ("tallrec", "prompt", "llm", "seed"))
-    if rank_and_world_size()[1] % llm_config.hpz_group:  # nodes were lost: the groups are for speed, not for the result
-        llm_config = llm_config.model_copy(update={"hpz_group": 1})
+    llm_config = for_these_workers(llm_config)
     outline = llm_outline(llm_config)
     passes = (config.tokens_per_pass, config.activation_checkpointing)
     placement = placed(llm_config, *passes, outline, config.weight_inputs)

@@ -28,7 +28,7 @@ from allmrec.core.hashing import Draw, key64
 from allmrec.core.shard_tasks import Report, ShardTask
 from allmrec.core.storage import Storage
 from allmrec.core.workspace import Workspace
-from allmrec.data.catalogue import Catalogue
+from allmrec.data.catalogue import Catalogue, read_item_table
 from allmrec.data.sequences import Sequences, num_shards, offsets_of
 from allmrec.llm.loading import LLMConfig
 from allmrec.llm.shown_order import ShownOrder
@@ -107,7 +107,7 @@ class ScoreShards(ShardTask):
         # LLM-SRec, where it retrieves, reads by the LLM as it is.
         merged = job.config.ranker == "tallrec" and not job.config.uses_llm_srec
         self.model = ALLMRec(load_bundle(job.storage, job.run.identity["bundle"]), job.llm, merged, gpus)
-        self.catalogue = self.model.bundle.with_counts(read_table(Workspace(job.storage).items)).catalogue
+        self.catalogue = self.model.bundle.with_counts(read_item_table(Workspace(job.storage).items)).catalogue
         self.shown_I = item_digests(self.model.bundle)
         description = read_description(job.storage, self.model.bundle.version)
         self.ranking = job.ranking(description)

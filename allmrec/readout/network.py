@@ -24,6 +24,7 @@ from allmrec.data.training_users import MAX_USERS, Targets
 WEIGHTS, VECTORS = "readout.safetensors", "vectors.safetensors"
 USER, ITEM = 0, 1  # the readout tokens
 FIXED = {"mean": True, "spread": False, "norm": False}  # buffers: whether of the items' dimension, or a number
+_SHAPE = ("dim", "hidden", "temperature", "layer_norm", "item_input", "soft_token_scale")  # keys of what is stored
 _NOISE = 0.1  # of the readout tokens around the mean token, in its spread
 
 Loss = Literal["retrieval", "distil", "uniform", "teacher-map", "teacher-scores"]
@@ -204,7 +205,9 @@ def save_readout(
 
 def load_readout(storage: Storage) -> tuple[Readout, torch.Tensor]:
     """The stored network, frozen, in eval mode, and the items' vectors (N, V). Raises ValueError when damaged."""
-    config = ReadoutConfig(**read_manifest(storage).config["baselines"]["llm_srec"])
+    trained_by = read_manifest(storage).config["baselines"]["llm_srec"]
+    # How it was trained is of no matter, and may have been by keys of another version.
+    config = ReadoutConfig(**{key: trained_by[key] for key in _SHAPE if key in trained_by})
     weights = read_tensors(storage, WEIGHTS)
     token_dim, item_dim = weights["soft.0.weight"].shape
     readout = Readout(config, item_dim, weights["teacher.0.weight"].shape[-1], token_dim)

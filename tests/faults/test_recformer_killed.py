@@ -1,7 +1,5 @@
 """`train-baselines recformer` is killed, by SIGKILL of its driver and workers, and started again."""
 
-import subprocess
-import sys
 import time
 
 import pytest
@@ -36,17 +34,10 @@ def slow(settings: dict) -> dict:
 
 def test_a_killed_training_started_again_ends_as_an_undisturbed_one(tmp_path):
     config = training_run.config(tmp_path / "killed", baselines={"recformer": RECFORMER})
-    storage, path = training_run.prepare(config), tmp_path / "config.json"
-    path.write_text(config.model_dump_json())
-    script = (
-        "import sys\nfrom jobs import train_recformer\nfrom jobs.config import load_config\n"
-        "from jobs.runtime.console import Console\nfrom jobs.runtime.step import execute\n"
-        "from tests.faults.test_recformer_killed import slow\ntrain_recformer.loop = slow\n"
-        "execute(train_recformer.STEP, load_config(sys.argv[1]), Console())"
+    storage = training_run.prepare(config)
+    training_run.kill_a_driver(
+        train_recformer, slow, config, tmp_path, storage.at("checkpoints/train-baselines-recformer").root
     )
-    # A group of its own, so that killing it takes its Ray along.
-    victim = subprocess.Popen([sys.executable, "-c", script, str(path)], start_new_session=True)
-    training_run.kill_after_two_checkpoints(victim, storage.at("checkpoints/train-baselines-recformer").root)
     assert execute(train_recformer.STEP, config, Console(log_json=True))
 
     calm_config = training_run.config(tmp_path / "calm", baselines={"recformer": RECFORMER})

@@ -4,8 +4,6 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -213,17 +211,9 @@ def test_two_workers_train_what_one_with_the_joined_batch_trains(calm, models, t
 
 def test_a_killed_driver_and_then_a_killed_worker_of_fewer_change_nothing(calm, models, tmp_path):
     config, storage = prepared(tmp_path, models, num_workers=2)
-    path = tmp_path / "config.json"
-    path.write_text(config.model_dump_json())
-    script = (
-        "import sys\nfrom jobs import train_projection\nfrom jobs.config import load_config\n"
-        "from jobs.runtime.console import Console\nfrom jobs.runtime.step import execute\n"
-        "from tests.jobs.test_train_projection import slow\ntrain_projection.loop = slow\n"
-        "execute(train_projection.STEP, load_config(sys.argv[1]), Console())"
+    training_run.kill_a_driver(
+        train_projection, slow, config, tmp_path, storage.at("checkpoints/train-projection").root
     )
-    # A group of its own, so that killing it takes its Ray along.
-    victim = subprocess.Popen([sys.executable, "-c", script, str(path)], start_new_session=True)
-    training_run.kill_after_two_checkpoints(victim, storage.at("checkpoints/train-projection").root)
 
     workers = config.workers.model_copy(update={"num_workers": 1})
     _, notes = train_observed(config.model_copy(update={"workers": workers}), storage, dies=True)

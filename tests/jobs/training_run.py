@@ -4,8 +4,11 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pyarrow as pa
@@ -85,6 +88,27 @@ def prepare(config: Config, vectors: np.ndarray | None = None) -> Storage:
         tables = [_table(schema, len(rows), {key: column[rows] for key, column in columns.items()}) for rows in shares]
         _write(storage.at(name), schema, tables, interactions=HISTORIES.size, valid=NUM_USERS)
     return storage
+
+
+def kill_a_driver(job: ModuleType, slow: Callable, config: Config, folder: Path, checkpoints: Path) -> None:
+    """Run a job's step in a process of its own, with a loop that takes its time, and kill it with its Ray.
+
+    Args:
+        slow: the loop, a module's own.
+        folder: where the config is written.
+        checkpoints: the folder of the job's checkpoints.
+    """
+    path = folder / "config.json"
+    path.write_text(config.model_dump_json())
+    script = (
+        f"import sys\nimport {job.__name__} as job\nfrom jobs.config import load_config\n"
+        "from jobs.runtime.console import Console\nfrom jobs.runtime.step import execute\n"
+        f"from {slow.__module__} import {slow.__name__}\njob.loop = {slow.__name__}\n"
+        "execute(job.STEP, load_config(sys.argv[1]), Console())"
+    )
+    # A group of its own, so that killing it takes its Ray along.
+    victim = subprocess.Popen([sys.executable, "-c", script, str(path)], start_new_session=True)
+    kill_after_two_checkpoints(victim, checkpoints)
 
 
 def kill_after_two_checkpoints(driver: subprocess.Popen, folder: Path) -> None:

@@ -1,11 +1,5 @@
 """Stage-2's loss over the candidates against plain passes, title by title; whatever the workers and placements."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -14,6 +8,7 @@ from allmrec.llm.batches import SoftTokens, fill_slots
 from allmrec.projection.examples import Examples
 from allmrec.projection.projectors import ProjectionConfig
 from tests.projection.test_training import CONFIG, training
+from tests.two_workers import losses_of_two
 
 CANDIDATES = CONFIG.model_copy(update={"loss": "candidates"})
 DISTILLED = CANDIDATES.model_copy(update={"distillation": 0.4, "norm_layer": True})
@@ -98,12 +93,7 @@ def test_losses_are_the_same_for_two_workers_wherever_the_weights_are(
         run = training(llm_folder, "replicated", teacher, joint, examples, config)
         expected[name] = [numbers["loss"] for numbers in run.rounds()]
     assert len(expected["target"]) == 10
-    script = Path(__file__).with_name("workers.py")
-    command = [sys.executable, "-m", f"tests.projection.{script.stem}", str(llm_folder), str(tmp_path)]
-    quiet = {"cwd": script.parents[2], "env": os.environ | {"PYTHONWARNINGS": "ignore"}}
-    workers = [subprocess.Popen([*command, str(rank)], **quiet) for rank in range(2)]
-    assert [worker.wait(timeout=600) for worker in workers] == [0, 0]
-    found = json.loads((tmp_path / "losses.json").read_text())
+    found = losses_of_two("tests.projection.workers", llm_folder, tmp_path)
     assert {how.partition(", ")[2] for how in found} == {"replicated", "sharded, checkpointed"}
     for how, losses in found.items():
         assert losses == pytest.approx(expected[how.partition(",")[0]], abs=1e-5), how

@@ -1,11 +1,5 @@
 """TALLRec's steps against plain torch and PEFT, wherever the weights are; an adapter that learns what words say."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -25,6 +19,7 @@ from allmrec.projection.stage2 import Stage2Model
 from allmrec.projection.tallrec import TALLRecConfig, TALLRecTraining
 from tests.llm.tiny import histories, make_llm, titles_array
 from tests.projection.test_training import cases
+from tests.two_workers import losses_of_two
 
 __all__ = ["cases"]  # a fixture
 
@@ -120,12 +115,7 @@ def test_losses_are_the_same_for_two_workers_wherever_the_weights_are(alone, llm
     checkpointed activations."""
     expected = losses_of(training(llm_folder, "replicated", examples, TWENTY))
     assert len(expected) == 20 and expected[-1] < expected[0]
-    script = Path(__file__).with_name("tallrec_workers.py")
-    command = [sys.executable, "-m", f"tests.projection.{script.stem}", str(llm_folder), str(tmp_path)]
-    quiet = {"cwd": script.parents[2], "env": os.environ | {"PYTHONWARNINGS": "ignore"}}
-    workers = [subprocess.Popen([*command, str(rank)], **quiet) for rank in range(2)]
-    assert [worker.wait(timeout=240) for worker in workers] == [0, 0]
-    found = json.loads((tmp_path / "losses.json").read_text())
+    found = losses_of_two("tests.projection.tallrec_workers", llm_folder, tmp_path)
     assert set(found) == set(HOW)
     for how, losses in found.items():
         assert losses == pytest.approx(expected, abs=1e-5), how

@@ -92,7 +92,8 @@ def test_a_candidates_score_depends_neither_on_the_others_nor_on_the_company(sys
 
 def test_stored_vectors_are_the_live_ones_and_survive_the_disk(system, tmp_path):
     storage = open_storage(str(tmp_path))
-    config = {"baselines": {"llm_srec": CONFIG.model_dump(mode="json")}}
+    older = {"negatives": "a kind that is gone", "key_of_another_version": 1}
+    config = {"baselines": {"llm_srec": CONFIG.model_dump(mode="json") | older}}
     with writing(storage, "llm-srec", "test", config) as out:
         out.add(save_readout(storage, system.readout.state_dict(), system.readout.fixed(), system.item_embeddings))
     readout, vectors_NV = load_readout(storage)

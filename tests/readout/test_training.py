@@ -1,11 +1,5 @@
 """LLM-SRec's steps against plain torch, whatever the workers and passes; a group of one process, and of two."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -26,6 +20,7 @@ from allmrec.readout.teacher import LLMSRec
 from allmrec.readout.training import ReadoutTraining
 from tests.projection.conftest import NUM_ITEMS
 from tests.readout.conftest import CONFIG, HOW
+from tests.two_workers import losses_of_two
 
 
 def training(
@@ -236,12 +231,7 @@ def test_losses_are_the_same_for_two_workers_wherever_the_weights_are(alone, llm
     config = CONFIG.model_copy(update={"epochs": 4, "checkpoint_every_steps": 1, "tokens_per_pass": 400})
     expected = [numbers["loss"] for numbers in training(llm_folder, "replicated", teacher, examples, config).rounds()]
     assert len(expected) == 20
-    script = Path(__file__).with_name("workers.py")
-    command = [sys.executable, "-m", f"tests.readout.{script.stem}", str(llm_folder), str(tmp_path)]
-    quiet = {"cwd": script.parents[2], "env": os.environ | {"PYTHONWARNINGS": "ignore"}}
-    workers = [subprocess.Popen([*command, str(rank)], **quiet) for rank in range(2)]
-    assert [worker.wait(timeout=240) for worker in workers] == [0, 0]
-    found = json.loads((tmp_path / "losses.json").read_text())
+    found = losses_of_two("tests.readout.workers", llm_folder, tmp_path)
     assert set(found) == set(HOW)
     for how, losses in found.items():
         assert losses == pytest.approx(expected, abs=1e-5), how
