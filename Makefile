@@ -6,6 +6,7 @@ READY := $(VENV)/.ready
 
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
+unexport PYTHONDONTWRITEBYTECODE # or every worker of Ray compiles what it imports once more
 
 # The log that `make real` takes a part of: interactions.parquet and items.parquet.
 REAL_LOG ?= data/amazon-video-games
@@ -30,14 +31,15 @@ real: $(READY)
 	$(BIN)/python -m benchmarks.cut_log --log $(REAL_LOG) --to data/video-games-part
 	$(BIN)/allmrec run --config jobs/configs/real-small.yaml
 
-# Two at a time: those that run jobs mostly wait for Ray.
+# Two at a time: those that run jobs mostly wait for Ray. A process that dies ends the run: xdist, which would start
+# another, then waits for ever (its loadfile scheduler counts finished files as work that is left).
 test: $(READY)
-	$(BIN)/pytest -n 2 --dist loadfile tests
+	$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0 tests
 
 # Jobs killed at random moments (ALLMREC_KILLS times), consecutive nightly runs (ALLMREC_RUNS), and a season of nights in
 # which things fail (ALLMREC_SEASON).
 test-faults: $(READY)
-	$(BIN)/pytest -n 2 --dist loadfile -m faults
+	$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0 -m faults
 
 # Jobs on two isolated hosts, one of which is powered off (needs root and iproute2; skipped without).
 test-hosts: $(READY)
