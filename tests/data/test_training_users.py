@@ -15,6 +15,7 @@ from allmrec.data.training_users import Sample, TrainingUsers, num_parts, traini
 from tests.data.stored_sequences import generated, write_sequences
 
 KEY = np.uint64(7)
+POOLS: list[pa.MemoryPool] = []  # for good: what was taken from a pool may be freed after the test, into nothing
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,7 @@ def test_memory_does_not_grow_with_the_users(tmp_path, max_users):
     for num_users in (10_000, 40_000):
         storage = stored(tmp_path, generated(num_users), num_users // 1000)
         before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+        POOLS.append(pool)
         pa.set_memory_pool(pool)
         tracemalloc.start()
         try:
