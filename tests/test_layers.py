@@ -113,6 +113,16 @@ def test_ray_is_the_jobs_alone() -> None:
     assert not [name for name in wrong if not name.startswith("benchmarks/")]
 
 
+def test_large_packages_are_imported_where_they_are_used() -> None:
+    """Each takes seconds, and every process of Ray imports the config and what that imports."""
+    large = {"transformers", "deepspeed", "sentence_transformers", "peft", "faiss", "pandas", "mlflow", "matplotlib"}
+    for path in files():
+        for node in ast.parse(path.read_text()).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not large & {name.split(".")[0] for name in names}, path
+
+
 def test_the_product_does_not_know_the_demo() -> None:
     wrong = [
         str(path.relative_to(ROOT))

@@ -19,7 +19,6 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from allmrec.core.distributed import rank_and_world_size
 from allmrec.core.pretrained import refuse_other_weights
@@ -200,6 +199,8 @@ def checkpoint_activations(llm: nn.Module) -> None:
     By reentrant checkpoints: the others compare the weights' shapes, which ZeRO-3 changes in between. Not by the
     model's own switch, which needs training mode and so turns dropout on.
     """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
     for layer in llm.modules():
         if isinstance(layer, GradientCheckpointingLayer):
             layer.forward = partial(_checkpointed, layer.forward)

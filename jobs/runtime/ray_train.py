@@ -21,6 +21,7 @@ import torch
 from pyarrow.fs import FileSelector
 from ray import train
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
@@ -66,7 +67,7 @@ def fit(context: Context, verb: str, loop: Loop, loop_config: dict[str, Any], to
     filesystem, path = checkpoints.arrow()
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # any other may be lost
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-    trainer = (TorchTrainer if on_a_cluster() else _LocalTrainer)(
+    trainer = _Trainer(
         _with_threads(loop, workers),
         train_loop_config=loop_config,
         torch_config=TorchConfig(backend="nccl" if workers.gpus_per_worker else "gloo"),
@@ -158,15 +159,16 @@ def device() -> torch.device:
     return get_device()
 
 
-class _LocalTrainer(TorchTrainer):
-    """Of a Ray that ends with its driver, so that nothing has to be cleaned up after it.
+class _Trainer(TorchTrainer):
+    """Without the processes that Ray starts for what is not there.
 
-    Ray's own actor for that would ask the dashboard, which is not there, for ten seconds at the end of a training.
+    Datasets: the loops read their own. And on a Ray that ends with its driver, what cleans up after a training: it would
+    ask the dashboard for ten seconds.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
-        callbacks: list[Any] = super()._create_default_callbacks()
-        return [one for one in callbacks if not isinstance(one, PlacementGroupCleanerCallback)]
+        needless = (DatasetsCallback,) if on_a_cluster() else (DatasetsCallback, PlacementGroupCleanerCallback)
+        return [one for one in super()._create_default_callbacks() if not isinstance(one, needless)]
 
 
 class _ToDriver(train.UserCallback):

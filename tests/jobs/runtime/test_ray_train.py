@@ -21,7 +21,7 @@ from jobs.config import Config
 from jobs.runtime import preflight, resources
 from jobs.runtime.cluster import _without_ray_log_lines
 from jobs.runtime.console import Console
-from jobs.runtime.ray_train import _LocalTrainer, _prune_checkpoints, fit, report, resume
+from jobs.runtime.ray_train import _Trainer, _prune_checkpoints, fit, report, resume
 from jobs.runtime.resources import Resources, await_resources
 from jobs.runtime.step import Context
 from tests.jobs.conftest import STORE_MB
@@ -54,7 +54,7 @@ def test_nothing_waits_for_a_dashboard_where_ray_runs_on_this_machine():
     def names(trainer: type[TorchTrainer]) -> set[str]:
         return {type(one).__name__ for one in trainer(counting)._create_default_callbacks()}
 
-    assert names(TorchTrainer) - names(_LocalTrainer) == {"PlacementGroupCleanerCallback"}
+    assert names(TorchTrainer) - names(_Trainer) == {"DatasetsCallback", "PlacementGroupCleanerCallback"}
 
 
 def test_lines_of_others_are_kept_while_ray_starts(capfd: pytest.CaptureFixture[str]):
