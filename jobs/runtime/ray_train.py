@@ -162,8 +162,8 @@ def device() -> torch.device:
 class _Trainer(TorchTrainer):
     """Without the processes that Ray starts for what is not there.
 
-    Datasets: the loops read their own. And on a Ray that ends with its driver, what cleans up after a training: it would
-    ask the dashboard for ten seconds.
+    Datasets: the loops read their own. And on a Ray that ends with its driver, what cleans up after a training, which
+    would ask the dashboard for ten seconds.
     """
 
     def _create_default_callbacks(self) -> list[Any]:

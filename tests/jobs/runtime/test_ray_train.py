@@ -21,7 +21,7 @@ from jobs.config import Config
 from jobs.runtime import preflight, resources
 from jobs.runtime.cluster import _without_ray_log_lines
 from jobs.runtime.console import Console
-from jobs.runtime.ray_train import _Trainer, _prune_checkpoints, fit, report, resume
+from jobs.runtime.ray_train import _prune_checkpoints, _Trainer, fit, report, resume
 from jobs.runtime.resources import Resources, await_resources
 from jobs.runtime.step import Context
 from tests.jobs.conftest import STORE_MB
