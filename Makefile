@@ -36,8 +36,8 @@ real: $(READY)
 test: $(READY)
 	$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0 tests
 
-# Jobs killed at random moments (ALLMREC_KILLS times), consecutive nightly runs (ALLMREC_RUNS), and a season of nights in
-# which things fail (ALLMREC_SEASON).
+# Jobs killed at random moments (ALLMREC_KILLS times), consecutive nightly runs (ALLMREC_RUNS), and a series of runs with
+# faults (ALLMREC_SEASON).
 test-faults: $(READY)
 	$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0 -m faults
 

@@ -1,4 +1,4 @@
-"""What is read off evaluated workspaces: figures, differences paired by user, and a paper's numbers beside them."""
+"""Reads evaluated workspaces: figures, differences paired by user, and a paper's numbers beside them."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ Key = tuple[str, str, str]  # protocol, subset, metric
 
 
 def rows_by_key(workspace: Workspace) -> Mapping[tuple[str, ...], Row]:
-    """Of `metrics.json`, by system, protocol, subset and metric; none of a workspace that is not evaluated."""
+    """Of `metrics.json`, by system, protocol, subset and metric; empty for a workspace that has not been evaluated."""
     if not workspace.storage.exists("metrics.json"):
         return {}
     rows = json.loads(workspace.storage.read("metrics.json"))
@@ -22,7 +22,7 @@ def systems_of(workspace: Workspace) -> list[str]:
 
 
 def difference(rows: list[Row], key: Key, name: str) -> Row:
-    """From rows of `compare`, and the half width of its 95 % interval; nothing where there are no pairs."""
+    """From rows of `compare`, with the half width of its 95 % interval; empty if there are no pairs."""
     for row in rows:
         if (row["protocol"], row["subset"], row["metric"]) == key and row["high"] is not None:
             return {name: row["difference"], f"± 95 %, {name}": row["high"] - row["difference"]}
@@ -30,13 +30,13 @@ def difference(rows: list[Row], key: Key, name: str) -> Row:
 
 
 def verdict(difference: float | None, half: float | None) -> str:
-    """On the claim that a difference is above zero: "open" while its interval holds zero, or where it has none."""
+    """Whether a difference is above zero; "open" if its interval contains zero, or if it has no interval."""
     if difference is None or half is None or abs(difference) <= half:
         return "open"
     return "holds" if difference > 0 else "reversed"
 
 
 def beside(name: str, numbers: tuple[float | None, ...] | None, data_sets: tuple[str, ...]) -> Row:
-    """A paper's numbers as columns; none of a row that it has not."""
+    """A paper's numbers as columns; empty for a row that the paper does not have."""
     found = zip(data_sets, numbers or (), strict=False)
     return {f"paper's {name}, {data}": number for data, number in found if number is not None}

@@ -12,12 +12,12 @@
     10   minutes of training and seconds a batch
     11   A-LLMRec over other teachers
 
-Figures that are on disk and are of this config are taken. What is missing up to them is made first: in the config's
-workspace by the steps of `allmrec run`, and of other rows in workspaces under --root, over the same prepared tables
-(in 8, 9 and all over the same teacher, too). "± se" are standard errors; differences are to the table's A-LLMRec,
-paired by user, with the half width of their 95 % interval ("± 95 %"). Of several seeds the tables have the mean and its
-standard deviation. An ordering that the paper claims holds or is reversed where the interval is clear of zero; it is
-open otherwise. The models are whatever the config names: figures of stand-ins are not the paper's.
+Figures on disk that belong to this config are used. Missing ones are computed first: the config's own by the steps of
+`allmrec run` in its workspace, those of other rows in workspaces under --root, on the same prepared tables (in 8, 9 and
+all with the same teacher, too). "± se" are standard errors; differences are to the table's A-LLMRec, paired by user,
+with the half width of their 95 % interval ("± 95 %"). With several seeds the tables show the mean and the standard
+deviation. An ordering that the paper claims holds or is reversed if the interval excludes zero; otherwise it is open.
+The models are those that the config names: figures of stand-ins are not comparable with the paper's.
 """
 
 from pathlib import Path
@@ -40,18 +40,20 @@ TABLES = ("1", "2", "4", "5", "6", "7", "8", "9", "all", "10", "11")
 
 
 def main(
-    config: Annotated[list[Path], typer.Option(help="YAML file; several for a block of columns each")],
+    config: Annotated[list[Path], typer.Option(help="YAML file; each adds a block of columns")],
     table: Annotated[str, typer.Option(help=f"one of {', '.join(TABLES)}")],
     overrides: Annotated[list[str] | None, typer.Option("--set", help="path.to.key=value, for every row")] = None,
-    systems: Annotated[str | None, typer.Option(help="rows by commas, beside A-LLMRec; default: the table's")] = None,
+    systems: Annotated[
+        str | None, typer.Option(help="comma-separated rows beside A-LLMRec; default: the table's")
+    ] = None,
     seeds: Annotated[
-        str | None, typer.Option(help="by commas: of training; tables stay (8, 9, all: the teacher, too)")
+        str | None, typer.Option(help="comma-separated, of training; tables are shared (8, 9, all: the teacher, too)")
     ] = None,
     users: Annotated[int, typer.Option(help="test cases that table 10 times")] = 200,
-    root: Annotated[Path, typer.Option(help="where results and the rows' runs go")] = ROOT,
+    root: Annotated[Path, typer.Option(help="folder for results and the rows' runs")] = ROOT,
     log_json: Annotated[bool, typer.Option("--log-json", help="JSON lines instead of progress bars")] = False,
 ) -> None:
-    """Make what is missing of a table, and print it beside the paper's."""
+    """Compute the missing figures of a table, and print it beside the paper's."""
     console = Console(log_json)
     settings = {"config": [str(path) for path in config], "systems": systems, "seeds": seeds, "set": overrides}
     benchmark = Benchmark(f"{NAME}-{table}", console, settings, root)

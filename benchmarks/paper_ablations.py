@@ -1,4 +1,4 @@
-"""The rows of the paper's Tables 8 and 9, and training on all items: which keys make them of A-LLMRec."""
+"""The rows of the paper's Tables 8 and 9, and training on all items: the config keys of each."""
 
 from benchmarks.paper_numbers import FIRST, TABLES
 
@@ -26,7 +26,7 @@ ABLATIONS: dict[str, dict[str, list[str]]] = {
         FIRST: [],
         "w/o user representation": ["prompt.user_slot=false"],
         "w/o joint embedding": ["prompt.item_slots=false"],
-        # Without the teacher's start, which would be the collaborative knowledge that the row is to lack.
+        # Not started from the teacher, which would bring in the collaborative knowledge that this row removes.
         "random joint embedding": ["projection.item_input=random", "projection.start=ordinary"],
         "MLP-LLM": ["projection.item_input=teacher"],
     },

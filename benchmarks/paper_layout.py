@@ -12,7 +12,7 @@ Found = dict[tuple[str, str], list[Row]]  # by row and data set: the numbers wit
 
 
 def show(benchmark: Benchmark, table: str, more: tuple[str, ...] = ()) -> None:
-    """A row a system: the paper's columns, and a block of columns of each data set."""
+    """One row per system: the paper's columns, and a block of columns for each data set."""
     paper, found = TABLES[table], measurements(benchmark, table)
     printed = {NAMES.get(name, name): numbers for name, numbers in paper.numbers.items()}
     names = dict.fromkeys([*(NAMES.get(name, name) for name in paper.rows), *(name for name, _ in found)])
@@ -30,7 +30,7 @@ def show(benchmark: Benchmark, table: str, more: tuple[str, ...] = ()) -> None:
 
 
 def show_orderings(benchmark: Benchmark, table: str, data: list[str]) -> None:
-    """In how many of the paper's columns its own figures are so, and what ours say."""
+    """The number of the paper's columns in which its own figures agree, and what ours show."""
     rows: dict[str, list[str]] = {}
     for (claim, one), repetitions in measurements(benchmark, table, ORDERINGS).items():
         row = rows.setdefault(claim, [claim, repetitions[0]["in the paper"], *[""] * len(data)])
@@ -62,7 +62,7 @@ def measurements(benchmark: Benchmark, table: str, part: str = "") -> Found:
 
 
 def cell(repetitions: list[Row], column: str) -> str:
-    """A figure and its error; of several seeds the mean and its standard deviation."""
+    """A figure and its error; for several seeds the mean and the standard deviation."""
     values = [row[column] for row in repetitions if column in row]
     if not values:
         return ""

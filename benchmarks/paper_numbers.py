@@ -1,7 +1,7 @@
-"""What the A-LLMRec paper (KDD 2024) prints in its tables, and which orderings it claims of them.
+"""The tables of the A-LLMRec paper (KDD 2024), and the orderings that it claims.
 
-All figures are Hit@1 of the target among 19 random negatives, of the paper's data and LLM (OPT-6.7B): orderings can be
-compared with ours, sizes cannot. Systems have this project's names; A-LLMRec's teacher is SASRec.
+All figures are Hit@1 of the target among 19 random negatives, with the paper's data and LLM (OPT-6.7B): orderings can
+be compared with ours, values cannot. Systems have this project's names; A-LLMRec's teacher is SASRec.
 """
 
 from collections.abc import Mapping
@@ -44,7 +44,7 @@ class Table:
     splits: Mapping[str, list[str]] = field(default_factory=lambda: {"": []})  # the keys of each
 
     def agreement(self, claim: Claim, subset: str) -> tuple[int, int]:
-        """In how many columns of a subset the paper's own figures are as it claims, and how many columns there are."""
+        """The number of a subset's columns in which the paper's figures agree with the claim, and of all columns."""
         lower, higher = (self.numbers.get(system, ()) for system in claim)
         columns = zip(self.data, lower, higher, strict=False)
         rises = [low < high for data, low, high in columns if subset == "all" or subset in data]

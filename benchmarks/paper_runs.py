@@ -1,8 +1,8 @@
-"""The runs that `benchmarks.paper` compares: which workspace holds each system's results, and how it is made.
+"""The runs that `benchmarks.paper` compares: the workspace of each system's results, and how it is computed.
 
 A config's own run has A-LLMRec, its teacher and what `baselines` names. Other teachers, MLP-LLM and the rows of the
 ablations are runs of their own over its prepared tables, as far as they differ from it; another split is prepared, too.
-Leaves what is read off them to the tables.
+What is read from them is left to `paper_tables`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,7 +28,7 @@ from jobs.runtime.step import Step, resolved
 
 TEACHER = "teacher"
 Source = tuple[Workspace, str]  # a run, and the system's name in it
-ALONE = "alone"  # folder of a run whose teacher alone was evaluated
+ALONE = "alone"  # folder of a run in which only the teacher was evaluated
 # A run of A-LLMRec alone.
 EVALUATED = ["baselines=null", f"evaluation.systems=[{ALLMREC}, {UNTRAINED}]", f"evaluation.baseline={UNTRAINED}"]
 OF_TEACHER = ["baselines=null", f"evaluation.systems=[{TEACHER}, {ALLMREC}]", f"evaluation.baseline={TEACHER}"]
@@ -38,7 +38,7 @@ class PaperRuns(ConfigRuns):
     """A config's run, and the runs that are compared with it.
 
     Args:
-        shared: folders that are other configs', by name; by default it has its own.
+        shared: folders of other configs' workspaces to use, by name; by default none.
     """
 
     def __init__(
@@ -54,17 +54,17 @@ class PaperRuns(ConfigRuns):
         self.teacher = teacher_name(self.base.teacher)
 
     def finished(self) -> Workspace:
-        """The config's own run: as it is where its figures are this config's, else with what is missing."""
+        """The config's own run, completed if its figures are missing or belong to another config."""
         if is_evaluated(self.base):
             return self.base.workspace
         return self._make(*ordered([step.under(self.base) for step in (*model_steps(self.base), evaluate.STEP)]))
 
     def prepared(self) -> Workspace:
-        """The config's tables. They are made where they are missing."""
+        """The config's tables; prepared if they are missing."""
         return self._make() if self._has(PREPARED) else self._make(prepare.STEP, embed.STEP)
 
     def sources(self, wanted: Sequence[str]) -> dict[str, Source]:
-        """Where the results of each system are. Those that the config does not name are left out."""
+        """The workspace of each system's results, for the systems that the config names."""
         finished, sources = self.finished(), dict[str, Source]()
         own = {self.teacher if system == TEACHER else system: system for system in systems_of(finished)}
         for name in wanted:
@@ -80,7 +80,7 @@ class PaperRuns(ConfigRuns):
     def row(self, changes: list[str]) -> Workspace:
         """A-LLMRec with some keys changed, trained from where it differs from the config's own run over its teacher.
 
-        That run itself, where it was made like this. The row's untrained projectors are evaluated beside it.
+        That run itself if it has these keys. The row's untrained projectors are evaluated as well.
         """
         if not self._has(SHARED):
             self.prepared()
@@ -109,9 +109,9 @@ class PaperRuns(ConfigRuns):
         return self.under(name, changes, dict.fromkeys(PREPARED, self.base))
 
     def under(self, name: str, changes: list[str], shared: Mapping[str, Config] | None = None) -> "PaperRuns":
-        """The config with some keys changed, as a run of its own; by default with tables of its own, too."""
+        """The config with some keys changed, as a run of its own; by default with its own tables."""
         overrides = [*self.overrides, *changes, f"name={self.base.name}-{name}", f"root={self.root}"]
-        texts = {Workspace.text_cache: self.base}  # no text is encoded twice
+        texts = {Workspace.text_cache: self.base}  # every text is encoded once
         return PaperRuns(self.path, overrides, self.root, self.console, shared or texts)
 
     def limited(self, wanted: Sequence[str]) -> list[str]:
@@ -122,14 +122,14 @@ class PaperRuns(ConfigRuns):
         return [*dropped, f"evaluation.systems=[{', '.join(systems)}]", f"evaluation.baseline={TEACHER}"]
 
     def teacher_alone(self) -> Workspace:
-        """The run's teacher trained and evaluated, and nothing else."""
+        """Train and evaluate the run's teacher, and nothing else."""
         workspace = self._make(train_cf.STEP)
         identity, recall_at = read_manifest(workspace.teacher).digest, self.base.nightly.num_candidates
         teacher, storage = load_teacher(workspace.teacher), workspace.storage.at(ALONE)
         return evaluate_alone(teacher, identity, workspace, storage, recall_at)
 
     def _make(self, *steps: Step) -> Workspace:
-        """Run steps of the config, but those whose outputs are shared."""
+        """Run steps of the config except those whose outputs are shared."""
         if self.shared:
             link(self.base, self.shared)
         return self.made(self.base, [step for step in steps if self.shared.keys().isdisjoint(step.outputs)])
@@ -138,7 +138,7 @@ class PaperRuns(ConfigRuns):
         return all(find_manifest(self.base.workspace.at(name)) for name in artifacts)
 
     def _was_made_with(self, config: Config, artifact: str) -> bool:
-        """Whether an artifact of the config's own run was made with what another config says of it."""
+        """Whether an artifact of the config's own run was made with another config's settings."""
         manifest = find_manifest(self.base.workspace.at(artifact))
         if manifest is None:
             return False
@@ -152,7 +152,7 @@ def teacher_name(teacher: TeacherConfig) -> str:
 
 
 def is_evaluated(config: Config) -> bool:
-    """Whether a workspace holds figures of its prepared cases and of models that were made with this config."""
+    """Whether a workspace holds figures of its current cases and of models made with this config."""
     workspace = config.workspace
     evaluation, results = find_manifest(workspace.evaluation), find_manifest(workspace.evaluation_results)
     cases = find_manifest(workspace.evaluation_cases)

@@ -1,4 +1,4 @@
-"""What `benchmarks.paper` reads off its runs, table by table.
+"""The figures that `benchmarks.paper` reads from its runs, table by table.
 
 A block of columns has systems that were evaluated on the same cases: those of one config, one split, one subset.
 """
@@ -26,7 +26,7 @@ TRANSFERRED = "tallrec"  # knows no items, so it serves any catalogue
 
 @dataclass(frozen=True)
 class Request:
-    """What the command was asked for."""
+    """The command's options."""
 
     benchmark: Benchmark
     runs: list[PaperRuns]
@@ -84,7 +84,7 @@ def cross_domain(request: Request) -> None:
 
 
 def transferred(first: PaperRuns, other: PaperRuns, wanted: Sequence[str]) -> PaperRuns:
-    """A run of the second config's catalogue by the first one's models, items shown by e_i of other items (Table 7)."""
+    """A run on the second config's catalogue with the first one's models; items are shown by e_i of others."""
     shared = {Workspace.text_cache: other.base}
     systems, beside_it = [TEACHER, ALLMREC, SBERT], "null"
     if TRANSFERRED in wanted and TRANSFERRED in first.base.systems_beside:
@@ -125,7 +125,7 @@ def other_teachers(request: Request) -> None:
 
 
 def ablations(request: Request, table: str) -> None:
-    """Tables 8 and 9, and training on all items: each row and its untrained one; beside them the config's own run."""
+    """Tables 8 and 9, and training on all items: each row, trained and untrained, and the config's own run."""
     for runs in request.runs:
         for number, seed in enumerate(request.seeds_of(runs)):
             sources = dict[str, Source]()
@@ -139,7 +139,7 @@ def ablations(request: Request, table: str) -> None:
 
 
 def measure(benchmark: Benchmark, table: str, data: str, sources: Mapping[str, Source], seed: int) -> None:
-    """Every system of a block beside the paper's numbers, and what becomes of every ordering that the paper claims."""
+    """Every system of a block beside the paper's numbers, and whether our figures confirm the paper's orderings."""
     paper = TABLES[table]
     for subset, claims in paper.claims.items():
         labels = {"table": table, "data": ", ".join([data] if subset == "all" else [data, subset])}
@@ -157,10 +157,10 @@ def measure(benchmark: Benchmark, table: str, data: str, sources: Mapping[str, S
 
 
 def judge(benchmark: Benchmark, ordering: str, paper: tuple[int, int], labels: Row, numbers: Row) -> None:
-    """What becomes of an ordering here.
+    """Whether our figures confirm an ordering.
 
     Args:
-        paper: in how many of its columns the paper's figures are so, and how many there are.
+        paper: the number of its columns in which the paper's figures agree, and of all columns.
         labels: `table` among them.
         numbers: the difference that the ordering says is above zero, and the half width of its interval.
     """

@@ -33,7 +33,7 @@ def times(request: Request) -> None:
             changes = ABLATIONS["all"][NAMES[ALLMREC_ALL]]
             sources[ALLMREC_ALL] = runs.row([*changes, f"seed={seed}"]), ALLMREC
         measure(request.benchmark, "10", runs.base.name, sources, seed)
-        timed = [name for name in sources if name != ALLMREC_ALL]  # whose inference is A-LLMRec's
+        timed = [name for name in sources if name != ALLMREC_ALL]  # with the same inference as A-LLMRec
         seconds = seconds_a_batch(runs, timed, request.users)
         for name, (workspace, _) in sources.items():
             labels = {"table": name_of("10", TIMES), "data": runs.base.name, "row": NAMES[name], "seed": seed}
@@ -47,7 +47,7 @@ def times(request: Request) -> None:
 
 
 def judge_times(request: Request, runs: PaperRuns, sources: dict[str, Source], seconds: dict[str, np.ndarray]) -> None:
-    """A-LLMRec trains and ranks in less time than TALLRec; of a training there is one measurement, and no interval."""
+    """A-LLMRec trains and ranks in less time than TALLRec; training is measured once, so it has no interval."""
     if TALLREC not in sources:
         return
     labels = {"table": "10", "data": runs.base.name, "seed": runs.base.seed}
@@ -65,7 +65,7 @@ def judge_times(request: Request, runs: PaperRuns, sources: dict[str, Source], s
 
 
 def minutes(workspace: Workspace, system: str) -> Row:
-    """Of training, as far as the manifests say how fast it was; of A-LLMRec both stages'."""
+    """Minutes of training, where the manifests hold its speed; for A-LLMRec of both stages."""
     if system == TALLREC:
         return _total(of_prompts(find_manifest(workspace.at(f"systems/{TALLREC}")), ("baselines", TALLREC)))
     alignment, projectors = (read_manifest(one) for one in (workspace.alignment, workspace.projectors))
@@ -76,7 +76,7 @@ def minutes(workspace: Workspace, system: str) -> Row:
 
 
 def of_prompts(manifest: Manifest | None, section: tuple[str, ...]) -> float | None:
-    """Minutes of the steps that a training under the LLM made, without its validations."""
+    """Minutes of a training's steps with the LLM, without validation."""
     if manifest is None or not manifest.stats.get("prompts_per_s"):
         return None
     config = manifest.config
@@ -90,7 +90,7 @@ def _total(found: float | None) -> Row:
 
 
 def seconds_a_batch(runs: PaperRuns, systems: list[str], users: int) -> dict[str, np.ndarray]:
-    """Of each system the seconds of every batch, in turns on the same users; the LLM is one, as in an evaluation."""
+    """Seconds of every batch by system, measured in turns on the same users with one LLM, as in an evaluation."""
     workspace = runs.base.workspace
     ray.shutdown()
     version = read_manifest(workspace.evaluation).stats["bundle"]

@@ -1,6 +1,6 @@
-"""Runs that a benchmark compares: a config's own, and those of rows, each as far as it differs from that.
+"""The runs that a benchmark compares: a config's own, and one for each row, which shares what the two have in common.
 
-Knows how a workspace is made over another one's artifacts; leaves which steps make a row to the benchmarks.
+Knows how a workspace uses another one's artifacts; the benchmarks decide which steps make a row.
 """
 
 import shutil
@@ -41,7 +41,7 @@ class ConfigRuns:
 
 
 def link(config: Config, sources: Mapping[str, Config]) -> None:
-    """Make a workspace over folders of others' configs, and over no more: a step would write through a link.
+    """Create a workspace that links to folders of other configs, and only to these: a step would write through a link.
 
     Raises:
         ValueError: one of them is not on a disk.
@@ -56,7 +56,7 @@ def link(config: Config, sources: Mapping[str, Config]) -> None:
     for name, source in sources.items():
         own, shared = folder / name, (Path(source.workspace_uri) / name).resolve()
         if own.exists():
-            shutil.rmtree(own)  # of a row that differed from the run in more
+            shutil.rmtree(own)  # from a row that shared more with the run
         own.parent.mkdir(parents=True, exist_ok=True)
         shared.mkdir(parents=True, exist_ok=True)
         own.symlink_to(shared)

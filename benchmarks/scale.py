@@ -1,13 +1,13 @@
-"""What a size costs, verb by verb: time, memory of each process, requests to the store, and money. A simulation.
+"""Simulates what each verb costs at a size: time, memory of each process, requests to the store, and money.
 
     python -m benchmarks.scale --users 100_000_000 --items 10_000_000 --gpus 100
     python -m benchmarks.scale --check runs/benchmarks/prepare.json --check runs/benchmarks/nightly_scale.json
 
-Costs of a row, a user and an item were measured on two cores, and are multiplied: `scale_costs.json` says where each is
-from, `--costs` takes another file. The LLM's part is arithmetic: two operations a weight and token forwards, as many
-backwards; its weights are two bytes each on every GPU. Work on CPUs is divided by the cores; nothing waits for the
-network. `--check` compares the costs with what other benchmarks have measured. Prices are the options' (of requests S3
-Standard's list prices).
+The costs of a row, a user and an item, measured on two cores, are multiplied; `scale_costs.json` names the source of
+each, and `--costs` takes another file. The LLM's cost is arithmetic: two operations per weight and token forward, as
+many backward, and two bytes per weight on every GPU. CPU work is divided by the number of cores; the network costs no
+time. `--check` compares the simulation with results of other benchmarks. Prices are options; those of requests are S3
+Standard's list prices.
 """
 
 import json
@@ -30,7 +30,7 @@ from jobs.runtime.console import Console
 
 NAME, COSTS = "scale", Path(__file__).with_name("scale_costs.json")
 USERS_PER_SHARD, ROWS_PER_PIECE, ITEMS_PER_FILE = 50_000, 1_000_000, 1 << 15
-FAN_IN = 128  # parts that a task of the exchange reads at most
+FAN_IN = 128  # parts that a task of the shuffle reads at most
 TEXT_DIM, TITLE_TOKENS = 384, 12
 GET_USD, PUT_USD = 0.4e-6, 5e-6
 MIB = 2**20
@@ -54,7 +54,7 @@ class Costs:
 
     @classmethod
     def read(cls, path: Path) -> "Costs":
-        """Raises ValueError unless the file has each of them: its number, and where it was measured."""
+        """Raises ValueError unless the file has every cost: its number, and where it was measured."""
         found = json.loads(path.read_text())
         if wrong := {field.name for field in fields(cls)} ^ {*found}:
             raise ValueError(f"{path}: {', '.join(sorted(wrong))} missing or unknown; {COSTS} has what is needed")
@@ -63,13 +63,13 @@ class Costs:
 
 @dataclass(frozen=True)
 class Size:
-    """A shop, what works for it, and the prices."""
+    """A shop, its cluster, and the prices."""
 
     users: int
     items: int
     gpus: int
     interactions: float = 20  # of a user
-    changed: float = 0.1  # share of the users whose inputs a day changes
+    changed: float = 0.1  # share of the users whose inputs change in a day
     tokens: float = 600  # of a prompt
     parameters: float = 6.7e9  # of the LLM
     tflops: float = 100  # of a GPU, sustained
@@ -131,8 +131,8 @@ class Simulation:
             "train-cf": self.train_cf(),
             "train-alignment": self.train_alignment(),
             "train-projection": self.train_projection(),
-            "first night": self.nightly(self.size.users),
-            "later night": self.nightly(self.size.users * self.size.changed),
+            "first run": self.nightly(self.size.users),
+            "later run": self.nightly(self.size.users * self.size.changed),
         }
 
     def prepare(self) -> Estimate:
@@ -170,7 +170,7 @@ class Simulation:
         return self._training(self.size.gpu_s(4, config.epochs * users), self._items_mb() + users_mb, 2, on_gpus=True)
 
     def nightly(self, ranked: float) -> Estimate:
-        """A night in which these users are ranked, and the rows of all others reused."""
+        """A nightly run that ranks these users and reuses the rows of all others."""
         size, costs = self.size, self.costs
         retrieval = ranked * size.items * costs.retrieval_core_s_per_user_and_item
         on_cpus = (size.users * costs.nightly_core_s_per_user + retrieval) / size.cores
@@ -182,7 +182,7 @@ class Simulation:
         return Estimate(seconds, self._driver_mb(), costs.process_mb + self._items_mb(), gets, puts, on_gpus=True)
 
     def _training(self, seconds: float, held_mb: float, reads: int, on_gpus: bool = False) -> Estimate:
-        """Each worker reads all shards `reads` times; there is one for each GPU, also where its cores work."""
+        """Each worker reads all shards `reads` times; there is one for each GPU, also if only its cores are used."""
         gets = reads * self.size.shards * self.size.gpus
         memory = self.costs.process_mb + held_mb
         return Estimate(self.costs.start_s + seconds, self._driver_mb(), memory, gets, 0, on_gpus)
@@ -200,7 +200,7 @@ class Simulation:
 
 
 def checked(path: Path, costs: Costs) -> list[tuple[Row, float]]:
-    """What `benchmarks.prepare` or `benchmarks.nightly_scale` measured, and what is simulated over it."""
+    """What `benchmarks.prepare` or `benchmarks.nightly_scale` measured, and the ratio of the simulation to it."""
     content = json.loads(path.read_text())
     found = []
     for row in content["measurements"]:
@@ -222,18 +222,18 @@ def checked(path: Path, costs: Costs) -> list[tuple[Row, float]]:
 
 def main(
     users: Annotated[
-        list[int] | None, typer.Option(help="several for several sizes; default 1, 10, 100 million")
+        list[int] | None, typer.Option(help="repeat for several sizes; default 1, 10, 100 million")
     ] = None,
     items: Annotated[int | None, typer.Option(help="default: a tenth of the users")] = None,
     gpus: Annotated[int | None, typer.Option(help="default: one for a million users")] = None,
     interactions: Annotated[float, typer.Option(help="of a user")] = Size.interactions,
-    changed: Annotated[float, typer.Option(help="share of the users whose inputs a day changes")] = Size.changed,
+    changed: Annotated[float, typer.Option(help="share of the users whose inputs change in a day")] = Size.changed,
     tokens: Annotated[float, typer.Option(help="of a prompt")] = Size.tokens,
     parameters: Annotated[float, typer.Option(help="of the LLM")] = Size.parameters,
     tflops: Annotated[float, typer.Option(help="that a GPU sustains")] = Size.tflops,
-    cores_per_gpu: Annotated[int, typer.Option(help="also where no GPU works")] = Size.cores_per_gpu,
+    cores_per_gpu: Annotated[int, typer.Option(help="also for work on CPUs")] = Size.cores_per_gpu,
     usd_per_gpu_hour: Annotated[float, typer.Option(help="with its cores")] = Size.usd_per_gpu_hour,
-    usd_per_core_hour: Annotated[float, typer.Option(help="where no GPU works")] = Size.usd_per_core_hour,
+    usd_per_core_hour: Annotated[float, typer.Option(help="for work on CPUs")] = Size.usd_per_core_hour,
     costs: Annotated[Path, typer.Option(help="JSON: name → number and where it is from")] = COSTS,
     check: Annotated[
         list[Path] | None, typer.Option(help="measurements to compare the costs with, and no sizes")

@@ -326,7 +326,7 @@ def recommendations_metrics(
     port: Annotated[int | None, typer.Option(help="serve them at this port; default: print them once")] = None,
     log_json: LogJson = False,
 ) -> None:
-    """The state of the nights as Prometheus metrics: when published, for how many users, and how the last run ended."""
+    """The state of the nightly runs as Prometheus metrics: last publication, number of users, outcome."""
     _call("jobs.recommendations", "metrics", config, overrides, log_json, port)
 
 

@@ -1,9 +1,9 @@
-"""One night: prepare, embed, refresh the bundle, nightly, expire. This is what is scheduled.
+"""The scheduled job of one date: prepare, embed, refresh the bundle, nightly, expire.
 
     allmrec daily --config jobs/configs/demo.yaml
     ray job submit -- python -m jobs.daily --config jobs/configs/demo.yaml --date 2026-11-21
 
-Every step is skipped when there is nothing to do, and all of them when the date is published; a night that failed or
+Every step is skipped when there is nothing to do, and all of them when the date is published; a date that failed or
 was killed is continued by the same command. Nothing is trained: the models stay until another bundle is promoted.
 """
 
@@ -38,7 +38,7 @@ def daily(
         replace: also if the date is published.
 
     Raises:
-        RunHeld: another process is at a night of this workspace.
+        RunHeld: another process runs `daily` in this workspace.
     """
     if dry_run:
         _publish(config, console, run_date, dry_run, replace)

@@ -1,4 +1,4 @@
-"""A pass over shards that counts items, and the sum of its counts, which workers make; see `count_drafts`."""
+"""A pass over shards that counts items; workers sum the counts, see `count_drafts`."""
 
 from dataclasses import replace
 

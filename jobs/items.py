@@ -1,6 +1,6 @@
-"""Brings the catalogue into shards of `items`, in passes over its pieces and over shards; see `item_shards`.
+"""Partition the catalogue into shards of `items`, in passes over its pieces and over shards; see `item_shards`.
 
-The driver holds the items' ids and indices and no word of them.
+The driver holds the items' ids and indices, and none of their texts.
 """
 
 from collections import Counter
@@ -27,7 +27,7 @@ from schemas import rejected
 
 @dataclass(frozen=True)
 class NumberedItems:
-    """The items of a catalogue whose cleaned rows are in the drafts."""
+    """The items of a catalogue whose cleaned rows are drafts."""
 
     item_ids: pa.Array  # string (n,), by item_index - 1
     listed: np.ndarray  # bool (n,): the catalogue has it
@@ -36,7 +36,7 @@ class NumberedItems:
 
     @property
     def gone(self) -> int:
-        """How many items have left the catalogue."""
+        """Number of items that have left the catalogue."""
         return int(len(self.listed) - self.listed.sum())
 
 
@@ -61,7 +61,7 @@ def number_catalogue(catalogue: Source, drafts: Storage, known: pa.Array) -> Num
     file_P = np.unique(names, return_inverse=True)[1].astype(np.int32)
     item_ids = number_items(ids, file_P[piece_R[good_R]], known)
     index, index_R = ItemLookup(item_ids).find(ids), np.zeros(len(piece_R), dtype=np.int32)
-    assert not index.null_count, "two ids of one hash are not found in this universe"
+    assert not index.null_count, "two items have the same hash"
     index_R[good_R] = index.to_numpy()
     counts = np.bincount(index_R, minlength=len(item_ids) + 1)[1:]
     bad[rejected.DUPLICATE_ITEM] += int((counts - 1).clip(min=0).sum())
@@ -89,7 +89,7 @@ def write_catalogue(context: Context, drafts: Storage, counts: ItemCounts) -> di
 
 
 def _before(context: Context, items: NumberedItems) -> tuple[tuple[Storage, Manifest] | None, np.ndarray]:
-    """The `items` that exist, and their row of each item that the catalogue has lost: int32 (n,); else -1."""
+    """The existing `items`, and in them the row of each item that has left the catalogue: int32 (n,); else -1."""
     storage, row = context.workspace.items, np.full(len(items.listed), -1, dtype=np.int32)
     manifest = find_manifest(storage) if items.gone else None
     if manifest is None:

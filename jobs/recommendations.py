@@ -64,7 +64,7 @@ def verify(config: Config, console: Console, run_date: datetime.date | None) -> 
 
 
 def metrics(config: Config, console: Console, port: int | None) -> None:
-    """Print the state of the nights as Prometheus metrics, or serve it at `/metrics` until the process is stopped."""
+    """Print the state of the nightly runs as Prometheus metrics, or serve it at `/metrics` until stopped."""
     registry = runs_registry(published(config), config.nightly.timezone)
     if port is None:
         print(generate_latest(registry).decode(), end="")

@@ -46,7 +46,7 @@ from allmrec.projection.training import ProjectionTraining
 from jobs.runtime.command import main
 from jobs.runtime.console import Console
 from jobs.runtime.preflight import Needs
-from jobs.runtime.ray_train import device, fit, resume, run_rounds
+from jobs.runtime.ray_train import Loop, device, fit, resume, run_rounds
 from jobs.runtime.step import Context, Stats, Step
 
 SECTIONS = ("projection", "prompt", "llm", "bundle")  # bundle says which form shows an item
@@ -61,9 +61,21 @@ def run(context: Context) -> Stats:
         "seed": config.seed,
         **{name: workspace.at(name) for name in (*STEP.inputs, *STEP.outputs)},
     }
-    resolved = context.resolved(*SECTIONS)
-    with writing(workspace.projectors, Workspace.projectors, context.fingerprint, resolved) as out:
-        out.stats |= fit(context, "train-projection", loop, settings, total=100)  # per cent
+    return fit_and_write(context, Workspace.projectors, SECTIONS, "train-projection", loop, settings)
+
+
+def fit_and_write(
+    context: Context, artifact: str, sections: tuple[str, ...], verb: str, loop: Loop, settings: dict[str, Any]
+) -> Stats:
+    """Run `loop` on the workers, commit the files that it wrote as `artifact`, and show the validation curve.
+
+    Args:
+        sections: of the config, kept in the manifest.
+        verb: as for `fit`.
+    """
+    resolved = context.resolved(*sections)
+    with writing(context.workspace.at(artifact), artifact, context.fingerprint, resolved) as out:
+        out.stats |= fit(context, verb, loop, settings, total=100)  # per cent
         out.stats |= {"llm": identity(context)}
         out.add(out.stats.pop("files"))
     show_curve(context.console, out.stats["curve"])

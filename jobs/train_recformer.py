@@ -3,7 +3,7 @@
     allmrec train-baselines --config my.yaml
 
 Reads `sequences`, `items` and the validation part of `evaluation_cases`, and the encoder; writes `systems/recformer`:
-the encoder as it was trained, and all items' vectors and sentences. Every worker holds the encoder, its gradients and
+the trained encoder, and all items' vectors and sentences. Every worker holds the encoder, its gradients and
 Adam's moments, and takes its share of the items and of each batch's users.
 """
 
@@ -52,7 +52,7 @@ def run(context: Context) -> Stats:
 
 
 def named(context: Context) -> RecformerConfig:
-    assert context.config.recformer is not None, "it is a step of configs that name it"
+    assert context.config.recformer is not None, "only configs that name RECFORMER have this step"
     return context.config.recformer
 
 
@@ -93,7 +93,7 @@ def loop(settings: dict[str, Any]) -> Stats:
 
 
 def plan(context: Context) -> Stats:
-    """What is read, counted on a sample of the items and users."""
+    """Tokens read, counted on a sample of the items and users."""
     recformer, workspace = named(context), context.workspace
     catalogue = read_manifest(workspace.items)
     chosen = np.linspace(0, catalogue.rows - 1, min(catalogue.rows, _SAMPLE)).astype(np.int64)
@@ -132,7 +132,7 @@ def external_inputs(context: Context) -> Any:
 
 
 def models(config: Config) -> tuple[Model, ...]:
-    """What its workers load: nothing for a fresh encoder."""
+    """The models that its workers load: none for a fresh encoder."""
     return ("recformer",) if config.recformer is not None and config.recformer.encoder is not None else ()
 
 

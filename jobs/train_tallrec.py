@@ -3,7 +3,7 @@
     allmrec train-baselines --config jobs/configs/real-small.yaml
 
 Reads `sequences`, `items` and the validation part of `evaluation_cases`, and the LLM: no teacher. Writes
-`systems/tallrec`, in PEFT's layout. The LLM is held as by `train-projection`.
+`systems/tallrec`, in PEFT's layout. The LLM is placed as in `train-projection`.
 """
 
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from allmrec.cf.training import ValidationCases
-from allmrec.core.artifacts import writing
 from allmrec.core.distributed import rank_and_world_size
 from allmrec.core.workspace import Workspace
 from allmrec.data.catalogue import Catalogue
@@ -24,9 +23,9 @@ from allmrec.projection.placement import llm_outline, llm_without_weights
 from allmrec.projection.tallrec import TALLRecConfig, TALLRecTraining
 from jobs.config import Config
 from jobs.runtime.preflight import Needs
-from jobs.runtime.ray_train import device, fit, resume
+from jobs.runtime.ray_train import device, resume
 from jobs.runtime.step import Context, Stats, Step
-from jobs.train_projection import for_these_workers, identity, placed, plan_of, show_curve, stats_of, trained
+from jobs.train_projection import fit_and_write, for_these_workers, identity, placed, plan_of, stats_of, trained
 
 SECTIONS = ("baselines", "prompt", "llm")
 
@@ -38,17 +37,11 @@ def run(context: Context) -> Stats:
         **{name: getattr(config, name) for name in ("prompt", "llm", "seed")},
         **{name: workspace.at(name) for name in (*STEP.inputs, *STEP.outputs)},
     }
-    resolved = context.resolved(*SECTIONS)
-    with writing(workspace.tallrec, Workspace.tallrec, context.fingerprint, resolved) as out:
-        out.stats |= fit(context, "train-baselines-tallrec", loop, settings, total=100)  # per cent
-        out.stats |= {"llm": identity(context)}
-        out.add(out.stats.pop("files"))
-    show_curve(context.console, out.stats["curve"])
-    return {name: value for name, value in out.stats.items() if name != "curve"}
+    return fit_and_write(context, Workspace.tallrec, SECTIONS, "train-baselines-tallrec", loop, settings)
 
 
 def checked(config: Config) -> TALLRecConfig:
-    """Raises ValueError where the config does not name it, PEFT is missing, or the LLM has no such layers."""
+    """Raises ValueError if the config does not name TALLRec, PEFT is missing, or the LLM has no such layers."""
     if config.tallrec is None:
         raise ValueError("`baselines` does not name TALLRec; set baselines: {tallrec: {}}")
     check_peft()

@@ -119,6 +119,13 @@ class Proxy(BaseHTTPRequestHandler):
         pass
 
 
+class IgnoresConditions(Proxy):
+    """A store that does not know put-if-absent."""
+
+    def outgoing(self, headers: dict[str, str]) -> dict[str, str]:
+        return {name: value for name, value in headers.items() if name.lower() != "if-none-match"}
+
+
 @contextmanager
 def proxied(s3: S3Config, handler: type[Proxy]) -> Iterator[S3Config]:
     """The same store, reached through `handler`."""

@@ -87,10 +87,18 @@ def validate(
         else:
             values_BM = _against_negatives(teacher, histories, candidates_BC)
         total_M += torch.from_numpy(np.append(values_BM.sum(axis=0), len(values_BM)))
-    *sums_M, count = all_reduce_sum(total_M.to(teacher.item_embeddings.device)).tolist()
-    if not count:
-        return {}
-    return {f"valid_{name}": sums_M[METRICS.index(name)] / count for name in ("hit@1", "ndcg@10")}
+    means = mean_metrics(total_M.to(teacher.item_embeddings.device))
+    return {f"valid_{name}": mean for name, mean in means.items()}
+
+
+def mean_metrics(total_M: torch.Tensor) -> dict[str, float]:
+    """Hit@1 and NDCG@10 over all workers' cases; empty if there are none.
+
+    Args:
+        total_M: this worker's sums of `METRICS`, followed by its number of cases, (M + 1,).
+    """
+    *sums_M, count = all_reduce_sum(total_M).tolist()
+    return {name: sums_M[METRICS.index(name)] / count for name in ("hit@1", "ndcg@10")} if count else {}
 
 
 @torch.inference_mode()

@@ -1,5 +1,7 @@
-"""Rows of Arrow columns of any size: pyarrow joins the chunks of a column before it takes rows of it, which fails where
-their texts are more than 2^31 bytes, and copies all of them anyway. Here each chunk gives its own rows.
+"""Arrow columns: rows of a column of any size, and the rows of a matrix as a column.
+
+To take rows of a column pyarrow first joins its chunks. This copies all of them, and fails where their texts exceed
+2^31 bytes. `take` takes each row from its own chunk.
 """
 
 from collections.abc import Iterator
@@ -14,6 +16,11 @@ def take(column: pa.ChunkedArray, rows: np.ndarray) -> pa.ChunkedArray:
     """The values at rows, int64 (R,), in their order; null where a row is -1. Copies these values and nothing else."""
     blocks = [rows[first : first + _BLOCK] for first in range(0, len(rows), _BLOCK)]
     return pa.chunked_array([_take(column, block) for block in blocks], column.type)
+
+
+def to_lists(values_ND: np.ndarray) -> pa.FixedSizeListArray:
+    """float32 (N, D) as N lists of D values."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(values_ND.ravel(), pa.float32()), values_ND.shape[1])
 
 
 def _take(column: pa.ChunkedArray, rows: np.ndarray) -> pa.Array:

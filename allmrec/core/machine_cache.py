@@ -1,10 +1,10 @@
-"""Folders that a machine keeps of what is in a store: one process fills a folder, all of the machine read it.
+"""Local copies of stored content: one process fills a folder, and all processes of the machine read it.
 
-    ~/.cache/allmrec/<kind>/<key>/         whole, or not there
-    ~/.cache/allmrec/<kind>/<key>.draft/   being filled; the next process deletes what a killed one has left
-    ~/.cache/allmrec/<kind>/<key>.lock     held meanwhile; its time of change is the folder's last use
+    ~/.cache/allmrec/<kind>/<key>/         complete, or absent
+    ~/.cache/allmrec/<kind>/<key>.draft/   being filled; the next process deletes what a killed one left
+    ~/.cache/allmrec/<kind>/<key>.lock     held while filling; its modification time is the folder's last use
 
-Knows nothing of what is in them. A key is named after the content, so a folder is never out of date.
+Knows nothing about the content. A key is derived from the content, so a folder is never out of date.
 """
 
 import fcntl
@@ -19,7 +19,7 @@ _DAY = 86_400
 
 
 def filled_folder(kind: str, key: str, fill: Callable[[Path], None]) -> Path:
-    """The folder of a key. `fill` writes its files, unless a process has; others that ask meanwhile wait for it."""
+    """The folder of a key. `fill` writes its files unless they exist; other processes that need it wait."""
     folder = CACHE.expanduser() / kind / key
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _with_suffix(folder, ".lock").open("w") as lock:
@@ -35,17 +35,17 @@ def filled_folder(kind: str, key: str, fill: Callable[[Path], None]) -> Path:
 
 
 def unused_folders(kind: str, days: float) -> list[Path]:
-    """Those of a kind that were last asked for longer ago than that."""
+    """Folders of a kind that were last used more than `days` days ago."""
     oldest = time.time() - days * _DAY
     locks = [lock for lock in (CACHE.expanduser() / kind).glob("*.lock") if lock.stat().st_mtime < oldest]
     return sorted(folder for folder in (lock.with_suffix("") for lock in locks) if folder.exists())
 
 
 def delete_folder(folder: Path) -> None:
-    """Delete it, unless it is being filled; who has its files open keeps them."""
+    """Delete a folder once it is not being filled. Processes that have its files open keep them."""
     with _with_suffix(folder, ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if folder.exists():  # no other process has deleted it meanwhile
+        if folder.exists():  # another process may have deleted it
             shutil.rmtree(folder)
 
 

@@ -1,4 +1,4 @@
-"""Tensors of an artifact: safetensors files of bounded size. What they mean is their owners' business."""
+"""Tensors of an artifact: safetensors files of bounded size. Knows nothing about what they mean."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,11 +9,11 @@ from safetensors.torch import load, save
 from allmrec.core.artifacts import file_entry, read_file, read_manifest
 from allmrec.core.storage import Storage
 
-SHARD_BYTES = 512 << 20  # of a file: far below what a store takes in one put, and what a process holds of it
+SHARD_BYTES = 512 << 20  # of a file: one put writes it, and a process buffers it
 
 
 def write_tensors(storage: Storage, name: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, Any]]:
-    """Write a safetensors file, or several where it would be larger than `SHARD_BYTES`; returns their entries."""
+    """Write a safetensors file, or several of `SHARD_BYTES` at most; returns their entries for the manifest."""
     entries = {}
     for file, part in tensor_shards(name, tensors):
         data = to_safetensors(part)
@@ -23,8 +23,8 @@ def write_tensors(storage: Storage, name: str, tensors: Mapping[str, torch.Tenso
 
 
 def tensor_shards(name: str, tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, Mapping[str, torch.Tensor]]]:
-    """Files of at most `SHARD_BYTES`, by name: all tensors in one of this name, else blocks of their rows in numbered
-    ones. A row is never divided."""
+    """Files of at most `SHARD_BYTES`: one file `name` with all tensors, or numbered files with blocks of their rows.
+    A row is never divided."""
     if sum(tensor.nbytes for tensor in tensors.values()) <= SHARD_BYTES:
         yield name, tensors
         return

@@ -1,8 +1,8 @@
-"""The users that a model trains on, all or a sample, in parts of bounded size that are read when their turn comes.
+"""The users that a model trains on, all or a sample, in parts of bounded size that are read when they are needed.
 
 A sample is drawn by a hash of the users' ids: the same users whatever the number of shards, parts and workers. A part
-is some whole shards. Only users count whose training part has an item and a history before it. Leaves what is learnt
-from them, and in which order, to the models.
+consists of whole shards. Users need at least two training interactions: an item and a history before it. What is learnt
+from the users, and in which order, is left to the models.
 
 Dimensions: P parts
 """
@@ -21,16 +21,16 @@ from allmrec.core.storage import Storage
 from allmrec.data.sequences import Sequences
 
 Part = Callable[[], Sequences]  # reads the training sequences of some users
-Targets = Literal["last", "all"]  # a user's last training item, or every one behind the first
+Targets = Literal["last", "all"]  # a user's last training item, or each one after the first
 
 MAX_USERS = 300_000  # by default: the paper's largest data set has 297,498, and all of them train
-_USER_BYTES = 64  # of a user in memory, beside the items: id, hash and offset
+_USER_BYTES = 64  # of a user in memory, without the items: id, hash and offset
 _ALL = np.uint64(2**64 - 1)  # no draw is greater
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Which users: those whose draws by a hash of their ids are the least."""
+    """The users with the smallest draws by a hash of their ids."""
 
     max_users: int | None  # None: all
     key: np.uint64
@@ -69,13 +69,13 @@ class TrainingUsers:
         targets: Targets = "last",
         example_bytes: int = 0,
     ) -> "TrainingUsers":
-        """From the stored `sequences`, in the fewest parts of which each fits into `memory_mb`, at least a shard each.
+        """From the stored `sequences`, in the fewest parts that fit into `memory_mb` each, of at least one shard.
 
-        The table is read shard by shard, once to draw a sample and once to count several parts. A part that is alone
-        stays in memory.
+        The table is read shard by shard, once to draw a sample and once to count several parts. A single part stays
+        in memory.
 
         Args:
-            targets, example_bytes: which examples the model makes of a user, and what it holds of each of them.
+            targets, example_bytes: which examples the model makes of a user, and the memory that each takes.
         """
         manifest = read_manifest(storage)
         bound = _ALL
@@ -112,7 +112,7 @@ class TrainingUsers:
 
 
 def training_parts(storage: Storage, memory_mb: int) -> list[Part]:
-    """Everyone's training sequences, in the fewest parts of which each fits into `memory_mb`, at least a shard each."""
+    """All users' training sequences, in the fewest parts that fit into `memory_mb` each; at least a shard each."""
     manifest = read_manifest(storage)
     return [partial(_train, storage, manifest, names) for names in _groups(manifest, memory_mb)]
 
@@ -120,12 +120,12 @@ def training_parts(storage: Storage, memory_mb: int) -> list[Part]:
 def num_parts(
     manifest: Manifest, memory_mb: int, max_users: int | None = None, targets: Targets = "last", example_bytes: int = 0
 ) -> int:
-    """How many parts `TrainingUsers.read` makes of the `sequences` of this manifest."""
+    """Number of parts that `TrainingUsers.read` makes of the `sequences` of this manifest."""
     return len(_groups(manifest, memory_mb, max_users, targets, example_bytes))
 
 
 def learnable(users: Sequences) -> Sequences:
-    """Those with an item and a history before it."""
+    """Users with an item and a history before it."""
     return users.take(np.flatnonzero(users.lengths >= 2))
 
 
@@ -136,7 +136,7 @@ def shuffled(numbers: np.ndarray, key: np.uint64) -> np.ndarray:
 def _groups(
     manifest: Manifest, memory_mb: int, max_users: int | None = None, targets: Targets = "last", example_bytes: int = 0
 ) -> list[list[str]]:
-    """The shards of each part, by their names. Users are counted before a sample is drawn, and are in it alike."""
+    """The names of each part's shards. Sizes are estimated before the sample is drawn, assuming equal shares."""
     users, interactions = manifest.rows, manifest.stats["interactions"]
     share = 1 if max_users is None else min(1, max_users / max(users, 1))
     examples = users if targets == "last" else interactions
@@ -151,12 +151,12 @@ def _train(
     names: Sequence[str],
     keep: Callable[[Sequences], Sequences] = lambda users: users,
 ) -> Sequences:
-    """What is kept of the training sequences of some shards; one of them is in memory at a time."""
+    """The training sequences of some shards that `keep` returns; one shard is in memory at a time."""
     return Sequences.concat([keep(Sequences.train_part(read_part(storage, manifest, name))) for name in names])
 
 
 def _bound(drawn: Iterable[np.ndarray], count: int | None) -> np.uint64:
-    """The greatest draw of a sample, the `count`-th least of all."""
+    """The greatest draw of a sample: the `count`-th smallest of all."""
     if count is None:
         return _ALL
     bound, least = _ALL, np.zeros(0, np.uint64)

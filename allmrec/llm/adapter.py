@@ -1,8 +1,8 @@
-"""LoRA by PEFT: low-rank weights beside those of some of the frozen LLM's layers (Hu et al. 2022).
+"""LoRA by PEFT: low-rank weights added to some layers of the frozen LLM (Hu et al. 2022).
 
-A layer W x becomes W x + alpha / rank * B A x. B starts as zeros, so the LLM is at first the one that it was; switched
-off it always is, to the bit. Files have PEFT's own layout, and open in `PeftModel.from_pretrained`. PEFT is the extra
-`lora`, and imported only here.
+A layer W x becomes W x + alpha / rank * B A x. B starts as zeros, so the LLM's output is unchanged at first, and bit
+for bit whenever the adapter is switched off. Files have PEFT's own layout, and open in `PeftModel.from_pretrained`.
+PEFT is the extra `lora`, and imported only here.
 """
 
 import json
@@ -26,7 +26,7 @@ _NAME = "default"  # of the adapter within PEFT's layers
 
 
 class AdapterConfig(Section):
-    """Which low-rank weights there are."""
+    """Shape and placement of the low-rank weights."""
 
     rank: int = Field(8, ge=1)  # of the product B A
     alpha: int = Field(16, ge=1)  # over rank: the factor of that product
@@ -64,7 +64,7 @@ class Adapter(nn.Module):
             self.switch(False)
 
     def merge(self, llm: nn.Module) -> None:
-        """Add the products to the LLM's weights, for good: its layers are then ordinary ones again."""
+        """Add the products to the LLM's weights permanently: its layers are then ordinary ones."""
         for path, layer in self.layers.items():
             layer.merge()
             llm.set_submodule(path, layer.get_base_layer())
@@ -81,7 +81,7 @@ def inject(llm: nn.Module, config: AdapterConfig, seed: int = 0) -> Adapter:
 
     refuse_unknown_modules(llm, config)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of older names, and of what PEFT sets right by itself
+        warnings.simplefilter("ignore")  # about deprecated names, and about settings that PEFT corrects itself
         torch.manual_seed(seed)
         inject_adapter_in_model(_peft_config(config), llm, _NAME)
     llm.eval()  # which the new layers are not
@@ -89,7 +89,7 @@ def inject(llm: nn.Module, config: AdapterConfig, seed: int = 0) -> Adapter:
 
 
 def refuse_unknown_modules(llm: nn.Module, config: AdapterConfig) -> None:
-    """Raises ValueError where the LLM has no layer of one of the names; says which it has."""
+    """Raises ValueError if the LLM has no layer of one of the names; lists those that it has."""
     from transformers.pytorch_utils import Conv1D
 
     paths = [name for name, module in llm.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
@@ -113,7 +113,7 @@ def save_adapter(
 
 
 def load_adapter(storage: Storage, llm: nn.Module) -> Adapter:
-    """Give an LLM the stored low-rank weights, frozen and switched off.
+    """Add the stored low-rank weights to an LLM, frozen and switched off.
 
     Raises:
         ValueError: they are missing or damaged, or of another LLM; or PEFT is not installed.
@@ -135,7 +135,7 @@ def load_adapter(storage: Storage, llm: nn.Module) -> Adapter:
 
 
 def check_peft() -> None:
-    """Raises ValueError where PEFT is not installed."""
+    """Raises ValueError if PEFT is not installed."""
     if find_spec("peft") is None:
         raise ValueError("TALLRec needs PEFT: pip install 'allmrec[lora]', or leave baselines.tallrec out")
 

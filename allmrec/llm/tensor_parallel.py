@@ -1,8 +1,8 @@
-"""One LLM on several GPUs of a machine: tensor parallelism by the plan that transformers has for its architecture.
+"""One LLM on several GPUs of a machine: tensor parallelism by transformers' plan for the architecture.
 
 A worker's process is rank 0 and starts a process for each other GPU. Every rank holds a part of each matrix, so all
-make the same calls at the same time: what rank 0 calls by `on_all_ranks`, the others call along. Scores are those of
-the whole LLM, but for how sums round. A rank that fails takes the others along.
+make the same calls at the same time: what rank 0 calls by `on_all_ranks`, the other ranks call, too. Scores equal those
+of the undivided LLM but for rounding. When a rank fails, all end.
 """
 
 import multiprocessing
@@ -24,12 +24,12 @@ from allmrec.llm.loading import LLMConfig, llm_folder, load_llm
 T = TypeVar("T")
 _TIMEOUT = timedelta(minutes=30)  # of loading, and of a call in which a rank is lost
 
-# Of LLMs in parts: pipes to the other ranks.
+# Pipes to the other ranks, by LLM.
 _followers: "WeakKeyDictionary[nn.Module, list[Any]]" = WeakKeyDictionary()
 
 
 def refuse_without_plan(config: LLMConfig, ranks: int) -> None:
-    """Raises ValueError for an LLM that cannot be cut over that number of GPUs; reads none of its weights."""
+    """Raises ValueError for an LLM that cannot be divided among that number of GPUs; reads no weights."""
     from transformers import AutoConfig
 
     outline = AutoConfig.from_pretrained(llm_folder(config, weights=False)).get_text_config()
@@ -77,7 +77,7 @@ def on_all_ranks(function: Callable[..., T], llm: nn.Module, *arguments: Any) ->
         arguments: numbers, arrays, tensors, and dataclasses of them.
 
     Raises:
-        RuntimeError: out of memory, or a rank is lost; the LLM is of no more use.
+        RuntimeError: out of memory, or a rank is lost; the LLM cannot be used any more.
     """
     if not is_in_parts(llm):
         return function(llm, *arguments)
@@ -85,7 +85,7 @@ def on_all_ranks(function: Callable[..., T], llm: nn.Module, *arguments: Any) ->
         call = function, _moved(arguments, "cpu")
         for pipe in _followers[llm]:
             pipe.send(call)
-        with torch.inference_mode(False), torch.no_grad():  # parts are no inference tensors
+        with torch.inference_mode(False), torch.no_grad():  # the parts are not inference tensors
             return function(llm, *arguments)
     except torch.OutOfMemoryError as error:
         release(llm)
@@ -114,7 +114,7 @@ def _load_part(config: LLMConfig, group: str, rank: int, ranks: int) -> nn.Modul
 
 
 def _follow(pipe: Any, config: LLMConfig, group: str, rank: int, ranks: int) -> None:
-    """The life of another rank: it makes each call, and its results are not used."""
+    """The main loop of another rank: it makes each call, and its results are discarded."""
     Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     llm = _load_part(config, group, rank, ranks)

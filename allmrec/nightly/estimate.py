@@ -50,7 +50,7 @@ def estimate(
     sample = EligibleUsers(workspace.sequences, run_date, timezone=config.timezone).read(0).users
     catalogue = Catalogue.read(workspace.items)
     shown: list[int | None] = [None] if config.uses_llm_srec else []  # LLM-SRec's prompts list no candidates
-    shown += [config.num_candidates] if config.ranker in ("llm", "blend", "tallrec") else []
+    shown += [config.num_candidates] if config.ranker != "teacher" and not config.ranks_by_llm_srec else []
     soft = config.ranker != "tallrec"
     tokens = count * sum(tokens_of_a_prompt(sample, catalogue, inputs.llm, prompt, number, soft) for number in shown)
     costs = cost_of(tokens, last_speed(output, run_date), gpus_per_worker, config.price_per_gpu_hour)

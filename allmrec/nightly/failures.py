@@ -1,7 +1,7 @@
-"""Shards of a run that failed: each is tried once more, behind the others and by whichever worker is free.
+"""Failed shards of a run: each is retried once, after the others and by any worker that is free.
 
-So one bad GPU, or a store that did not answer for a while, costs a shard's time and not the night. Where many shards
-fail something is wrong with the run, which then ends at once.
+So one bad GPU, or a store that is unavailable for a while, costs the time of a shard and not the whole run. If many
+shards fail, the run itself is broken and ends at once.
 """
 
 from allmrec.core.errors import JobError
@@ -11,18 +11,18 @@ _NAMED = 4  # shards in a message
 
 
 class Failures:
-    """Of one run."""
+    """The failed shards of one run."""
 
     def __init__(self, most: int):
-        """Args: most: how many shards may fail."""
+        """Args: most: the number of shards that may fail."""
         self.most, self.failed, self._waiting = most, dict[int, Failure](), list[int]()
 
     def take(self, report: Report) -> Failure | None:
-        """How the shard of a report failed, if it did.
+        """The failure of a report's shard, if it failed.
 
         Raises:
-            ValueError: naming the shards that failed, if it is one too many or has failed before. A JobError where
-                another attempt may mend one of them.
+            ValueError: too many shards have failed, or this one has failed twice; names them. It is a JobError if
+                another attempt may succeed for one of them.
         """
         failure, before = report.failure, self.failed.pop(report.shard, None)
         if failure is None:
@@ -34,7 +34,7 @@ class Failures:
         return failure
 
     def to_retry(self) -> list[int]:
-        """The shards that failed since this was asked last."""
+        """The shards that have failed since the last call."""
         waiting, self._waiting = self._waiting, []
         return waiting
 

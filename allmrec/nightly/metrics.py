@@ -1,4 +1,4 @@
-"""The state of the nights as Prometheus metrics, read from the store: they are there when no job is, and say so.
+"""The state of the nightly runs as Prometheus metrics, read from the store: available while no job runs, too.
 
 What a job counts while it runs is exported by Ray (`jobs.runtime.prometheus`).
 """

@@ -47,7 +47,7 @@ def sample_users(
 
 
 def sample_key(seed: int, run_date: date) -> np.uint64:
-    """Of the users' draws: other users every night."""
+    """Of the users' draws: each run shows other users."""
     return key64(seed, run_date.toordinal(), Draw.NIGHTLY_SAMPLE)
 
 

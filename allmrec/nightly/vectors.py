@@ -24,6 +24,7 @@ from allmrec.bundle.description import part_of_system
 from allmrec.cf.retrieval import refuse_nonfinite
 from allmrec.cf.teacher import Teacher
 from allmrec.core.artifacts import shard_name, to_parquet
+from allmrec.core.columns import to_lists
 from allmrec.data.sequences import Sequences
 from allmrec.model import ALLMRec
 from allmrec.nightly.filters import ItemFilter
@@ -146,8 +147,7 @@ class NightlyVectors:
             "items": (item_ids.take(pa.array(items)), vectors_MV),
         }
         tables = {
-            kind: pa.table({IDS[kind]: ids, "vector": vector_array(vectors)})
-            for kind, (ids, vectors) in found_rows.items()
+            kind: pa.table({IDS[kind]: ids, "vector": to_lists(vectors)}) for kind, (ids, vectors) in found_rows.items()
         }
         return {kind: stamped(table, self.run, schema_of(kind, table)) for kind, table in tables.items()}
 
@@ -196,12 +196,8 @@ def _looked_up(kept: pa.Table | None, digests: np.ndarray, dim: int) -> tuple[np
 
 
 def _to_table(digests: np.ndarray, vectors_KV: np.ndarray, **ids: pa.Array) -> bytes:
-    columns = {**ids, "digest": digests, "vector": vector_array(vectors_KV)}
+    columns = {**ids, "digest": digests, "vector": to_lists(vectors_KV)}
     return to_parquet(pa.table(columns), dictionary=False)
-
-
-def vector_array(vectors_KV: np.ndarray) -> pa.FixedSizeListArray:
-    return pa.FixedSizeListArray.from_arrays(pa.array(vectors_KV.ravel(), pa.float32()), vectors_KV.shape[1])
 
 
 def _matrix(table: pa.Table) -> np.ndarray:

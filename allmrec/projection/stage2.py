@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from allmrec.cf.training import ValidationCases
+from allmrec.cf.training import ValidationCases, mean_metrics
 from allmrec.core.distributed import all_reduce_max, all_reduce_sum
 from allmrec.data.sequences import Sequences
 from allmrec.llm.batches import SoftTokens, fill_slots, padded_tokens, token_budget_batches
@@ -191,8 +191,7 @@ class Stage2Training(Rounds):
             if number < len(self.validation) and batch.counts:
                 values_BM = evaluate_scores(batch.order.unshuffled(log_p.numpy()), batch.candidates)
                 total_M += torch.from_numpy(np.append(values_BM.sum(axis=0), len(values_BM))).to(self.device)
-        *sums_M, count = all_reduce_sum(total_M).tolist()
-        return {name: sums_M[METRICS.index(name)] / count for name in ("hit@1", "ndcg@10")} if count else {}
+        return mean_metrics(total_M)
 
     def _validation_batches(self, cases: ValidationCases, tokens_per_batch: int) -> list[ValidationBatch]:
         """This worker's validation cases in batches; where it has none, one that does not count."""

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from allmrec.cf.teacher import Teacher
-from allmrec.cf.training import ValidationCases
+from allmrec.cf.training import ValidationCases, mean_metrics
 from allmrec.core.distributed import all_reduce_max, all_reduce_sum, whole_batch
 from allmrec.data.sequences import Sequences
 from allmrec.llm.batches import distinct_items, take, token_budget_batches
@@ -220,8 +220,7 @@ class ReadoutTraining(Rounds):
                 scores_BC = torch.einsum("bv,bcv->bc", users_BV, items_BCV).cpu().numpy()
                 values_BM = evaluate_scores(scores_BC, candidates_BC)
                 total_M += torch.from_numpy(np.append(values_BM.sum(axis=0), len(values_BM))).to(self.device)
-        *sums_M, count = all_reduce_sum(total_M).tolist()
-        return {name: sums_M[METRICS.index(name)] / count for name in ("hit@1", "ndcg@10")} if count else {}
+        return mean_metrics(total_M)
 
     @torch.no_grad()
     def vectors(self, items: np.ndarray) -> torch.Tensor:

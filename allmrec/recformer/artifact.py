@@ -1,9 +1,9 @@
-"""RECFORMER's files: the weights that read users, those that read the items, the items, the encoder's config and words.
+"""RECFORMER's files: weights, items, the encoder's config and its tokenizer.
 
 users.safetensors       the network with the best validation
-items.safetensors       the network as it was when it made the items' vectors; it reads items that come later
+items.safetensors       the network that computed the items' vectors; it also reads new items
 catalogue.safetensors   the items' vectors and sentences
-encoder.json            the encoder's config, of transformers, and the token in front of texts
+encoder.json            the encoder's transformers config, and the first token of texts
 tokenizer.json          of `tokenizers`
 """
 
@@ -69,7 +69,7 @@ def load_recformer(storage: Storage, new_NL: torch.Tensor | None = None) -> Recf
 
 
 def read_new_items(storage: Storage, items: pa.Table) -> tuple[torch.Tensor, torch.Tensor]:
-    """Vectors (M, D) and sentences (M, L) of items that the stored system has not seen, of rows of `items`."""
+    """Vectors (M, D) and sentences (M, L) of items that the stored system has not seen, from rows of `items`."""
     stored = _Stored.open(storage)
     tokenizer = to_tokenizer(read_file(storage, read_manifest(storage), TOKENIZER).decode())
     words_ML = item_words(items, tokenizer, stored.config.max_attribute_tokens)

@@ -1,4 +1,4 @@
-"""RECFORMER before its training: the network, the catalogue's sentences, and the tokenizer that they were made by."""
+"""RECFORMER before training: the network, the catalogue's sentences, and the tokenizer that makes them."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +14,7 @@ from allmrec.recformer.tokenizer import learn_tokenizer, read_tokenizer
 
 
 def build_recformer(config: RecformerConfig, items: pa.Table, seed: int) -> tuple[Recformer, Sentences, Any]:
-    """With the encoder that the config names, or a fresh one whose vocabulary is that of the items.
+    """With the encoder that the config names, or a fresh one whose vocabulary is learned from the items.
 
     Args:
         items: of the `items` schema, ordered by item_index.

@@ -1,7 +1,7 @@
 """The bidirectional encoder that reads sentences: a pretrained one, or a small fresh BERT.
 
-Any model of transformers whose tokens see those behind them and that takes `inputs_embeds`: BERT, RoBERTa, MPNet,
-Longformer and others. Safetensors alone are read, and no code that comes with a model is run.
+Any model of transformers with bidirectional attention that takes `inputs_embeds`: BERT, RoBERTa, MPNet, Longformer and
+others. Only safetensors are read, and no code that comes with a model is run.
 
 Dimensions: B texts, T tokens, H of the token embeddings, D of the states
 """
@@ -18,15 +18,15 @@ from allmrec.recformer.config import ENCODER, RecformerConfig
 _MOST_TOKENS = 1024  # that are read by default (section 3.1.4)
 _WINDOW = 64  # of an encoder whose tokens attend to their neighbours, at most (section 3.1.4)
 _FRESH = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 512}
-_FRESH_SPREAD = 128**-0.5  # of its weights; by BERT's 0.02 texts would begin with one and the same vector
+_FRESH_SPREAD = 128**-0.5  # of its weights; with BERT's 0.02 all texts would start with nearly the same vector
 _FRESH_TOKENS = 512  # positions of the fresh BERT by default
 
 
 def load_encoder(config: RecformerConfig) -> tuple[Any, Path]:
-    """The configured encoder in eval mode, and the folder that it is in.
+    """The configured encoder in eval mode, and its folder.
 
     Raises:
-        ValueError: no such model, or it is no bidirectional encoder, is incomplete, or has too few positions.
+        ValueError: the model is missing or incomplete, is not a bidirectional encoder, or has too few positions.
     """
     from transformers import AutoModel
 
@@ -73,14 +73,14 @@ def build_encoder(settings: Any) -> Any:
 
 
 def without_pooler(encoder: Any) -> Any:
-    """In eval mode, and without the weights behind the states that are read."""
+    """In eval mode, without the weights after the last hidden state."""
     if getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None
     return encoder.eval()
 
 
 def max_tokens(config: RecformerConfig, encoder: Any) -> int:
-    """How many tokens of a history are read. Raises ValueError where the encoder has fewer positions."""
+    """Number of tokens of a history that are read. Raises ValueError if the encoder has fewer positions."""
     positions = positions_of(encoder)
     wanted = config.max_tokens or min(positions, _MOST_TOKENS)
     if wanted > positions:
@@ -92,7 +92,7 @@ def max_tokens(config: RecformerConfig, encoder: Any) -> int:
 
 
 def positions_of(encoder: Any) -> int:
-    """The most tokens that it takes. A table with an entry for padding counts from behind that one (RoBERTa's)."""
+    """The most tokens that it supports. Positions start after a table's padding entry (RoBERTa)."""
     tables = [part for name, part in encoder.named_modules() if name.endswith("position_embeddings")]
     reserved = max((table.padding_idx + 1 for table in tables if getattr(table, "padding_idx", None)), default=0)
     positions = int(encoder.config.max_position_embeddings) - reserved
@@ -100,10 +100,10 @@ def positions_of(encoder: Any) -> int:
 
 
 def first_states(encoder: Any, embeds_BTH: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
-    """The last state of the token in front, which attends to all others: (B, D).
+    """The last state of the first token, which attends to all others: (B, D).
 
     Args:
-        embeds_BTH: of tokens; what the encoder adds (positions) and does with the sum (LayerNorm) is its own.
+        embeds_BTH: of tokens; the encoder adds positions and applies LayerNorm.
         mask_BT: int64, 1 for tokens, 0 for padding behind them.
     """
     ragged = -embeds_BTH.shape[1] % _window(encoder.config)
@@ -123,7 +123,7 @@ def reads_ahead(encoder: Any) -> bool:
         embeds_BTH = torch.randn(2, 2, dim, generator=torch.Generator().manual_seed(0))
         embeds_BTH[1, 0] = embeds_BTH[0, 0]
         one_D, other_D = first_states(encoder, embeds_BTH, torch.ones(2, 2, dtype=torch.int64))
-    except (AttributeError, NotImplementedError, TypeError, ValueError):  # it wants other inputs
+    except (AttributeError, NotImplementedError, TypeError, ValueError):  # it needs other inputs
         return False
     return not torch.equal(one_D, other_D)
 
@@ -153,5 +153,5 @@ def _refused(name: str, why: str) -> ValueError:
 
 
 def _window(settings: Any) -> int:
-    """What the width of a batch must be a multiple of."""
+    """The width of a batch must be a multiple of this."""
     return max(getattr(settings, "attention_window", None) or [1])

@@ -1,7 +1,7 @@
-"""RECFORMER's network: an encoder that is told of every token its kind and how new its item is (section 2.2.2).
+"""RECFORMER's network: an encoder that gets each token's kind and the recency of its item (section 2.2.2).
 
-E_w = LayerNorm(A_token + B_position + C_kind + D_item): the sum of token, kind and item is handed to the encoder, which
-adds position and LayerNorm of its own. The state of [CLS] represents a history, and an item as a history of itself.
+E_w = LayerNorm(A_token + B_position + C_kind + D_item): the sum of token, kind and item goes to the encoder, which
+adds position and applies LayerNorm. The state of [CLS] represents a history, and an item as a history of itself.
 
 Dimensions: B histories, T tokens of the longest, H of the token embeddings, D of the states
 """
@@ -52,7 +52,7 @@ class Recformer(nn.Module):
 
 @torch.no_grad()
 def read(network: Recformer, sentences: Sentences, histories: Sequences, tokens_per_pass: int) -> torch.Tensor:
-    """Vectors of histories with an item at least, (B, D), in passes of that many padded tokens at most."""
+    """Vectors of histories with at least one item, (B, D), in passes of at most that many padded tokens."""
     found_BD = torch.zeros(len(histories), network.dim, device=network.kinds.weight.device)
     for rows in token_budget_batches(sentences.lengths(histories), tokens_per_pass):
         found_BD[torch.from_numpy(rows)] = network(sentences.texts(histories.take(rows)))

@@ -1,6 +1,6 @@
 """Items as sentences of keys and values, and histories as the sentences of their items (Recformer, section 2.2.1).
 
-Texts are tokenised once; from there on everything is arrays. Special tokens spelt out in a text are tokenised as the
+Texts are tokenised once; everything after that is arrays. Special tokens spelt out in a text are tokenised as the
 plain text that they are. A *word* of a sentence is a token and its kind in one number, `KINDS * token + kind`; 0 is no
 word, for only [CLS] is of the kind 0.
 
@@ -21,8 +21,8 @@ from allmrec.data.sequences import Sequences, offsets_of
 
 CLS, KEY, VALUE = range(3)  # kinds of words
 KINDS = 3
-_CHARS = 64  # of a text, for each token of it: what is behind cannot matter
-_BLOCK = 1 << 16  # texts that are Python's at once
+_CHARS = 64  # of a text per token: what follows is cut anyway
+_BLOCK = 1 << 16  # texts held as Python objects at once
 _TOKENS = pa.list_(pa.int32())
 
 
@@ -77,7 +77,7 @@ class Sentences:
 
 
 def alone(items: np.ndarray) -> Sequences:
-    """Each item as a history of itself alone: what an item's vector is read off."""
+    """Each item as a history of one item, from which its vector is computed."""
     return Sequences(pa.nulls(len(items), pa.string()), np.arange(len(items) + 1), items.astype(np.int32))
 
 
@@ -99,7 +99,7 @@ def spaced(texts: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def check_texts(items: pa.Table) -> None:
-    """Raises ValueError where sentences would say nothing of any item."""
+    """Raises ValueError if no item has a text for its sentence."""
     nothing = {"title": UNTITLED}
     if all(pc.all(pc.equal(values, nothing.get(key, ""))).as_py() for key, values in attributes(items)):
         raise ValueError(

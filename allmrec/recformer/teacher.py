@@ -1,6 +1,6 @@
 """RECFORMER as a teacher: items have stored vectors, users are read by the encoder, the score is their cosine.
 
-So whatever works with a teacher works with it: evaluation, the whole catalogue, retrieval.
+So it works wherever a teacher does: evaluation, the whole catalogue, retrieval.
 
 Dimensions: U users, N = n + 1 items (0 is padding), L words of a sentence, D of the encoder's states
 """

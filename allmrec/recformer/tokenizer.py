@@ -1,4 +1,4 @@
-"""Tokenizers of `tokenizers`: an encoder's own, or one that is learned from texts. Their JSON is all that is stored."""
+"""Tokenizers of the library `tokenizers`: an encoder's own, or one learned from texts. Only their JSON is stored."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,13 +19,13 @@ def to_tokenizer(text: str) -> Any:
 
 
 def read_tokenizer(name: str, folder: Path, num_embeddings: int) -> tuple[Any, int]:
-    """The tokenizer of an encoder's folder, and the token that it puts in front of a text.
+    """The tokenizer of an encoder's folder, and the token with which it starts a text.
 
     Args:
         name: of the encoder, for messages.
 
     Raises:
-        ValueError: there is none, or it is not the encoder's.
+        ValueError: it is missing, or does not match the encoder.
     """
     from transformers import AutoTokenizer
 
@@ -35,7 +35,7 @@ def read_tokenizer(name: str, folder: Path, num_embeddings: int) -> tuple[Any, i
     except (AttributeError, OSError, ValueError) as error:
         raise _unreadable(name, str(error).splitlines()[0]) from None
     vocabulary = tokenizer.get_vocab()
-    if vocabulary.keys() <= {*found.all_special_tokens}:  # what is made up where there is no file of it
+    if vocabulary.keys() <= {*found.all_special_tokens}:  # the default that transformers assumes without a file
         raise _unreadable(name, "it has no words")
     if front is None or max(vocabulary.values()) >= num_embeddings:
         raise ValueError(
@@ -50,7 +50,7 @@ def _unreadable(name: str, why: str) -> ValueError:
 
 
 def learn_tokenizer(texts: Iterable[str]) -> tuple[Any, int]:
-    """A byte-level BPE in lower case, and the token in front; the same texts give the same one."""
+    """A lower-case byte-level BPE, and its first token; the same texts give the same tokenizer."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())

@@ -1,7 +1,7 @@
 """Training of RECFORMER in two stages (Recformer, section 2.3.2, Algorithm 1).
 
-In the first stage the items' vectors are made again by the network before every epoch; the second one continues from
-the best epoch of the first with that epoch's vectors, which stay. The loss is the softmax of cosines with all items.
+In the first stage the network recomputes the items' vectors before every epoch; the second stage continues from the
+best epoch of the first with that epoch's vectors, which are fixed. The loss is the softmax of cosines with all items.
 Plain torch, in one process or in a process group; knows nothing of Ray, artifacts or checkpoint files. Losses of users
 are summed and there is no dropout, so neither the number of workers nor that of passes changes more than the order of
 floating point sums.
@@ -35,7 +35,7 @@ Weights = dict[str, torch.Tensor]
 
 
 class RecformerTraining:
-    """A training run that can be stopped after any epoch and taken up again from its `state_dict`."""
+    """A training run that can be stopped after any epoch and resumed from its `state_dict`."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class RecformerTraining:
             yield {"stage": self.stage, "loss": loss, **speeds, **metrics}
 
     def _next_stage(self) -> bool:
-        """Begin the second stage when the first one has ended; whether there is an epoch to train."""
+        """Begin the second stage once the first has ended; returns whether there is an epoch to train."""
         config = self.config
         since_best = self.epoch - max(self.best["epoch"], self.first_epoch)
         if self.epoch - self.first_epoch < config.epochs and since_best < config.patience:
@@ -133,7 +133,7 @@ class RecformerTraining:
         return all_reduce_sum(vectors_ND)
 
     def train_epoch(self) -> tuple[float, int]:
-        """One pass over the users. Returns the mean loss of a user, and how many tokens were read.
+        """One pass over the users. Returns the mean loss of a user, and the number of tokens read.
 
         Raises:
             ValueError: there is nothing to learn from, or the loss is NaN or inf.
@@ -188,7 +188,7 @@ class RecformerTraining:
         return sequences.shortened(position_B), sequences.items[sequences.offsets[:-1] + position_B]
 
     def _share_of_rate(self) -> float:
-        """Of the highest rate: it rises for some steps, and falls to zero over the stage's epochs."""
+        """Fraction of the highest rate: rises during the warm-up, then falls to zero over the stage's epochs."""
         steps = self.config.epochs * math.ceil(len(self) / self.config.batch_size)
         warm = max(1, min(_WARM_UP, round(_WARM_SHARE * steps)))
         return min((self.step + 1) / warm, (steps - self.step) / max(steps - warm, 1))

@@ -10,10 +10,11 @@ import pyarrow.compute as pc
 import torch
 
 from allmrec.core.artifacts import Manifest, is_intact, shard_name, write_shard
+from allmrec.core.columns import to_lists
 from allmrec.core.hashing import fingerprint
 from allmrec.core.storage import Storage
 from allmrec.text.cache import TextCache
-from allmrec.text.encoder import TextConfig, TextEncoder, refuse_not_finite, to_lists
+from allmrec.text.encoder import TextConfig, TextEncoder, refuse_not_finite
 from allmrec.text.items import ItemTexts
 from schemas import item_text_embeddings
 

@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 
 from allmrec.core.artifacts import file_entry
+from allmrec.core.columns import to_lists
 from allmrec.core.pretrained import model_folder, model_identity, refuse_incomplete_encoder
 from allmrec.core.settings import Section
 from allmrec.core.storage import Storage
@@ -119,11 +120,6 @@ class TextEncoder:
             texts, batch_size=self.config.batch_size, convert_to_tensor=True, show_progress_bar=False
         )
         return batch.append_column("embedding", to_lists(embeddings.float().cpu().numpy()))
-
-
-def to_lists(embeddings: np.ndarray) -> pa.FixedSizeListArray:
-    """float32 (N, dim) as one fixed-size list a row."""
-    return pa.FixedSizeListArray.from_arrays(pa.array(embeddings.ravel(), pa.float32()), embeddings.shape[1])
 
 
 def refuse_not_finite(item_ids: pa.ChunkedArray, embeddings: np.ndarray, encoder: str) -> None:

@@ -1,4 +1,4 @@
-"""The night from Airflow, whose workers have allmrec installed and reach the Ray head and the bucket."""
+"""The nightly run from Airflow, whose workers have allmrec installed and reach the Ray head and the bucket."""
 
 import subprocess
 from datetime import UTC, datetime, timedelta

@@ -184,8 +184,8 @@ def _refuse_large_llm(llm_bytes: int, config: Config, memory: int, workers: int,
         raise ValueError(
             f"llm.name {config.llm.name!r} needs {llm_bytes >> 20:,} MB in each worker, and {host} has "
             f"{memory >> 20:,} MB for each of {workers}; take a smaller LLM, larger machines, fewer workers on "
-            "each (workers.cpus_per_worker), in training llm.placement: sharded or offloaded, or at night more GPUs "
-            "for each (workers.gpus_per_worker)"
+            "each (workers.cpus_per_worker), in training llm.placement: sharded or offloaded, in nightly runs "
+            "more GPUs for each (workers.gpus_per_worker)"
         )
 
 

@@ -41,15 +41,15 @@ def test_it_grows_as_the_work_does(costs: Costs) -> None:
         return Simulation(replace(MILLION, **more), costs).verbs()
 
     one, twice, shared = verbs(), verbs(users=2_000_000), verbs(gpus=10)
-    assert twice["first night"].seconds == pytest.approx(2 * one["first night"].seconds, rel=0.01)
+    assert twice["first run"].seconds == pytest.approx(2 * one["first run"].seconds, rel=0.01)
     assert twice["train-projection"].seconds == one["train-projection"].seconds, "it trains on a sample"
     for verb, estimate in twice.items():
         grows = verb == "train-cf"  # up to its memory_mb
         assert estimate.driver_mb == one[verb].driver_mb and (grows or estimate.worker_mb == one[verb].worker_mb), verb
-    assert shared["first night"].seconds == pytest.approx(one["first night"].seconds / 10, rel=0.01)
+    assert shared["first run"].seconds == pytest.approx(one["first run"].seconds / 10, rel=0.01)
     large = verbs(users=100_000_000, items=10_000_000, gpus=100)
     assert large["prepare"].gets < 4 * 2000 * 2000, "of 2,000 pieces and shards"
-    assert large["later night"].row(MILLION)["USD"] > 0
+    assert large["later run"].row(MILLION)["USD"] > 0
 
 
 def test_costs_are_all_there_or_refused(tmp_path: Path) -> None:

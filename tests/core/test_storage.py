@@ -12,7 +12,7 @@ import pytest
 
 from allmrec.core.storage import Entry, S3Config, Storage, open_storage
 from allmrec.core.storage.s3 import S3Storage
-from tests.s3_fixtures import PREFIX, Proxy, new_bucket, proxied, together
+from tests.s3_fixtures import PREFIX, IgnoresConditions, Proxy, new_bucket, proxied, together
 
 
 def test_what_is_put_is_read_copied_listed_and_deleted(storage: Storage) -> None:
@@ -66,13 +66,9 @@ def test_the_probe_trusts_a_store_that_honours_put_if_absent(storage: Storage) -
 
 
 def test_a_store_that_ignores_the_condition_is_refused(moto_endpoint: str) -> None:
-    class Ignores(Proxy):
-        def outgoing(self, headers: dict[str, str]) -> dict[str, str]:
-            return {name: value for name, value in headers.items() if name.lower() != "if-none-match"}
-
     honest = S3Config(endpoint_url=moto_endpoint, region="us-east-1", addressing_style="path")
     uri = new_bucket(honest)
-    with proxied(honest, Ignores) as s3, pytest.raises(ValueError, match="does not honour put-if-absent"):
+    with proxied(honest, IgnoresConditions) as s3, pytest.raises(ValueError, match="does not honour put-if-absent"):
         open_storage(uri, s3).probe_create()
 
 

@@ -5,21 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from allmrec.core.artifacts import read_table
-from allmrec.data.cases import Cases
 from allmrec.data.evaluation_cases import TRAINED_BESIDE
-from allmrec.data.sequences import Sequences
 from allmrec.evaluation.answers import Answers
 from allmrec.evaluation.results import WRITTEN
 from allmrec.evaluation.systems import NEED_LLM, Systems
 from allmrec.llm.generation import Generator
-
-
-@pytest.fixture
-def cases(tiny_bundle):
-    _, storage, _ = tiny_bundle
-    table, sequences = read_table(storage.at("evaluation_cases"), [0]), Sequences.read(storage.at("sequences"), [0])
-    return Cases.select(table, sequences, "test", "random")
 
 
 @pytest.mark.parametrize(

@@ -25,13 +25,6 @@ NAMES = ("random", "popularity", "teacher", "llm-only", "a-llmrec", "a-llmrec-un
 
 
 @pytest.fixture
-def cases(tiny_bundle):
-    _, storage, _ = tiny_bundle
-    table, sequences = read_table(storage.at("evaluation_cases"), [0]), Sequences.read(storage.at("sequences"), [0])
-    return Cases.select(table, sequences, "test", "random")
-
-
-@pytest.fixture
 def systems(tiny_model):
     return Systems(tiny_model, seed=0)
 

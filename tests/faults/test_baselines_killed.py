@@ -7,11 +7,9 @@ import time
 import pytest
 import torch
 
-from allmrec.cf.teacher import build_teacher, save_teacher
-from allmrec.core.artifacts import read_manifest, read_table, writing
+from allmrec.core.artifacts import read_manifest
 from allmrec.core.storage import Storage
 from allmrec.core.tensor_files import read_tensors
-from allmrec.data.trained_items import write_trained_items
 from allmrec.llm.adapter import WEIGHTS
 from allmrec.projection.tallrec import TALLRecTraining
 from allmrec.readout.training import ReadoutTraining
@@ -50,12 +48,7 @@ def prepared(root, llm, tokenizer, key: str) -> tuple[Config, Storage]:
     sections = {"llm": {"name": str(folder), "placement": "sharded"}, "baselines": {key: BASELINES[key]}}
     config = training_run.config(root, prompt={"max_history": 4}, **sections)
     storage = training_run.prepare(config)
-    torch.manual_seed(0)
-    teacher = build_teacher(config.teacher, training_run.NUM_ITEMS)
-    with writing(storage.at("teacher"), "teacher", "by hand", config.model_dump(mode="json")) as out:
-        out.add(save_teacher(storage.at("teacher"), teacher))
-        out.stats["num_items"] = training_run.NUM_ITEMS
-        write_trained_items(out, read_table(storage.at("items")))
+    training_run.write_teacher(config, storage)
     return config, storage
 
 

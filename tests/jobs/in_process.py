@@ -35,7 +35,7 @@ def jobs_in_process() -> Iterator[None]:
         patch.setattr(ray.data, "range", numbers)
         patch.setattr(ray.data, "from_arrow", from_arrow)
         for trainer in TRAINERS:
-            patch.setattr(trainer, "fit", fit)
+            patch.setattr(trainer, "fit", fit, raising=False)  # a job may train through another one
         yield
 
 

@@ -17,13 +17,14 @@ from allmrec.alignment.texts import TrainedTexts
 from allmrec.alignment.training import AlignmentTraining
 from allmrec.cf.teacher import build_teacher, load_teacher, save_teacher
 from allmrec.core.artifacts import read_manifest, read_table, writing
+from allmrec.core.columns import to_lists
 from allmrec.core.storage import Storage
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
 from allmrec.data.trained_items import write_trained_items
 from allmrec.text.cache import TextCache
 from allmrec.text.embeddings import read_texts
-from allmrec.text.encoder import TextConfig, TextEncoder, encoder_identity, load_encoder, to_lists
+from allmrec.text.encoder import TextConfig, TextEncoder, encoder_identity, load_encoder
 from jobs import train_alignment
 from jobs.config import Config, load_config
 from jobs.runtime.console import Console

@@ -14,7 +14,6 @@ from allmrec.alignment.network import AlignmentNetwork, save_alignment
 from allmrec.bundle.build import build_bundle
 from allmrec.bundle.loading import load_bundle
 from allmrec.cf.teacher import WEIGHTS as TEACHER
-from allmrec.cf.teacher import build_teacher, save_teacher
 from allmrec.core.artifacts import read_manifest, read_table, writing
 from allmrec.core.pretrained import model_identity
 from allmrec.core.storage import Storage
@@ -121,12 +120,7 @@ def prepared(root: Path, models: Path, num_workers: int) -> tuple[Config, Storag
     workers = config.workers.model_copy(update={"num_workers": num_workers})
     config = config.model_copy(update={"workers": workers})
     storage = training_run.prepare(config)
-    torch.manual_seed(0)
-    teacher = build_teacher(config.teacher, training_run.NUM_ITEMS)
-    with writing(storage.at("teacher"), "teacher", "by hand", config.model_dump(mode="json")) as out:
-        out.add(save_teacher(storage.at("teacher"), teacher))
-        out.stats["num_items"] = training_run.NUM_ITEMS
-        write_trained_items(out, read_table(storage.at("items")))
+    training_run.write_teacher(config, storage)
     network = AlignmentNetwork(8, 6, 8)
     e_NJ, q_NJ = torch.randn(2, training_run.NUM_ITEMS + 1, 8)
     with writing(storage.at("alignment"), "alignment", "by hand") as out:

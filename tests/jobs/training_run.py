@@ -12,10 +12,13 @@ from types import ModuleType
 
 import numpy as np
 import pyarrow as pa
+import torch
 
-from allmrec.core.artifacts import writing
+from allmrec.cf.teacher import build_teacher, save_teacher
+from allmrec.core.artifacts import read_table, writing
 from allmrec.core.hashing import shard_of
 from allmrec.core.storage import Storage, open_storage
+from allmrec.data.trained_items import write_trained_items
 from jobs.config import Config
 from schemas import evaluation_cases, item_text_embeddings, items, sequences
 
@@ -88,6 +91,16 @@ def prepare(config: Config, vectors: np.ndarray | None = None) -> Storage:
         tables = [_table(schema, len(rows), {key: column[rows] for key, column in columns.items()}) for rows in shares]
         _write(storage.at(name), schema, tables, interactions=HISTORIES.size, valid=NUM_USERS)
     return storage
+
+
+def write_teacher(config: Config, storage: Storage) -> None:
+    """An untrained teacher."""
+    torch.manual_seed(0)
+    teacher = build_teacher(config.teacher, NUM_ITEMS)
+    with writing(storage.at("teacher"), "teacher", "by hand", config.model_dump(mode="json")) as out:
+        out.add(save_teacher(storage.at("teacher"), teacher))
+        out.stats["num_items"] = NUM_ITEMS
+        write_trained_items(out, read_table(storage.at("items")))
 
 
 def kill_a_driver(job: ModuleType, slow: Callable, config: Config, folder: Path, checkpoints: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from allmrec.cf.teacher import Teacher, TeacherConfig, build_teacher
+from allmrec.cf.training import ValidationCases
 from allmrec.data.sequences import Sequences, offsets_of
 from allmrec.llm.prompt import PromptBuilder, PromptConfig, Titles
 from benchmarks.process_group import group_of_one
@@ -66,3 +67,13 @@ def alone(tmp_path_factory):
     with group_of_one(tmp_path_factory.mktemp("group")):
         yield
     del os.environ["LOCAL_RANK"]
+
+
+@pytest.fixture(scope="module")
+def cases(examples) -> ValidationCases:
+    """A dozen users of the module's `examples`: the target first, then its negatives."""
+    users = np.arange(12)
+    candidates = examples.candidates(users, epoch=9)
+    where = np.argmax(candidates == examples.targets[users, None], axis=1)
+    candidates[users, where], candidates[:, 0] = candidates[:, 0], examples.targets[users]
+    return ValidationCases(examples.histories(users), candidates)

@@ -11,9 +11,7 @@ from allmrec.data.training_users import Sample, TrainingUsers
 from allmrec.projection.engine import weights
 from allmrec.projection.examples import Examples
 from tests.projection.conftest import NUM_USERS
-from tests.projection.test_training import CONFIG, cases, training
-
-__all__ = ["cases"]  # a fixture
+from tests.projection.test_training import CONFIG, training
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,7 @@ from allmrec.projection.placement import activation_bytes, llm_outline
 from allmrec.projection.stage2 import Stage2Model
 from allmrec.projection.tallrec import TALLRecConfig, TALLRecTraining
 from tests.llm.tiny import histories, make_llm, titles_array
-from tests.projection.test_training import cases
 from tests.two_workers import losses_of_two
-
-__all__ = ["cases"]  # a fixture
 
 CONFIG = TALLRecConfig(
     batch_size=7, tokens_per_pass=400, epochs=2, num_candidates=4, learning_rate=1e-2, checkpoint_every_steps=3

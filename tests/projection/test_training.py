@@ -9,7 +9,6 @@ import torch
 import transformers
 
 from allmrec.alignment.joint import EmbeddingChoice
-from allmrec.cf.training import ValidationCases
 from allmrec.llm.batches import SoftTokens, fill_slots, take
 from allmrec.llm.loading import LLMConfig
 from allmrec.llm.ranking import Ranker
@@ -100,15 +99,6 @@ def training(llm_folder, placement, teacher, joint, examples, config=CONFIG, cas
     return ProjectionTraining(
         config, llm_config, placement, llm, teacher, joint, uses_text_N, examples, cases, state=state
     )
-
-
-@pytest.fixture(scope="module")
-def cases(examples) -> ValidationCases:
-    users = np.arange(12)
-    candidates = examples.candidates(users, epoch=9)
-    where = np.argmax(candidates == examples.targets[users, None], axis=1)
-    candidates[users, where], candidates[:, 0] = candidates[:, 0], examples.targets[users]
-    return ValidationCases(examples.histories(users), candidates)
 
 
 def test_a_linear_schedule_falls_to_the_last_step(alone, llm_folder, teacher, joint, examples):

@@ -6,7 +6,7 @@ from allmrec.llm.prompt import PromptConfig
 from allmrec.readout.examples import ReadoutExamples
 from allmrec.readout.network import ReadoutConfig
 from allmrec.readout.prompts import ReadoutPrompts
-from tests.projection.conftest import alone, builder, joint, llm_folder, sequences, teacher  # noqa: F401
+from tests.projection.conftest import alone, builder, cases, joint, llm_folder, sequences, teacher  # noqa: F401
 
 CONFIG = ReadoutConfig(
     dim=16, hidden=24, batch_size=7, tokens_per_pass=2000, epochs=2, learning_rate=1e-2, checkpoint_every_steps=3

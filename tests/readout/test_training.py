@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from allmrec.cf.training import ValidationCases
 from allmrec.data.sequences import Sequences, offsets_of, ranges
 from allmrec.llm.batches import distinct_items
 from allmrec.llm.loading import LLMConfig
@@ -153,15 +152,6 @@ def test_steps_are_those_of_plain_torch_and_training_resumes(
     for name, expected in found.items():
         assert torch.equal(weights(again.readout)[name], expected), name
     assert again.epoch_losses() == run.epoch_losses()
-
-
-@pytest.fixture(scope="module")
-def cases(examples) -> ValidationCases:
-    users = np.arange(12)
-    candidates = examples.candidates(users, epoch=9)
-    where = np.argmax(candidates == examples.targets[users, None], axis=1)
-    candidates[users, where], candidates[:, 0] = candidates[:, 0], examples.targets[users]
-    return ValidationCases(examples.histories(users), candidates)
 
 
 @pytest.mark.parametrize("placement", ["replicated", "sharded"])

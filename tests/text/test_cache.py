@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from allmrec.core.columns import to_lists
 from allmrec.core.hashing import hash_strings
 from allmrec.core.storage import open_storage
 from allmrec.text.cache import TextCache
-from allmrec.text.encoder import to_lists
 
 
 def vectors(*numbers: int) -> pa.Array:

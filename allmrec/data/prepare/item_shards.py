@@ -1,9 +1,9 @@
-"""A catalogue that no process holds: from pieces of its files to shards of `items`, in passes that share nothing.
+"""From pieces of the catalogue's files to shards of `items`, in independent passes; no process holds the catalogue.
 
-`CleanItems` leaves the cleaned rows of a piece in the drafts; what numbers the items is their ids alone, which are the
-only thing of a catalogue that is ever in one place. `PartitionItems` then orders each piece's rows by shard of
-item_index, `MergeItems` makes a shard of its parts, and `WriteItems` writes it once interactions are counted. Files of
-the drafts are Arrow IPC. What a row means is the business of `items`.
+`CleanItems` writes the cleaned rows of a piece to the drafts. Items are numbered by their ids, the only column that one
+process holds for all items. `PartitionItems` then orders each piece's rows by shard of item_index, `MergeItems` merges
+the parts of a shard, and `WriteItems` writes it once interactions are counted. Drafts are Arrow IPC files. The module
+`items` knows what a row means.
 """
 
 import io
@@ -45,7 +45,7 @@ class CleanItems(Task):
 
 @dataclass(frozen=True)
 class PartitionItems(ShardTask):
-    """Numbers of pieces → their rows in the drafts once more, a record batch a shard of item_index."""
+    """Numbers of pieces → their rows in the drafts, one record batch per shard of item_index."""
 
     drafts: Storage
     index: dict[int, np.ndarray]  # by piece: int32, item_index of its rows; 0 of rejected ones
@@ -69,8 +69,8 @@ class MergeItems(ShardTask):
     pieces: int  # in the drafts
     item_ids: pa.Array  # string (n,), by item_index - 1
     excluded: Sequence[str]
-    before: tuple[Storage, Manifest] | None  # the `items` of the preparation before
-    before_row: np.ndarray  # int32 (n,): where they have an item that the catalogue has lost; else -1
+    before: tuple[Storage, Manifest] | None  # the `items` of the previous preparation
+    before_row: np.ndarray  # int32 (n,): its row there, for items that have left the catalogue; else -1
     rejected: Storage
 
     def process(self, shard: int) -> Report:

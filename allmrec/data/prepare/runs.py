@@ -1,10 +1,11 @@
 """Runs, the files of the shuffle: rows in parts by range of shards, written by one task and read by many.
 
-    where the parts begin and the last one ends: uint64 (parts + 1,) | part 0 | part 1 | ...
+    offsets of the parts, and the end of the last: uint64 (parts + 1,) | part 0 | part 1 | ...
 
-A part is Arrow IPC messages without their schema: record batches of one row, which has the part's events, its rejected
-rows and, in part 0, the counts of what was filtered out of the whole run. Two reads by range fetch a part. The same
-rows give the same bytes, so a task that is run again disturbs no reader. Which task reads what is decided by `shuffle`.
+A part is Arrow IPC messages without their schema: record batches of one row, which holds the part's events, its
+rejected rows and, in part 0, the counts of what was filtered out of the whole run. Two ranged reads fetch a part. The
+same rows give the same bytes, so a task that runs again does not disturb readers. `shuffle` decides which task reads
+what.
 """
 
 import io
@@ -18,7 +19,7 @@ import pyarrow as pa
 from allmrec.core.storage import Storage
 from allmrec.data.prepare.clean import EVENTS, REJECTIONS, Cleaned
 
-CHUNK_BYTES = 1 << 27  # of rows that are encoded at once: a piece of a million rows has some 40 MB
+CHUNK_BYTES = 1 << 27  # of rows encoded at once; a piece of a million rows has about 40 MB
 _OFFSET = np.dtype("<u8")
 _TABLES = {"events": EVENTS, "rejections": REJECTIONS}
 # The number of the record batch is that of the part.
@@ -31,7 +32,7 @@ _PARTS = pa.schema(
 
 
 def in_chunks(rows: Iterable[Cleaned]) -> Iterator[Cleaned]:
-    """The rows in the same order, at least one chunk: none much larger than CHUNK_BYTES, if none of `rows` is."""
+    """The rows in the same order, in one chunk or more, none much larger than CHUNK_BYTES unless one of `rows` is."""
     held, size = list[Cleaned](), 0
     for some in rows:
         if size >= CHUNK_BYTES:

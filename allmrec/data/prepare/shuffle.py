@@ -1,12 +1,12 @@
 """From pieces of the log to shards of users, through runs in storage.
 
-At first there is a run for each piece, with the rows of all shards. Where pieces and shards are many, rounds of merging
-follow, like the passes of a radix sort: each makes of `fan_in` runs about as many, with `fan_in` times the pieces and a
-`fan_in`th of the shards. A run stays as large as a piece, and a shard's rows come to be in few of them, so requests
+Each piece becomes one run, with the rows of all shards. With many pieces and shards, rounds of merging follow, like the
+passes of a radix sort: a round turns `fan_in` runs into about as many, each with `fan_in` times the pieces and a
+`fan_in`th of the shards. A run stays about as large as a piece, and the rows of a shard end up in few runs, so requests
 grow with pieces + shards and not with their product.
 
-No process holds a shard's rows while others still read, nor more than a piece or a shard at once. What a row means is
-the business of `clean`, what is made of a shard's rows that of `histories`, what a run looks like that of `runs`.
+No process holds more than a piece or a shard at once. `clean` knows what a row means, `histories` what becomes of a
+shard's rows, and `runs` the layout of a run.
 """
 
 from collections import Counter
@@ -29,10 +29,10 @@ _READERS = 8  # parts that a task fetches at once
 
 @dataclass(frozen=True)
 class Shuffle:
-    """Which runs there are, and which parts of them are read for what.
+    """Which runs exist, and which of their parts each task reads.
 
-    Runs of level 0 are those of the pieces; each round of merging makes the next level. A run is numbered by its pieces
-    first and then by its shards. For reading, a shard is a run of one level more, with all pieces.
+    Runs of level 0 are those of the pieces; each round of merging makes the next level. Runs are numbered by their
+    pieces first and then by their shards. A shard is read as a run of one level more, with all pieces.
     """
 
     storage: Storage
@@ -42,13 +42,13 @@ class Shuffle:
 
     @cached_property
     def rounds(self) -> int:
-        """Of merging: the fewest by which parts to be read are at most `max_fan_in` for each run and shard."""
+        """Rounds of merging: the fewest with which no run or shard is read from more than `max_fan_in` parts."""
         fewer = min(self.pieces, self.num_shards)
         return next(rounds for rounds in count() if self.max_fan_in ** (rounds + 1) >= fewer)
 
     @cached_property
     def fan_in(self) -> int:
-        """Runs that a run is made of, and shares that its shards are divided into: the same in all rounds."""
+        """Runs that are merged into one, and shares that their shards are divided into; the same in all rounds."""
         fewer = min(self.pieces, self.num_shards)
         return next(fan_in for fan_in in count(1) if fan_in ** (self.rounds + 1) >= fewer)
 
@@ -56,7 +56,7 @@ class Shuffle:
         return ceil(self.pieces / self._shape(level)[0]) * self._shares(level)
 
     def sources(self, level: int, number: int) -> list[tuple[str, int]]:
-        """The parts of the level before that a run is made of, ordered by pieces: the run's key, and the part."""
+        """The parts of the previous level that make up a run, ordered by pieces: the key of their run, and the part."""
         (pieces, shards), (source_pieces, source_shards) = self._shape(level), self._shape(level - 1)
         group, share = divmod(number, self._shares(level))
         first, stop = group * pieces, min((group + 1) * pieces, self.pieces)
@@ -67,7 +67,7 @@ class Shuffle:
         ]
 
     def read(self, level: int, number: int) -> Iterator[Cleaned]:
-        """The rows of a run, from the level before."""
+        """The rows of a run, from the previous level."""
         with ThreadPoolExecutor(_READERS) as pool:
             for part in pool.map(lambda source: read_part(self.storage, *source), self.sources(level, number)):
                 yield from decode_part(part)
@@ -84,14 +84,14 @@ class Shuffle:
         write_run(self.storage, self._key(level, number), chunks, bounds)
 
     def _shape(self, level: int) -> tuple[int, int]:
-        """Of how many pieces and shards a run is, at most."""
+        """The pieces and shards of a run, at most."""
         if level > self.rounds:
             return max(self.pieces, 1), 1
         least = ceil(self.num_shards / self.fan_in**self.rounds)
         return self.fan_in**level, least * self.fan_in ** (self.rounds - level)
 
     def _shares(self, level: int) -> int:
-        """How many runs of a level have the same pieces."""
+        """Number of runs of a level that have the same pieces."""
         return ceil(self.num_shards / self._shape(level)[1])
 
     def _key(self, level: int, number: int) -> str:
@@ -114,7 +114,7 @@ class PartitionRows(ShardTask):
         return Report(details={"users": sorted(users), "items": sorted(items)})
 
     def _kept(self, rows: Cleaned, users: set[str], items: set[str]) -> Cleaned:
-        """The rows without the excluded, whose names are added to `users` and `items`."""
+        """The rows without excluded users and items, whose ids are added to `users` and `items`."""
         events, gone = self.excluded.split(to_polars(rows.events))
         rejections, gone_rejections = self.excluded.split(to_polars(rows.rejections))
         for found, named in zip((users, items), self.excluded.named(gone, gone_rejections), strict=True):
@@ -125,7 +125,7 @@ class PartitionRows(ShardTask):
 
 @dataclass(frozen=True)
 class MergeRuns(ShardTask):
-    """Numbers of runs of a level → these runs, from those of the level before."""
+    """Numbers of runs of a level → these runs, from those of the previous level."""
 
     shuffle: Shuffle
     level: int

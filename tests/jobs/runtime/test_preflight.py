@@ -21,7 +21,7 @@ from jobs.runtime.preflight import Needs, check_models, doubts, refuse, refuse_l
 from jobs.runtime.resources import Resources, Watch, guarded, watching
 from jobs.runtime.step import Step, execute
 from tests.jobs.test_nightly import DATE, with_nightly
-from tests.s3_fixtures import Proxy, new_bucket, proxied
+from tests.s3_fixtures import IgnoresConditions, new_bucket, proxied
 
 GB = 1 << 30
 QUIET = Console(log_json=True)
@@ -86,11 +86,6 @@ def test_folders_of_one_machine_are_refused_on_several(tmp_path: Path) -> None:
     needs = nightly_step(output, DATE, full=False, limit=None, replace=False, made_before=[]).needs
     with pytest.raises(ValueError, match=f"{tmp_path} is a folder"):
         refuse_local_folders(needs, output, two)
-
-
-class IgnoresConditions(Proxy):
-    def outgoing(self, headers: dict[str, str]) -> dict[str, str]:
-        return {name: value for name, value in headers.items() if name.lower() != "if-none-match"}
 
 
 def test_the_store_is_probed_before_a_verb_writes(moto_endpoint: str) -> None:
