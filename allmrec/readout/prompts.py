@@ -127,8 +127,8 @@ def read_out(
     rows_R = np.append(np.arange(len(prompts)), branches.rows)
     columns_R = np.append(prompts.lengths, columns_KW[:, -1])
     embeds_BLH = llm.get_input_embeddings()(tokens_BL.to(device))
-    nobody_BH = soft_IH.new_zeros(len(prompts), soft_IH.shape[1])
-    embeds_BLH = fill_slots(embeds_BLH, prompts, SoftTokens(nobody_BH, soft_IH))
+    none_BH = soft_IH.new_zeros(len(prompts), soft_IH.shape[1])
+    embeds_BLH = fill_slots(embeds_BLH, prompts, SoftTokens(none_BH, soft_IH))
     where_R = tuple(torch.from_numpy(part).to(device) for part in (rows_R, columns_R))
     embeds_BLH = embeds_BLH.index_put(where_R, token_H.to(embeds_BLH.dtype).expand(len(rows_R), -1))
     flat_R = where_R[0] * width + where_R[1]

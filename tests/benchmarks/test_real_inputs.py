@@ -18,7 +18,7 @@ PAIRS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=60)
 
 
 @given(PAIRS, st.integers(1, 4), st.integers(1, 4))
-def test_the_dense_part_is_the_largest_in_which_nobody_has_too_few(pairs, min_user, min_item):
+def test_the_dense_part_is_the_largest_in_which_no_user_or_item_has_too_few(pairs, min_user, min_item):
     log = pl.DataFrame(pairs, schema={"user_id": pl.Int64, "item_id": pl.Int64}, orient="row")
     found = dense(log, min_user, min_item)
     for column, least in (("user_id", min_user), ("item_id", min_item)):

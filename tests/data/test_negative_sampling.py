@@ -50,7 +50,7 @@ def test_only_items_that_may_be_drawn_are(histories, items):
         assert np.count_nonzero(found) == min(4, len(items - set(seen))) == len(set(found[found > 0].tolist()))
 
 
-def test_another_key_draws_anew():
+def test_another_key_draws_other_negatives():
     users, histories, items = [f"u{number}" for number in range(100)], [[1, 2]] * 100, np.arange(1, 10_001)
     first = draw(users, histories, items)
     assert (first == draw(users, histories, items)).all()

@@ -91,7 +91,7 @@ def test_another_run_resumes_where_one_ended(tmp_path):
 
 
 @pytest.mark.parametrize("behaviour", [{"has_ranges": False}, {"etag": None}, {"etag": 'W/"1"'}])
-def test_servers_that_cannot_resume_start_anew(tmp_path, behaviour):
+def test_servers_that_cannot_resume_start_again(tmp_path, behaviour):
     with serving(cuts=[30_000], **behaviour) as (url, server):
         assert fetch(RemoteFile(url=url, md5=MD5), tmp_path, pause_s=0)
         assert len(server.requested) == 2

@@ -116,7 +116,7 @@ def test_only_what_changed_is_scored_again(tiny, first, tmp_path: Path) -> None:
     np.testing.assert_allclose(mine, theirs, rtol=1e-4)  # other batches round otherwise
 
 
-def test_a_row_that_was_cut_is_made_anew(tiny, tmp_path: Path) -> None:
+def test_a_row_that_was_cut_is_made_again(tiny, tmp_path: Path) -> None:
     """An item was removed from a published row: its inputs are the same, but it is incomplete."""
     config, storage = with_nightly(tiny[0], tmp_path), tiny[1]
     earlier, store = make(config, storage), open_storage(str(tmp_path))

@@ -84,7 +84,7 @@ def test_suppressed_users_and_items_are_nowhere_and_the_rest_is_as_it_was(
     assert roll_back(storage, DAY)["rows"] == shop.num_users - 2
 
 
-def test_the_work_of_a_run_that_is_not_published_begins_anew(storage: Storage, shop: Shop) -> None:
+def test_the_work_of_a_run_that_is_not_published_begins_again(storage: Storage, shop: Shop) -> None:
     run = Run.open(storage, DAY, IDENTITY)
     run.commit_shard(0, shop.table(0, run.run_id))
     assert suppress(storage, DAY, pa.array(["unknown"]), pa.array([], pa.string())) == NOTHING

@@ -143,7 +143,7 @@ def test_rows_of_another_run_are_refused(storage: Storage, shop: Shop) -> None:
 
 
 @pytest.mark.parametrize("damage", ["is damaged", "is missing"])
-def test_a_damaged_attempt_is_named_and_can_be_made_anew(storage: Storage, shop: Shop, damage: str) -> None:
+def test_a_damaged_attempt_is_named_and_can_be_made_again(storage: Storage, shop: Shop, damage: str) -> None:
     run = Run.open(storage, DAY, IDENTITY)
     for shard in range(shop.num_shards):
         run.commit_shard(shard, shop.table(shard, run.run_id))

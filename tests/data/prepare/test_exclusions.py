@@ -44,7 +44,7 @@ def test_a_rejected_row_may_spell_an_id_as_a_real_number():
     assert kept["row"].to_list() == ['{"user_id":70}'] and excluded.named(gone) == (["7"], ["8"])
 
 
-def test_whom_the_rows_that_went_name():
+def test_the_ids_that_removed_rows_name():
     excluded = Exclusions.of(["ann", "dan", "unknown"], ["b", "z"], ITEM_IDS)
     gone = excluded.split(ROWS)[1]
     assert excluded.named(gone) == (["ann", "dan"], ["b", "z"])
