@@ -1,4 +1,4 @@
-"""What may be deleted: bundles, embeddings of texts, checkpoints and copies of models that nothing needs any more.
+"""What nothing needs any more: bundles, fine-tuned encoders, embeddings of texts, checkpoints and copies of models.
 
 Knows what needs them. Published runs are `allmrec.publishing.maintenance`'s.
 """
@@ -10,9 +10,10 @@ from typing import Literal
 from pyarrow.fs import FileSelector, FileType
 from pydantic import Field
 
+from allmrec.alignment.tuned_encoder import DIGEST
 from allmrec.bundle.description import DESCRIPTION
 from allmrec.bundle.versions import bundle_versions
-from allmrec.core.artifacts import find_manifest
+from allmrec.core.artifacts import MANIFEST, find_manifest
 from allmrec.core.commit_log import entries_after, find_json
 from allmrec.core.settings import Section
 from allmrec.core.storage import Storage
@@ -33,7 +34,7 @@ class RetentionConfig(Section):
     trials: int | None = Field(None, ge=1)  # newest dates of trials
     bundles: int | None = Field(
         None, ge=1
-    )  # promoted last; the promoted one and those of the runs that stay always stay
+    )  # promoted last; the promoted one and those of the runs that stay always stay; with them their encoders
     text_cache: Literal["current"] | None = None  # current: embeddings of the items' present texts
     checkpoint_days: float | None = Field(None, gt=0)  # of a training that was not resumed, since the last one
     model_days: float | None = Field(None, gt=0)  # copies of s3:// models on this machine, since their last use
@@ -63,23 +64,55 @@ def expired_bundles(workspace: Workspace, keep: int, needed: Iterable[str]) -> l
 
 
 def delete_bundle(workspace: Workspace, version: str) -> None:
-    """What describes it goes first: a bundle is whole or not there."""
-    target = workspace.bundles.at(version)
-    target.delete(DESCRIPTION)
-    for entry in list(target.list()):
-        target.delete(entry.key)
+    _delete(workspace.bundles.at(version), DESCRIPTION)
+
+
+def named_encoders(workspace: Workspace, without: Iterable[str] = ()) -> dict[str, str | None]:
+    """Digests of the fine-tuned encoders that the alignment, its training or a bundle names, with their identities.
+
+    Args:
+        without: versions of bundles that do not count.
+    """
+    if not any(True for _ in workspace.encoders.list()):
+        return {}
+    versions = set(bundle_versions(workspace.storage)) - {*without}
+    alignments = [Workspace(workspace.bundles.at(version)).alignment for version in versions]
+    manifests = map(find_manifest, [workspace.fine_tuned, workspace.alignment, *alignments])
+    stats = [manifest.stats for manifest in manifests if manifest and DIGEST in manifest.stats]
+    return {one[DIGEST]: one.get("encoder") for one in stats}
+
+
+def unused_encoders(workspace: Workspace, expired: Iterable[str]) -> list[str]:
+    """Digests of the fine-tuned encoders that nothing names, and that no training has written within a day.
+
+    Args:
+        expired: versions of bundles that do not count.
+    """
+    named = named_encoders(workspace, expired)
+    return [digest for digest in _unchanged_since(workspace.encoders, 1, 1) if digest not in named]
+
+
+def delete_encoder(workspace: Workspace, digest: str) -> None:
+    _delete(workspace.encoders.at(digest), MANIFEST)
+
+
+def _delete(folder: Storage, first: str) -> None:
+    """What describes it goes first: it is whole or not there."""
+    folder.delete(first)
+    for entry in list(folder.list()):
+        folder.delete(entry.key)
 
 
 def unused_texts(workspace: Workspace, encoder: str) -> list[str]:
     """Keys in the text cache of embeddings by other encoders, and of files without a text that an item has now.
 
     Args:
-        encoder: identity of the config's; those that made the embeddings in use count as well.
+        encoder: identity of the config's; those that made the embeddings in use, and those that a bundle names, count.
     """
     if find_manifest(workspace.items) is None:
         return []
-    manifests = [find_manifest(workspace.at(name)) for name in _EMBEDDINGS]
-    encoders = {encoder, *(manifest.stats["encoder"] for manifest in manifests if manifest)}
+    manifests, named = [find_manifest(workspace.at(name)) for name in _EMBEDDINGS], named_encoders(workspace)
+    encoders = {encoder, *filter(None, named.values()), *(one.stats["encoder"] for one in manifests if one)}
     hashes = text_keys(workspace.items)
     used = set[str]()
     for one in encoders:

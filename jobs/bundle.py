@@ -11,8 +11,9 @@ promote what they built. Promoting an older version goes back to it; refreshing 
 import json
 from typing import Any
 
+from allmrec.alignment.tuned_encoder import find_tuned_encoder
 from allmrec.bundle.build import build_bundle, is_fine_tuned, refresh_bundle
-from allmrec.bundle.description import DESCRIPTION, MODELS, read_description, verify_bundle
+from allmrec.bundle.description import DESCRIPTION, MODELS, read_description, verify_bundle, verify_encoder
 from allmrec.bundle.index import index_identity
 from allmrec.bundle.items import bundle_items, new_texts
 from allmrec.bundle.loading import load_bundle, probe
@@ -27,7 +28,6 @@ from jobs.embed import embed_by
 from jobs.runtime.command import main
 from jobs.runtime.console import Console
 from jobs.runtime.step import Context, Stats, Step
-from jobs.train_alignment import ENCODER
 
 SECTIONS = ("text", "teacher", "alignment", "llm", "prompt", "projection", "baselines", "bundle")
 
@@ -36,7 +36,7 @@ def run(context: Context) -> Stats:
     """Build the bundle and promote it, unless it is the one that was built last: a rollback from that one holds."""
     config, workspace = context.resolved(*SECTIONS), context.workspace
     if not _embed_new_texts(context, workspace):
-        raise ValueError(f"{workspace.fine_tuned.uri} is not of {workspace.alignment.uri}; run train-alignment again")
+        raise ValueError(f"{workspace.storage.uri} lacks the encoder of its alignment; run train-alignment again")
     version = build_bundle(context.storage, config, index_above(context.config))
     before = find_manifest(workspace.bundle)
     counts = load_bundle(context.storage, version).item_counts()
@@ -54,8 +54,8 @@ def refresh(context: Context) -> Stats:
     models = Workspace(workspace.bundles.at(used))
     if not _embed_new_texts(context, models):
         context.console.warning(
-            f"bundle {used} stays, without the new items: {workspace.fine_tuned.uri} has another encoder than its "
-            "models, as train-alignment was started again; finish the training and build a bundle of it"
+            f"bundle {used} stays, without the new items: the text encoder of its models is gone from "
+            f"{workspace.storage.uri}; run train-alignment, and build a bundle of it"
         )
         return {"version": used}
     version = refresh_bundle(context.storage, used, index_above(context.config))
@@ -82,16 +82,15 @@ def _embed_new_texts(context: Context, models: Workspace) -> bool:
     """By the fine-tuned encoder, where there is one; `embed` has done so by the frozen one.
 
     Returns:
-        whether the new texts are embedded: not where the encoder of these models has been trained again since.
+        whether the new texts are embedded: not where the encoder of these models is gone.
     """
     workspace = context.workspace
     if not is_fine_tuned(models) or not len(new_texts(models, bundle_items(models, workspace.items))):
         return True
-    tuned = find_manifest(workspace.fine_tuned)
-    if tuned is None or tuned.fingerprint != read_manifest(models.alignment).fingerprint:
-        return False
-    embed_by(context, workspace.fine_tuned.name(ENCODER), Workspace.fine_tuned_text_embeddings)
-    return True
+    tuned = find_tuned_encoder(workspace, read_manifest(models.alignment))
+    if tuned is not None:
+        embed_by(context, tuned.model, tuned.embeddings)
+    return tuned is not None
 
 
 def plan(context: Context) -> Stats:
@@ -142,6 +141,7 @@ def verify(config: Config, console: Console, version: str | None) -> None:
     """Load a bundle and let it score; every file is compared with its hash."""
     run = config.workspace.storage
     description = verify_bundle(run, version or latest_bundle(run))
+    verify_encoder(run, description)
     bundle = load_bundle(run, description["version"])
     probe(bundle)
     files = description["files"]

@@ -21,9 +21,11 @@ from allmrec.retention import (
     RetentionConfig,
     delete_bundle,
     delete_checkpoints,
+    delete_encoder,
     expired_bundles,
     needed_bundles,
     old_checkpoints,
+    unused_encoders,
     unused_texts,
 )
 from allmrec.text.encoder import encoder_identity
@@ -75,6 +77,8 @@ def expired(config: Config, console: Console) -> Iterator[Found]:
         needed = needed_bundles(output, retention.runs)
         versions = expired_bundles(workspace, retention.bundles, needed)
         yield "bundles", {version: partial(delete_bundle, workspace, version) for version in versions}
+        encoders = unused_encoders(workspace, versions)
+        yield "encoders", {digest: partial(delete_encoder, workspace, digest) for digest in encoders}
     if retention.text_cache:
         device = "cuda" if config.workers.gpus_per_worker else "cpu"
         keys = unused_texts(workspace, encoder_identity(config.text, device))

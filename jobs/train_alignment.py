@@ -6,8 +6,9 @@ Reads `teacher`, `item_text_embeddings`, `sequences` and `items`; writes `alignm
 embeddings e and q of every item. The workers of Ray Train share every batch; a worker holds at most
 `alignment.memory_mb` of the users that train, with their x^u.
 
-With `alignment.text_encoder: fine-tuned` SBERT is trained too and kept in `fine_tuned`; the catalogue is then embedded
-by the fine-tuned encoder, as `embed` does it, in `fine_tuned_text_embeddings`.
+With `alignment.text_encoder: fine-tuned` SBERT is trained too and kept in `encoders`, and the network that it was
+trained with in `fine_tuned`; the catalogue is then embedded by that encoder, as `embed` does it, in
+`fine_tuned_text_embeddings`.
 """
 
 from typing import Any
@@ -20,6 +21,7 @@ from allmrec.alignment.examples import example_bytes, held_out_items
 from allmrec.alignment.network import AlignmentNetwork, load_network, save_alignment, save_network
 from allmrec.alignment.texts import TrainedTexts
 from allmrec.alignment.training import AlignmentTraining, alignment_quality, spread_kept
+from allmrec.alignment.tuned_encoder import DIGEST, find_tuned_encoder, save_tuned_encoder
 from allmrec.cf.teacher import load_teacher
 from allmrec.core.artifacts import find_manifest, read_manifest, read_part, writing
 from allmrec.core.distributed import rank_and_world_size
@@ -29,16 +31,16 @@ from allmrec.core.workspace import Workspace
 from allmrec.data.catalogue import Catalogue, drawable_items, read_item_table
 from allmrec.data.trained_items import check_trained_on, write_trained_items
 from allmrec.data.training_users import Sample, TrainingUsers, num_parts
+from allmrec.retention import named_encoders
 from allmrec.text.cache import TextCache
 from allmrec.text.embeddings import read_texts
-from allmrec.text.encoder import load_encoder, save_encoder
+from allmrec.text.encoder import load_encoder
 from jobs.embed import embed_by
 from jobs.runtime.command import main
 from jobs.runtime.preflight import Needs
 from jobs.runtime.ray_train import device, fit, run_epochs
 from jobs.runtime.step import Context, Stats, Step
 
-ENCODER = "encoder"  # the folder of SBERT in `fine_tuned`
 INPUTS = (Workspace.teacher, Workspace.item_text_embeddings, Workspace.sequences, Workspace.items)
 
 
@@ -58,7 +60,7 @@ def run(context: Context) -> Stats:
 def train(context: Context) -> Stats:
     """Run `loop` on the workers."""
     config = context.config
-    settings = {"config": config.alignment, "text": config.text, "seed": config.seed}
+    settings = {"config": config.alignment, "text": config.text, "seed": config.seed, "workspace": context.workspace}
     settings |= {name: context.workspace.at(name) for name in (*INPUTS, Workspace.alignment, Workspace.fine_tuned)}
     return fit(context, "train-alignment", loop, settings, total=config.alignment.epochs)
 
@@ -66,17 +68,19 @@ def train(context: Context) -> Stats:
 def fine_tune(context: Context) -> Stats:
     """Train with SBERT, embed the catalogue by it, and write the joint embeddings. A finished training is kept."""
     config, workspace, tuned = context.config, context.workspace, context.workspace.fine_tuned
-    trained = find_manifest(tuned)
-    if trained is None or trained.fingerprint != context.fingerprint:
+    before = find_manifest(tuned)
+    finished = before is not None and before.fingerprint == context.fingerprint
+    if before is None or not finished or find_tuned_encoder(workspace, before) is None:
         resolved = context.resolved("alignment", "text")
         with writing(tuned, Workspace.fine_tuned, context.fingerprint, resolved) as out:
             out.stats |= train(context)
             out.add(out.stats.pop("files"))
-    texts = workspace.fine_tuned_text_embeddings
-    before = find_manifest(texts)
-    encoder = embed_by(context, tuned.name(ENCODER), Workspace.fine_tuned_text_embeddings)["encoder"]
-    if before is not None and before.stats["encoder"] != encoder:
-        TextCache.of(context.storage, before.stats["encoder"]).clear()  # nothing uses that encoder again
+    trained, texts = read_manifest(tuned), workspace.fine_tuned_text_embeddings
+    former, found = find_manifest(texts), find_tuned_encoder(workspace, trained)
+    assert found is not None, "it is trained again where it is gone"
+    encoder = embed_by(context, found.model, found.embeddings)["encoder"]
+    if former is not None and former.stats["encoder"] not in (encoder, *named_encoders(workspace).values()):
+        TextCache.of(context.storage, former.stats["encoder"]).clear()  # nothing uses that encoder again
     texts_NS = read_texts(texts)
     exported = export(
         workspace.alignment,
@@ -86,7 +90,7 @@ def fine_tune(context: Context) -> Stats:
         held_out_items(config.alignment, len(texts_NS), config.seed),
     )
     kept = spread_kept(read_texts(workspace.item_text_embeddings), texts_NS)
-    return read_manifest(tuned).stats | exported | kept | {"encoder": encoder}
+    return trained.stats | exported | kept | {"encoder": encoder}
 
 
 def loop(settings: dict[str, Any]) -> Stats:
@@ -121,9 +125,9 @@ def loop(settings: dict[str, Any]) -> Stats:
         return {}
     stats: Stats = {"users": len(training.examples), "targets": training.examples.num_targets, **training.numbers}
     if trained_texts is not None:
-        tuned = settings["fine_tuned"]
         return stats | {
-            "files": save_network(tuned, training.network) | save_encoder(tuned, ENCODER, trained_texts.encoder)
+            "files": save_network(settings["fine_tuned"], training.network),
+            DIGEST: save_tuned_encoder(settings["workspace"], trained_texts.encoder),
         }
     held_out_N = held_out_items(config, len(texts_NS), seed)
     return stats | export(settings["alignment"], training.network, training.items_ND, texts_NS, held_out_N)

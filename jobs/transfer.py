@@ -15,6 +15,7 @@ import torch
 
 from allmrec.alignment.network import load_network, save_alignment
 from allmrec.alignment.transfer import decoded_items, drawn_items, read_items, with_items
+from allmrec.alignment.tuned_encoder import DIGEST, find_tuned_encoder
 from allmrec.cf.teacher import load_teacher, save_teacher
 from allmrec.core.artifacts import ArtifactWriter, Manifest, read_file, read_manifest, writing
 from allmrec.core.workspace import Workspace, open_workspace
@@ -24,7 +25,6 @@ from allmrec.text.embeddings import read_texts
 from jobs.embed import embed_by
 from jobs.runtime.command import main
 from jobs.runtime.step import Context, Stats, Step
-from jobs.train_alignment import ENCODER
 from jobs.train_projection import identity
 
 MODELS = (Workspace.teacher, Workspace.alignment, Workspace.projectors)
@@ -65,6 +65,7 @@ def model(context: Context, name: str, manifests: dict[str, Manifest], stats: St
     own = {"bundle": context.resolved("bundle")["bundle"]} if "bundle" in manifest.config else {}
     with writing(context.workspace.at(name), name, context.fingerprint, manifest.config | own) as out:
         out.stats |= manifest.stats | stats
+        out.stats.pop(DIGEST, None)  # that encoder is in the other workspace
         yield out
 
 
@@ -76,9 +77,10 @@ def texts(context: Context, other: Workspace, manifests: dict[str, Manifest]) ->
     """
     if manifests["alignment"].config["alignment"]["text_encoder"] == "frozen":
         return read_texts(context.workspace.item_text_embeddings)
-    if read_manifest(other.fine_tuned).fingerprint != manifests["alignment"].fingerprint:
+    tuned = find_tuned_encoder(other, manifests["alignment"])
+    if tuned is None:
         raise ValueError(f"{other.storage.uri}: train-alignment was started again and not finished; run it there first")
-    embed_by(context, other.fine_tuned.name(ENCODER), Workspace.fine_tuned_text_embeddings)
+    embed_by(context, tuned.model, Workspace.fine_tuned_text_embeddings)
     return read_texts(context.workspace.fine_tuned_text_embeddings)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from allmrec.alignment.tuned_encoder import DIGEST
 from allmrec.core import machine_cache
 from allmrec.core.artifacts import commit, shard_name, write_shard
 from allmrec.core.commit_log import append_next, dump_json
@@ -18,9 +19,12 @@ from allmrec.publishing.run import Run
 from allmrec.retention import (
     delete_bundle,
     delete_checkpoints,
+    delete_encoder,
     expired_bundles,
+    named_encoders,
     needed_bundles,
     old_checkpoints,
+    unused_encoders,
     unused_texts,
 )
 from allmrec.text.cache import TextCache
@@ -75,6 +79,27 @@ def test_a_run_that_stays_keeps_its_bundle_and_so_does_one_that_was_begun(storag
     assert needed_bundles(storage, 1) == {"v2", "v3"}
     roll_back(storage, DAY)
     assert needed_bundles(storage, 1) == {"v1", "v2", "v3"}, "what is current stays"
+
+
+def test_an_encoder_goes_that_neither_a_bundle_nor_an_artifact_names(tmp_path: Path) -> None:
+    workspace = Workspace(LocalStorage(tmp_path))
+    assert unused_encoders(workspace, []) == []
+    for digest, hours in (("of a", 25), ("of b", 25), ("trained last", 25), ("left", 25), ("training", 23)):
+        for name in ("manifest.json", "encoder/modules.json", "text_embeddings/manifest.json"):
+            workspace.encoders.write(f"{digest}/{name}", b"{}")
+            os.utime(tmp_path / f"encoders/{digest}/{name}", (time.time() - hours * HOUR,) * 2)
+    for version in ("a", "b"):
+        add_bundle(workspace, version)
+        alignment = workspace.bundles.at(version).at("alignment")
+        commit(alignment, "alignment", "-", {}, stats={DIGEST: f"of {version}", "encoder": f"by {version}"})
+    commit(workspace.fine_tuned, "fine_tuned", "-", {}, stats={DIGEST: "trained last"})
+    assert named_encoders(workspace) == {"of a": "by a", "of b": "by b", "trained last": None}
+    assert unused_encoders(workspace, []) == ["left"] and unused_encoders(workspace, ["a"]) == ["left", "of a"]
+    delete_bundle(workspace, "a")
+    for digest in unused_encoders(workspace, []):
+        delete_encoder(workspace, digest)
+    left = {entry.key.split("/")[0] for entry in workspace.encoders.list()}
+    assert left == {"of b", "trained last", "training"} and unused_encoders(workspace, []) == []
 
 
 def test_texts_stay_that_an_item_has_by_an_encoder_in_use(storage: Storage) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from pydantic import Field
 
+from allmrec.alignment.tuned_encoder import find_tuned_encoder
 from allmrec.bundle.description import DESCRIPTION, FORMAT, MODELS, check_files, read_description
 from allmrec.bundle.index import LISTS, index_identity, item_lists
 from allmrec.bundle.items import NEW_Q, bundle_items, embed_new_texts
@@ -54,7 +55,7 @@ def build_bundle(storage: Storage, config: Mapping[str, Any], index_above: int |
 
     Args:
         storage: of a workspace that has the artifacts MODELS, `items` and `sequences`, and item_text_embeddings (or
-            fine_tuned_text_embeddings) of the items whose texts training has not seen.
+            those of the fine-tuned encoder) of the items whose texts training has not seen.
         config: resolved sections; text, llm, prompt and bundle among them.
         index_above: with more items than this it has an index of them; None: never.
 
@@ -145,7 +146,10 @@ def _build(
 
 def text_embeddings(workspace: Workspace, models: Workspace) -> Storage:
     """Q of the workspace's items, by the encoder that the models' Stage-1 ended with."""
-    return workspace.fine_tuned_text_embeddings if is_fine_tuned(models) else workspace.item_text_embeddings
+    if not is_fine_tuned(models):
+        return workspace.item_text_embeddings
+    tuned = find_tuned_encoder(workspace, read_manifest(models.alignment))
+    return workspace.at(tuned.embeddings if tuned else Workspace.fine_tuned_text_embeddings)
 
 
 def is_fine_tuned(models: Workspace) -> bool:

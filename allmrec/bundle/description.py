@@ -13,13 +13,17 @@
 The version is a hash of the content: equal models, config and catalogue make the same version anywhere, whatever was
 bought since. `bundle.json` is written last, once the bundle has been loaded and has scored: without it there is no
 bundle. Weights are safetensors; nothing is unpickled. Knows where things are; leaves what they compute to their owners.
+
+Where Stage-1 fine-tuned the text encoder, the alignment names it by its digest: it is in the workspace once, for all
+bundles of it (`allmrec.alignment.tuned_encoder`).
 """
 
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from allmrec.core.artifacts import read_table, sha256
+from allmrec.alignment.tuned_encoder import DIGEST, encoder_digest
+from allmrec.core.artifacts import MANIFEST, read_manifest, read_table, sha256
 from allmrec.core.hashing import fingerprint
 from allmrec.core.pretrained import model_identity
 from allmrec.core.storage import Storage
@@ -38,6 +42,23 @@ def verify_bundle(storage: Storage, version: str) -> dict[str, Any]:
     description = read_description(storage, version)
     check_files(Workspace(storage).bundles.at(version), description)
     return description
+
+
+def verify_encoder(storage: Storage, description: Mapping[str, Any]) -> None:
+    """Compare the fine-tuned text encoder that a bundle names, if it does, with its digest. Raises as `verify_bundle`.
+
+    A bundle scores without it: it is what new items need.
+    """
+    digest = description["stats"][Workspace.alignment].get(DIGEST)
+    if digest is None:
+        return
+    root = Workspace(storage).encoders.at(digest)
+    if not root.exists(MANIFEST):
+        raise ValueError(f"{root.uri}, the encoder of new items, is missing; restore it from a copy or train again")
+    manifest = read_manifest(root)
+    if encoder_digest(manifest) != digest:
+        raise ValueError(f"{root.name(MANIFEST)} is damaged: it is not of {digest}; restore it from a copy")
+    check_files(root, {"files": manifest.files})
 
 
 def check_files(root: Storage, description: Mapping[str, Any], digest_of: Callable[[str], str] | None = None) -> None:

@@ -66,6 +66,7 @@ class Workspace:
     # Folders that hold more than one artifact, or none.
     bundles = Folder()
     checkpoints = Folder()
+    encoders = Folder()  # see `allmrec.alignment.tuned_encoder`
     shuffle = Folder("drafts/exchange")
     item_drafts = Folder("drafts/items")
     count_drafts = Folder("drafts/counts")

@@ -14,11 +14,9 @@ import pyarrow.compute as pc
 import torch
 from pydantic import Field
 
-from allmrec.core.artifacts import file_entry
 from allmrec.core.columns import to_lists
 from allmrec.core.pretrained import model_folder, model_identity, refuse_incomplete_encoder
 from allmrec.core.settings import Section
-from allmrec.core.storage import Storage
 
 
 class TextConfig(Section):
@@ -92,16 +90,12 @@ def _refuse_incomplete(name: str, encoder: Any) -> None:
         refuse_incomplete_encoder(f"text.model {name!r}", model, found)
 
 
-def save_encoder(storage: Storage, folder: str, encoder: Any) -> dict[str, dict[str, Any]]:
-    """Write a SentenceTransformer in its own layout below `folder`; returns the files' entries for the manifest."""
-    files = {}
+def encoder_files(encoder: Any) -> dict[str, bytes]:
+    """A SentenceTransformer in its own layout: its files by their names."""
     with TemporaryDirectory() as draft:
         encoder.save_pretrained(draft, create_model_card=False, safe_serialization=True)
-        for path in sorted(path for path in Path(draft).rglob("*") if path.is_file()):
-            name, data = f"{folder}/{path.relative_to(draft).as_posix()}", path.read_bytes()
-            storage.write(name, data)
-            files[name] = file_entry(data)
-    return files
+        paths = sorted(path for path in Path(draft).rglob("*") if path.is_file())
+        return {path.relative_to(draft).as_posix(): path.read_bytes() for path in paths}
 
 
 class TextEncoder:

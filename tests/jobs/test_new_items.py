@@ -10,19 +10,21 @@ import pytest
 import torch
 
 from allmrec.alignment.network import load_network
+from allmrec.alignment.tuned_encoder import DIGEST, former_embeddings
 from allmrec.bundle.loading import load_bundle
 from allmrec.bundle.versions import latest_bundle, promote
-from allmrec.core.artifacts import invalidate, read_table
+from allmrec.core.artifacts import read_manifest, read_table
+from allmrec.core.workspace import Workspace
 from allmrec.data.catalogue import Catalogue
 from allmrec.publishing.reader import read_recommendations
-from allmrec.text.encoder import TextEncoder
+from allmrec.retention import delete_encoder, named_encoders, unused_texts
+from allmrec.text.encoder import TextEncoder, encoder_identity
 from jobs import bundle, evaluate
 from jobs.config import Config
 from jobs.nightly import nightly
 from jobs.pipeline import TRAINING
 from jobs.runtime.console import Console
 from jobs.runtime.step import execute, load_step
-from jobs.train_alignment import ENCODER
 from tests.jobs.test_prepare import SHOP, config_of, log, write_parquet
 from tests.jobs.test_upgrade import upgrade
 from tests.text.tiny import build_tiny_sbert
@@ -95,39 +97,59 @@ def test_new_items_and_users_without_training(
     assert execute(bundle.REFRESH, config, QUIET) and latest_bundle(config.workspace.storage) == built
 
 
-def test_a_fine_tuned_encoder_embeds_what_is_new(
+def test_a_fine_tuned_encoder_embeds_what_is_new_whatever_was_trained_since(
     tmp_path: Path, tiny_llm: Any, tiny_tokenizer: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shop = write_parquet(tmp_path / "shop.parquet", SHOP)
     write_parquet(tmp_path / "log" / "1.parquet", log(200))
     config = deployment(tmp_path, tiny_llm, tiny_tokenizer, text_encoder="fine-tuned")
-    workspace = config.workspace
-    for verb in TRAINING:
-        execute(load_step(f"jobs.{verb}"), config, QUIET)
+    workspace, storage = config.workspace, config.workspace.storage
+    again = config.model_copy(update={"alignment": config.alignment.model_copy(update={"epochs": 2})})
+    built, digests = [], []
+    for trained in (config, again):
+        for verb in TRAINING:
+            execute(load_step(f"jobs.{verb}"), trained, QUIET)
+        built.append(latest_bundle(storage))
+        digests.append(read_manifest(workspace.alignment).stats[DIGEST])
+    assert sorted(entry.key for entry in workspace.encoders.list() if entry.key.endswith("/encoder/modules.json")) == [
+        f"{digest}/encoder/modules.json" for digest in sorted(digests)
+    ], "each once, outside of the bundles"
+
+    # Back to the first training, after the second one: a new item is shown as by the first.
+    promote(storage, built[0])
     write_parquet(shop, [*SHOP, {"asin": "new", "title": "Moonfall", "description": ["Two."]}])
     for name in REFRESH:
-        assert execute(load_step(name), config, QUIET)
-    built = latest_bundle(workspace.storage)
-    loaded = load_bundle(workspace.storage, built)
-    (index,) = np.flatnonzero(loaded.new_N)
-    text = pa.table({"text": [Catalogue.read(workspace.items, texts=True).texts[int(index)]]})
-    of_stage_1, frozen = (
-        torch.tensor(TextEncoder(config.text.model_copy(update={"model": model}))(text)["embedding"].to_pylist())
-        for model in (workspace.fine_tuned.name(ENCODER), config.text.model)
-    )
-    network = load_network(workspace.alignment)
-    torch.testing.assert_close(loaded.q_NJ[[index]], network.encode_texts(of_stage_1).detach())
-    assert not torch.allclose(loaded.q_NJ[[index]], network.encode_texts(frozen), atol=1e-5), "it was trained"
+        assert execute(load_step(name), again, QUIET)
+    back = latest_bundle(storage)
+    assert execute(bundle.STEP, again, QUIET)
+    for version, digest in ((back, digests[0]), (latest_bundle(storage), digests[1])):
+        loaded, models = load_bundle(storage, version), Workspace(workspace.bundles.at(version))
+        (index,) = np.flatnonzero(loaded.new_N)
+        text = pa.table({"text": [Catalogue.read(workspace.items, texts=True).texts[int(index)]]})
+        encoders = {name: workspace.encoders.name(f"{name}/encoder") for name in digests}
+        encoders["frozen"] = config.text.model
+        for name, model in encoders.items():
+            encoder = TextEncoder(config.text.model_copy(update={"model": model}))
+            q_1J = load_network(models.alignment).encode_texts(torch.tensor(encoder(text)["embedding"].to_pylist()))
+            assert torch.allclose(loaded.q_NJ[[index]], q_1J, atol=1e-5) == (name == digest), name
+        assert read_manifest(models.alignment).stats[DIGEST] == digest
+        bundle.verify(again, QUIET, version)
+    assert {*named_encoders(workspace)} == {*digests} and not unused_texts(workspace, encoder_identity(config.text))
+    embeddings = read_manifest(workspace.at(former_embeddings(digests[0])))
+    assert embeddings.stats["embedded"] == 1, "the other texts are in the cache still"
 
-    # While Stage-1 is trained again the encoder of the models in use is gone: the nights continue without newer items.
-    invalidate(workspace.fine_tuned)
+    # Without its encoder a bundle serves on, and takes no new items.
+    promote(storage, back)
+    delete_encoder(workspace, digests[0])
+    with pytest.raises(ValueError, match="the encoder of new items, is missing"):
+        bundle.verify(again, QUIET, back)
     write_parquet(shop, [*SHOP, {"asin": "newer", "title": "Moonfall Again", "description": ["Two."]}])
     for name in REFRESH:
-        assert execute(load_step(name), config, QUIET)
-    assert f"bundle {built} stays, without the new items" in capsys.readouterr().out
-    assert latest_bundle(workspace.storage) == built
-    nightly(config, QUIET, DATE)
-    assert not any({"newer"} & {*items} for items in lists(config, DATE).values())
+        assert execute(load_step(name), again, QUIET)
+    assert f"bundle {back} stays, without the new items" in capsys.readouterr().out
+    assert latest_bundle(storage) == back
+    nightly(again, QUIET, DATE)
+    assert not any({"newer"} & {*items} for items in lists(again, DATE).values())
 
 
 NEW_EVENTS = [("u-new", "a-new-one"), ("u-new", "i5"), ("u1", "a-new-one"), ("u2", "i7")]

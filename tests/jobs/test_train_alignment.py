@@ -15,6 +15,7 @@ from allmrec.alignment.estimate import hours_of_texts
 from allmrec.alignment.network import AlignmentConfig, load_joint, load_network
 from allmrec.alignment.texts import TrainedTexts
 from allmrec.alignment.training import AlignmentTraining
+from allmrec.alignment.tuned_encoder import DIGEST
 from allmrec.cf.teacher import build_teacher, load_teacher, save_teacher
 from allmrec.core.artifacts import read_manifest, read_table, writing
 from allmrec.core.columns import to_lists
@@ -129,7 +130,8 @@ def test_two_workers_with_a_death_tune_sbert_as_one_process_does(tmp_path, monke
     check(storage, alone(config, storage))
     assert not list(storage.at("checkpoints/train-alignment").root.iterdir())
 
-    stats, tuned = read_manifest(storage.at("alignment")).stats, TextConfig(model=storage.name("fine_tuned/encoder"))
+    stats = read_manifest(storage.at("alignment")).stats
+    tuned = TextConfig(model=storage.name(f"encoders/{stats[DIGEST]}/encoder"))
     assert stats["encoder"] == encoder_identity(tuned) != encoder_identity(config.text) and stats["tokens_per_s"] > 0
     texts = Catalogue.read(storage.at("items"), texts=True).texts
     expected = np.array(TextEncoder(tuned)(pa.table({"text": texts}))["embedding"].to_pylist())

@@ -16,7 +16,7 @@ from allmrec.core.storage import Storage
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.evaluation_cases import EvaluationConfig
 from allmrec.text.embeddings import read_texts
-from allmrec.text.encoder import TextConfig, load_encoder, save_encoder
+from allmrec.text.encoder import TextConfig, encoder_files, load_encoder
 from jobs import bundle, evaluate, transfer
 from jobs.config import Config
 from jobs.runtime.console import Console
@@ -114,7 +114,8 @@ def test_a_fine_tuned_encoder_comes_along(runs, tmp_path):
     with writing(movies.at("alignment"), "alignment", "this training", settings) as out:
         out.add(save_alignment(movies.at("alignment"), network, e_NJ, q_NJ))
     with writing(movies.at("fine_tuned"), "fine_tuned", "a later training") as tuned:
-        tuned.add(save_encoder(movies.at("fine_tuned"), "encoder", encoder))
+        for name, data in encoder_files(encoder).items():
+            tuned.file(f"encoder/{name}", data)
     with pytest.raises(ValueError, match="train-alignment was started again and not finished; run it there first"):
         execute(transfer.STEP, config, QUIET)
 

@@ -13,10 +13,10 @@ from allmrec.text.encoder import (
     TextConfig,
     TextEncoder,
     default_prompt,
+    encoder_files,
     encoder_identity,
     load_encoder,
     refuse_not_finite,
-    save_encoder,
 )
 from tests.text.tiny import build_tiny_sbert, change
 
@@ -106,12 +106,17 @@ def test_not_finite_names_the_item(bad):
         refuse_not_finite(pa.chunked_array([["a", "b", "c", "d"]]), embeddings_ND, "sbert")
 
 
+def saved(encoder, folder):
+    storage = open_storage(str(folder))
+    for name, data in encoder_files(encoder).items():
+        storage.write(f"tuned/{name}", data)
+    return storage.name("tuned")
+
+
 def test_a_saved_encoder_is_loaded_from_its_folder(folder, tmp_path):
-    encoder, storage = load_encoder(TextConfig(model=str(folder))), open_storage(str(tmp_path))
-    files = save_encoder(storage, "tuned", encoder)
-    assert {entry.key for entry in storage.list("tuned/")} == files.keys()
-    assert not any(name.endswith((".bin", ".pt", ".pkl")) for name in files)
-    again = load_encoder(TextConfig(model=storage.name("tuned")))
+    encoder = load_encoder(TextConfig(model=str(folder)))
+    again = load_encoder(TextConfig(model=saved(encoder, tmp_path)))
+    assert not any(path.suffix in (".bin", ".pt", ".pkl") for path in tmp_path.rglob("*"))
     assert np.array_equal(again.encode(TEXTS), encoder.encode(TEXTS))
 
 
@@ -127,9 +132,8 @@ def test_a_prompt_stands_before_every_text_and_in_the_identity(transformer):
 
 
 def test_a_tuned_encoder_keeps_its_prompt(transformer, tmp_path):
-    encoder, storage = load_encoder(TextConfig(model=str(transformer), prompt="dragon: ")), open_storage(str(tmp_path))
-    save_encoder(storage, "tuned", encoder)
-    assert default_prompt(load_encoder(TextConfig(model=storage.name("tuned")))) == "dragon: "
+    encoder = load_encoder(TextConfig(model=str(transformer), prompt="dragon: "))
+    assert default_prompt(load_encoder(TextConfig(model=saved(encoder, tmp_path)))) == "dragon: "
 
 
 DAMAGES = {
