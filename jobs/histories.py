@@ -4,11 +4,12 @@ Passes over the pieces of the log that are new, through the shuffle, and over sh
 end, so a killed run leaves the previous histories valid. What is read and what stays is decided by `incremental`.
 """
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 
-from allmrec.core.artifacts import Manifest, read_manifest, writing
+from allmrec.core.artifacts import ArtifactWriter, Manifest, read_manifest, writing
 from allmrec.core.shard_tasks import Report, ShardTask, read_reports
 from allmrec.core.storage import Storage
 from allmrec.data.prepare.clean import CleanInteractions
@@ -18,17 +19,23 @@ from allmrec.data.prepare.shuffle import MergeRuns, PartitionRows, Shuffle
 from jobs.runtime.ray_data import gather_reports, iter_results, map_tasks
 from jobs.runtime.step import Context
 
+Made = ArtifactWriter | Manifest  # histories as they are to be, or as they are
+
 _PARALLEL = 16  # deletes at once
 
 
-def update_histories(context: Context, plan: HistoriesPlan, item_ids: pa.Array) -> Manifest:
+def update_histories(
+    context: Context, plan: HistoriesPlan, item_ids: pa.Array, check: Callable[[Made], None]
+) -> Manifest:
     """Make the histories, as far as they are not there.
 
     Args:
         item_ids: string (n,), by item index from 1; begins with `plan.known_items()`.
+        check: called before they are committed; where it raises, the previous ones stay, and so do the known items.
     """
     identity = plan.identity(item_ids)
     if plan.previous is not None and plan.previous.fingerprint == identity:
+        check(plan.previous)
         return plan.previous
     previous = plan.previous if _can_be_extended(plan, item_ids) else None
     drafts = context.workspace.shuffle
@@ -42,6 +49,7 @@ def update_histories(context: Context, plan: HistoriesPlan, item_ids: pa.Array) 
             clear(drafts)
         out.add(total.files)
         plan.write_manifest(out, item_ids, pieces, shards)
+        check(out)
     return read_manifest(plan.storage)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from allmrec.core.artifacts import Manifest, find_manifest, writing
+from allmrec.core.artifacts import find_manifest, writing
 from allmrec.core.storage import Storage
 from allmrec.data.catalogue import ItemCounts
 from allmrec.data.config import least_shards
@@ -29,7 +29,7 @@ from allmrec.data.sources.lists import IdList, read_list, refuse_unknown
 from allmrec.data.sources.source import Source, find_files, open_source
 from allmrec.data.splits import Split
 from jobs.config import Config
-from jobs.histories import clear, over_shards, update_histories
+from jobs.histories import Made, clear, over_shards, update_histories
 from jobs.item_counts import count_over_shards
 from jobs.items import merge_catalogue, number_catalogue, write_catalogue
 from jobs.runtime.cluster import start_ray
@@ -60,18 +60,19 @@ def _prepare(context: Context, drafts: Storage) -> Stats:
     known = histories.known_items()
     items = number_catalogue(catalogue, drafts, known)
     item_ids = items.item_ids
-    logged = update_histories(context, histories, item_ids)
-    listed = _lists_known(lists, histories.excluded_known(logged))
+    listed: Stats = {}
 
-    # What was not used, and whether it was too much: then nothing else is written.
-    with writing(workspace.rejected, "rejected", context.fingerprint, context.resolved("data")) as out:
-        out.add(merge_catalogue(context, items, drafts, excluded[1]))
-        out.add(_rejected_rows(context, logged))
-    shards = logged.stats["shards"]
-    reasons, filtered_out = (_totals(shards, key) for key in ("reasons", "filtered_out"))
-    rows = sum(shard["kept"] for shard in shards) + filtered_out.total() + reasons.total()
-    _refuse("items", len(item_ids) - items.gone, items.rejected, data.max_rejected_fraction, workspace.rejected)
-    _refuse("interactions", rows - reasons.total(), reasons, data.max_rejected_fraction, workspace.rejected)
+    # What was not used, and whether it was too much: then nothing else is written, and the histories stay as they were.
+    def check(made: Made) -> None:
+        listed.update(_lists_known(lists, histories.excluded_known(made.stats)))
+        with writing(workspace.rejected, "rejected", context.fingerprint, context.resolved("data")) as out:
+            out.add(merge_catalogue(context, items, drafts, excluded[1]))
+            out.add(_rejected_rows(context, made))
+        most, rows, (reasons, _) = data.max_rejected_fraction, *_counted(made.stats)
+        _refuse("items", len(item_ids) - items.gone, items.rejected, most, workspace.rejected)
+        _refuse("interactions", rows - reasons.total(), reasons, most, workspace.rejected)
+
+    rows, (reasons, filtered_out) = _counted(update_histories(context, histories, item_ids, check).stats)
 
     frequent_I = _frequent_items(context, len(item_ids))
     before = find_manifest(workspace.sequences)
@@ -219,8 +220,11 @@ def _split(context: Context, frequent_I: np.ndarray) -> Split:
     return split.with_sample([drawn for report in reports for drawn in report.details["draws"]])
 
 
-def _totals(shards: list[dict[str, Any]], key: str) -> Counter[str]:
-    return sum((Counter(shard[key]) for shard in shards), Counter[str]())
+def _counted(histories: Stats) -> tuple[int, tuple[Counter[str], Counter[str]]]:
+    """The log's rows, and how many were rejected and how many left out, by reason."""
+    shards = histories["shards"]
+    totals = [sum((Counter(shard[key]) for shard in shards), Counter[str]()) for key in ("reasons", "filtered_out")]
+    return sum(shard["kept"] for shard in shards) + sum(map(Counter.total, totals)), (totals[0], totals[1])
 
 
 def _refuse(table: str, used: int, reasons: Counter[str], most: float, rejected: Storage) -> None:
@@ -236,7 +240,7 @@ def _refuse(table: str, used: int, reasons: Counter[str], most: float, rejected:
         )
 
 
-def _rejected_rows(context: Context, histories: Manifest) -> dict[str, dict[str, Any]]:
+def _rejected_rows(context: Context, histories: Made) -> dict[str, dict[str, Any]]:
     """The rejected rows of the log, copied from where they are kept; returns the files' entries."""
     entries = {}
     for number, shard in enumerate(histories.stats["shards"]):

@@ -76,7 +76,8 @@ cat >"$CEPH_CONF" <<EOF
     # The gateway's object classes.
     osd_class_load_list = *
     osd_class_default_list = *
-    rgw_frontends = beast endpoint=${gateway#http://}
+    # Nagle's algorithm would hold answers back for 40 ms.
+    rgw_frontends = beast endpoint=${gateway#http://} tcp_nodelay=1
 EOF
 mkdir "$home/mon" "$home/osd"
 

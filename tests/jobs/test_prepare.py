@@ -219,6 +219,21 @@ def test_too_many_rejects_stop_the_job_before_anything_else_is_written(tmp_path)
     assert read_manifest(storage.at("rejected")).rows == rejected
 
 
+@pytest.mark.parametrize("before", [True, False], ids=["after a good one", "at first"])
+def test_what_was_refused_leaves_no_item_known(tmp_path, before):
+    """A wrong catalogue: none of its ids may stay in the way of the right ones."""
+    log_path = write_parquet(tmp_path / "log.parquet", log())
+    right = write_parquet(tmp_path / "shop.parquet", SHOP)
+    wrong = write_parquet(tmp_path / "wrong.parquet", [{**item, "asin": f"SKU-{item['asin']}"} for item in SHOP * 2])
+    if before:
+        prepared(config_of(tmp_path / "runs", log_path, right))
+    with pytest.raises(ValueError, match="items: 30 of 60 rows were rejected"):
+        prepared(config_of(tmp_path / "runs", log_path, wrong))
+    storage, stats = prepared(config_of(tmp_path / "runs", log_path, right))
+    assert digests(storage) == digests(prepared(config_of(tmp_path / "undisturbed", log_path, right))[0])
+    assert "items that have left the catalogue" not in stats["done"]
+
+
 def test_a_catalogue_full_of_duplicates_stops_the_job(tmp_path):
     log_path = write_parquet(tmp_path / "log.parquet", log())
     shop_path = write_parquet(tmp_path / "shop.parquet", SHOP * 2)

@@ -6,7 +6,7 @@ the same bytes: also then an item that a catalogue had once is known, so its eve
 Knows neither tasks nor Ray; `histories` has what is done for each shard.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -124,9 +124,13 @@ class HistoriesPlan:
             "shards": [shard_stats(report) for report in shards],
         }
 
-    def excluded_known(self, manifest: Manifest) -> tuple[list[str], list[str]]:
-        """The excluded users and items that the log or the catalogue has, or had before they were excluded."""
-        known = [self.hashes[hash] for hash in manifest.stats[KNOWN]]
+    def excluded_known(self, stats: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+        """The excluded users and items that the log or the catalogue has, or had before they were excluded.
+
+        Args:
+            stats: as `write_manifest` gives them.
+        """
+        known = [self.hashes[hash] for hash in stats[KNOWN]]
         return [id for kind, id in known if kind == USER], [id for kind, id in known if kind == ITEM]
 
     def _excluded_of(self, item_ids: pa.Array) -> list[str]:
