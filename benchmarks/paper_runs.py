@@ -101,6 +101,8 @@ class PaperRuns(ConfigRuns):
     def with_teacher(self, model: str) -> "PaperRuns":
         """A-LLMRec over another teacher, and nothing beside it."""
         changes = [f"teacher.model={model}", "teacher.items=ids", "teacher.pretraining=null", *OF_TEACHER]
+        if model == "ncf":
+            changes.append("projection.start=ordinary")  # its score is no product to start from
         return self.over_tables(f"teacher-{model}", changes)
 
     def over_tables(self, name: str, changes: list[str]) -> "PaperRuns":

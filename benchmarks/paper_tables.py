@@ -3,25 +3,19 @@
 A block of columns has systems that were evaluated on the same cases: those of one config, one split, one subset.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from allmrec.alignment.transfer import read_items, with_items
-from allmrec.bundle.build import SYSTEMS
-from allmrec.cf.teacher import load_teacher
 from allmrec.core.artifacts import read_manifest
 from allmrec.core.workspace import Workspace
 from allmrec.evaluation.results import compare
-from allmrec.text.embeddings import read_texts
 from benchmarks.comparison import beside, difference, rows_by_key, systems_of, verdict
 from benchmarks.paper_ablations import ABLATIONS, BESIDE
 from benchmarks.paper_layout import HIT, ORDERINGS, name_of
-from benchmarks.paper_numbers import ALLMREC, NAMES, SBERT, SIZES, TABLES, UNTRAINED, Table
-from benchmarks.paper_runs import ALONE, TEACHER, PaperRuns, Source
+from benchmarks.paper_numbers import ALLMREC, NAMES, SIZES, TABLES, UNTRAINED, Table
+from benchmarks.paper_runs import TEACHER, PaperRuns, Source
+from benchmarks.paper_transfer import KNOWN_BY_TEXTS, known_by_texts, transferred
 from benchmarks.report import Benchmark, Row
-from benchmarks.teacher_alone import evaluate_alone
-
-TRANSFERRED = "tallrec"  # knows no items, so it serves any catalogue
 
 
 @dataclass(frozen=True)
@@ -50,8 +44,16 @@ def systems_table(request: Request, table: str) -> None:
     for runs in request.runs:
         for label, split in TABLES[table].splits.items():
             own = runs.under(label, [*split, *runs.limited(wanted)]) if split else runs
+            refuse_without_cases(own.prepared())
             for seed in request.seeds_of(runs):
                 measure(request.benchmark, table, own.base.name, own.seeded(seed).sources(wanted), seed)
+
+
+def refuse_without_cases(workspace: Workspace) -> None:
+    """Raises ValueError before hours of training where no user could be tested."""
+    if not read_manifest(workspace.evaluation_cases).stats["test"]:
+        uri = workspace.storage.uri
+        raise ValueError(f"{uri}: its split tests no user (docs/splits.md); name a config of other data")
 
 
 def sizes(request: Request) -> None:
@@ -78,38 +80,10 @@ def cross_domain(request: Request) -> None:
         workspace = run.finished()
         own = {first.teacher: TEACHER, **{system: system for system in systems_of(workspace)}}
         sources = {name: (workspace, own[name]) for name in wanted if name in own}
-        if "morec" in wanted and "morec" in systems_of(models):
-            sources["morec"] = by_texts(models, run), TEACHER
+        for name in KNOWN_BY_TEXTS:
+            if name in wanted and name in systems_of(models):
+                sources[name] = known_by_texts(name, models, run), TEACHER
         measure(request.benchmark, "7", f"{first.base.name} → {other.base.name}", sources, seed)
-
-
-def transferred(first: PaperRuns, other: PaperRuns, wanted: Sequence[str]) -> PaperRuns:
-    """A run on the second config's catalogue with the first one's models; items are shown by e_i of others."""
-    shared = {Workspace.text_cache: other.base}
-    systems, beside_it = [TEACHER, ALLMREC, SBERT], "null"
-    if TRANSFERRED in wanted and TRANSFERRED in first.base.systems_beside:
-        shared[f"systems/{TRANSFERRED}"] = first.base
-        systems, beside_it = [*systems, TRANSFERRED], f"{{{TRANSFERRED}: {{}}}}"
-    changes = [
-        "evaluation.split.kind=cross-domain",
-        f"evaluation.split.trained_in={first.base.workspace_uri}",
-        "evaluation.split.item_embeddings=drawn",
-        f"evaluation.systems=[{', '.join(systems)}]",
-        f"evaluation.baseline={TEACHER}",
-        f"baselines={beside_it}",
-        "bundle.min_interactions_for_cf=0",
-    ]
-    return other.under(f"by-{first.base.name}", changes, shared)
-
-
-def by_texts(models: Workspace, run: PaperRuns) -> Workspace:
-    """MoRec on another catalogue, which it knows by its texts."""
-    storage, workspace = models.at(SYSTEMS["morec"]), run.base.workspace
-    items_ND = read_items(load_teacher(storage), read_texts(workspace.item_text_embeddings))
-    assert items_ND is not None, "MoRec reads texts"
-    identity = [read_manifest(one).digest for one in (storage, workspace.item_text_embeddings)]
-    teacher, out = with_items(load_teacher(storage), items_ND), workspace.storage.at(ALONE)
-    return evaluate_alone(teacher, identity, workspace, out, run.base.nightly.num_candidates)
 
 
 def other_teachers(request: Request) -> None:

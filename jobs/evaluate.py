@@ -56,6 +56,8 @@ def run(context: Context) -> Stats:
     # Read.
     tracking.check(context.config.mlflow)
     config = context.config
+    if not read_manifest(context.workspace.evaluation_cases).stats["test"]:
+        raise ValueError("no user has a held-out item: it takes three interactions; check the data.min_… thresholds")
     version = latest_bundle(context.storage)
     description = read_description(context.storage, version)
     check_llm(description, config.llm)
@@ -72,10 +74,6 @@ def run(context: Context) -> Stats:
         shards, total = score(context, version)
         seconds = time.monotonic() - started
         sums = summarise(row for shard in shards for row in shard.details["sums"])
-        if not sums:
-            raise ValueError(
-                "no user has a held-out item: it takes three interactions; check the data.min_… thresholds"
-            )
         out.add(total.files)
         cases = read_manifest(workspace.evaluation_cases).digest
         out.stats |= {"cases": cases, "bundle": version, "recall_at": config.nightly.num_candidates}

@@ -148,6 +148,18 @@ def test_what_a_table_is_not_made_of_is_refused(tmp_path, command, options, mess
     assert done.exit_code == 2 and message in done.output and not (tmp_path / "shop").exists()
 
 
+def test_a_split_that_tests_no_user_is_refused_before_anything_is_trained(tmp_path, command):
+    path = tmp_path / "config.yaml"
+    path.write_text(f"name: shop\nroot: {tmp_path}\n")
+    for name in PREPARED:
+        with writing(
+            load_config(path, ["name=shop-cold-users", f"root={tmp_path}/paper"]).workspace.at(name), name, ""
+        ) as out:
+            out.stats |= {"test": 0}
+    done = command("--table", "5", "--config", path, "--root", tmp_path)
+    assert done.exit_code == 2 and "its split tests no user" in done.output
+
+
 def test_a_tables_reference_is_always_among_its_rows(tmp_path):
     request = Request(Benchmark("x", Console(log_json=True), {}, tmp_path), [], systems=("morec",))
     assert request.wanted("5") == ["morec", "a-llmrec"]
@@ -156,7 +168,9 @@ def test_a_tables_reference_is_always_among_its_rows(tmp_path):
 @pytest.mark.benchmark
 def test_the_command(tmp_path, command):
     path = small_config(tmp_path, Console(log_json=True))
-    baselines = "baselines={morec: {}, tallrec: {epochs: 1, batch_size: 32, num_candidates: 6}}"
+    recformer = "{epochs: 1, max_items: 3, max_tokens: 32}"
+    tallrec = "{epochs: 1, batch_size: 32, num_candidates: 6}"
+    baselines = f"baselines={{morec: {{}}, tallrec: {tallrec}, recformer: {recformer}}}"
     fast = ["--set", baselines, "--root", tmp_path, "--config", path]
     with jobs_in_process():
         for table, *more in (
@@ -177,11 +191,11 @@ def test_the_command(tmp_path, command):
         return {row["row"]: row for row in rows if row["table"] == table}
 
     main = of("1")
-    missing = {NAMES[name] for name in ("ctrl", "recformer", "llm-srec")}
+    missing = {NAMES[name] for name in ("ctrl", "llm-srec")}
     assert {NAMES.get(name, name) for name in TABLES["1"].rows} - missing == {*main}
     assert main["NCF"]["Hit@1"] != main["SASRec"]["Hit@1"] and "± 95 %, Hit@1 - A-LLMRec" in main["MLP-LLM"]
     assert main["SASRec"]["Hit@1"] == of("11")["SASRec"]["Hit@1"]
-    assert {"MoRec", "SASRec", "TALLRec", "A-LLMRec", "A-LLMRec (SBERT)"} == {*of("7")}
+    assert {"MoRec", "RECFORMER", "SASRec", "TALLRec", "A-LLMRec", "A-LLMRec (SBERT)"} == {*of("7")}
     times = of("10, time")
     assert {*times} == {"TALLRec", "A-LLMRec", "A-LLMRec_all"} and times["TALLRec"]["seconds a batch"] > 0
     assert all(row["minutes"] > 0 for row in times.values())

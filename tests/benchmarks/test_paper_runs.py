@@ -146,6 +146,12 @@ def test_another_teacher_is_alone(config_file):
     assert other.teacher == "ncf" and other.base.baselines is None and other.base.teacher.items == "ids"
 
 
+def test_stage_2_over_a_teacher_without_products_starts_from_ordinary_weights(config_file):
+    own = paper_runs(config_file, ["projection.start=teacher"])
+    started = {model: own.with_teacher(model).base.projection.start for model in ("ncf", "gru4rec")}
+    assert started == {"ncf": "ordinary", "gru4rec": "teacher"}
+
+
 def test_rows_of_an_object_store_are_refused(config_file):
     own = paper_runs(config_file, ["root=s3://bucket/runs"])
     with pytest.raises(ValueError, match="set root to one of this machine"):
