@@ -38,6 +38,8 @@ from jobs.runtime.preflight import Needs
 from jobs.runtime.prometheus import PrepareMetrics
 from jobs.runtime.step import Context, Stats, Step
 
+_NO_USER = "interactions: no user is left; lower data.min_user_interactions or admit more events"
+
 
 def run(context: Context) -> Stats:
     drafts = context.workspace.item_drafts
@@ -68,9 +70,11 @@ def _prepare(context: Context, drafts: Storage) -> Stats:
         with writing(workspace.rejected, "rejected", context.fingerprint, context.resolved("data")) as out:
             out.add(merge_catalogue(context, items, drafts, excluded[1]))
             out.add(_rejected_rows(context, made))
-        most, rows, (reasons, _) = data.max_rejected_fraction, *_counted(made.stats)
+        most, rows, (reasons, filtered_out) = data.max_rejected_fraction, *_counted(made.stats)
         _refuse("items", len(item_ids) - items.gone, items.rejected, most, workspace.rejected)
         _refuse("interactions", rows - reasons.total(), reasons, most, workspace.rejected)
+        if rows == reasons.total() + filtered_out.total():
+            raise ValueError(_NO_USER)
 
     rows, (reasons, filtered_out) = _counted(update_histories(context, histories, item_ids, check).stats)
 
@@ -84,7 +88,7 @@ def _prepare(context: Context, drafts: Storage) -> Stats:
         users, interactions = built.counts["users"], built.counts["interactions"]
         popularity_I, interactions_I = built.item_counts["train"], built.item_counts["all"]
         if not users:
-            raise ValueError("interactions: no user is left; lower data.min_user_interactions or admit more events")
+            raise ValueError(_NO_USER)
         if (least := least_shards(users, workers=0)) > data.num_shards:
             context.console.warning(
                 f"data.num_shards {data.num_shards} is few for {users:,} users; set it to {least} or more. All shards "

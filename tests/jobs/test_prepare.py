@@ -8,13 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from allmrec.core.artifacts import read_manifest, read_table
+from allmrec.core.artifacts import find_manifest, read_manifest, read_table
 from allmrec.core.hashing import shard_of
 from allmrec.core.storage import S3Config, open_storage
 from allmrec.data.prepare.shuffle import Shuffle
 from allmrec.data.sequences import Sequences
 from allmrec.data.sources import readers
-from jobs import histories
+from jobs import histories, prepare
 from jobs.config import Config
 from jobs.prepare import STEP
 from jobs.runtime.console import Console
@@ -232,6 +232,34 @@ def test_what_was_refused_leaves_no_item_known(tmp_path, before):
     storage, stats = prepared(config_of(tmp_path / "runs", log_path, right))
     assert digests(storage) == digests(prepared(config_of(tmp_path / "undisturbed", log_path, right))[0])
     assert "items that have left the catalogue" not in stats["done"]
+
+
+def test_a_failure_before_the_input_is_accepted_keeps_the_histories(tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise OSError("the disk is full")
+
+    shop_path = write_parquet(tmp_path / "shop.parquet", SHOP)
+    config = config_of(tmp_path / "runs", tmp_path / "log", shop_path)
+    write_parquet(tmp_path / "log" / "a.parquet", log())
+    storage, _ = prepared(config)
+    before = read_manifest(storage.at("histories"))
+    write_parquet(tmp_path / "log" / "b.parquet", log(seed=1))
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="the disk is full"):
+        patch.setattr(prepare, "merge_catalogue", fail)
+        prepared(config)
+    assert read_manifest(storage.at("histories")) == before
+    prepared(config)
+    assert digests(storage) == digests(prepared(config_of(tmp_path / "whole", tmp_path / "log", shop_path))[0])
+
+
+def test_a_log_without_an_event_that_counts_leaves_no_item_known(tmp_path):
+    """A catalogue of other items, whatever fraction may be rejected."""
+    shop_path = write_parquet(tmp_path / "shop.parquet", [{"asin": "x", "title": "X"}])
+    log_path = write_parquet(tmp_path / "log.parquet", log(20))
+    config = config_of(tmp_path / "runs", log_path, shop_path, max_rejected_fraction=1)
+    with pytest.raises(ValueError, match="no user is left"):
+        prepared(config)
+    assert find_manifest(open_storage(config.workspace_uri).at("histories")) is None
 
 
 def test_a_catalogue_full_of_duplicates_stops_the_job(tmp_path):
