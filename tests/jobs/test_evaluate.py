@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -78,6 +79,18 @@ def test_only_the_systems_asked_for(tiny_workspace):
     some = tiny_config(storage.root.parent, evaluation={"systems": ["teacher", "random"]})
     execute(evaluate.STEP, some, Console(log_json=True))
     assert {row["system"] for row in json.loads(storage.read("metrics.json"))} == {"teacher", "random"}
+
+
+def test_without_a_test_user_earlier_results_stay(tiny_workspace):
+    config, storage = tiny_workspace
+    execute(evaluate.STEP, config, Console(log_json=True))
+    results, cases = read_manifest(storage.at("evaluation_results")), read_manifest(storage.at("evaluation_cases"))
+    nobody = replace(cases, files={}, stats=cases.stats | {"test": 0})
+    storage.at("evaluation_cases").write(MANIFEST, nobody.to_json())
+    with pytest.raises(ValueError, match="no user has a held-out item"):
+        execute(evaluate.STEP, config, Console(log_json=True))
+    storage.at("evaluation_cases").write(MANIFEST, cases.to_json())
+    assert read_manifest(storage.at("evaluation_results")) == results
 
 
 def test_histories_in_a_drawn_order_where_the_config_asks_for_them(tiny_workspace, capsys):
