@@ -82,7 +82,8 @@ def test_only_the_systems_asked_for(tiny_workspace):
 
 
 def test_without_a_test_user_earlier_results_stay(tiny_workspace):
-    config, storage = tiny_workspace
+    _, storage = tiny_workspace
+    config = tiny_config(storage.root.parent, evaluation={"systems": ["teacher", "random"]})
     execute(evaluate.STEP, config, Console(log_json=True))
     results, cases = read_manifest(storage.at("evaluation_results")), read_manifest(storage.at("evaluation_cases"))
     nobody = replace(cases, files={}, stats=cases.stats | {"test": 0})
