@@ -156,6 +156,10 @@ def at_work(client: JobSubmissionClient, job: str) -> bool:
     return True
 
 
+def shards(store: Storage) -> list[str]:
+    return [entry.key for entry in store.list(f"recommendations/_runs/run_date={DATE}/") if "/shards/" in entry.key]
+
+
 def checkpoints(store: Storage) -> int:
     keys = [entry.key for entry in store.list("checkpoints/train-cf/") if entry.key.endswith("snapshot.json")]
     return sum(len(json.loads(store.read(key))["checkpoint_results"]) for key in keys)
@@ -200,8 +204,7 @@ def test_a_host_is_powered_off_in_training_and_in_the_nightly_run(
         submission_id="night",
         runtime_env={**runtime_env(store), "working_dir": str(folder)},
     )
-    shards = f"recommendations/_runs/run_date={DATE}/shards/"
-    until("no shard is done", lambda: at_work(client, "night") and list(store.list(shards)))
+    until("no shard is done", lambda: at_work(client, "night") and shards(store))
     clock("the night has its first shards")
     hosts.off("second")
     assert not store.exists("recommendations/latest.json"), client.get_job_logs("night")
