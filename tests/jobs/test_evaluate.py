@@ -86,8 +86,8 @@ def test_without_a_test_user_earlier_results_stay(tiny_workspace):
     config = tiny_config(storage.root.parent, evaluation={"systems": ["teacher", "random"]})
     execute(evaluate.STEP, config, Console(log_json=True))
     results, cases = read_manifest(storage.at("evaluation_results")), read_manifest(storage.at("evaluation_cases"))
-    nobody = replace(cases, files={}, stats=cases.stats | {"test": 0})
-    storage.at("evaluation_cases").write(MANIFEST, nobody.to_json())
+    none = replace(cases, files={}, stats=cases.stats | {"test": 0})
+    storage.at("evaluation_cases").write(MANIFEST, none.to_json())
     with pytest.raises(ValueError, match="no user has a held-out item"):
         execute(evaluate.STEP, config, Console(log_json=True))
     storage.at("evaluation_cases").write(MANIFEST, cases.to_json())
