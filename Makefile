@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
-unexport PYTHONDONTWRITEBYTECODE # or every worker of Ray compiles what it imports once more
+unexport PYTHONDONTWRITEBYTECODE # with it, every Ray worker compiles what it imports again
 
 # The log that `make real` takes a part of: interactions.parquet and items.parquet.
 REAL_LOG ?= data/amazon-video-games

@@ -139,7 +139,8 @@ def _unchanged_since(storage: Storage, depth: int, days: float) -> list[str]:
     filesystem, root = storage.arrow()
     newest: dict[str, float] = {}
     for info in filesystem.get_file_info(FileSelector(root, allow_not_found=True, recursive=True)):
-        folder = "/".join(info.path.removeprefix(root).strip("/").split("/")[:depth])
-        if info.type == FileType.File:
+        parts = info.path.removeprefix(root).strip("/").split("/")
+        if info.type == FileType.File and len(parts) > depth:  # others have put a file beside the folders
+            folder = "/".join(parts[:depth])
             newest[folder] = max(newest.get(folder, 0), info.mtime.timestamp())
     return sorted(folder for folder, changed in newest.items() if changed < time.time() - days * _DAY)

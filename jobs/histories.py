@@ -19,19 +19,19 @@ from allmrec.data.prepare.shuffle import MergeRuns, PartitionRows, Shuffle
 from jobs.runtime.ray_data import gather_reports, iter_results, map_tasks
 from jobs.runtime.step import Context
 
-Made = ArtifactWriter | Manifest  # histories as they are to be, or as they are
+Contents = ArtifactWriter | Manifest  # files and stats of histories, before or after the commit
 
 _PARALLEL = 16  # deletes at once
 
 
 def update_histories(
-    context: Context, plan: HistoriesPlan, item_ids: pa.Array, check: Callable[[Made], None]
+    context: Context, plan: HistoriesPlan, item_ids: pa.Array, check: Callable[[Contents], None]
 ) -> Manifest:
     """Make the histories, as far as they are not there.
 
     Args:
         item_ids: string (n,), by item index from 1; begins with `plan.known_items()`.
-        check: called before they are committed; where it raises, the previous ones stay, and so do the known items.
+        check: called before they are committed; where it raises, the previous ones stay, and no item becomes known.
     """
     identity = plan.identity(item_ids)
     if plan.previous is not None and plan.previous.fingerprint == identity:
@@ -49,7 +49,11 @@ def update_histories(
             clear(drafts)
         out.add(total.files)
         plan.write_manifest(out, item_ids, pieces, shards)
-        check(out)
+        try:
+            check(out)
+        except Exception:
+            plan.discard(out.files)
+            raise
     return read_manifest(plan.storage)
 
 

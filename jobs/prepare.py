@@ -29,7 +29,7 @@ from allmrec.data.sources.lists import IdList, read_list, refuse_unknown
 from allmrec.data.sources.source import Source, find_files, open_source
 from allmrec.data.splits import Split
 from jobs.config import Config
-from jobs.histories import Made, clear, over_shards, update_histories
+from jobs.histories import Contents, clear, over_shards, update_histories
 from jobs.item_counts import count_over_shards
 from jobs.items import merge_catalogue, number_catalogue, write_catalogue
 from jobs.runtime.cluster import start_ray
@@ -65,18 +65,18 @@ def _prepare(context: Context, drafts: Storage) -> Stats:
     listed: Stats = {}
 
     # What was not used, and whether it was too much: then nothing else is written, and the histories stay as they were.
-    def check(made: Made) -> None:
+    def check(made: Contents) -> None:
         listed.update(_lists_known(lists, histories.excluded_known(made.stats)))
         with writing(workspace.rejected, "rejected", context.fingerprint, context.resolved("data")) as out:
             out.add(merge_catalogue(context, items, drafts, excluded[1]))
             out.add(_rejected_rows(context, made))
-        most, rows, (reasons, filtered_out) = data.max_rejected_fraction, *_counted(made.stats)
+        most, (rows, reasons, filtered_out) = data.max_rejected_fraction, _counted(made.stats)
         _refuse("items", len(item_ids) - items.gone, items.rejected, most, workspace.rejected)
         _refuse("interactions", rows - reasons.total(), reasons, most, workspace.rejected)
         if rows == reasons.total() + filtered_out.total():
             raise ValueError(_NO_USER)
 
-    rows, (reasons, filtered_out) = _counted(update_histories(context, histories, item_ids, check).stats)
+    rows, reasons, filtered_out = _counted(update_histories(context, histories, item_ids, check).stats)
 
     frequent_I = _frequent_items(context, len(item_ids))
     before = find_manifest(workspace.sequences)
@@ -224,11 +224,14 @@ def _split(context: Context, frequent_I: np.ndarray) -> Split:
     return split.with_sample([drawn for report in reports for drawn in report.details["draws"]])
 
 
-def _counted(histories: Stats) -> tuple[int, tuple[Counter[str], Counter[str]]]:
-    """The log's rows, and how many were rejected and how many left out, by reason."""
+def _counted(histories: Stats) -> tuple[int, Counter[str], Counter[str]]:
+    """The log's rows, and by reason those that were rejected and those that were left out."""
     shards = histories["shards"]
-    totals = [sum((Counter(shard[key]) for shard in shards), Counter[str]()) for key in ("reasons", "filtered_out")]
-    return sum(shard["kept"] for shard in shards) + sum(map(Counter.total, totals)), (totals[0], totals[1])
+    reasons, filtered_out = (
+        sum((Counter(shard[key]) for shard in shards), Counter[str]()) for key in ("reasons", "filtered_out")
+    )
+    rows = sum(shard["kept"] for shard in shards) + reasons.total() + filtered_out.total()
+    return rows, reasons, filtered_out
 
 
 def _refuse(table: str, used: int, reasons: Counter[str], most: float, rejected: Storage) -> None:
@@ -244,7 +247,7 @@ def _refuse(table: str, used: int, reasons: Counter[str], most: float, rejected:
         )
 
 
-def _rejected_rows(context: Context, histories: Made) -> dict[str, dict[str, Any]]:
+def _rejected_rows(context: Context, histories: Contents) -> dict[str, dict[str, Any]]:
     """The rejected rows of the log, copied from where they are kept; returns the files' entries."""
     entries = {}
     for number, shard in enumerate(histories.stats["shards"]):

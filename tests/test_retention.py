@@ -102,6 +102,14 @@ def test_an_encoder_goes_that_neither_a_bundle_nor_an_artifact_names(tmp_path: P
     assert left == {"of b", "trained last", "training"} and unused_encoders(workspace, []) == []
 
 
+def test_files_that_another_tool_put_beside_the_folders_stay(tmp_path: Path) -> None:
+    workspace = Workspace(LocalStorage(tmp_path))
+    for name in ("bundles/.DS_Store", "encoders/.DS_Store", "checkpoints/.DS_Store", "checkpoints/train-cf/.DS_Store"):
+        workspace.storage.write(name, b"")
+        os.utime(tmp_path / name, (0, 0))
+    assert expired_bundles(workspace, 1, []) == unused_encoders(workspace, []) == old_checkpoints(workspace, 7) == []
+
+
 def test_texts_stay_that_an_item_has_by_an_encoder_in_use(storage: Storage) -> None:
     workspace, one = Workspace(storage), pa.FixedSizeListArray.from_arrays(pa.array([1.0]), 1)
     caches = {encoder: TextCache.of(storage, encoder) for encoder in ("used", "configured", "former")}

@@ -6,7 +6,7 @@
 
 The manifest of an alignment says which one it ended with, and a bundle has a copy of that manifest: as long as a bundle
 names an encoder, `allmrec.retention` keeps it, and the bundle takes new items whatever has been trained since. An
-alignment that names none was written before encoders were stored so: it has the one in `fine_tuned`, while that is its.
+alignment that names none is of an earlier release: its encoder is in `fine_tuned` until Stage-1 is trained again.
 """
 
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ def find_tuned_encoder(workspace: Workspace, trained: Manifest) -> TunedEncoder 
         return TunedEncoder(model, Workspace.fine_tuned_text_embeddings) if is_last else None
     if not workspace.encoders.exists(f"{digest}/{MANIFEST}"):
         return None
-    # Apart from the last one's, which a training may be about to read.
+    # The last one's are kept apart: a training may be about to read them.
     embeddings = Workspace.fine_tuned_text_embeddings if is_last else former_embeddings(digest)
     return TunedEncoder(workspace.encoders.name(f"{digest}/{ENCODER}"), embeddings)
 

@@ -215,7 +215,7 @@ def test_too_many_rejects_stop_the_job_before_anything_else_is_written(tmp_path)
     with pytest.raises(ValueError, match="rejected"):
         prepared(fresh)
     storage = open_storage(fresh.workspace_uri)
-    assert {entry.key.split("/")[0] for entry in storage.list()} == {"rejected", "histories"}
+    assert {entry.key.split("/")[0] for entry in storage.list()} == {"rejected"}
     assert read_manifest(storage.at("rejected")).rows == rejected
 
 
@@ -227,8 +227,10 @@ def test_what_was_refused_leaves_no_item_known(tmp_path, before):
     wrong = write_parquet(tmp_path / "wrong.parquet", [{**item, "asin": f"SKU-{item['asin']}"} for item in SHOP * 2])
     if before:
         prepared(config_of(tmp_path / "runs", log_path, right))
+    made = {path.name for path in tmp_path.glob("runs/test/histories/*")}
     with pytest.raises(ValueError, match="items: 30 of 60 rows were rejected"):
         prepared(config_of(tmp_path / "runs", log_path, wrong))
+    assert {path.name for path in tmp_path.glob("runs/test/histories/*")} == made, "nor does its work take room"
     storage, stats = prepared(config_of(tmp_path / "runs", log_path, right))
     assert digests(storage) == digests(prepared(config_of(tmp_path / "undisturbed", log_path, right))[0])
     assert "items that have left the catalogue" not in stats["done"]

@@ -6,7 +6,7 @@ the same bytes: also then an item that a catalogue had once is known, so its eve
 Knows neither tasks nor Ray; `histories` has what is done for each shard.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -123,6 +123,12 @@ class HistoriesPlan:
             "items": items,
             "shards": [shard_stats(report) for report in shards],
         }
+
+    def discard(self, files: Iterable[str]) -> None:
+        """Delete files of histories that are not to be committed; those that the existing ones have stay."""
+        kept = self._existing.files if self._existing else {}
+        for name in set(files) - kept.keys():
+            self.storage.delete(name)
 
     def excluded_known(self, stats: Mapping[str, Any]) -> tuple[list[str], list[str]]:
         """The excluded users and items that the log or the catalogue has, or had before they were excluded.
