@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from allmrec.core import file_digests
 from allmrec.core.file_digests import file_sha256
 from allmrec.core.pretrained import model_identity
+from tests.own_process import traced
 
 SIZE = 3 * 2**20
 
@@ -48,15 +48,16 @@ def test_identity_is_the_fingerprint_of_the_files_digests(model: Path) -> None:
     assert file_sha256(model / "model.safetensors") == hashlib.sha256(bytes(SIZE)).hexdigest()
 
 
-def test_memory_is_bounded(model: Path) -> None:
+def identity_with(cache: Path, model: Path) -> str:
+    cache.unlink(missing_ok=True)
+    file_digests._CACHE, file_digests._known = cache, {}
+    return model_identity(str(model))
+
+
+def test_memory_is_bounded(model: Path, own_cache: Path) -> None:
     with (model / "model.safetensors").open("wb") as file:
         file.truncate(256 * 2**20)  # sparse
-    tracemalloc.start()
-    try:
-        model_identity(str(model))
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
+    _, peak, _ = traced(identity_with, own_cache, model)
     assert peak < 8 * 2**20
 
 

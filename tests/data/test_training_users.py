@@ -1,6 +1,5 @@
 """The users that a model trains on: one sample however the table is cut, and parts that fit into memory."""
 
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +12,9 @@ from allmrec.data import sequences as sequences_module
 from allmrec.data.sequences import Sequences
 from allmrec.data.training_users import Sample, TrainingUsers, num_parts, training_parts
 from tests.data.stored_sequences import generated, write_sequences
+from tests.own_process import traced
 
 KEY = np.uint64(7)
-POOLS: list[pa.MemoryPool] = []  # for good: what was taken from a pool may be freed after the test, into nothing
 
 
 @pytest.fixture(scope="module")
@@ -79,20 +78,17 @@ def test_memory_does_not_grow_with_the_users(tmp_path, max_users):
     peaks = []
     for num_users in (10_000, 40_000):
         storage = stored(tmp_path, generated(num_users), num_users // 1000)
-        before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
-        POOLS.append(pool)
-        pa.set_memory_pool(pool)
-        tracemalloc.start()
-        try:
-            found = TrainingUsers.read(storage, 1, Sample(max_users, KEY), "all", example_bytes=200)
-            held = max(len(part().items) for part in found.parts)
-            peaks.append((held, tracemalloc.get_traced_memory()[1], pool.max_memory()))
-        finally:
-            tracemalloc.stop()
-            pa.set_memory_pool(before)
-    assert len(found.parts) >= (3 if max_users else 20)
+        (parts, held), *memory = traced(largest_part, storage.uri, max_users)
+        peaks.append((held, *memory))
+    assert parts >= (3 if max_users else 20)
     for small, large in zip(*peaks, strict=True):
         assert large < 1.3 * small
+
+
+def largest_part(uri: str, max_users: int | None) -> tuple[int, int]:
+    """How many parts there are, and the items of the largest."""
+    found = TrainingUsers.read(open_storage(uri), 1, Sample(max_users, KEY), "all", example_bytes=200)
+    return len(found.parts), max(len(part().items) for part in found.parts)
 
 
 def test_users_beyond_what_32_bits_address_are_put_together(users, monkeypatch):

@@ -1,0 +1,28 @@
+"""Measurements of memory, which other tests' threads must not meet.
+
+Python 3.11 crashes where `tracemalloc` is on and a thread of Ray, Arrow or polars comes by (python/cpython#128679).
+"""
+
+import multiprocessing
+import tracemalloc
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+
+
+def traced(function: Callable[..., Any], *arguments: Any) -> tuple[Any, int, int]:
+    """What a function returns in a process of its own, and the most memory that it held there: Python's, and Arrow's.
+
+    The function is one of a module, and what travels can be pickled. It is called twice.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as processes:
+        return processes.submit(_traced, function, *arguments).result()
+
+
+def _traced(function: Callable[..., Any], *arguments: Any) -> tuple[Any, int, int]:
+    function(*arguments)  # what it imports does not count
+    tracemalloc.start()
+    result = function(*arguments)
+    return result, tracemalloc.get_traced_memory()[1], pa.default_memory_pool().max_memory()
