@@ -8,6 +8,11 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 unexport PYTHONDONTWRITEBYTECODE # with it, every Ray worker compiles what it imports again
 
+# Two at a time, in the order of the tree: xdist would keep files of few tests, some of which are the longest, for the end,
+# when one process is alone with them. A process that dies ends the run: xdist, which would start another, then waits for
+# ever (its loadfile scheduler counts finished files as work that is left).
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+
 # The log that `make real` takes a part of: interactions.parquet and items.parquet.
 REAL_LOG ?= data/amazon-video-games
 
@@ -31,15 +36,13 @@ real: $(READY)
 	$(BIN)/python -m benchmarks.cut_log --log $(REAL_LOG) --to data/video-games-part
 	$(BIN)/allmrec run --config jobs/configs/real-small.yaml
 
-# Two at a time: those that run jobs mostly wait for Ray. A process that dies ends the run: xdist, which would start
-# another, then waits for ever (its loadfile scheduler counts finished files as work that is left).
 test: $(READY)
-	$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0 tests
+	$(BIN)/pytest $(PARALLEL) tests
 
 # Jobs killed at random moments (ALLMREC_KILLS times), consecutive nightly runs (ALLMREC_RUNS), and a series of runs with
 # faults (ALLMREC_SEASON).
 test-faults: $(READY)
-	$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0 -m faults
+	$(BIN)/pytest $(PARALLEL) -m faults
 
 # Jobs on two isolated hosts, one of which is powered off (needs root and iproute2; skipped without).
 test-hosts: $(READY)

@@ -11,6 +11,7 @@ import json
 import tokenize
 import types
 from collections.abc import Iterator
+from functools import cache
 from io import StringIO
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
@@ -127,6 +128,7 @@ def _models(annotation: Any) -> Iterator[Model]:
         yield from _models(inner)
 
 
+@cache  # Python reads the whole module again for every class
 def _source(model: Model) -> str:
     return inspect.cleandoc("\n" + inspect.getsource(model))
 

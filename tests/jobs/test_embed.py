@@ -117,7 +117,6 @@ def test_a_changed_title_encodes_that_item_only(config):
     assert after["embedding"][0] != before["embedding"][0]
 
 
-@pytest.mark.on_ray
 def test_nan_names_the_item_and_leaves_the_old_embeddings(config, tmp_path):
     digest = manifest_of(config).digest
     corrupted = config_in(tmp_path, tmp_path / "run/models/encoder")

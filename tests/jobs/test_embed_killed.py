@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,15 @@ from allmrec.data.catalogue import item_texts
 from allmrec.demo.encoder import build_encoder
 from allmrec.text.cache import TextCache
 from allmrec.text.encoder import encoder_identity, load_encoder
+from jobs import embed
 from jobs.config import Config
+from jobs.runtime.console import Console
+from jobs.runtime.step import execute
 from schemas import items
 
 pytestmark = pytest.mark.e2e
 
-NUM_ITEMS = 2000
+NUM_ITEMS = 1000
 
 
 def write_items(config: Config) -> pa.ChunkedArray:
@@ -46,30 +50,26 @@ def write_items(config: Config) -> pa.ChunkedArray:
     return texts
 
 
-def start(config: Config, path: Path) -> subprocess.Popen:
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    command = [sys.executable, "-m", "jobs.embed", "--config", str(path)]
-    # A group of its own, so that killing it takes its Ray along.
-    return subprocess.Popen(command, start_new_session=True)
-
-
-def wait_for(what: Callable[[], bool], process: subprocess.Popen) -> None:
-    while not what():
-        assert process.poll() is None, "it ended too early"
-        time.sleep(0.01)
-
-
-def encoders(process: subprocess.Popen) -> list[int]:
-    """The process ids of a run's actors."""
+def actors() -> list[int]:
+    """The process ids of Ray Data's actors whose raylet this process has started."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            title, pid = (folder / "cmdline").read_bytes(), int(folder.name)
-            if b"MapWorker" in title and os.getsid(pid) == process.pid:
-                found.append(pid)
-        except (FileNotFoundError, ProcessLookupError):
+            if b"MapWorker" in (folder / "cmdline").read_bytes() and parent(parent(int(folder.name))) == os.getpid():
+                found.append(int(folder.name))
+        except FileNotFoundError:
             continue
     return found
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def wait_for(what: Callable[[], bool], runs: Callable[[], bool]) -> None:
+    while not what():
+        assert runs(), "it ended too early"
+        time.sleep(0.01)
 
 
 def test_nothing_is_embedded_twice_and_nothing_is_lost(tmp_path):
@@ -82,8 +82,11 @@ def test_nothing_is_embedded_twice_and_nothing_is_lost(tmp_path):
     def kept() -> int:
         return len(list(cache.storage.list()))
 
-    victim = start(config, tmp_path / "run.yaml")
-    wait_for(lambda: kept() >= 20, victim)
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    # A group of its own, so that killing it takes its Ray along.
+    victim = subprocess.Popen([sys.executable, "-m", "jobs.embed", "--config", str(path)], start_new_session=True)
+    wait_for(lambda: kept() >= 20, lambda: victim.poll() is None)
     os.killpg(victim.pid, signal.SIGKILL)
     victim.wait()
     time.sleep(0.5)  # its workers are gone
@@ -91,10 +94,12 @@ def test_nothing_is_embedded_twice_and_nothing_is_lost(tmp_path):
     saved = len(cache.index().keys)
     assert 0 < saved < NUM_ITEMS
 
-    second = start(config, tmp_path / "run.yaml")
-    wait_for(lambda: kept() >= len(before) + 20, second)
-    os.kill(encoders(second)[0], signal.SIGKILL)
-    assert second.wait() == 0
+    with ThreadPoolExecutor() as pool:
+        second = pool.submit(execute, embed.STEP, config, Console(log_json=True))
+        wait_for(lambda: kept() >= len(before) + 20, lambda: not second.done())
+        (worker,) = actors()
+        os.kill(worker, signal.SIGKILL)
+        assert second.result()
 
     stats = read_manifest(storage.at("item_text_embeddings")).stats
     assert (stats["embedded"], stats["reused"]) == (NUM_ITEMS - saved, saved)

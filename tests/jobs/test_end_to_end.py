@@ -15,7 +15,7 @@ from allmrec.__main__ import console
 from allmrec.core.artifacts import read_table
 from allmrec.core.storage import S3Config, open_storage
 
-USERS, DATE = 160, "2026-11-20"
+USERS, DATE = 64, "2026-11-20"
 STEPS = ("prepare", "embed", "train-cf", "train-alignment", "train-projection", "bundle", "nightly", "evaluate")
 
 
@@ -25,7 +25,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, s3: S3Config) -> tuple[
     from tests.s3_fixtures import new_bucket
 
     root, output = tmp_path_factory.mktemp("runs"), new_bucket(s3, "prefix")
-    arguments = ["--users", str(USERS), "--items", "80", "--dirty", "0.02"]
+    arguments = ["--users", str(USERS), "--items", "40", "--dirty", "0.04"]
     assert call("sample-data", "--output", str(root / "input"), *arguments).exit_code == 0
     settings = {
         "name": "e2e",
@@ -41,7 +41,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, s3: S3Config) -> tuple[
         "teacher": {"epochs": 4, "dim": 16},
         "alignment": {"epochs": 2},
         "projection": {"epochs": 1, "batch_size": 32, "num_candidates": 5, "soft_token_scale": 0.1},
-        "evaluation": {"num_negatives": 9, "max_users": 40},
+        "evaluation": {"num_negatives": 9, "max_users": 20},
         "nightly": {"output": output, "num_candidates": 8, "top_k": 5},
         "workers": {"num_workers": 1},  # two of each kind are the business of the verbs' own tests
         "storage": s3.model_dump(mode="json"),

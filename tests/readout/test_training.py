@@ -218,7 +218,7 @@ def test_nan_ends_the_training_and_names_the_steps(alone, llm_folder, teacher, e
 def test_losses_are_the_same_for_two_workers_wherever_the_weights_are(alone, llm_folder, teacher, examples, tmp_path):
     """Twenty steps of one worker, and of two with unequal shares: with whole weights and ZeRO-3, with and without
     checkpointed activations."""
-    config = CONFIG.model_copy(update={"epochs": 4, "checkpoint_every_steps": 1, "tokens_per_pass": 400})
+    config = CONFIG.model_copy(update={"epochs": 4, "checkpoint_every_steps": 1, "tokens_per_pass": 800})
     expected = [numbers["loss"] for numbers in training(llm_folder, "replicated", teacher, examples, config).rounds()]
     assert len(expected) == 20
     found = losses_of_two("tests.readout.workers", llm_folder, tmp_path)

@@ -27,7 +27,7 @@ def main(llm_folder: str, folder: Path, rank: int) -> None:
     examples = ReadoutExamples(CONFIG, sequences, prompts, seed=0)
     losses = {}
     for how in HOW:
-        settings = {"epochs": 4, "checkpoint_every_steps": 1, "tokens_per_pass": 400}
+        settings = {"epochs": 4, "checkpoint_every_steps": 1, "tokens_per_pass": 800}
         config = CONFIG.model_copy(update=settings | {"activation_checkpointing": "checkpointed" in how})
         run = training(llm_folder, how.partition(",")[0], teacher, examples, config)
         losses[how] = [numbers["loss"] for numbers in run.rounds()]
