@@ -54,8 +54,8 @@ def refresh(context: Context) -> Stats:
     models = Workspace(workspace.bundles.at(used))
     if not _embed_new_texts(context, models):
         context.console.warning(
-            f"bundle {used} stays, without the new items: the text encoder of its models is gone from "
-            f"{workspace.storage.uri}; run train-alignment, and build a bundle of it"
+            f"bundle {used} stays, without the new items: {workspace.storage.uri} lacks the text "
+            "encoder of its models; run train-alignment, then `allmrec bundle build`"
         )
         return {"version": used}
     version = refresh_bundle(context.storage, used, index_above(context.config))

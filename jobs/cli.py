@@ -45,11 +45,20 @@ STEPS = {
 }
 BUNDLE = {
     "build": ("jobs.bundle", "Put what scoring needs into one verified, immutable bundle, and promote it."),
-    "refresh": ("jobs.bundle:REFRESH", "Build a bundle of the models in use for the items of now, and promote it."),
+    "refresh": (
+        "jobs.bundle:REFRESH",
+        "Build a bundle from the models in use and the items as prepared now, and promote it.",
+    ),
 }
 
 
-app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Recommendations ranked by an LLM: prepare, train, bundle, then publish for every user, every night.",
+)
 
 bundle = typer.Typer(no_args_is_help=True, help="Build, inspect and promote bundles.")
 models = typer.Typer(no_args_is_help=True, help="Import pretrained LLMs.")
@@ -112,12 +121,14 @@ def nightly(
     date: RunDate = None,
     dry_run: DryRun = False,
     log_json: LogJson = False,
-    full: Annotated[bool, typer.Option("--full", help="score all users again, reuse no rows")] = False,
-    users: Annotated[str | None, typer.Option(help="table of user_id: only these users (nightly.users)")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="a trial of N users, published separately")] = None,
+    full: Annotated[bool, typer.Option("--full", help="score all users again; reuse no rows")] = False,
+    users: Annotated[str | None, typer.Option(help="score only the users of this list (nightly.users)")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="trial of about N users, published in a folder of its own")
+    ] = None,
     replace: Replace = False,
     first: Annotated[
-        str | None, typer.Option("--from", help="backfill: first date; published ones are skipped")
+        str | None, typer.Option("--from", help="backfill: first date; published dates are skipped")
     ] = None,
     last: Annotated[str | None, typer.Option("--to", help="backfill: last date; default: today")] = None,
 ) -> None:
@@ -148,7 +159,7 @@ def daily(
     log_json: LogJson = False,
     replace: Replace = False,
 ) -> None:
-    """What is scheduled every night: prepare, embed, refresh the bundle, nightly, expire. Trains nothing."""
+    """Do a night's work, for schedulers: prepare, embed, refresh the bundle, nightly, expire. Trains nothing."""
     from jobs.config import load_config
     from jobs.daily import daily as run_daily
 
@@ -163,17 +174,19 @@ def expire(
     dry_run: DryRun = False,
     log_json: LogJson = False,
 ) -> None:
-    """Delete what `retention` of the config does not keep: old runs, trials, bundles, checkpoints, caches."""
+    """Delete what `retention` does not keep: old runs, trials, bundles, encoders, checkpoints, caches."""
     _call("jobs.expire", "expire", config, overrides, log_json, dry_run)
 
 
 @app.command()
 def explain(
     config: ConfigFile,
-    task: Annotated[str, typer.Option(help="the question: favourite-genre")],
+    task: Annotated[str, typer.Option(help="what to ask: favourite-genre")],
     overrides: Overrides,
-    users: Annotated[int, typer.Option(min=1, help="about how many users, drawn by hash")] = 20,
-    user: Annotated[list[str], typer.Option(help="id of a user to ask about; repeatable")] = [],  # noqa: B006
+    users: Annotated[
+        int, typer.Option(min=1, help="how many users to ask about, drawn by hash; ignored with --user")
+    ] = 20,
+    user: Annotated[list[str], typer.Option(help="id of a user to ask about; may be repeated")] = [],  # noqa: B006
     dry_run: DryRun = False,
     log_json: LogJson = False,
     force: Force = False,
@@ -194,7 +207,7 @@ def run(
     log_json: LogJson = False,
     force: Force = False,
 ) -> None:
-    """Run all verbs in order; skip steps whose inputs and config have not changed."""
+    """Run all steps in order; skip those whose inputs and config have not changed."""
     from jobs.config import load_config
     from jobs.pipeline import run as run_all
 
@@ -206,12 +219,12 @@ def run(
 @app.command()
 def submit(
     config: ConfigFile,
-    address: Annotated[str, typer.Option(help="of the Ray head's dashboard, http://HOST:8265")],
+    address: Annotated[str, typer.Option(help="address of the Ray head's dashboard, http://HOST:8265")],
     overrides: Overrides,
     date: RunDate = None,
     log_json: LogJson = False,
 ) -> None:
-    """Submit `daily` to a Ray cluster, wait, and fail unless the date is published. For schedulers."""
+    """Submit `daily` to a Ray cluster and wait for it; fail unless the date is published. For schedulers."""
     from jobs.config import load_config
     from jobs.submit import submit as submit_daily
 
@@ -251,18 +264,18 @@ def bundle_verify(
     version: BundleVersion = None,
     log_json: LogJson = False,
 ) -> None:
-    """Load a bundle, every file compared with its hash, and let it score."""
+    """Load a bundle, compare every file with its hash, and score with it."""
     _call("jobs.bundle", "verify", config, overrides, log_json, version)
 
 
 @bundle.command("promote")
 def bundle_promote(
     config: ConfigFile,
-    version: Annotated[str, typer.Argument(help="as `allmrec bundle list` prints it")],
+    version: Annotated[str, typer.Argument(help="version, as `allmrec bundle list` prints it")],
     overrides: Overrides,
     log_json: LogJson = False,
 ) -> None:
-    """Make a bundle, perhaps an older one, the one that evaluations and the next date's run use."""
+    """Put a bundle, perhaps an older one, into use: evaluations and the next date's run take it."""
     _call("jobs.bundle", "promote_version", config, overrides, log_json, version)
 
 
@@ -274,13 +287,15 @@ def bundle_list(config: ConfigFile, overrides: Overrides, log_json: LogJson = Fa
 
 @models.command("import")
 def models_import(
-    source: Annotated[str, typer.Argument(help="hub name, folder or s3:// prefix; or a GGUF file of one")],
-    to: Annotated[str, typer.Option(help="folder or s3:// prefix, which llm.name then names")],
-    revision: Annotated[str | None, typer.Option(help="of a hub name")] = None,
-    dtype: Annotated[Literal["float32", "bfloat16"] | None, typer.Option(help="that weights are converted to")] = None,
+    source: Annotated[str, typer.Argument(help="hub name, folder or s3:// prefix, or a GGUF file in one of them")],
+    to: Annotated[str, typer.Option(help="folder or s3:// prefix to write; llm.name then names it")],
+    revision: Annotated[str | None, typer.Option(help="revision of a hub name")] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16"] | None, typer.Option(help="convert the weights to this type")
+    ] = None,
     log_json: LogJson = False,
 ) -> None:
-    """Make safetensors of an LLM (PyTorch's files, GGUF), checked against the source."""
+    """Convert an LLM (PyTorch files, GGUF) to safetensors, and check the result against the source."""
     from jobs.models import import_model
 
     import_model(Console(log_json), source, to, revision, dtype)
@@ -323,10 +338,10 @@ def recommendations_verify(
 def recommendations_metrics(
     config: ConfigFile,
     overrides: Overrides,
-    port: Annotated[int | None, typer.Option(help="serve them at this port; default: print them once")] = None,
+    port: Annotated[int | None, typer.Option(help="serve them on this port; default: print them once")] = None,
     log_json: LogJson = False,
 ) -> None:
-    """The state of the nightly runs as Prometheus metrics: last publication, number of users, outcome."""
+    """Print or serve the state of the nightly runs as Prometheus metrics."""
     _call("jobs.recommendations", "metrics", config, overrides, log_json, port)
 
 
@@ -348,7 +363,7 @@ def recommendations_discard(
     overrides: Overrides,
     log_json: LogJson = False,
 ) -> None:
-    """Delete what was begun for a date and never published."""
+    """Delete the unfinished work of a date that was never published."""
     _call("jobs.recommendations", "discard", config, overrides, log_json, run_date=date)
 
 
@@ -356,10 +371,13 @@ def recommendations_discard(
 def recommendations_suppress(
     config: ConfigFile,
     overrides: Overrides,
-    users: Annotated[str | None, typer.Option(help="list of user ids: lines, or Parquet, CSV, JSON lines")] = None,
-    items: Annotated[str | None, typer.Option(help="list of item ids")] = None,
+    users: Annotated[
+        str | None, typer.Option(help="list of user ids: a text file with one per line, Parquet, CSV or JSON lines")
+    ] = None,
+    items: Annotated[str | None, typer.Option(help="list of item ids, likewise")] = None,
     least: Annotated[
-        float | None, typer.Option("--min-known-fraction", min=0, max=1, help="known share of a list; 0 takes any")
+        float | None,
+        typer.Option("--min-known-fraction", min=0, max=1, help="smallest share of a list that must be known; 0: any"),
     ] = None,
     date: AnyDate = None,
     log_json: LogJson = False,

@@ -44,7 +44,7 @@ def explain(
         ValueError: no such task, a user or a category is missing, or the LLM is not the bundle's.
     """
     if task not in TASKS:
-        raise ValueError(f"--task {task!r} is not known; there is {', '.join(TASKS)}")
+        raise ValueError(f"--task {task!r} is not known; known: {', '.join(TASKS)}")
     user_ids = list(dict.fromkeys(user_ids))
     step = Step(
         "explain",

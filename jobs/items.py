@@ -56,7 +56,8 @@ def number_catalogue(catalogue: Source, drafts: Storage, known: pa.Array) -> Num
     ids, good_R = found.column("item_id").filter(good), good.to_numpy()
     del found
     if not len(ids):
-        raise ValueError(f"items: no row is left of {bad.total():,}: {Counter(dict(sorted(bad.items())))}")
+        why = ", ".join(f"{reason} {rows:,}" for reason, rows in bad.most_common())
+        raise ValueError(f"items: none of {bad.total():,} rows can be used ({why}); fix the catalogue or data.items")
     names = [catalogue.place(piece)["file"] for piece in catalogue.pieces]
     file_P = np.unique(names, return_inverse=True)[1].astype(np.int32)
     item_ids = number_items(ids, file_P[piece_R[good_R]], known)

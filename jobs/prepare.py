@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from allmrec.core.artifacts import find_manifest, writing
+from allmrec.core.shard_tasks import read_reports
 from allmrec.core.storage import Storage
 from allmrec.data.catalogue import ItemCounts
 from allmrec.data.config import least_shards
@@ -24,7 +25,7 @@ from allmrec.data.evaluation_cases import SPLITS, DrawCases
 from allmrec.data.prepare.clean import log_columns
 from allmrec.data.prepare.incremental import HistoriesPlan
 from allmrec.data.prepare.items import ITEMS
-from allmrec.data.prepare.sequences import BuildSequences, CountItems, DrawUsers
+from allmrec.data.prepare.sequences import BuildSequences, CountItems, CountUsers, DrawUsers
 from allmrec.data.sources.lists import IdList, read_list, refuse_unknown
 from allmrec.data.sources.source import Source, find_files, open_source
 from allmrec.data.splits import Split
@@ -36,9 +37,8 @@ from jobs.runtime.cluster import start_ray
 from jobs.runtime.command import main
 from jobs.runtime.preflight import Needs
 from jobs.runtime.prometheus import PrepareMetrics
+from jobs.runtime.ray_data import iter_results, map_tasks
 from jobs.runtime.step import Context, Stats, Step
-
-_NO_USER = "interactions: no user is left; lower data.min_user_interactions or admit more events"
 
 
 def run(context: Context) -> Stats:
@@ -74,11 +74,16 @@ def _prepare(context: Context, drafts: Storage) -> Stats:
         _refuse("items", len(item_ids) - items.gone, items.rejected, most, workspace.rejected)
         _refuse("interactions", rows - reasons.total(), reasons, most, workspace.rejected)
         if rows == reasons.total() + filtered_out.total():
-            raise ValueError(_NO_USER)
+            counts = ", ".join(f"{reason} {count:,}" for reason, count in (filtered_out + reasons).most_common())
+            raise ValueError(
+                f"interactions: none of {rows:,} rows is left ({counts}); see data.start, end, events, min_rating and "
+                f"excluded_users, and {workspace.rejected.uri} for rejected rows"
+            )
 
     rows, reasons, filtered_out = _counted(update_histories(context, histories, item_ids, check).stats)
 
     frequent_I = _frequent_items(context, len(item_ids))
+    _refuse_no_user(context, frequent_I)
     before = find_manifest(workspace.sequences)
     resolved = context.resolved(*STEP.sections)
     with writing(workspace.sequences, "sequences", context.fingerprint, resolved) as out:
@@ -87,12 +92,10 @@ def _prepare(context: Context, drafts: Storage) -> Stats:
         built = count_over_shards(context, "write sequences", build, len(item_ids))
         users, interactions = built.counts["users"], built.counts["interactions"]
         popularity_I, interactions_I = built.item_counts["train"], built.item_counts["all"]
-        if not users:
-            raise ValueError(_NO_USER)
         if (least := least_shards(users, workers=0)) > data.num_shards:
             context.console.warning(
-                f"data.num_shards {data.num_shards} is few for {users:,} users; set it to {least} or more. All shards "
-                "are then made again, and the next nightly run scores all users"
+                f"data.num_shards {data.num_shards} is too few for {users:,} users; set it to {least} or more. "
+                "Then all shards are made again, and the next nightly run scores all users"
             )
         sizes = {"users": users, "items": int(np.count_nonzero(interactions_I)), "interactions": interactions}
         out.add(built.files)
@@ -212,6 +215,24 @@ def _frequent_items(context: Context, num_items: int) -> np.ndarray:
             return left_I
         frequent_I = left_I
     return frequent_I
+
+
+def _refuse_no_user(context: Context, frequent_I: np.ndarray) -> None:
+    """Raise ValueError if data.min_… leave no user, before anything is replaced."""
+    data = context.config.data
+    minima = ("min_user_interactions", "min_item_interactions")
+    set_minima = [f"data.{name} = {getattr(data, name)}" for name in minima if getattr(data, name) > 1]
+    if not set_minima:
+        return  # an event is left, so its user is
+    count = CountUsers(context.workspace.histories, data, frequent_I)
+    for shards in dict.fromkeys((1, data.num_shards)):  # most often the first one has some
+        reports = list(read_reports(iter_results(map_tasks(shards, count))))
+        if any(report.counts["users"] for report in reports):
+            return
+    core = " (data.k_core: counted again until none is below)" if data.k_core else ""
+    raise ValueError(
+        f"interactions: no user is left by {' and '.join(set_minima)}{core}; lower them, or prepare more of the log"
+    )
 
 
 def _split(context: Context, frequent_I: np.ndarray) -> Split:

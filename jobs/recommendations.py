@@ -150,8 +150,8 @@ def _lists(config: Config, users: str | None, items: str | None) -> tuple[list[I
         item_lists = _configured(config, "item_id", "data.excluded_items", "nightly.suppressed_items")
     if not user_lists and not item_lists:
         raise ValueError(
-            "nothing to suppress: give --users or --items, or set data.excluded_users or nightly.suppressed_users, or "
-            "the same of items"
+            "nothing to suppress: give --users or --items, or set data.excluded_users, nightly.suppressed_users, "
+            "data.excluded_items or nightly.suppressed_items"
         )
     return user_lists, item_lists
 

@@ -48,10 +48,10 @@ def run(context: Context) -> Stats:
     workspace, config = context.workspace, context.resolved("alignment")
     alignment, items = workspace.alignment, read_item_table(workspace.items)
     check_trained_on(workspace.teacher, items)
+    stats = fine_tune(context) if context.config.alignment.text_encoder == "fine-tuned" else train(context)
     with writing(alignment, Workspace.alignment, context.fingerprint, config) as out:
-        fine_tuned = context.config.alignment.text_encoder == "fine-tuned"
-        out.stats |= fine_tune(context) if fine_tuned else train(context)
-        out.add(out.stats.pop("files"))
+        out.add(stats.pop("files"))
+        out.stats |= stats
         out.stats.setdefault("encoder", read_manifest(workspace.item_text_embeddings).stats.get("encoder"))
         write_trained_items(out, items)
     return out.stats
@@ -72,15 +72,14 @@ def fine_tune(context: Context) -> Stats:
     finished = before is not None and before.fingerprint == context.fingerprint
     if before is None or not finished or find_tuned_encoder(workspace, before) is None:
         resolved = context.resolved("alignment", "text")
+        stats = train(context)
         with writing(tuned, Workspace.fine_tuned, context.fingerprint, resolved) as out:
-            out.stats |= train(context)
-            out.add(out.stats.pop("files"))
+            out.add(stats.pop("files"))
+            out.stats |= stats
     trained, texts = read_manifest(tuned), workspace.fine_tuned_text_embeddings
     former, found = find_manifest(texts), find_tuned_encoder(workspace, trained)
     assert found is not None, "it is trained again where it is gone"
     encoder = embed_by(context, found.model, found.embeddings)["encoder"]
-    if former is not None and former.stats["encoder"] not in (encoder, *named_encoders(workspace).values()):
-        TextCache.of(context.storage, former.stats["encoder"]).clear()  # nothing uses that encoder again
     texts_NS = read_texts(texts)
     exported = export(
         workspace.alignment,
@@ -89,6 +88,9 @@ def fine_tune(context: Context) -> Stats:
         texts_NS,
         held_out_items(config.alignment, len(texts_NS), config.seed),
     )
+    # The former alignment, which named its encoder, is gone by now.
+    if former is not None and former.stats["encoder"] not in (encoder, *named_encoders(workspace).values()):
+        TextCache.of(context.storage, former.stats["encoder"]).clear()  # nothing uses that encoder again
     kept = spread_kept(read_texts(workspace.item_text_embeddings), texts_NS)
     return trained.stats | exported | kept | {"encoder": encoder}
 

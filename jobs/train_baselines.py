@@ -54,12 +54,12 @@ def run(context: Context) -> Stats:
         **{name: workspace.at(name) for name in (*inputs, *STEP.outputs)},
     }
     resolved = context.resolved(*SECTIONS)
+    stats = fit(context, "train-baselines", loop, settings, total=100)  # per cent
     with writing(workspace.llm_srec, Workspace.llm_srec, context.fingerprint, resolved) as out:
-        out.stats |= fit(context, "train-baselines", loop, settings, total=100)  # per cent
-        out.stats |= {"llm": identity(context), "teacher": read_manifest(workspace.teacher).digest}
+        out.add(stats.pop("files"))
+        out.stats |= stats | {"llm": identity(context), "teacher": read_manifest(workspace.teacher).digest}
         if readout.item_input == "joint":
             out.stats |= {"alignment": read_manifest(workspace.alignment).digest, **_form(config)}
-        out.add(out.stats.pop("files"))
     return out.stats
 
 

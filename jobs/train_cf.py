@@ -48,7 +48,7 @@ def train(context: Context) -> Stats:
 def train_into(
     context: Context, teacher: TeacherConfig, target: Storage, kind: str, verb: str, resolved: dict[str, Any]
 ) -> Stats:
-    """Train a teacher and write it as an artifact."""
+    """Train a teacher and write it as an artifact. An existing one stays until the new one is written."""
     config, workspace = context.config, context.workspace
     items = read_item_table(workspace.items)
     encoders = encoders_of(context, teacher, items)
@@ -63,9 +63,10 @@ def train_into(
         "texts": workspace.item_text_embeddings,
         "teacher": target,
     }
+    stats = fit(context, verb, loop, settings, total=teacher.epochs) | encoders
     with writing(target, kind, context.fingerprint, resolved) as out:
-        out.stats |= fit(context, verb, loop, settings, total=teacher.epochs) | encoders
-        out.add(out.stats.pop("files"))
+        out.add(stats.pop("files"))
+        out.stats |= stats
         write_trained_items(out, items)
     return out.stats
 

@@ -74,10 +74,10 @@ def fit_and_write(
         verb: as for `fit`.
     """
     resolved = context.resolved(*sections)
+    stats = fit(context, verb, loop, settings, total=100)  # per cent
     with writing(context.workspace.at(artifact), artifact, context.fingerprint, resolved) as out:
-        out.stats |= fit(context, verb, loop, settings, total=100)  # per cent
-        out.stats |= {"llm": identity(context)}
-        out.add(out.stats.pop("files"))
+        out.add(stats.pop("files"))
+        out.stats |= stats | {"llm": identity(context)}
     show_curve(context.console, out.stats["curve"])
     return {name: value for name, value in out.stats.items() if name != "curve"}
 

@@ -43,10 +43,10 @@ def run(context: Context) -> Stats:
         **{name: workspace.at(name) for name in (*STEP.inputs, *STEP.outputs)},
     }
     resolved = {"seed": config.seed, "baselines": {"recformer": recformer.model_dump(mode="json")}}
+    stats = fit(context, "train-baselines-recformer", loop, settings, total=2 * recformer.epochs)
     with writing(workspace.recformer, Workspace.recformer, context.fingerprint, resolved) as out:
-        out.stats |= fit(context, "train-baselines-recformer", loop, settings, total=2 * recformer.epochs)
-        out.stats["encoder"] = external_inputs(context)
-        out.add(out.stats.pop("files"))
+        out.add(stats.pop("files"))
+        out.stats |= stats | {"encoder": external_inputs(context)}
         write_trained_items(out, items)
     return out.stats
 

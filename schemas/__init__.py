@@ -25,3 +25,17 @@ def check(table: pa.Table, schema: pa.Schema) -> pa.Table:
         if not column.nullable and table.column(column.name).null_count:
             raise ValueError(f"column {column.name!r} holds nulls")
     return table.cast(schema)
+
+
+def read_as(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A table that another release may have written, with exactly the schema's columns.
+
+    A column that it lacks is null, so a column that is added to a table must be nullable.
+
+    Raises:
+        ValueError: it lacks a column that cannot be null, or one cannot be cast; names it.
+    """
+    for column in schema:
+        if column.nullable and column.name not in table.column_names:
+            table = table.append_column(column, pa.nulls(len(table), column.type))
+    return check(table, schema)

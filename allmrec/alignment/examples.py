@@ -91,7 +91,10 @@ class Examples:
         """
         self.users = users if isinstance(users, TrainingUsers) else TrainingUsers.of(users)
         if not len(self.users):
-            raise ValueError("no user has two training interactions, so there is nothing to align; add data")
+            raise ValueError(
+                "no user has two training interactions, so there is nothing to align; check data.min_… and "
+                "evaluation.split, or add data"
+            )
         self.teacher, self.seed, self.config, self.batch_size = teacher, seed, config, config.batch_size
         self.num_targets, self.part = int(self.users.examples(config.targets).sum()), -1
         # Neither padding nor items without an E_i: the one point that they share would draw their q_i together.

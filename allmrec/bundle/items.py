@@ -100,7 +100,8 @@ def embed_new_texts(
         encoder = read_manifest(models.alignment).stats.get("encoder")
         if read_manifest(texts).stats.get("encoder") != encoder:
             raise ValueError(
-                f"{texts.uri} is not by {encoder}, as in training; set text.model and text.dtype as then or train again"
+                f"{texts.uri} was not embedded by {encoder}, as in training; set text.model and text.dtype to what "
+                "they were, or train again"
             )
         with torch.inference_mode():
             parts = [network.encode_texts(part_RS) for part_RS in _embeddings(texts, items, indices)]
@@ -123,8 +124,8 @@ def _embed_for_teacher(model: Storage, items: pa.Table, indices: np.ndarray, fro
         return None
     if read_manifest(frozen).stats.get("encoder") != manifest.stats.get("encoder"):
         raise ValueError(
-            f"{frozen.uri} is not by {manifest.stats.get('encoder')}, whose texts {model.uri} was trained on; set "
-            "text.model and text.dtype as then or train again"
+            f"{frozen.uri} was not embedded by {manifest.stats.get('encoder')}, by which {model.uri} was trained; set "
+            "text.model and text.dtype to what they were, or train again"
         )
     with torch.inference_mode():
         teacher = load_teacher(model)

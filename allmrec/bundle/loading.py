@@ -194,4 +194,4 @@ def probe(bundle: Bundle) -> None:
         found |= {f"{name}'s weights": weights, f"{name}'s vectors of items": vectors_NV}
     for what, values in found.items():
         if not values.isfinite().all():
-            raise ValueError(f"bundle {bundle.version}: {what} hold NaN or inf; look at the training of its models")
+            raise ValueError(f"bundle {bundle.version}: {what} hold NaN or inf; check the training of its models")

@@ -233,7 +233,10 @@ class TeacherTraining:
             total, positions = total + loss.detach().double().cpu() * count, positions + count
             self.users += len(users)
         if not positions:
-            raise ValueError("no user has two training interactions, so there is nothing to learn; add data")
+            raise ValueError(
+                "no user has two training interactions, so there is nothing to learn; check data.min_… and "
+                "evaluation.split, or add data"
+            )
         self.epoch += 1
         return all_reduce_sum(total).item() / positions, positions
 

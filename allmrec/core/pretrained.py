@@ -147,7 +147,7 @@ def refuse_other_weights(
     if parts:
         raise ValueError(
             f"{name} is not a checkpoint of the model that its config describes ({type(model).__name__}); it "
-            f"{'; it '.join(parts)}. Take a complete one: random numbers would take the place of what is missing"
+            f"{'; it '.join(parts)}. Name a complete one: weights that it lacks would be random"
         )
 
 

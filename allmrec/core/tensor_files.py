@@ -6,14 +6,18 @@ from typing import Any
 import torch
 from safetensors.torch import load, save
 
-from allmrec.core.artifacts import file_entry, read_file, read_manifest
+from allmrec.core.artifacts import file_entry, invalidate, read_file, read_manifest
 from allmrec.core.storage import Storage
 
 SHARD_BYTES = 512 << 20  # of a file: one put writes it, and a process buffers it
 
 
 def write_tensors(storage: Storage, name: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, Any]]:
-    """Write a safetensors file, or several of `SHARD_BYTES` at most; returns their entries for the manifest."""
+    """Write a safetensors file, or several of `SHARD_BYTES` at most; returns their entries for the manifest.
+
+    A training's worker writes before its job enters `writing`: the artifact is invalid from here on.
+    """
+    invalidate(storage)
     entries = {}
     for file, part in tensor_shards(name, tensors):
         data = to_safetensors(part)

@@ -101,7 +101,7 @@ def _download(url: str, part: Path, advance: Advance, timeout_s: float) -> None:
             return
         if response.status_code == 416 or (response.status_code == 206 and not there.startswith(f"bytes {done}-")):
             part.unlink()
-            raise requests.HTTPError("the server does not resume where the existing file ends; from the beginning")
+            raise requests.HTTPError("the server cannot resume the download; it starts again")
         if response.status_code not in (200, 206):
             raise ValueError(f"{url}: the server answers {response.status_code} {response.reason}")
         if response.status_code == 200:
@@ -139,7 +139,7 @@ def unpack(archive: Path) -> None:
     """Put the files of a zip archive beside it, each under its name only once it is whole.
 
     Raises:
-        ValueError: the archive is damaged, or a name in it leads out of the folder.
+        ValueError: the archive is damaged, or a name in it points outside the folder.
     """
     folder = archive.parent.resolve()
     try:
@@ -147,7 +147,7 @@ def unpack(archive: Path) -> None:
             for info in source.infolist():
                 target = (folder / info.filename).resolve()
                 if not target.is_relative_to(folder):
-                    raise ValueError(f"{archive}: {info.filename!r} leads out of the folder")
+                    raise ValueError(f"{archive}: {info.filename!r} points outside the folder")
                 if info.is_dir() or (target.exists() and _size(target) == info.file_size):
                     continue
                 target.parent.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,7 @@ def caveats(shards: Iterable[Mapping[str, int]], num_negatives: int) -> list[str
         )
     if short > alone:
         found.append(
-            f"{short:,} of {drawn:,} cases have fewer than {num_negatives:,} negatives: the catalogue has no more "
-            "that the user has not seen: their figures are not those of other runs; lower evaluation.num_negatives"
+            f"{short:,} of {drawn:,} cases have fewer than {num_negatives:,} negatives: the user has seen the rest "
+            "of the catalogue. Their figures cannot be compared with other runs'; lower evaluation.num_negatives"
         )
     return found

@@ -105,11 +105,12 @@ def save_adapter(
     storage: Storage, weights: dict[str, torch.Tensor], config: AdapterConfig, llm_name: str
 ) -> dict[str, dict[str, Any]]:
     """Write the weights of an `Adapter` as PEFT does; returns the files' entries for the manifest."""
+    tensors = {name.replace("/", "."): weight for name, weight in weights.items()}
+    files = write_tensors(storage, WEIGHTS, tensors)
     stored = _peft_config(config, llm_name).to_dict()
     data = json.dumps(stored, indent=2, sort_keys=True, default=sorted).encode()  # sets are sorted
     storage.write(CONFIG, data)
-    tensors = {name.replace("/", "."): weight for name, weight in weights.items()}
-    return {CONFIG: file_entry(data)} | write_tensors(storage, WEIGHTS, tensors)
+    return files | {CONFIG: file_entry(data)}
 
 
 def load_adapter(storage: Storage, llm: nn.Module) -> Adapter:

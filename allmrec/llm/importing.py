@@ -105,7 +105,7 @@ def fetch(name: str, revision: str | None) -> Source:
             return Source(folder, layout, identity)
     packed = [file] if file else [name for name in found if name.endswith(_GGUF)]
     if len(packed) > 1:
-        raise ValueError(f"{name} holds {len(packed)} GGUF files; name one: {', '.join(packed[:5])} behind a slash")
+        raise ValueError(f"{name} holds {len(packed)} GGUF files; name one as {name}/FILE: {', '.join(packed[:5])}")
     if not packed or packed[0] not in found:
         raise ValueError(
             f"{name} has no weights that can be imported: {SAFETENSORS}, {PICKLED}, an index of either, or a GGUF file"
@@ -173,8 +173,8 @@ def _check(name: str, draft: Path, expected: torch.Tensor) -> dict[str, Any]:
     difference = float((_logits(llm) - expected).abs().max() / expected.abs().max())
     if not difference <= _TOLERANCE:  # nor NaN
         raise ValueError(
-            f"{name}: the imported LLM's logits differ from the source's by {difference:.2g} of the largest one, of "
-            f"which rounding is {_TOLERANCE:g}; nothing was kept"
+            f"{name}: the imported LLM's logits differ from the source's by {difference:.2g} of the largest one, "
+            f"and rounding explains {_TOLERANCE:g}; nothing was kept"
         )
     parameters = sum(parameter.numel() for parameter in llm.parameters())
     return {"architecture": type(llm).__name__, "parameters": parameters, "logits_off_by": difference}

@@ -42,8 +42,8 @@ class PromptConfig(Section):
     def _some_slot(self) -> "PromptConfig":
         if not (self.user_slot or self.item_slots):
             raise ValueError(
-                "a prompt without user_slot and item_slots is LLM-Only's, which needs no training: the system llm-only "
-                "is evaluated beside the others anyway; leave one of them on"
+                "without user_slot and item_slots the prompt is LLM-Only's, which needs no training and is evaluated "
+                "in any case, as the system llm-only; leave one of the two on"
             )
         return self
 

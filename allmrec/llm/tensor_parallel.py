@@ -89,7 +89,7 @@ def on_all_ranks(function: Callable[..., T], llm: nn.Module, *arguments: Any) ->
             return function(llm, *arguments)
     except torch.OutOfMemoryError as error:
         release(llm)
-        raise RuntimeError(f"{error} Lower llm.tokens_per_batch, or use more GPUs a worker") from error
+        raise RuntimeError(f"{error} Lower llm.tokens_per_batch, or use more GPUs per worker") from error
     except Exception:
         release(llm)
         raise

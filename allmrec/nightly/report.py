@@ -144,7 +144,7 @@ def refuse_failed_gates(found: Sequence[Mapping[str, Any]], report: str) -> None
         )
         off = " ".join(f"--set nightly.quality_gates.{gate['name']}=null" for gate in raised)
         raise QualityGateFailed(
-            f"nothing is published: {told}. Look at {report}; if the run is right all the same, publish it with {off} "
+            f"nothing is published: {told}. Look at {report}; if the run is right nevertheless, publish it with {off} "
             "(finished shards are kept)"
         )
 

@@ -24,12 +24,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from allmrec.bundle.loading import Bundle
-from allmrec.core.artifacts import sha256, shard_name, to_parquet
+from allmrec.core.artifacts import shard_name, to_parquet
 from allmrec.core.commit_log import find_json
 from allmrec.core.hashing import Draw, fingerprint, hash_strings, key64, mix64
 from allmrec.core.storage import Storage
 from allmrec.data.sequences import Sequences
 from allmrec.publishing.log import manifest_key, was_rolled_back
+from allmrec.publishing.reader import read_rows
 from allmrec.publishing.run import Run
 from schemas.recommendations import SCHEMA
 
@@ -106,14 +107,16 @@ class PreviousRun:
         return None
 
     def read(self, shard: int) -> pa.Table | None:
-        """A shard's recommendations; None when they are gone or not what was published."""
-        file = self.manifest["files"][shard]
-        data = _find(self.storage, file["key"])
-        return pq.read_table(io.BytesIO(data)) if data is not None and sha256(data) == file["sha256"] else None
+        """A shard's recommendations; None when they are gone, damaged, or lack a column that rows must have now."""
+        try:
+            return read_rows(self.storage, self.manifest["files"][shard])
+        except ValueError:
+            return None
 
-    def read_inputs(self, name: str) -> pa.Table | None:
-        """A table that the run kept for this one; None when it did not, or when it is gone."""
-        return find_table(self.storage, inputs_key(self.manifest["run_date"], self.manifest["run_id"], name))
+    def read_inputs(self, name: str, columns: tuple[str, ...] = ("digest",)) -> pa.Table | None:
+        """A table that the run kept for this one; None when it is gone, or when it was kept without these columns."""
+        table = find_table(self.storage, inputs_key(self.manifest["run_date"], self.manifest["run_id"], name))
+        return table if table is not None and {*columns} <= {*table.column_names} else None
 
     def unchanged(self, shard: int, users: Sequences, digests_U: np.ndarray, lengths_U: np.ndarray) -> pa.Table:
         """The shard's rows of users whose inputs have not changed.
@@ -131,16 +134,11 @@ class PreviousRun:
         return rows.filter(pa.array(pc.list_value_length(rows.column("items")).to_numpy() == lengths_U[at]))
 
 
-def _find(storage: Storage, key: str) -> bytes | None:
+def find_table(storage: Storage, key: str) -> pa.Table | None:
     try:
-        return storage.read(key)
+        return pq.read_table(io.BytesIO(storage.read(key)))
     except FileNotFoundError:
         return None
-
-
-def find_table(storage: Storage, key: str) -> pa.Table | None:
-    data = _find(storage, key)
-    return None if data is None else pq.read_table(io.BytesIO(data))
 
 
 def inputs_key(run_date: date | str, run_id: str, name: str) -> str:

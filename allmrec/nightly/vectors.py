@@ -33,6 +33,7 @@ from allmrec.publishing.run import Run, stamped
 from allmrec.publishing.vectors import IDS, schema_of
 
 _USERS, _NEW_ITEMS = "users", "new_items.parquet"
+_KEPT = ("digest", "vector")  # columns of what is kept
 NAME = "llm-srec"
 
 
@@ -112,7 +113,7 @@ class NightlyVectors:
         """The users with the vectors that are known from the run before."""
         shown = users.last(self.model.bundle.prompt.max_history)
         digests_U = keyed(history_digests(shown, self.shown_I), self.made_with)
-        table = self.previous and self.previous.read_inputs(_of_shard(shard))
+        table = self.previous and self.previous.read_inputs(_of_shard(shard), _KEPT)
         return UserVectors(users, digests_U, *_looked_up(table, digests_U, self.model.readout[1].shape[1]))
 
     def ask(self, found: UserVectors, rows: np.ndarray) -> None:
@@ -161,7 +162,8 @@ class NightlyVectors:
         key, dim = self._key(_NEW_ITEMS), self.model.readout[1].shape[1]
         if (winner := find_table(self.run.storage, key)) is None:
             digests_M = keyed(self.shown_I[new], self.made_with)
-            vectors_MV, known_M = _looked_up(self.previous and self.previous.read_inputs(_NEW_ITEMS), digests_M, dim)
+            kept = self.previous and self.previous.read_inputs(_NEW_ITEMS, _KEPT)
+            vectors_MV, known_M = _looked_up(kept, digests_M, dim)
             if len(unknown := np.flatnonzero(~known_M)):
                 vectors_MV[unknown] = self.model.llm_srec.vectors_of(new[unknown]).cpu().numpy()
             self.run.storage.create(key, _to_table(digests_M, vectors_MV))

@@ -128,7 +128,10 @@ class Examples:
     ):
         self.users, self.which = users if isinstance(users, TrainingUsers) else TrainingUsers.of(users), targets
         if not len(self.users):
-            raise ValueError("no user has two training interactions, so there is nothing to learn; add data")
+            raise ValueError(
+                "no user has two training interactions, so there is nothing to learn; check data.min_… and "
+                "evaluation.split, or add data"
+            )
         self.builder, self.num_candidates, self.seed = builder, num_candidates, seed
         self.drawable = np.arange(1, len(builder.titles.lengths)) if drawable is None else drawable
         self.counts_P, self.part = self.users.examples(targets), -1

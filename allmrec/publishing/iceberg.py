@@ -71,6 +71,8 @@ def mirror(config: IcebergConfig | None, storage: Storage, s3: S3Config) -> None
             quoted = ", ".join(f"'{day}'" for day in removed)
             transaction.delete(f"run_date in ({quoted})")
         if added := sorted(file for day in changed for file in published[day]):
+            with transaction.update_schema() as columns:
+                columns.union_by_name(SCHEMA)  # of a table that an earlier release made
             transaction.add_files(added, check_duplicate_files=False)
         transaction.set_properties(current)
     if removed:

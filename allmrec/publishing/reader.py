@@ -19,7 +19,9 @@ from allmrec.core.commit_log import Entry, entries_after, find_json, newest_entr
 from allmrec.core.hashing import shard_of
 from allmrec.core.storage import S3Config, Storage, open_storage
 from allmrec.publishing.log import LATEST, manifest_key, published_dates
-from allmrec.publishing.vectors import named_files
+from allmrec.publishing.vectors import named_files, schema_of
+from schemas import read_as
+from schemas.recommendations import SCHEMA
 
 T = TypeVar("T")
 _PARALLEL = 8  # files at a time
@@ -36,7 +38,7 @@ def read_recommendations(uri: str, run_date: date | str | None = None, s3: S3Con
         ValueError: nothing is published there, or a file is missing or damaged; names it.
     """
     storage = open_storage(uri, s3)
-    return _whole(storage, run_date, lambda manifest: _read_files(storage, manifest["files"]))
+    return _whole(storage, run_date, lambda manifest: _concat(read_rows, storage, manifest["files"]))
 
 
 def read_vectors(uri: str, of: str, run_date: date | str | None = None, s3: S3Config | None = None) -> pa.Table:
@@ -51,10 +53,14 @@ def read_vectors(uri: str, of: str, run_date: date | str | None = None, s3: S3Co
     """
     storage = open_storage(uri, s3)
 
+    def read_file(storage: Storage, file: dict[str, Any]) -> pa.Table:
+        table = read_published(storage, file)
+        return read_as(table, schema_of(of, table))
+
     def read(manifest: Entry) -> pa.Table:
         if "vectors" not in manifest:
             raise ValueError(f"{uri}: the run of {manifest['run_date']} has no vectors; set nightly.publish_vectors")
-        return _read_files(storage, manifest["vectors"][of])
+        return _concat(read_file, storage, manifest["vectors"][of])
 
     return _whole(storage, run_date, read)
 
@@ -68,7 +74,7 @@ def read_user(storage: Storage, user_id: str, run_date: date | str | None = None
 
     def read(manifest: Entry) -> dict[str, Any]:
         shard = int(shard_of(pa.array([user_id]), len(manifest["files"]))[0])
-        table = read_published(storage, manifest["files"][shard])
+        table = read_rows(storage, manifest["files"][shard])
         rows = table.filter(pc.equal(table.column("user_id"), user_id)).to_pylist()
         if not rows:
             raise ValueError(
@@ -131,13 +137,24 @@ def verify_run(storage: Storage, run_date: date | str | None = None) -> dict[str
     return _whole(storage, run_date, verify)
 
 
-def _read_files(storage: Storage, files: list[dict[str, Any]]) -> pa.Table:
+def _concat(
+    read: Callable[[Storage, dict[str, Any]], pa.Table], storage: Storage, files: list[dict[str, Any]]
+) -> pa.Table:
     with ThreadPoolExecutor(_PARALLEL) as pool:
-        return pa.concat_tables(pool.map(lambda file: read_published(storage, file), files))
+        return pa.concat_tables(pool.map(lambda file: read(storage, file), files))
+
+
+def read_rows(storage: Storage, file: dict[str, Any]) -> pa.Table:
+    """One file of recommendations, verified, in this release's schema.
+
+    Raises:
+        ValueError: as `read_published`, or the file lacks a column that cannot be null.
+    """
+    return read_as(read_published(storage, file), SCHEMA)
 
 
 def read_published(storage: Storage, file: dict[str, Any]) -> pa.Table:
-    """One file of a manifest, verified. Raises ValueError naming a missing or damaged one."""
+    """One file of a manifest as it was written, verified. Raises ValueError naming a missing or damaged one."""
     try:
         data = storage.read(file["key"])
     except FileNotFoundError:

@@ -13,7 +13,7 @@ from pyspark.sql.pandas.types import from_arrow_schema
 from pyspark.sql.types import StructType
 
 from allmrec.core.storage import open_storage
-from allmrec.publishing.reader import read_published, run_manifest
+from allmrec.publishing.reader import read_rows, run_manifest
 from schemas.recommendations import SCHEMA
 
 
@@ -45,4 +45,4 @@ class Reader(DataSourceReader):
         return [InputPartition(file) for file in run_manifest(open_storage(self.uri), self.run_date)["files"]]
 
     def read(self, partition: InputPartition) -> Iterator[pa.RecordBatch]:
-        yield from read_published(open_storage(self.uri), partition.value).to_batches()
+        yield from read_rows(open_storage(self.uri), partition.value).to_batches()

@@ -23,7 +23,6 @@ from allmrec.publishing.log import manifest_key, republish, work_folder, write_s
 from allmrec.publishing.maintenance import INPUTS, delete_rest, unfinished
 from allmrec.publishing.reader import read_published
 from allmrec.publishing.vectors import folder
-from schemas.recommendations import ITEM, SCHEMA
 
 _PARALLEL = 8  # files at a time
 
@@ -179,10 +178,14 @@ def _lists_without(table: pa.Table, user_ids: pa.Array, item_ids: pa.Array) -> t
     lengths = np.bincount(rows, minlength=len(lists))
     ranks = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths) + 1
     entries = entries.filter(pa.array(kept))
-    columns = [entries.field("item_id"), pa.array(ranks, pa.int16()), entries.field("score")]
-    lists = pa.ListArray.from_arrays(
-        pa.array(np.append(0, lengths.cumsum()), pa.int32()), pa.StructArray.from_arrays(columns, fields=list(ITEM))
+    # A file keeps the columns of the release that wrote it.
+    fields, index = list(entries.type), left.schema.get_field_index("items")
+    own = {"rank": pa.array(ranks, pa.int16())}
+    entries = pa.StructArray.from_arrays(
+        [own.get(field.name, entries.field(field.name)) for field in fields], fields=fields
     )
-    index = left.schema.get_field_index("items")
+    offsets = pa.array(np.append(0, lengths.cumsum()), pa.int32())
     found.items = int((~kept).sum())
-    return left.set_column(index, SCHEMA.field("items"), lists), found
+    return left.set_column(
+        index, left.schema.field(index), pa.ListArray.from_arrays(offsets, entries, type=lists.type)
+    ), found

@@ -139,7 +139,10 @@ class RecformerTraining:
             ValueError: there is nothing to learn from, or the loss is NaN or inf.
         """
         if not len(self):
-            raise ValueError("no user has two training interactions, so there is nothing to learn; add data")
+            raise ValueError(
+                "no user has two training interactions, so there is nothing to learn; check data.min_… and "
+                "evaluation.split, or add data"
+            )
         batches, parts = (key64(self.seed, self.epoch, draw) for draw in (Draw.RECFORMER_BATCHES, Draw.RECFORMER_PARTS))
         sums = torch.zeros(2, dtype=torch.float64)  # losses and tokens of this worker's users
         for users in self.users.of_epoch(self.config.batch_size, batches, parts):

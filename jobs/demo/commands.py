@@ -40,11 +40,11 @@ def demo(
 
 
 def sample_data(
-    output: Annotated[str, typer.Option(help="folder or s3:// prefix")] = "runs/demo/input",
-    users: int = 3000,
-    items: int = 800,
-    seed: int = 0,
-    dirty: Annotated[float, typer.Option(help="share of corrupted rows to add")] = 0.0,
+    output: Annotated[str, typer.Option(help="folder or s3:// prefix to write")] = "runs/demo/input",
+    users: Annotated[int, typer.Option(help="how many users")] = 3000,
+    items: Annotated[int, typer.Option(help="how many items in each domain")] = 800,
+    seed: Annotated[int, typer.Option(help="seed of all random draws")] = 0,
+    dirty: Annotated[float, typer.Option(help="share of corrupted rows to add; 0.05: one in twenty")] = 0.0,
 ) -> None:
     """Write a sample store: catalogues and logs of two domains that share users."""
     from jobs.demo.sample_data import sample_data as write
@@ -55,7 +55,7 @@ def sample_data(
 
 def fetch_data(
     name: Annotated[str, typer.Argument(help="data set, e.g. movielens-1m or amazon-2014/Beauty")],
-    to: Annotated[Path, typer.Option(help="folder for its files")],
+    to: Annotated[Path, typer.Option(help="folder to write its files to")],
     log_json: LogJson = False,
 ) -> None:
     """Download a public data set from its publisher; an interrupted download resumes."""
@@ -66,8 +66,8 @@ def fetch_data(
 
 @standin.command("shipped")
 def standin_shipped(
-    folder: Annotated[Path, typer.Option(help="where to write llm/ and encoder/")],
-    seed: int = 0,
+    folder: Annotated[Path, typer.Option(help="folder to write llm/ and encoder/ to")],
+    seed: Annotated[int, typer.Option(help="seed of all random draws")] = 0,
 ) -> None:
     """Build the stand-ins shipped with the package, standins/llm and standins/encoder, and their model cards."""
     from jobs.demo.standin_shipped import ship

@@ -21,24 +21,35 @@ from typer.core import TyperGroup
 from allmrec.core.errors import JobTimeout, exit_code
 from jobs.runtime.console import Console
 
-ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="YAML file of the deployment")]
+ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="the deployment's YAML file")]
 Overrides = Annotated[
     list[str],
-    typer.Option("--set", help="override a key: section.key=value", default_factory=list, show_default=False),
+    typer.Option(
+        "--set",
+        help="override a config key, section.key=value; may be repeated",
+        default_factory=list,
+        show_default=False,
+    ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="check config and inputs, print the plan, touch nothing")]
-LogJson = Annotated[bool, typer.Option("--log-json", help="JSON lines instead of progress bars")]
+LogJson = Annotated[bool, typer.Option("--log-json", help="print JSON lines instead of text and progress bars")]
 Force = Annotated[bool, typer.Option("--force", help="run even if nothing has changed")]
 Replace = Annotated[
-    bool, typer.Option("--replace", help="also if the date has a run of other inputs; readers see it until then")
+    bool,
+    typer.Option(
+        "--replace",
+        help="replace a run of this date that has other inputs; readers see it until the new one is published",
+    ),
 ]
 RunDate = Annotated[
     str | None, typer.Option("--date", help="date of the run, YYYY-MM-DD; default: today (nightly.timezone)")
 ]
 ExistingDate = Annotated[str, typer.Option("--date", help="date of the run, YYYY-MM-DD")]
-PublishedDate = Annotated[str | None, typer.Option("--date", help="date of the run, YYYY-MM-DD; default: the current")]
-AnyDate = Annotated[str | None, typer.Option("--date", help="date of the run, YYYY-MM-DD; default: all")]
-BundleVersion = Annotated[str | None, typer.Argument(help="default: the bundle in use")]
+PublishedDate = Annotated[
+    str | None, typer.Option("--date", help="date of the run, YYYY-MM-DD; default: the current run's")
+]
+AnyDate = Annotated[str | None, typer.Option("--date", help="date of the run, YYYY-MM-DD; default: all dates")]
+BundleVersion = Annotated[str | None, typer.Argument(help="version of the bundle; default: the one in use")]
 
 
 def main(*verb: str) -> None:

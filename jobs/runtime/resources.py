@@ -101,8 +101,9 @@ class _Shortage:
         waited_s, missing = now - self.began, self.requested.shortage(alive())
         if waited_s >= self.timeout_s:
             raise JobTimeout(
-                f"waited {waited_s:.0f} s for {missing}: add nodes, lower workers.num_workers or what a worker has, or "
-                "raise workers.resources_timeout_s; run again to resume"
+                f"waited {waited_s:.0f} s for {missing}: add nodes, lower workers.num_workers or the CPUs and GPUs of "
+                "each (workers.cpus_per_worker, gpus_per_worker), or raise workers.resources_timeout_s; run again "
+                "to resume"
             )
         if now - self.told >= _TELL_S:
             self.told = now

@@ -60,5 +60,5 @@ def test_new_items_are_known_by_their_texts(tmp_path, tiny_llm, tiny_tokenizer):
     commit(storage.at("teacher"), manifest.kind, manifest.fingerprint, manifest.files, manifest.config, stats)
     write_items(storage, pa.Table.from_pylist([{**rows[0], "item_id": "another"}, *rows[1:]], items.schema))
     write_texts(storage, read_table(storage.at("items")))
-    with pytest.raises(ValueError, match=r"is not by another, whose texts .* was trained on; set text.model"):
+    with pytest.raises(ValueError, match=r"was not embedded by another, by which .* was trained; set text.model"):
         build_bundle(storage, settings)

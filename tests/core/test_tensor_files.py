@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from allmrec.core import tensor_files
-from allmrec.core.artifacts import read_manifest, writing
+from allmrec.core.artifacts import find_manifest, read_manifest, writing
 from allmrec.core.storage import Storage
 from allmrec.core.tensor_files import read_tensors, write_tensors
 
@@ -17,6 +17,13 @@ def test_tensors_come_back_bit_for_bit(storage: Storage) -> None:
     storage.write("w.safetensors", b"x" + storage.read("w.safetensors")[1:])
     with pytest.raises(ValueError, match=r"w\.safetensors is damaged"):
         read_tensors(storage, "w.safetensors")
+
+
+def test_what_is_written_outside_of_a_block_is_no_artifact_yet(storage: Storage) -> None:
+    with writing(storage, "weights", "step") as out:
+        out.add(write_tensors(storage, "w.safetensors", {"a": torch.zeros(2)}))
+    write_tensors(storage, "w.safetensors", {"a": torch.ones(2)})
+    assert find_manifest(storage) is None
 
 
 def test_no_file_is_larger_than_its_bound(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:

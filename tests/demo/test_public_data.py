@@ -145,7 +145,7 @@ def test_archives_are_unpacked_beside_themselves(tmp_path):
     assert not list(tmp_path.rglob("*.part"))
     with zipfile.ZipFile(archive, "w") as target:
         target.writestr("../out.txt", "a")
-    with pytest.raises(ValueError, match="leads out of the folder"):
+    with pytest.raises(ValueError, match="points outside the folder"):
         unpack(archive)
     archive.write_bytes(b"no zip")
     with pytest.raises(ValueError, match="delete it and fetch it again"):

@@ -259,9 +259,30 @@ def test_a_log_without_an_event_that_counts_leaves_no_item_known(tmp_path):
     shop_path = write_parquet(tmp_path / "shop.parquet", [{"asin": "x", "title": "X"}])
     log_path = write_parquet(tmp_path / "log.parquet", log(20))
     config = config_of(tmp_path / "runs", log_path, shop_path, max_rejected_fraction=1)
-    with pytest.raises(ValueError, match="no user is left"):
+    with pytest.raises(ValueError, match=r"none of 26 rows is left \(unknown_item 23.*see data.start"):
         prepared(config)
     assert find_manifest(open_storage(config.workspace_uri).at("histories")) is None
+
+
+@pytest.mark.parametrize(
+    ("filters", "message"),
+    [
+        ({"min_user_interactions": 500}, "no user is left by data.min_user_interactions = 500; lower"),
+        (
+            {"min_item_interactions": 500, "min_user_interactions": 2, "k_core": True},
+            r"by data.min_user_interactions = 2 and data.min_item_interactions = 500 \(data.k_core.*lower",
+        ),
+        ({"start": "2030-01-01"}, r"none of \d+ rows is left \(outside_window 661"),
+    ],
+)
+def test_filters_that_leave_no_user_are_refused_before_a_table_is_replaced(tmp_path, filters, message):
+    paths = write_parquet(tmp_path / "log.parquet", log()), write_parquet(tmp_path / "shop.parquet", SHOP)
+    storage, _ = prepared(config_of(tmp_path / "runs", *paths))
+    before = digests(storage)
+    with pytest.raises(ValueError, match=message):
+        prepared(config_of(tmp_path / "runs", *paths, **filters))
+    assert digests(storage) == before
+    assert read_table(storage.at("sequences")).num_rows
 
 
 def test_a_catalogue_full_of_duplicates_stops_the_job(tmp_path):

@@ -4,16 +4,21 @@ import json
 import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from zipfile import ZipFile
 
+import pyarrow as pa
 import pytest
 
 from allmrec.core.version import __version__
+from allmrec.nightly import reuse, score
+from allmrec.publishing import reader, run
 from allmrec.publishing.reader import read_recommendations
 from jobs import bundle
 from jobs.nightly import nightly
 from jobs.runtime.console import Console
 from jobs.runtime.step import execute
+from schemas.recommendations import SCHEMA
 from tests.evaluation.tiny import NUM_USERS
 from tests.fixtures.releases.write import DATE, FOLDER, defaults, release_config, steps
 from tests.jobs.test_prepare import SHOP, config_of, log, prepared, write_parquet
@@ -53,6 +58,32 @@ def test_the_next_run_continues_from_an_earlier_release(
     same = ("user_id", "items", "source", "bundle")
     after = read_recommendations(output).to_pylist()
     assert [[row[name] for name in same] for row in after] == [[row[name] for name in same] for row in before]
+
+
+@pytest.mark.parametrize("nullable", [True, False])
+@pytest.mark.parametrize("release", RELEASES)
+def test_a_column_is_added_to_the_recommendations(
+    release: str, nullable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows of the run before lack it: they are reused if it may be null, and made again if it must not."""
+    ZipFile(FOLDER / f"{release}.zip").extractall(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    schema = SCHEMA.append(pa.field("note", pa.string(), nullable=nullable))
+    for module in (run, reader, reuse, score):
+        monkeypatch.setattr(module, "SCHEMA", schema)
+    make = score.ScoreShards.recommendations
+
+    def with_note(*arguments: Any) -> pa.Table:
+        with monkeypatch.context() as before:
+            before.setattr(score, "SCHEMA", SCHEMA)
+            rows = make(*arguments)
+        return rows.append_column(schema.field("note"), [pa.array(["new"] * len(rows), pa.string())])
+
+    monkeypatch.setattr(score.ScoreShards, "recommendations", with_note)
+    nightly(release_config(), QUIET, DATE + timedelta(days=1))
+    assert events(capsys)[-1]["reused"] == (NUM_USERS if nullable else 0)
+    notes = read_recommendations("tiny/recommendations").column("note").unique().to_pylist()
+    assert notes == [None if nullable else "new"]
 
 
 @pytest.mark.parametrize("release", RELEASES)

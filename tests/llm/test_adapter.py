@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
-from allmrec.core.artifacts import commit
-from allmrec.core.storage import open_storage
+from allmrec.core.artifacts import commit, find_manifest
+from allmrec.core.storage import LocalStorage, open_storage
 from allmrec.llm.adapter import AdapterConfig, check_peft, inject, load_adapter, save_adapter
 from tests.llm.tiny import make_llm
 
@@ -46,6 +46,19 @@ def test_layers_are_named_as_the_llm_names_them(tiny_tokenizer):
         inject(llm, AdapterConfig(target_modules=("q_proj", "c_attn")))
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2)).eval().requires_grad_(False)
     assert len(list(inject(gpt2, AdapterConfig(target_modules=("c_attn",))).parameters())) == 2
+
+
+def test_no_manifest_describes_files_that_are_replaced(tiny_tokenizer, tmp_path, monkeypatch):
+    storage, write = open_storage(str(tmp_path)), LocalStorage.write
+    adapter = weights(inject(make_llm(tiny_tokenizer), CONFIG))
+    commit(storage, "tallrec", "test", save_adapter(storage, adapter, CONFIG, "the/llm"))
+
+    def observed(self: LocalStorage, key: str, data: bytes) -> None:
+        assert find_manifest(storage) is None, f"{key} is replaced"
+        write(self, key, data)
+
+    monkeypatch.setattr(LocalStorage, "write", observed)
+    save_adapter(storage, adapter, CONFIG, "another/llm")
 
 
 def test_another_llm_is_refused(tiny_tokenizer, tmp_path):

@@ -201,7 +201,7 @@ def test_gguf(tiny_tokenizer, tmp_path):
     write_gguf(gguf, llm, tiny_tokenizer, source / "tiny.gguf")
     (source / "other.gguf").write_bytes(b"")
     target = open_storage(str(tmp_path / "target"))
-    with pytest.raises(ValueError, match=r"holds 2 GGUF files; name one: .*tiny.gguf"):
+    with pytest.raises(ValueError, match=r"holds 2 GGUF files; name one as .*tiny.gguf"):
         import_llm(str(source), None, target)
     manifest, _ = import_llm(f"{source}/tiny.gguf", None, target)
     assert read_manifest(target).stats["architecture"] == "LlamaForCausalLM" and "config.json" in manifest.files

@@ -132,7 +132,7 @@ def test_a_bundle_takes_new_items_by_their_texts_and_can_be_gone_back_from(chang
     with pytest.raises(ValueError, match=r"item_text_embeddings"):
         execute(bundle.STEP, config, QUIET)
     embed(storage, "another")
-    with pytest.raises(ValueError, match="is not by tiny, as in training"):
+    with pytest.raises(ValueError, match="was not embedded by tiny, as in training"):
         execute(bundle.STEP, config, QUIET)
     assert latest_bundle(storage) == old, "no bundle is seen that does not load"
     texts_IS = torch.from_numpy(embed(storage))

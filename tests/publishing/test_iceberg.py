@@ -13,11 +13,13 @@ from pyiceberg.table import Table
 from pyiceberg.utils.config import Config
 
 from allmrec.core.storage import S3Config, Storage, open_storage
-from allmrec.publishing import maintenance, suppression
+from allmrec.publishing import iceberg, maintenance, run, suppression
 from allmrec.publishing.iceberg import CURRENT, IcebergConfig, check, mirror
 from allmrec.publishing.lease import hold_lease
 from allmrec.publishing.log import roll_back
 from allmrec.publishing.reader import read_recommendations
+from schemas import read_as
+from schemas.recommendations import SCHEMA
 from tests.nightly.conftest import DAY, Shop
 from tests.publishing.test_replace import replaced
 from tests.publishing.test_run import NEXT_DAY, nightly
@@ -86,6 +88,21 @@ def test_the_table_lists_what_is_published_through_all_that_becomes_of_it(
     roll_back(store, NEXT_DAY)
     mirror(CONFIG, store, s3)
     assert table(s3, tmp_path).properties[CURRENT] == str(NEXT_DAY)
+
+
+def test_a_column_is_added_to_a_table_that_exists(
+    store: Storage, s3: S3Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mirror(CONFIG, store, s3)
+    later, shop = SCHEMA.append(pa.field("note", pa.string())), Shop()
+    for module in (iceberg, run):
+        monkeypatch.setattr(module, "SCHEMA", later)
+    rows_of = shop.table
+    monkeypatch.setattr(shop, "table", lambda *arguments: read_as(rows_of(*arguments), later))
+    nightly(store, shop, date(2026, 3, 3), lease_s=0.2)
+    mirror(CONFIG, store, s3)
+    found = table(s3, tmp_path).scan().to_arrow()
+    assert found.num_rows == 3 * Shop.num_users and found.column("note").null_count == found.num_rows
 
 
 def test_metadata_says_nothing_of_users(store: Storage, s3: S3Config) -> None:

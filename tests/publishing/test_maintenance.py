@@ -10,11 +10,13 @@ import pytest
 
 from allmrec.core.commit_log import load_json, newest_entry
 from allmrec.core.storage import LocalStorage, S3Config, Storage
-from allmrec.publishing import maintenance, suppression
+from allmrec.publishing import maintenance, run, suppression
 from allmrec.publishing.lease import hold_lease
 from allmrec.publishing.log import LATEST, published_dates, roll_back, symlinks_key
 from allmrec.publishing.reader import read_recommendations
 from allmrec.publishing.run import Run
+from schemas import read_as
+from schemas.recommendations import ITEM, SCHEMA
 from tests.nightly.conftest import DAY, Shop
 from tests.publishing.test_run import IDENTITY, NEXT_DAY, Killed, assert_whole, mortal, nightly
 
@@ -82,6 +84,23 @@ def test_suppressed_users_and_items_are_nowhere_and_the_rest_is_as_it_was(
     assert keys(storage) == before_that
     assert nightly(storage, shop, NEXT_DAY)["rows"] == shop.num_users, "the run was published once and is done"
     assert roll_back(storage, DAY)["rows"] == shop.num_users - 2
+
+
+def test_a_file_keeps_the_columns_of_the_release_that_wrote_it(
+    tmp_path, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = pa.list_(pa.struct([*ITEM, pa.field("reason", pa.string())]))
+    other = pa.schema([field.with_type(items) if field.name == "items" else field for field in SCHEMA])
+    storage, table = LocalStorage(tmp_path), shop.table
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "SCHEMA", other)
+        patch.setattr(shop, "table", lambda *arguments: read_as(table(*arguments), other))
+        nightly(storage, shop)
+    before = read_recommendations(storage.uri).to_pylist()
+    assert suppress(storage, DAY)["items"] > 0
+    for file in load_json(storage, LATEST)["files"]:
+        assert pq.read_table(io.BytesIO(storage.read(file["key"]))).schema == other
+    assert read_recommendations(storage.uri).to_pylist() == without(before)
 
 
 def test_the_work_of_a_run_that_is_not_published_begins_again(storage: Storage, shop: Shop) -> None:

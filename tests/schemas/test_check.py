@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 import schemas
-from schemas import check, items, sequences
+from schemas import check, items, read_as, sequences
 
 ROW = {"user_id": "u", "item_index": [1, 2], "timestamp": [0, 1], "train_length": 1}
 
@@ -25,6 +25,17 @@ def test_what_does_not_fit_is_named():
         table = pa.table({name: values for name, values in columns.items() if values is not None})
         with pytest.raises(ValueError, match=message):
             check(table, sequences.SCHEMA)
+
+
+def test_a_table_of_another_release_has_nulls_where_it_lacks_a_column():
+    parts = pa.struct([pa.field("id", pa.string(), nullable=False), pa.field("added", pa.int32())])
+    schema = pa.schema([pa.field("user_id", pa.string(), nullable=False), ("added", pa.int32()), ("parts", parts)])
+    old = pa.table({"user_id": ["u"], "dropped": [1], "parts": [{"id": "i"}]})
+    read = read_as(old, schema)
+    assert read.schema == schema
+    assert read.to_pylist() == [{"user_id": "u", "added": None, "parts": {"id": "i", "added": None}}]
+    with pytest.raises(ValueError, match="'user_id' is missing"):
+        read_as(old.drop(["user_id"]), schema)
 
 
 def test_prepared_items_hold_the_input_columns_first():

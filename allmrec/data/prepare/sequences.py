@@ -1,7 +1,8 @@
 """Users' histories → `sequences`, in passes over shards that share nothing; each reports one row a shard.
 
-`CountItems` and `DrawUsers` find out what must be known of all shards: which items are frequent, which users the
-split samples. `BuildSequences` then filters each shard's histories, divides them and writes them.
+`CountItems`, `CountUsers` and `DrawUsers` find out what must be known of all shards: which items are frequent, whether
+a user is left, which users the split samples. `BuildSequences` then filters each shard's histories, divides them and
+writes them.
 """
 
 from collections import Counter
@@ -33,6 +34,19 @@ class CountItems(ShardTask):
     def process(self, shard: int) -> Report:
         users = Sequences.from_table(_histories(self.histories, shard))
         return Report(item_counts={"kept": item_counts(users, self.data, self.frequent_I, self.min_user)})
+
+
+@dataclass(frozen=True)
+class CountUsers(ShardTask):
+    """Shard numbers → how many users the filters leave."""
+
+    histories: Storage
+    data: DataConfig
+    frequent_I: np.ndarray  # bool (n + 1,): the items that are not too rare
+
+    def process(self, shard: int) -> Report:
+        left = filtered(_histories(self.histories, shard), self.data, self.frequent_I)
+        return Report(counts=Counter(users=left.num_rows))
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def _copy_log(log: Storage, target: Path, uri: str, version: int | None) -> int:
     newest = max(commits, default=-1) if version is None else version
     if newest not in commits:
         raise ValueError(
-            f"{uri} has no version {newest}; those in its log are {min(commits, default=0)} … {max(commits, default=0)}"
+            f"{uri} has no version {newest}; its log has {min(commits, default=0)} to {max(commits, default=0)}"
         )
     checkpoints = [match for name in names if (match := _CHECKPOINT.fullmatch(name)) and int(match[1]) <= newest]
     whole = [

@@ -106,8 +106,8 @@ def _newest_metadata(folder: Storage, uri: str) -> str:
         newest = [name for name in number if number[name] == max(number.values())]
     if len(newest) != 1:
         raise ValueError(
-            f"{uri}: which of metadata/*{METADATA} is the table's current one only its catalogue knows; name that file "
-            "in place of the folder"
+            f"{uri}: only the table's catalogue knows which of metadata/*{METADATA} is current; name that file "
+            "instead of the folder"
         )
     return folder.name(newest[0])
 

@@ -114,7 +114,7 @@ def _find(
         tables = listing.tables | {uri: ICEBERG for uri in listing.files if uri.endswith(METADATA)}
         if config.format != "parquet" and listing.tables:
             uri, kind = next(iter(tables.items()))
-            raise ValueError(f"{uri} is a table of {kind}, whose format here is parquet, not {config.format}")
+            raise ValueError(f"{uri} is a table of {kind}: its format is parquet here, not {config.format}")
         if config.format != "parquet":
             tables = {}
         if config.version is not None and len(tables) != 1:
