@@ -9,6 +9,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from botocore.loaders import JSONFileLoader
 
 from allmrec.core.storage import Entry, S3Config, Storage, open_storage
 from allmrec.core.storage.s3 import S3Storage
@@ -233,6 +234,13 @@ def test_a_store_is_addressed_and_waited_for_as_configured(moto_endpoint: str, s
     assert url.startswith(f"http://{address}key?")
     config = storage.client.meta.config
     assert (config.region_name, config.read_timeout, config.retries["total_max_attempts"]) == ("eu-north-1", 3, 8)
+
+
+def test_what_botocore_knows_of_aws_is_read_once_a_process(s3_uri: str, s3: S3Config, monkeypatch) -> None:
+    """A task's storages are pickled and make a client of their own: it has to be cheap."""
+    open_storage(s3_uri, s3).write("a", b"1")
+    monkeypatch.setattr(JSONFileLoader, "load_file", None)
+    assert open_storage(s3_uri, s3).read("a") == b"1"
 
 
 def test_what_is_written_is_encrypted_as_configured(moto_endpoint: str) -> None:

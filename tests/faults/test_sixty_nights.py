@@ -13,7 +13,6 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
-import boto3
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -169,10 +168,7 @@ FAULTS = (store_refuses, gate, bad_file, new_code, rollback, host_off)
 def season(tmp_path: Path, s3: S3Config, tiny_llm, tiny_tokenizer) -> Iterator[Season]:
     shop = GrowingShop(tmp_path, USERS)
     with proxied(s3, Store) as store, jobs_in_process(), pytest.MonkeyPatch.context() as patch:
-        # Half of a night's time here, for what no night depends on: plots, and reading what boto3 knows of AWS.
-        patch.setattr(report, "_plots", lambda figures: [])
-        session = boto3.session.Session()
-        patch.setattr(boto3.session, "Session", lambda: session)
+        patch.setattr(report, "_plots", lambda figures: [])  # they take long, and no night depends on them
         nightly = {"output": new_bucket(s3), "quality_gates": {"max_users_change": 0.6}}
         storage = store.model_copy(update={"max_attempts": 2}).model_dump(mode="json")
         sections: dict[str, Any] = {"retention": RETENTION, "nightly": nightly}
