@@ -27,7 +27,7 @@ from allmrec.bundle.versions import latest_bundle, promote
 from allmrec.core.artifacts import file_entry, to_parquet
 from allmrec.core.commit_log import dump_json, load_json
 from allmrec.core.storage import S3Config, Storage, open_storage
-from allmrec.publishing.reader import read_recommendations
+from allmrec.publishing.reader import read_recommendations, read_vectors
 from jobs import bundle
 from jobs.config import Config
 from jobs.nightly import nightly
@@ -37,6 +37,7 @@ from schemas.recommendations import SCHEMA
 from tests.evaluation.tiny import tiny_config, write_tiny_workspace
 from tests.faults.cluster import TwoNodes
 from tests.jobs.test_nightly import DATE, Started, with_nightly
+from tests.nightly.test_llm_srec import bundled
 from tests.s3_fixtures import new_bucket
 
 pytestmark = [pytest.mark.e2e, pytest.mark.faults, pytest.mark.timeout(7200)]
@@ -48,6 +49,11 @@ SHARDS = max(6, USERS // 100)
 KILLS_A_RUN = 10  # then it may end
 QUIET = Console(log_json=True)
 TARGETS = ("llm worker", "worker", "node", "driver")
+SYSTEMS: dict[str, dict[str, Any]] = {
+    "a-llmrec": {},
+    "llm-srec ranks": {"ranker": "llm-srec"},
+    "llm-srec retrieves": {"ranker": "llm-srec", "retriever": "llm-srec", "publish_vectors": True},
+}
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +67,16 @@ def cluster(s3: S3Config) -> Iterator[TwoNodes]:
     nodes.stop()
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory, tiny_llm, tiny_tokenizer, s3) -> tuple[Config, Storage]:
+@pytest.fixture(scope="module", params=SYSTEMS)
+def tiny(request, tmp_path_factory, tiny_llm, tiny_tokenizer, s3) -> tuple[Config, Storage]:
     config = tiny_config(tmp_path_factory.mktemp("tiny"), prompt={"max_history": 2})
     config = config.model_copy(update={"data": config.data.model_copy(update={"num_shards": SHARDS})})
     storage = write_tiny_workspace(config, tiny_llm, tiny_tokenizer, USERS)
-    execute(bundle.STEP, config, QUIET)
+    config = bundled(config, storage, tiny_llm, seed=1)
     config = config.model_copy(update={"workers": config.workers.model_copy(update={"num_workers": 2})})
     # Where Ray has lost what it was to do, the run ends, and is started again.
-    return with_nightly(config, storage=s3, lease_s=3, num_candidates=5, top_k=3, stall_timeout_s=120), storage
+    nightly = {"lease_s": 3, "num_candidates": 5, "top_k": 3, "stall_timeout_s": 120, **SYSTEMS[request.param]}
+    return with_nightly(config, storage=s3, **nightly), storage
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +141,8 @@ def test_killed_runs_end_as_an_undisturbed_one(
         try:
             kills += disturbed(config, cluster, storage, dice, whole_s, min(KILLS_A_RUN, KILLS - len(kills)), tmp_path)
             assert read_recommendations(output, s3=s3).equals(expected), f"run {runs} differs"
+            if config.nightly.publish_vectors:
+                assert read_vectors(output, "users", s3=s3).equals(read_vectors(undisturbed[0], "users", s3=s3))
         finally:
             reader.stop()
         assert not reader.broken, reader.broken[:3]
@@ -214,6 +223,7 @@ def show(kills: list[dict[str, Any]], stats: dict[str, Any]) -> None:
         Path(TABLE).write_text(json.dumps({**stats, "kills": kills}, indent=1))
 
 
+@pytest.mark.parametrize("tiny", ["a-llmrec"], indirect=True)
 def test_a_poisoned_shard_is_named_and_nothing_is_published(tiny, cluster, s3) -> None:
     output = new_bucket(s3)
     storage, config = open_storage(output, s3), at(tiny[0], output)
@@ -237,6 +247,7 @@ def test_a_poisoned_shard_is_named_and_nothing_is_published(tiny, cluster, s3) -
         read_recommendations(output, s3=s3)
 
 
+@pytest.mark.parametrize("tiny", ["a-llmrec"], indirect=True)
 def test_a_run_is_not_resumed_with_another_bundle(tiny, undisturbed) -> None:
     config, run = tiny
     other = build_bundle(run, resolved(config, bundle.SECTIONS) | {"seed": 7})
