@@ -18,6 +18,7 @@ from torch import nn
 from allmrec.cf.teacher import Teacher
 from allmrec.cf.training import ValidationCases, mean_metrics
 from allmrec.core.distributed import all_reduce_max, all_reduce_sum, whole_batch
+from allmrec.core.rows import Table
 from allmrec.data.sequences import Sequences
 from allmrec.llm.batches import distinct_items, take, token_budget_batches
 from allmrec.llm.loading import LLMConfig, Placement
@@ -129,7 +130,7 @@ class ReadoutTraining(Rounds):
         placement: Placement,
         llm: Any,
         teacher: Teacher,
-        items_NK: torch.Tensor,
+        items_NK: Table,
         examples: ReadoutExamples,
         cases: ValidationCases | None = None,
         device: torch.device | str = "cpu",
