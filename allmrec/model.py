@@ -103,7 +103,7 @@ class ALLMRec:
     def readout(self) -> tuple[Readout, Rows]:
         """LLM-SRec's weights, and the vectors of the items that it was trained on, (N, V): zeros for the others."""
         readout, trained_NV = load_readout(self.bundle.systems["llm-srec"])
-        return readout, Rows.of(trained_NV).take(self.bundle.rows_N)
+        return readout, trained_NV.take(self.bundle.rows_N)
 
     def _teacher_beside(self, name: str) -> Teacher:
         if name not in self._teachers:

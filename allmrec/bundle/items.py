@@ -142,7 +142,7 @@ def load_item_models(bundled: Workspace, items: pa.Table) -> ItemModels:
     trained = read_trained_items(bundled.teacher, ["item_id"])
     rows_N, num_trained = torch.from_numpy(indices_in(items.column("item_id"), trained)), len(trained)
     teacher, new = load_teacher(bundled.teacher), read_tensors(bundled.new_texts, NEW_Q)
-    e_NJ, q_NJ = (Rows.of(trained_NJ).take(rows_N) for trained_NJ in load_joint(bundled.alignment))
+    e_NJ, q_NJ = (trained_NJ.take(rows_N) for trained_NJ in load_joint(bundled.alignment))
     q_NJ = q_NJ.replaced(new["item_index"], new["q"])
     read = {
         name.removeprefix(_READ): _by_item(len(rows_N), new["item_index"], new[name])

@@ -35,7 +35,6 @@ from allmrec.readout.network import load_readout
 from allmrec.recformer.artifact import load_recformer
 
 _PROBES = 4  # users and items that a bundle is tried on
-_BLOCK = 1 << 16  # rows that are looked at at once
 
 
 @dataclass(frozen=True)
@@ -171,7 +170,7 @@ def probe(bundle: Bundle) -> None:
     )
     try:
         x_UD, projectors = bundle.teacher.represent(users), bundle.projectors
-        found = {
+        found: dict[str, Table] = {
             "the teacher's scores": bundle.teacher.scores(x_UD, torch.from_numpy(items).long().expand(_PROBES, -1)),
             "the users' soft tokens": projectors.user(x_UD),
             "the items' soft tokens": projectors.item(bundle.item_inputs()[torch.from_numpy(items).long()]),
@@ -196,5 +195,5 @@ def probe(bundle: Bundle) -> None:
         weights = parameters_to_vector(readout.parameters())
         found |= {f"{name}'s weights": weights, f"{name}'s vectors of items": vectors_NV}
     for what, values in found.items():
-        if not all(block.isfinite().all() for block in values.split(_BLOCK)):
+        if not all(block.isfinite().all() for block in Rows.of(values).blocks()):
             raise ValueError(f"bundle {bundle.version}: {what} hold NaN or inf; look at the training of its models")

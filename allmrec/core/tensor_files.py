@@ -66,12 +66,22 @@ def read_tensors(storage: Storage, name: str) -> dict[str, torch.Tensor]:
     Raises:
         ValueError: a file is missing or damaged; names it.
     """
-    manifest, parts = read_manifest(storage), dict[str, list[torch.Tensor]]()
+    return {key: parts[0] if len(parts) == 1 else shared(Rows(parts)) for key, parts in _parts(storage, name).items()}
+
+
+def read_tables(storage: Storage, name: str) -> dict[str, Rows]:
+    """As `read_tensors`, for what only some rows are asked of: a table of several files stays as it is."""
+    return {key: Rows(parts) for key, parts in _parts(storage, name).items()}
+
+
+def _parts(storage: Storage, name: str) -> dict[str, tuple[torch.Tensor, ...]]:
+    """What each file has of each tensor."""
+    manifest, parts = read_manifest(storage), dict[str, tuple[torch.Tensor, ...]]()
     count = sum(file in manifest.files for file in (_numbered(name, number) for number in range(len(manifest.files))))
     for file in [_numbered(name, number) for number in range(count)] or [name]:
         for key, tensor in _read(storage, manifest, file).items():
-            parts.setdefault(key, []).append(tensor)
-    return {key: shared(Rows(tuple(found))) if len(found) > 1 else found[0] for key, found in parts.items()}
+            parts[key] = (*parts.get(key, ()), tensor)
+    return parts
 
 
 def _read(storage: Storage, manifest: Manifest, file: str) -> dict[str, torch.Tensor]:

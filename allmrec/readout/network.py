@@ -16,10 +16,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from allmrec.core.artifacts import read_manifest
-from allmrec.core.rows import Table, whole
+from allmrec.core.rows import Rows, Table, whole
 from allmrec.core.settings import Section
 from allmrec.core.storage import Storage
-from allmrec.core.tensor_files import read_tensors, write_tensors
+from allmrec.core.tensor_files import read_tables, read_tensors, write_tensors
 from allmrec.data.training_users import MAX_USERS, Targets
 
 WEIGHTS, VECTORS = "readout.safetensors", "vectors.safetensors"
@@ -204,7 +204,7 @@ def save_readout(
     return files | write_tensors(storage, VECTORS, {"items": vectors_NV})
 
 
-def load_readout(storage: Storage) -> tuple[Readout, torch.Tensor]:
+def load_readout(storage: Storage) -> tuple[Readout, Rows]:
     """The stored network, frozen, in eval mode, and the items' vectors (N, V). Raises ValueError when damaged."""
     trained_by = read_manifest(storage).config["baselines"]["llm_srec"]
     # How it was trained is of no matter, and may have been by keys of another version.
@@ -215,7 +215,7 @@ def load_readout(storage: Storage) -> tuple[Readout, torch.Tensor]:
     for name in FIXED:
         setattr(readout, name, weights.pop(name))
     readout.load_state_dict(weights)
-    return readout.eval().requires_grad_(False), read_tensors(storage, VECTORS)["items"]
+    return readout.eval().requires_grad_(False), read_tables(storage, VECTORS)["items"]
 
 
 def _map(inputs: int, hidden: int, config: ReadoutConfig) -> nn.Sequential:

@@ -5,8 +5,9 @@ import torch
 
 from allmrec.core import file_digests, machine_cache, rows, tensor_files
 from allmrec.core.artifacts import read_manifest, writing
+from allmrec.core.rows import whole
 from allmrec.core.storage import LocalStorage, Storage
-from allmrec.core.tensor_files import read_tensors, write_tensors
+from allmrec.core.tensor_files import read_tables, read_tensors, write_tensors
 
 
 def test_tensors_come_back_bit_for_bit(storage: Storage) -> None:
@@ -53,6 +54,9 @@ def test_mapped_tensors_are_those_that_were_written(
     with writing(storage, "weights", "step") as out:
         out.add(write_tensors(storage, "w.safetensors", tensors))
     assert len(read_manifest(storage).files) == files
+    table, index = read_tables(storage, "w.safetensors")["e"], torch.tensor([30, 0, 10, 9])
+    assert torch.equal(table[index], tensors["e"][index]) and torch.equal(whole(table), tensors["e"])
+    assert len([*mapped.glob("tables/*/data")]) == (0 if isinstance(storage, LocalStorage) else files)
     back = read_tensors(storage, "w.safetensors")
     assert back.keys() == tensors.keys() and all(torch.equal(back[name], tensors[name]) for name in tensors)
     back["e"][5] = 0

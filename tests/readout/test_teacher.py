@@ -96,8 +96,9 @@ def test_stored_vectors_are_the_live_ones_and_survive_the_disk(system, tmp_path)
     config = {"baselines": {"llm_srec": CONFIG.model_dump(mode="json") | older}}
     with writing(storage, "llm-srec", "test", config) as out:
         out.add(save_readout(storage, system.readout.state_dict(), system.readout.fixed(), system.item_embeddings))
-    readout, vectors_NV = load_readout(storage)
-    parts = (system.llm, readout, system.prompts, system.items_NK, vectors_NV)
+    readout, stored_NV = load_readout(storage)
+    vectors_NV = whole(stored_NV)
+    parts = (system.llm, readout, system.prompts, system.items_NK, stored_NV)
     loaded = LLMSRec(*parts, tokens_per_batch=10_000)
     live = loaded.vectors_of(np.array([4, 11, 1]))
     torch.testing.assert_close(live, vectors_NV[[4, 11, 1]], atol=1e-5, rtol=1e-4)
