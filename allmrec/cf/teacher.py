@@ -286,9 +286,12 @@ def load_teacher(storage: Storage) -> Teacher:
         teacher = _class(config)(**weights)
     else:
         mean_S = weights.get("items.mean")
-        teacher = build_teacher(config, manifest.stats["num_items"], None if mean_S is None else len(mean_S))
-        # Mapped tables take the place of those that were drawn; a copy of the others lies in memory as torch puts it.
-        own = {name: weight if is_large(weight.nbytes) else weight.clone() for name, weight in weights.items()}
+        mapped = {name for name, weight in weights.items() if is_large(weight.nbytes)}
+        # Where a table is mapped, no other of its size is drawn first.
+        with torch.device("meta" if mapped else "cpu"):
+            teacher = build_teacher(config, manifest.stats["num_items"], None if mean_S is None else len(mean_S))
+        # Copies of the others are aligned, on which the last bits of products depend.
+        own = {name: weight if name in mapped else weight.clone() for name, weight in weights.items()}
         teacher.load_state_dict(own, assign=True)
     return teacher.eval().requires_grad_(False)
 

@@ -1,6 +1,6 @@
 """Tables with a row an item, of which a process holds what it asks for: large ones are mapped, and shared by a machine.
 
-A mapped table lies in the machine's page cache once, however many processes have it, and the system takes its pages
+A mapped table is in the machine's page cache once, however many processes have it, and the system takes its pages
 back when it needs the room. `Rows` says which rows of which tables another table consists of, without copying any:
 items are numbered again, new ones are added, and e_i or q_i chosen, by indices alone. `shared` is for what must be one
 tensor: of several files or tables it makes one file in the machine's cache, once. Smaller tables than MAPPED_BYTES are
