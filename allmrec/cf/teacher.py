@@ -287,9 +287,12 @@ def load_teacher(storage: Storage) -> Teacher:
     else:
         mean_S = weights.get("items.mean")
         mapped = {name for name, weight in weights.items() if is_large(weight.nbytes)}
-        # Where a table is mapped, no other of its size is drawn first.
-        with torch.device("meta" if mapped else "cpu"):
-            teacher = build_teacher(config, manifest.stats["num_items"], None if mean_S is None else len(mean_S))
+        num_items, text_dim = manifest.stats["num_items"], None if mean_S is None else len(mean_S)
+        teacher = build_teacher(config, 0 if mapped else num_items, text_dim)
+        for table in teacher.item_tables() if mapped else ():  # which were not drawn, and have room in `weights` alone
+            nothing_1D = table.weight.detach()
+            table.weight = nn.Parameter(nothing_1D.expand(num_items + 1, -1), requires_grad=False)
+            table.num_embeddings = num_items + 1
         # Copies of the others are aligned, on which the last bits of products depend.
         own = {name: weight if name in mapped else weight.clone() for name, weight in weights.items()}
         teacher.load_state_dict(own, assign=True)

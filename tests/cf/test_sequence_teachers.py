@@ -195,7 +195,6 @@ def test_a_large_table_is_mapped_and_gives_what_it_gives(model, tmp_path, monkey
     monkeypatch.setattr(rows, "MAPPED_BYTES", teacher.item_embeddings.nbytes)
     monkeypatch.setattr(machine_cache, "CACHE", tmp_path / "cache")
     loaded, stored = load_teacher(storage), teacher.state_dict()
-    assert not any(weight.is_meta for weight in (*loaded.parameters(), *loaded.buffers()))
     assert all(torch.equal(weight, stored[name]) for name, weight in loaded.state_dict().items())
     users, rows_N, new_ND = ragged([[4, 5, 6], [1]]), torch.tensor([0, 7, 0, 3] * 8), torch.randn(32, 8)
     torch.testing.assert_close(loaded.represent(users), teacher.represent(users))
