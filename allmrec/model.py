@@ -16,6 +16,7 @@ import torch
 
 from allmrec.bundle.loading import Bundle
 from allmrec.cf.teacher import Teacher
+from allmrec.core.rows import Rows, Table
 from allmrec.data.sequences import Sequences
 from allmrec.llm.adapter import Adapter, load_adapter
 from allmrec.llm.batches import SoftTokens
@@ -99,10 +100,10 @@ class ALLMRec:
         return teacher.scores(teacher.represent(histories), items_BC).cpu().numpy()
 
     @cached_property
-    def readout(self) -> tuple[Readout, torch.Tensor]:
+    def readout(self) -> tuple[Readout, Rows]:
         """LLM-SRec's weights, and the vectors of the items that it was trained on, (N, V): zeros for the others."""
         readout, trained_NV = load_readout(self.bundle.systems["llm-srec"])
-        return readout, trained_NV[self.bundle.rows_N]
+        return readout, trained_NV.take(self.bundle.rows_N)
 
     def _teacher_beside(self, name: str) -> Teacher:
         if name not in self._teachers:
@@ -114,12 +115,12 @@ class ALLMRec:
         """It reads items that are new since training by their titles, and q_i or the E_i that it stands for."""
         readout, vectors_NV = self.readout
         prompts = ReadoutPrompts(self.bundle.prompt, self.tokenizer, self.titles, max_positions(self.llm))
-        items_NK, budget = self.teacher.item_embeddings, self.config.tokens_per_batch
+        items_NK: Table = self.teacher.item_embeddings
         if readout.item_input == "joint":
             items_NK = self.bundle.joint_embeddings()
-        new = self.bundle.new_N.nonzero()[:, 0].numpy()
-        # A clone, for the vectors of new items are put into it.
-        return LLMSRec(self.llm, readout, prompts, items_NK, vectors_NV.clone(), budget, new).to(self.device)
+        new, budget = self.bundle.new_N.nonzero()[:, 0].numpy(), self.config.tokens_per_batch
+        inputs_NK = items_NK.to(self.device)
+        return LLMSRec(self.llm, readout, prompts, inputs_NK, vectors_NV, budget, new).to(self.device)
 
     def spent(self) -> dict[str, int]:
         """Tokens read so far, padding among them, what over-long prompts lost, how often the device lacked memory."""

@@ -47,7 +47,7 @@ class ReadoutRanking:
         """Scores of `CANDIDATES`; what is hit is the case's target among its own candidates."""
         old = self.system
         # Another one, for it remembers the users that it has read.
-        parts = (old.prompts, old.get_buffer("inputs"), old.item_embeddings, old.budget.tokens)
+        parts = (old.prompts, old.items_NK, old.item_embeddings, old.budget.tokens)
         system = LLMSRec(old.llm, old.readout, *parts)
         others = CANDIDATES - cases.candidates_BC.shape[1]
         drawn = np.random.default_rng(self.seed).integers(1, len(old.item_embeddings), (len(cases), max(others, 0)))

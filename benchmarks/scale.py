@@ -12,7 +12,7 @@ Standard's list prices.
 
 import json
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +21,7 @@ import typer
 from allmrec.alignment.examples import example_bytes
 from allmrec.alignment.network import AlignmentConfig
 from allmrec.cf.teacher import TeacherConfig
+from allmrec.core.rows import is_large
 from allmrec.projection.examples import EXAMPLE_BYTES
 from allmrec.projection.projectors import ProjectionConfig
 from benchmarks.generated_log import ROWS_PER_ITEM
@@ -32,6 +33,7 @@ NAME, COSTS = "scale", Path(__file__).with_name("scale_costs.json")
 USERS_PER_SHARD, ROWS_PER_PIECE, ITEMS_PER_FILE = 50_000, 1_000_000, 1 << 15
 FAN_IN = 128  # parts that a task of the shuffle reads at most
 TEXT_DIM, TITLE_TOKENS = 384, 12
+ROW_BYTES = 3 * 8  # of an item: where its row of e, of q and of what is shown is
 GET_USD, PUT_USD = 0.4e-6, 5e-6
 MIB = 2**20
 
@@ -98,10 +100,11 @@ class Size:
 class Estimate:
     seconds: float
     driver_mb: float
-    worker_mb: float
+    worker_mb: float  # its own
     gets: float
     puts: float
     on_gpus: bool = False
+    mapped_mb: float = 0  # of a node, once for all its workers; the system may take it back
 
     def row(self, size: Size) -> Row:
         hours = self.seconds / 3600
@@ -110,6 +113,7 @@ class Estimate:
             "hours": round(hours, 3),
             "MB driver": round(self.driver_mb),
             "MB worker": round(self.worker_mb),
+            "MB mapped": round(self.mapped_mb),
             "GETs": round(self.gets),
             "PUTs": round(self.puts),
             "USD": round(hours * price + self.gets * GET_USD + self.puts * PUT_USD, 2),
@@ -167,7 +171,9 @@ class Simulation:
     def train_projection(self) -> Estimate:
         config, users = self.projection, min(self.size.users, self.projection.max_users or self.size.users)
         users_mb = min(self._users_mb(users, EXAMPLE_BYTES), config.memory_mb)
-        return self._training(self.size.gpu_s(4, config.epochs * users), self._items_mb() + users_mb, 2, on_gpus=True)
+        own_mb, mapped_mb = self._items_mb()
+        estimate = self._training(self.size.gpu_s(4, config.epochs * users), own_mb + users_mb, 2, on_gpus=True)
+        return replace(estimate, mapped_mb=mapped_mb)
 
     def nightly(self, ranked: float) -> Estimate:
         """A nightly run that ranks these users and reuses the rows of all others."""
@@ -179,7 +185,8 @@ class Simulation:
             costs.nightly_requests + size.shards * each
             for each in (costs.nightly_gets_per_shard, costs.nightly_puts_per_shard)
         )
-        return Estimate(seconds, self._driver_mb(), costs.process_mb + self._items_mb(), gets, puts, on_gpus=True)
+        own_mb, mapped_mb = self._items_mb()
+        return Estimate(seconds, self._driver_mb(), costs.process_mb + own_mb, gets, puts, True, mapped_mb)
 
     def _training(self, seconds: float, held_mb: float, reads: int, on_gpus: bool = False) -> Estimate:
         """Each worker reads all shards `reads` times; there is one for each GPU, also if only its cores are used."""
@@ -194,9 +201,12 @@ class Simulation:
     def _users_mb(self, users: float, example_bytes: int) -> float:
         return users * (64 + example_bytes + 4 * self.size.interactions) / MIB
 
-    def _items_mb(self) -> float:
-        """E, e and q, and the tokens of titles."""
-        return 4 * self.size.items * (self.teacher.dim + 2 * self.alignment.joint_dim + TITLE_TOKENS) / MIB
+    def _items_mb(self) -> tuple[float, float]:
+        """What a worker holds of the items, and what the workers of a node map: E, e and q where they are large."""
+        tables = [4 * self.size.items * dim for dim in (self.teacher.dim, *2 * [self.alignment.joint_dim])]
+        mapped = sum(table for table in tables if is_large(table))
+        own = sum(tables) - mapped + self.size.items * (4 * TITLE_TOKENS + ROW_BYTES)
+        return own / MIB, mapped / MIB
 
 
 def checked(path: Path, costs: Costs) -> list[tuple[Row, float]]:

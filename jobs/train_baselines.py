@@ -19,6 +19,7 @@ from allmrec.cf.teacher import Teacher, load_teacher
 from allmrec.cf.training import ValidationCases
 from allmrec.core.artifacts import read_manifest, shard_name, writing
 from allmrec.core.distributed import rank_and_world_size
+from allmrec.core.rows import Table
 from allmrec.core.workspace import Workspace
 from allmrec.data.catalogue import Catalogue, read_item_table
 from allmrec.data.sequences import Sequences
@@ -116,7 +117,7 @@ def loop(settings: dict[str, Any]) -> Stats:
     }
 
 
-def item_inputs(settings: dict[str, Any], teacher: Teacher) -> torch.Tensor:
+def item_inputs(settings: dict[str, Any], teacher: Teacher) -> Table:
     """What f_I reads, by item index."""
     items_ND = teacher.item_embeddings.detach()
     if settings["readout"].item_input == "teacher":

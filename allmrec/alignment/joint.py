@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from allmrec.core.rows import Rows, Table
+
 
 @dataclass(frozen=True)
 class EmbeddingChoice:
@@ -34,9 +36,9 @@ class EmbeddingChoice:
         """bool (N,): the items that q_i shows."""
         return self.few_N | self.unknown_N
 
-    def joint(self, e_NJ: torch.Tensor, q_NJ: torch.Tensor) -> torch.Tensor:
+    def joint(self, e_NJ: Table, q_NJ: Table) -> Rows:
         """The joint embeddings in their forms, (N, J)."""
-        return torch.where(self.uses_text_N[:, None], q_NJ, e_NJ)
+        return Rows.of(q_NJ).where(self.uses_text_N, e_NJ)
 
     def embedding_counts(self) -> dict[str, int]:
         """How many items are shown by e_i, and how many by q_i and why; without padding."""

@@ -20,9 +20,10 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from allmrec.core.artifacts import read_manifest
+from allmrec.core.rows import Rows
 from allmrec.core.settings import Section
 from allmrec.core.storage import Storage
-from allmrec.core.tensor_files import read_tensors, write_tensors
+from allmrec.core.tensor_files import read_tables, read_tensors, write_tensors
 from allmrec.data.training_users import MAX_USERS, Targets
 
 WEIGHTS, JOINT = "alignment.safetensors", "joint.safetensors"
@@ -144,9 +145,9 @@ def load_network(storage: Storage) -> AlignmentNetwork:
     return network.eval().requires_grad_(False)
 
 
-def load_joint(storage: Storage) -> tuple[torch.Tensor, torch.Tensor]:
+def load_joint(storage: Storage) -> tuple[Rows, Rows]:
     """(e_NJ, q_NJ) from the `alignment` artifact. Raises ValueError when it is missing or damaged."""
-    joint = read_tensors(storage, JOINT)
+    joint = read_tables(storage, JOINT)
     return joint["e"], joint["q"]
 
 

@@ -21,6 +21,7 @@ from allmrec.alignment.network import load_joint, load_network
 from allmrec.cf.teacher import Teacher, load_teacher
 from allmrec.core.artifacts import read_manifest, read_part, read_rows, read_table
 from allmrec.core.columns import take
+from allmrec.core.rows import Rows
 from allmrec.core.storage import Storage
 from allmrec.core.tensor_files import read_tensors
 from allmrec.core.workspace import Workspace
@@ -39,13 +40,13 @@ class ItemModels:
     """What a bundle's models know of its items."""
 
     teacher: Teacher
-    e_NJ: torch.Tensor  # e_i; zeros of an item that is new since training
-    q_NJ: torch.Tensor  # q_i
+    e_NJ: Rows  # e_i; zeros of an item that is new since training
+    q_NJ: Rows  # q_i
     rows_N: torch.Tensor  # int64, the row that training had for the item; 0: it is new
     num_trained: int  # items that training had
     # By each model that knows items by their texts: E_ND of those whose text is new, and of one that reads sentences
     # `<model>/words`, (N, L).
-    read: dict[str, torch.Tensor]
+    read: dict[str, Rows]
 
 
 def bundle_items(models: Workspace, prepared: Storage) -> pa.Table:
@@ -142,29 +143,32 @@ def load_item_models(bundled: Workspace, items: pa.Table) -> ItemModels:
     trained = read_trained_items(bundled.teacher, ["item_id"])
     rows_N, num_trained = torch.from_numpy(indices_in(items.column("item_id"), trained)), len(trained)
     teacher, new = load_teacher(bundled.teacher), read_tensors(bundled.new_texts, NEW_Q)
-    e_NJ, q_NJ = (trained_NJ[rows_N] for trained_NJ in load_joint(bundled.alignment))
-    q_NJ[new["item_index"]] = new["q"]
-    read = {name.removeprefix(_READ): _by_item(rows_N, new, name) for name in new if name.startswith(_READ)}
+    e_NJ, q_NJ = (trained_NJ.take(rows_N) for trained_NJ in load_joint(bundled.alignment))
+    q_NJ = q_NJ.replaced(new["item_index"], new["q"])
+    read = {
+        name.removeprefix(_READ): _by_item(len(rows_N), new["item_index"], new[name])
+        for name in new
+        if name.startswith(_READ)
+    }
     new_ND, new_N = read.get(Workspace.teacher), (rows_N == 0).nonzero()[1:, 0]  # the first one is padding
     if new_ND is None and len(new_N):
-        new_ND = torch.zeros(len(rows_N), teacher.item_embeddings.shape[1])
-        new_ND[new_N] = load_network(bundled.alignment).decode_items(q_NJ[new_N])
+        new_ND = _by_item(len(rows_N), new_N, load_network(bundled.alignment).decode_items(q_NJ[new_N]))
     renumber(teacher, rows_N, new_ND)
     return ItemModels(teacher, e_NJ, q_NJ, rows_N, num_trained, read)
 
 
-def renumber(teacher: Teacher, rows_N: torch.Tensor, new_ND: torch.Tensor | None) -> None:
+def renumber(teacher: Teacher, rows_N: torch.Tensor, new_ND: Rows | None) -> None:
     """Give a teacher the bundle's items; a new one has zeros where the teacher knows nothing of it."""
     old_ND = teacher.item_embeddings
     if not torch.equal(rows_N, torch.arange(len(old_ND))):
-        teacher.take_items(rows_N, old_ND.new_zeros(len(rows_N), old_ND.shape[1]) if new_ND is None else new_ND)
+        nothing_ND = _by_item(len(rows_N), rows_N[:0], old_ND.new_zeros(0, old_ND.shape[1]))
+        teacher.take_items(rows_N, nothing_ND if new_ND is None else new_ND)
 
 
-def _by_item(rows_N: torch.Tensor, new: dict[str, torch.Tensor], name: str) -> torch.Tensor:
-    """(N, D), zeros of items whose text is not new."""
-    e_ND = new[name].new_zeros(len(rows_N), new[name].shape[1])
-    e_ND[new["item_index"]] = new[name]
-    return e_ND
+def _by_item(num_rows: int, items_M: torch.Tensor, new_MD: torch.Tensor) -> Rows:
+    """Rows of some items, (N, D); of all others zeros."""
+    nothing_ND = Rows((new_MD.new_zeros(1, new_MD.shape[1]),), torch.zeros(num_rows, dtype=torch.int64))
+    return nothing_ND.replaced(items_M, new_MD)
 
 
 def current_items(storage: Storage, version: str) -> pa.Table:

@@ -20,6 +20,7 @@ from allmrec.bundle.machine_copy import machine_copy
 from allmrec.cf.approximate import ItemLists
 from allmrec.cf.teacher import Teacher, load_teacher
 from allmrec.core.artifacts import read_table
+from allmrec.core.rows import Rows, Table, whole
 from allmrec.core.storage import Storage
 from allmrec.core.tensor_files import read_tensors
 from allmrec.core.workspace import Workspace
@@ -38,17 +39,17 @@ _PROBES = 4  # users and items that a bundle is tried on
 
 @dataclass(frozen=True)
 class Bundle:
-    """A loaded bundle. Modules are frozen, in eval mode, on the CPU."""
+    """A loaded bundle. Modules are frozen, in eval mode, on the CPU; large tables of items are mapped (`core.rows`)."""
 
     version: str
     items: pa.Table  # of the `items` schema, see `bundle.items`
     catalogue: Catalogue  # its own; counts of interactions are those at training, unless it was given others
     teacher: Teacher
-    e_NJ: torch.Tensor  # e_i = f_I(E_i); zeros of items that are new since training
-    q_NJ: torch.Tensor  # q_i = f_T(Q_i)
+    e_NJ: Rows  # e_i = f_I(E_i); zeros of items that are new since training
+    q_NJ: Rows  # q_i = f_T(Q_i)
     rows_N: torch.Tensor  # int64, the row that training had for each item; 0: it is new
     num_trained: int  # items that training had
-    read: dict[str, torch.Tensor]  # see `bundle.items.ItemModels`
+    read: dict[str, Rows]  # see `bundle.items.ItemModels`
     trained_N: np.ndarray  # int64, interactions that training had of each item
     projectors: Projectors
     untrained: Projectors  # where Stage-2 started
@@ -67,7 +68,7 @@ class Bundle:
     def llm(self) -> LLMConfig:
         return LLMConfig(**self.config["llm"])
 
-    def item_inputs(self, text: bool = False) -> torch.Tensor:
+    def item_inputs(self, text: bool = False) -> Table:
         """What F_I projects, by item index: as when it was trained.
 
         With `text`, q_i for all (A-LLMRec (SBERT), paper Table 4).
@@ -79,7 +80,7 @@ class Bundle:
         if not text:
             items_ND, seed = self.teacher.item_embeddings.detach(), self.config["seed"]
             if projection.item_input == "random":  # drawn for the rows of training; an item that is new has zeros
-                return random_inputs(self.num_trained + 1, self.e_NJ.shape[1], seed)[self.rows_N]
+                return Rows.of(random_inputs(self.num_trained + 1, self.e_NJ.shape[1], seed)).take(self.rows_N)
             return item_inputs(projection, self.embedding_choice(), self.e_NJ, self.q_NJ, items_ND, seed)
         if projection.item_input != "joint":
             raise ValueError(
@@ -88,7 +89,7 @@ class Bundle:
             )
         return self.q_NJ
 
-    def joint_embeddings(self) -> torch.Tensor:
+    def joint_embeddings(self) -> Rows:
         """e_i of every item, or q_i where that shows it, (N, J)."""
         return self.embedding_choice().joint(self.e_NJ, self.q_NJ)
 
@@ -114,7 +115,8 @@ class Bundle:
         """MoRec, CTRL or RECFORMER, for the bundle's items."""
         part = f"systems/{name}"
         if name == "recformer":
-            teacher: Teacher = load_recformer(self.systems[name], self.read.get(f"{part}/words"))
+            words = self.read.get(f"{part}/words")
+            teacher: Teacher = load_recformer(self.systems[name], None if words is None else whole(words))
         else:
             teacher = load_teacher(self.systems[name])
         renumber(teacher, self.rows_N, self.read.get(part))
@@ -168,7 +170,7 @@ def probe(bundle: Bundle) -> None:
     )
     try:
         x_UD, projectors = bundle.teacher.represent(users), bundle.projectors
-        found = {
+        found: dict[str, Table] = {
             "the teacher's scores": bundle.teacher.scores(x_UD, torch.from_numpy(items).long().expand(_PROBES, -1)),
             "the users' soft tokens": projectors.user(x_UD),
             "the items' soft tokens": projectors.item(bundle.item_inputs()[torch.from_numpy(items).long()]),
@@ -193,5 +195,5 @@ def probe(bundle: Bundle) -> None:
         weights = parameters_to_vector(readout.parameters())
         found |= {f"{name}'s weights": weights, f"{name}'s vectors of items": vectors_NV}
     for what, values in found.items():
-        if not values.isfinite().all():
+        if not all(block.isfinite().all() for block in Rows.of(values).blocks()):
             raise ValueError(f"bundle {bundle.version}: {what} hold NaN or inf; check the training of its models")

@@ -12,7 +12,7 @@ from allmrec.bundle.description import check_files
 from allmrec.core.artifacts import sha256
 from allmrec.core.file_digests import file_sha256
 from allmrec.core.hashing import fingerprint
-from allmrec.core.machine_cache import delete_folder, filled_folder, unused_folders
+from allmrec.core.machine_cache import filled_folder
 from allmrec.core.storage import LocalStorage, Storage
 from allmrec.core.storage.local import VerifiedFolder
 
@@ -42,7 +42,6 @@ def machine_copy(root: Storage, description: Mapping[str, Any]) -> VerifiedFolde
             return sha256(data)
 
         check_files(root, description, copied)
-        for folder in unused_folders(COPIES, _KEPT_DAYS):
-            delete_folder(folder)
 
-    return VerifiedFolder(filled_folder(COPIES, f"{description['version']}-{fingerprint(description)[:12]}", fill))
+    key = f"{description['version']}-{fingerprint(description)[:12]}"
+    return VerifiedFolder(filled_folder(COPIES, key, fill, _KEPT_DAYS))

@@ -21,6 +21,7 @@ from allmrec.cf.teacher import Teacher, TeacherConfig, save_teacher
 from allmrec.cf.training import ValidationCases, validate
 from allmrec.core.artifacts import writing
 from allmrec.core.hashing import hash_strings
+from allmrec.core.rows import Rows, Table, shared
 from allmrec.core.storage import S3Config, Storage
 from allmrec.core.workspace import Workspace
 from allmrec.data.catalogue import drawable_items, in_order, read_item_table
@@ -62,8 +63,8 @@ class ExternalTeacher(Teacher):
     def item_embeddings(self) -> torch.Tensor:
         return self.items
 
-    def take_items(self, rows_N: torch.Tensor, new_ND: torch.Tensor) -> None:
-        self.items = torch.where((rows_N == 0)[:, None], new_ND, self.items[rows_N])
+    def take_items(self, rows_N: torch.Tensor, new_ND: Table) -> None:
+        self.items = shared(Rows.of(new_ND).where(rows_N == 0, Rows.of(self.items).take(rows_N)))
         self.unknown = ~self.items.any(dim=1)
 
     @torch.inference_mode()

@@ -109,7 +109,8 @@ def held_out_ranks(
 
 def refuse_nonfinite(vectors_ND: torch.Tensor, ids: pa.Array, what: str, who: str = "the teacher") -> None:
     """Raises ValueError for vectors with NaN or inf, whose scores would be nowhere in an order; names five of them."""
-    wrong_N = ~vectors_ND.isfinite().all(1).cpu().numpy()
+    # In blocks, for a mapped table is not to be looked at through copies of it.
+    wrong_N = ~torch.cat([block.isfinite().all(1) for block in vectors_ND.split(_TILE["cpu"])]).cpu().numpy()
     if wrong_N.any():
         some = ids.filter(pa.array(wrong_N))[:5].to_pylist()
         raise ValueError(f"{who} {what} {some} … as NaN or inf; check its training")

@@ -21,6 +21,7 @@ from allmrec.cf.contrastive import PretrainingConfig
 from allmrec.cf.dropout import Dropout, Masks
 from allmrec.cf.items import TextItems
 from allmrec.core.artifacts import read_manifest
+from allmrec.core.rows import Rows, Table, is_large, shared
 from allmrec.core.settings import Section
 from allmrec.core.storage import Storage
 from allmrec.core.tensor_files import read_tensors, write_tensors
@@ -150,7 +151,7 @@ class Teacher(nn.Module, ABC):
     def represent(self, histories: Sequences) -> torch.Tensor:
         """x^u of users with whole histories: float32 (U, D) on the teacher's device; zeros where it knows nothing."""
 
-    def take_items(self, rows_N: torch.Tensor, new_ND: torch.Tensor) -> None:
+    def take_items(self, rows_N: torch.Tensor, new_ND: Table) -> None:
         """Know other items from now on.
 
         Args:
@@ -216,13 +217,13 @@ class SequenceTeacher(Teacher):
         return [part for part in self.modules() if isinstance(part, nn.Embedding) and part.padding_idx == 0]
 
     @torch.no_grad()
-    def take_items(self, rows_N: torch.Tensor, new_ND: torch.Tensor) -> None:
+    def take_items(self, rows_N: torch.Tensor, new_ND: Table) -> None:
         """As `Teacher.take_items`; tables besides E have zeros for what is new."""
         for table in self.item_tables():
-            weight = table.weight[rows_N]  # row 0 is zeros
+            rows = Rows.of(table.weight.detach()).take(rows_N)  # row 0 is zeros
             if table is self.items:
-                weight = torch.where((rows_N == 0)[:, None], new_ND, weight)
-            table.weight, table.num_embeddings = nn.Parameter(weight, requires_grad=False), len(rows_N)
+                rows = Rows.of(new_ND).where(rows_N == 0, rows)
+            table.weight, table.num_embeddings = nn.Parameter(shared(rows), requires_grad=False), len(rows_N)
 
     @abstractmethod
     def forward(self, history_BT: torch.Tensor) -> torch.Tensor:
@@ -285,8 +286,16 @@ def load_teacher(storage: Storage) -> Teacher:
         teacher = _class(config)(**weights)
     else:
         mean_S = weights.get("items.mean")
-        teacher = build_teacher(config, manifest.stats["num_items"], None if mean_S is None else len(mean_S))
-        teacher.load_state_dict(weights)
+        mapped = {name for name, weight in weights.items() if is_large(weight.nbytes)}
+        num_items, text_dim = manifest.stats["num_items"], None if mean_S is None else len(mean_S)
+        teacher = build_teacher(config, 0 if mapped else num_items, text_dim)
+        for table in teacher.item_tables() if mapped else ():  # which were not drawn, and have room in `weights` alone
+            nothing_1D = table.weight.detach()
+            table.weight = nn.Parameter(nothing_1D.expand(num_items + 1, -1), requires_grad=False)
+            table.num_embeddings = num_items + 1
+        # Copies of the others are aligned, on which the last bits of products depend.
+        own = {name: weight if name in mapped else weight.clone() for name, weight in weights.items()}
+        teacher.load_state_dict(own, assign=True)
     return teacher.eval().requires_grad_(False)
 
 

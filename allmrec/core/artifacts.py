@@ -11,14 +11,16 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from allmrec.core.file_digests import file_sha256
 from allmrec.core.hashing import fingerprint
-from allmrec.core.storage import Storage
+from allmrec.core.storage import LocalStorage, Storage
 from schemas import check
 
 MANIFEST = "manifest.json"
@@ -148,10 +150,28 @@ def read_file(storage: Storage, manifest: Manifest, name: str) -> bytes:
     try:
         data = storage.read(name)
     except FileNotFoundError:
-        raise ValueError(f"{storage.name(name)} is missing; run the step that writes it again") from None
+        raise _missing(storage, name) from None
     if not storage.is_verified and sha256(data) != manifest.files[name]["sha256"]:
-        raise ValueError(f"{storage.name(name)} is damaged: its sha256 is not the manifest's")
+        raise _damaged(storage, name)
     return data
+
+
+def check_file(storage: LocalStorage, manifest: Manifest, name: str) -> Path:
+    """The path of a file on a disk, verified here or before without reading it into memory. Raises as `read_file`."""
+    path = storage.root / name
+    if not path.is_file():
+        raise _missing(storage, name)
+    if not storage.is_verified and file_sha256(path) != manifest.files[name]["sha256"]:
+        raise _damaged(storage, name)
+    return path
+
+
+def _missing(storage: Storage, name: str) -> ValueError:
+    return ValueError(f"{storage.name(name)} is missing; run the step that writes it again")
+
+
+def _damaged(storage: Storage, name: str) -> ValueError:
+    return ValueError(f"{storage.name(name)} is damaged: its sha256 is not the manifest's")
 
 
 def is_intact(storage: Storage, name: str, entry: dict[str, Any]) -> bool:

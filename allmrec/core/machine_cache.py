@@ -18,8 +18,12 @@ CACHE = Path("~/.cache/allmrec")
 _DAY = 86_400
 
 
-def filled_folder(kind: str, key: str, fill: Callable[[Path], None]) -> Path:
-    """The folder of a key. `fill` writes its files unless they exist; other processes that need it wait."""
+def filled_folder(kind: str, key: str, fill: Callable[[Path], None], kept_days: float | None = None) -> Path:
+    """The folder of a key. `fill` writes its files unless they exist; other processes that need it wait.
+
+    Args:
+        kept_days: folders of the kind that were not used for so long are deleted when another one is filled.
+    """
     folder = CACHE.expanduser() / kind / key
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _with_suffix(folder, ".lock").open("w") as lock:
@@ -30,6 +34,8 @@ def filled_folder(kind: str, key: str, fill: Callable[[Path], None]) -> Path:
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir()
             fill(draft)
+            for unused in unused_folders(kind, kept_days) if kept_days is not None else ():
+                delete_folder(unused)
             draft.rename(folder)
     return folder
 

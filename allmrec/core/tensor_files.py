@@ -1,13 +1,21 @@
-"""Tensors of an artifact: safetensors files of bounded size. Knows nothing about what they mean."""
+"""Tensors of an artifact: safetensors files of bounded size. Knows nothing about what they mean.
+
+Large ones are mapped when they are read (`rows`): from the file itself where it is on a disk, and else from a copy in
+the machine's cache, one for all its processes. A file is verified before it is mapped, on a disk again whenever it has
+changed (`file_digests`); files are replaced and never written into, so a mapping keeps what was verified.
+"""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load, save
 
-from allmrec.core.artifacts import file_entry, invalidate, read_file, read_manifest
-from allmrec.core.storage import Storage
+from allmrec.core.artifacts import Manifest, check_file, file_entry, invalidate, read_file, read_manifest
+from allmrec.core.rows import Rows, is_large, machine_file, shared
+from allmrec.core.storage import LocalStorage, Storage
 
 SHARD_BYTES = 512 << 20  # of a file: one put writes it, and a process buffers it
 
@@ -57,10 +65,41 @@ def to_safetensors(tensors: Mapping[str, torch.Tensor]) -> bytes:
 
 
 def read_tensors(storage: Storage, name: str) -> dict[str, torch.Tensor]:
-    """The tensors that `write_tensors` wrote by this name, verified."""
-    manifest, parts = read_manifest(storage), dict[str, list[torch.Tensor]]()
+    """The tensors that `write_tensors` wrote by this name, verified; large ones are mapped (`rows.is_large`).
+
+    Raises:
+        ValueError: a file is missing or damaged; names it.
+    """
+    return {key: parts[0] if len(parts) == 1 else shared(Rows(parts)) for key, parts in _parts(storage, name).items()}
+
+
+def read_tables(storage: Storage, name: str) -> dict[str, Rows]:
+    """As `read_tensors`, for what only some rows are asked of: a table of several files stays as it is."""
+    return {key: Rows(parts) for key, parts in _parts(storage, name).items()}
+
+
+def _parts(storage: Storage, name: str) -> dict[str, tuple[torch.Tensor, ...]]:
+    """What each file has of each tensor."""
+    manifest, parts = read_manifest(storage), dict[str, tuple[torch.Tensor, ...]]()
     count = sum(file in manifest.files for file in (_numbered(name, number) for number in range(len(manifest.files))))
     for file in [_numbered(name, number) for number in range(count)] or [name]:
-        for key, tensor in load(read_file(storage, manifest, file)).items():
-            parts.setdefault(key, []).append(tensor)
-    return {key: torch.cat(found) if len(found) > 1 else found[0] for key, found in parts.items()}
+        for key, tensor in _read(storage, manifest, file).items():
+            parts[key] = (*parts.get(key, ()), tensor)
+    return parts
+
+
+def _read(storage: Storage, manifest: Manifest, file: str) -> dict[str, torch.Tensor]:
+    if not is_large(manifest.files[file]["size"]):
+        return load(read_file(storage, manifest, file))
+    with safe_open(_local(storage, manifest, file), framework="pt") as tensors:
+        found = {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118  it is no dictionary
+    return {key: tensor if is_large(tensor.nbytes) else tensor.clone() for key, tensor in found.items()}
+
+
+def _local(storage: Storage, manifest: Manifest, file: str) -> Path:
+    """A verified file on a disk of this machine."""
+    if isinstance(storage, LocalStorage):
+        return check_file(storage, manifest, file)
+    return machine_file(
+        manifest.files[file]["sha256"], lambda path: path.write_bytes(read_file(storage, manifest, file))
+    )

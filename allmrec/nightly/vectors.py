@@ -25,6 +25,7 @@ from allmrec.cf.retrieval import refuse_nonfinite
 from allmrec.cf.teacher import Teacher
 from allmrec.core.artifacts import shard_name, to_parquet
 from allmrec.core.columns import to_lists
+from allmrec.core.rows import shared
 from allmrec.data.sequences import Sequences
 from allmrec.model import ALLMRec
 from allmrec.nightly.filters import ItemFilter
@@ -102,10 +103,11 @@ class NightlyVectors:
         Raises:
             ValueError: a vector is NaN or inf; names items.
         """
-        vectors_IV = self.model.readout[1].clone()
+        stored_IV = self.model.readout[1]
         new = self.model.bundle.new_N.nonzero()[:, 0].numpy()
         if len(new):
-            vectors_IV[new] = torch.tensor(self._new_items(new))
+            stored_IV = stored_IV.replaced(torch.from_numpy(new), torch.tensor(self._new_items(new)))
+        vectors_IV = shared(stored_IV)
         refuse_nonfinite(vectors_IV, self.model.bundle.catalogue.item_ids, "reads items", NAME)
         return StoredVectors(vectors_IV.to(self.model.device))
 

@@ -8,13 +8,15 @@ Dimensions: N = n + 1 items (0 is padding), S items that are shown, J joint embe
 import torch
 from torch import nn
 
+from allmrec.core.rows import Table
+
 _BLOCK = 1024  # items that are projected at once; always as many, so that no item's numbers depend on the others
 
 
 class ItemTokens:
     """Soft tokens by item index: `tokens[items_S]` is (S, H), on the device of `items_S`, which is the projector's."""
 
-    def __init__(self, projector: nn.Module, inputs_NJ: torch.Tensor):
+    def __init__(self, projector: nn.Module, inputs_NJ: Table):
         """
         Args:
             inputs_NJ: what F_I projects, on the CPU.

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from allmrec.alignment.joint import EmbeddingChoice
+from allmrec.core.rows import Table
 from allmrec.core.storage import Storage
 from allmrec.core.tensor_files import read_tensors, write_tensors
 from allmrec.llm.batches import SoftTokens
@@ -78,11 +79,11 @@ class Projectors(nn.Module):
 def item_inputs(
     config: ProjectionConfig,
     choice: EmbeddingChoice,
-    e_NJ: torch.Tensor,
-    q_NJ: torch.Tensor,
+    e_NJ: Table,
+    q_NJ: Table,
     items_ND: torch.Tensor,
     seed: int,
-) -> torch.Tensor:
+) -> Table:
     """What F_I projects, by item index, in training and ever after: `config.item_input`.
 
     Only joint embeddings have q_i. Of "teacher" an item without E_i is zeros; of "random" every item has its

@@ -13,6 +13,7 @@ from torch import nn
 
 from allmrec.cf.teacher import Teacher
 from allmrec.core.hashing import Draw, draws, key64
+from allmrec.core.rows import Table
 from allmrec.projection.examples import Examples
 from allmrec.projection.projectors import ProjectionConfig, Projectors, fresh_projectors
 
@@ -23,7 +24,7 @@ def start(
     config: ProjectionConfig,
     teacher: Teacher,
     examples: Examples,
-    e_NJ: torch.Tensor,
+    e_NJ: Table,
     uses_text_N: torch.Tensor,
     token_dim: int,
     norm: float,

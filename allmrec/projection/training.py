@@ -10,6 +10,7 @@ import torch
 
 from allmrec.cf.teacher import Teacher
 from allmrec.cf.training import ValidationCases
+from allmrec.core.rows import Table
 from allmrec.data.sequences import Sequences
 from allmrec.llm.loading import LLMConfig, Placement
 from allmrec.projection.engine import gathered, weights
@@ -32,7 +33,7 @@ class ProjectionTraining(Stage2Training):
         placement: Placement,
         llm: Any,
         teacher: Teacher,
-        e_NJ: torch.Tensor,
+        e_NJ: Table,
         uses_text_N: torch.Tensor,
         examples: Examples,
         cases: ValidationCases | None = None,

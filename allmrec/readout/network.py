@@ -16,9 +16,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from allmrec.core.artifacts import read_manifest
+from allmrec.core.rows import Rows, Table, whole
 from allmrec.core.settings import Section
 from allmrec.core.storage import Storage
-from allmrec.core.tensor_files import read_tensors, write_tensors
+from allmrec.core.tensor_files import read_tables, read_tensors, write_tensors
 from allmrec.data.training_users import MAX_USERS, Targets
 
 WEIGHTS, VECTORS = "readout.safetensors", "vectors.safetensors"
@@ -157,7 +158,7 @@ class Readout(nn.Module):
 
 def fresh_readout(
     config: ReadoutConfig,
-    items_NK: torch.Tensor,
+    items_NK: Table,
     embeddings_TH: torch.Tensor,
     seed: int,
     teacher_dim: int | None = None,
@@ -174,15 +175,15 @@ def fresh_readout(
     Raises:
         ValueError: an item embedding is NaN or inf.
     """
-    embeddings_TH, items_NK = (part.detach().float().cpu() for part in (embeddings_TH, items_NK))
-    if not items_NK.isfinite().all():
+    embeddings_TH, all_NK = (part.detach().float().cpu() for part in (embeddings_TH, whole(items_NK)))
+    if not all_NK.isfinite().all():
         stage = {"teacher": "train-cf", "joint": "train-alignment"}[config.item_input]
         raise ValueError(f"the item embeddings of {stage} hold NaN or inf; run it again")
-    known_IK = items_NK[items_NK.any(1)]
+    known_IK = all_NK[all_NK.any(1)]
     spread_H, mean_H = torch.std_mean(embeddings_TH, 0)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        readout = Readout(config, items_NK.shape[1], teacher_dim or items_NK.shape[1], embeddings_TH.shape[1])
+        readout = Readout(config, all_NK.shape[1], teacher_dim or all_NK.shape[1], embeddings_TH.shape[1])
         readout.tokens.weight.copy_(mean_H + _NOISE * spread_H * torch.randn_like(readout.tokens.weight))
     readout.mean = known_IK.mean(0)
     readout.spread = known_IK.std().clamp_min(1e-12)
@@ -203,7 +204,7 @@ def save_readout(
     return files | write_tensors(storage, VECTORS, {"items": vectors_NV})
 
 
-def load_readout(storage: Storage) -> tuple[Readout, torch.Tensor]:
+def load_readout(storage: Storage) -> tuple[Readout, Rows]:
     """The stored network, frozen, in eval mode, and the items' vectors (N, V). Raises ValueError when damaged."""
     trained_by = read_manifest(storage).config["baselines"]["llm_srec"]
     # How it was trained is of no matter, and may have been by keys of another version.
@@ -214,7 +215,7 @@ def load_readout(storage: Storage) -> tuple[Readout, torch.Tensor]:
     for name in FIXED:
         setattr(readout, name, weights.pop(name))
     readout.load_state_dict(weights)
-    return readout.eval().requires_grad_(False), read_tensors(storage, VECTORS)["items"]
+    return readout.eval().requires_grad_(False), read_tables(storage, VECTORS)["items"]
 
 
 def _map(inputs: int, hidden: int, config: ReadoutConfig) -> nn.Sequential:

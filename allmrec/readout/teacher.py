@@ -6,6 +6,7 @@ not depend on the other candidates, which no prompt lists.
 Dimensions: U users, B of a batch, N = n + 1 items (0 is padding), K of what f_I reads, V readout dim
 """
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 
 from allmrec.cf.known_users import KnownUsers
 from allmrec.cf.teacher import Teacher
+from allmrec.core.rows import Rows, Table, shared
 from allmrec.data.sequences import Sequences
 from allmrec.llm.batches import TokenBudget, distinct_items, take
 from allmrec.llm.prompt import Prompts
@@ -37,8 +39,8 @@ class LLMSRec(Teacher):
         llm: Any,
         readout: Readout,
         prompts: ReadoutPrompts,
-        items_NK: torch.Tensor,
-        vectors_NV: torch.Tensor,
+        items_NK: Table,
+        vectors_NV: Table,
         tokens_per_batch: int,
         unread: np.ndarray | None = None,
     ):
@@ -51,25 +53,27 @@ class LLMSRec(Teacher):
         """
         super().__init__()
         self.llm, self.readout, self.prompts, self.budget = llm, readout, prompts, TokenBudget(tokens_per_batch)
-        self.register_buffer("inputs", items_NK, persistent=False)
-        self.register_buffer("vectors", vectors_NV, persistent=False)
+        self.items_NK, self.stored_NV = Rows.of(items_NK), Rows.of(vectors_NV)
         self.unread = np.zeros(0, dtype=np.int64) if unread is None else unread
         self.tokens = self.padding = self.dropped_history = self.cut_titles = 0
         self._known = KnownUsers()
 
-    @property
+    @cached_property
     def item_embeddings(self) -> torch.Tensor:
+        stored_NV = self.stored_NV
         if len(self.unread):
-            unread, self.unread = self.unread, self.unread[:0]
-            self.get_buffer("vectors")[unread] = self.vectors_of(unread)
-        return self.get_buffer("vectors")
+            stored_NV = stored_NV.replaced(torch.from_numpy(self.unread), self.vectors_of(self.unread).cpu())
+        return shared(stored_NV).to(self._device)
+
+    @property
+    def _device(self) -> torch.device:
+        return self.readout.tokens.weight.device
 
     @torch.inference_mode()
     def represent(self, histories: Sequences) -> torch.Tensor:
-        vectors = self.get_buffer("vectors")
         return self._known.represent(
             histories.last(self.prompts.users.config.max_history),
-            vectors.new_zeros(len(histories), vectors.shape[1]),
+            torch.zeros(len(histories), self.stored_NV.shape[1], device=self._device),
             lambda users: self._read(USER, self.prompts.of_users(users)),
         )
 
@@ -81,11 +85,11 @@ class LLMSRec(Teacher):
     def _read(self, kind: int, prompts: Prompts) -> torch.Tensor:
         self.dropped_history += prompts.dropped_history
         self.cut_titles += prompts.cut_titles
-        found_UV = self.get_buffer("vectors").new_empty(len(prompts), self.get_buffer("vectors").shape[1])
+        found_UV = torch.empty(len(prompts), self.stored_NV.shape[1], device=self._device)
 
         def read_batch(rows: np.ndarray) -> None:
             items, here = distinct_items(take(prompts, rows))
-            inputs_IK = self.get_buffer("inputs")[torch.from_numpy(items.astype(np.int64))]
+            inputs_IK = self.items_NK[torch.from_numpy(items.astype(np.int64))].to(self._device)
             soft_IH, token_H = self.readout.soft_tokens(inputs_IK), self.readout.token(kind)
             states_BH = on_all_ranks(read_out, self.llm, here, token_H, soft_IH, self.prompts.padding)
             found_UV[torch.from_numpy(rows)] = self.readout.vectors(kind, states_BH)

@@ -18,6 +18,7 @@ from torch import nn
 from allmrec.cf.teacher import Teacher
 from allmrec.cf.training import ValidationCases, mean_metrics
 from allmrec.core.distributed import all_reduce_max, all_reduce_sum, whole_batch
+from allmrec.core.rows import Table
 from allmrec.data.sequences import Sequences
 from allmrec.llm.batches import distinct_items, take, token_budget_batches
 from allmrec.llm.loading import LLMConfig, Placement
@@ -129,7 +130,7 @@ class ReadoutTraining(Rounds):
         placement: Placement,
         llm: Any,
         teacher: Teacher,
-        items_NK: torch.Tensor,
+        items_NK: Table,
         examples: ReadoutExamples,
         cases: ValidationCases | None = None,
         device: torch.device | str = "cpu",
@@ -210,30 +211,28 @@ class ReadoutTraining(Rounds):
             wanted_N[torch.from_numpy(candidates_BC.ravel()).long().to(self.device)] = 1
         wanted_N = all_reduce_sum(wanted_N)
         wanted_N[0] = 0
-        vectors_NV = self.vectors(wanted_N.nonzero()[:, 0].cpu().numpy())
+        wanted = wanted_N.nonzero()[:, 0]
+        found_IV = self._of_items(wanted.cpu().numpy(), states=False)
+        vectors_IV = torch.cat([found_IV.new_zeros(1, found_IV.shape[1]), found_IV])  # the first one is for no item
+        row_N = torch.zeros(len(wanted_N), dtype=torch.int64, device=self.device)
+        row_N[wanted] = torch.arange(1, len(vectors_IV), device=self.device)
         total_M = torch.zeros(len(METRICS) + 1, dtype=torch.float64, device=self.device)
         for number in range(all_reduce_max(len(self.validation))):
             one, candidates_BC = self.validation[min(number, len(self.validation) - 1)]
             users_BV = self.engine([one])[0][:, 0]
             if number < len(self.validation) and one.counts:
-                items_BCV = vectors_NV[torch.from_numpy(candidates_BC).long().to(self.device)]
+                items_BCV = vectors_IV[row_N[torch.from_numpy(candidates_BC).long().to(self.device)]]
                 scores_BC = torch.einsum("bv,bcv->bc", users_BV, items_BCV).cpu().numpy()
                 values_BM = evaluate_scores(scores_BC, candidates_BC)
                 total_M += torch.from_numpy(np.append(values_BM.sum(axis=0), len(values_BM))).to(self.device)
         return mean_metrics(total_M)
 
     @torch.no_grad()
-    def vectors(self, items: np.ndarray) -> torch.Tensor:
-        """Vectors of some items, by item index (N, V) and zeros for the others. Every worker must call it."""
-        found_IV = self._of_items(items, states=False)
-        vectors_NV = found_IV.new_zeros(len(self.items_NK), found_IV.shape[1])
-        vectors_NV[torch.from_numpy(items).to(self.device)] = found_IV.detach()
-        return vectors_NV
-
     def best_vectors(self, best: dict[str, torch.Tensor]) -> torch.Tensor:
-        """All items' vectors by these weights, once nothing is trained any more. Every worker must call it."""
+        """All items' vectors by these weights, (N, V), once nothing is trained any more. Every worker must call it."""
         set_weights(self.readout, best)
-        return self.vectors(np.arange(1, len(self.items_NK)))
+        found_IV = self._of_items(np.arange(1, len(self.items_NK)), states=False)
+        return torch.cat([found_IV.new_zeros(1, found_IV.shape[1]), found_IV])  # row 0 is padding
 
     def _whole_loss(
         self, examples: np.ndarray, prompts: Prompts

@@ -10,6 +10,7 @@ import torch
 
 from allmrec.cf.known_users import KnownUsers
 from allmrec.cf.teacher import Teacher
+from allmrec.core.rows import Rows, Table, shared
 from allmrec.data.sequences import Sequences
 from allmrec.recformer.network import Recformer, read
 from allmrec.recformer.sentences import Sentences
@@ -50,6 +51,6 @@ class RecformerTeacher(Teacher):
             lambda users: read(self.network, self.sentences, users, self.tokens_per_pass),
         )
 
-    def take_items(self, rows_N: torch.Tensor, new_ND: torch.Tensor) -> None:
-        self.vectors = torch.where((rows_N == 0)[:, None], new_ND, self.item_embeddings[rows_N])
+    def take_items(self, rows_N: torch.Tensor, new_ND: Table) -> None:
+        self.vectors = shared(Rows.of(new_ND).where(rows_N == 0, Rows.of(self.item_embeddings).take(rows_N)))
         self.sentences = self.sentences.take(rows_N.numpy(), self.new_NL)

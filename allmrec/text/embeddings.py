@@ -3,10 +3,13 @@
 Dimensions: N = n + 1 items (0 is padding), M rows, S of the text encoder
 """
 
+from collections.abc import Iterator
+
 import pyarrow as pa
 import torch
 
 from allmrec.core.artifacts import read_manifest, read_part, read_table
+from allmrec.core.rows import from_blocks, is_large
 from allmrec.core.storage import Storage
 from allmrec.data.catalogue import in_order
 
@@ -14,9 +17,23 @@ _KEY = ["item_id", "text_hash"]
 
 
 def read_texts(storage: Storage) -> torch.Tensor:
-    """Q_NS of the `item_text_embeddings` table, which is ordered by item_index; row 0, padding, is zeros."""
-    column = read_table(storage).column("embedding")
-    return torch.cat([torch.zeros(1, column.type.list_size), to_tensor(column)])
+    """Q_NS of the `item_text_embeddings` table, which is ordered by item_index; row 0, padding, is zeros.
+
+    A large one is decoded into a file that the machine's processes share (`core.rows`).
+    """
+    manifest = read_manifest(storage)
+    if not is_large(sum(entry["size"] for entry in manifest.files.values())):
+        column = read_table(storage).column("embedding")
+        return torch.cat([torch.zeros(1, column.type.list_size), to_tensor(column)])
+
+    def blocks() -> Iterator[torch.Tensor]:
+        for number, name in enumerate(manifest.files):
+            texts_MS = to_tensor(read_part(storage, manifest, name, ["embedding"]).column("embedding"))
+            if not number:
+                yield texts_MS.new_zeros(1, texts_MS.shape[1])
+            yield texts_MS
+
+    return from_blocks(blocks)
 
 
 def to_tensor(column: pa.ChunkedArray) -> torch.Tensor:

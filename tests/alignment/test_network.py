@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from allmrec.alignment.network import AlignmentConfig, AlignmentNetwork, load_joint, load_network, save_alignment
 from allmrec.core.artifacts import writing
+from allmrec.core.rows import whole
 from allmrec.core.storage import open_storage
 
 _NAMES = {"gelu": "GELU", "sigmoid": "Sigmoid"}
@@ -84,5 +85,5 @@ def test_joint_embeddings_come_back_from_disk_with_padding_zero(tmp_path):
     storage = open_storage(str(tmp_path))
     with writing(storage, "alignment", "id") as out:
         out.add(save_alignment(storage, network, e, q))
-    loaded_e, loaded_q = load_joint(storage)
+    loaded_e, loaded_q = map(whole, load_joint(storage))
     assert torch.equal(e, loaded_e) and torch.equal(q, loaded_q)

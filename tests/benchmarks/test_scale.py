@@ -50,6 +50,7 @@ def test_it_grows_as_the_work_does(costs: Costs) -> None:
     large = verbs(users=100_000_000, items=10_000_000, gpus=100)
     assert large["prepare"].gets < 4 * 2000 * 2000, "of 2,000 pieces and shards"
     assert large["later run"].row(MILLION)["USD"] > 0
+    assert large["first run"].mapped_mb > 5 * large["first run"].worker_mb and not one["first run"].mapped_mb
 
 
 def test_costs_are_all_there_or_refused(tmp_path: Path) -> None:

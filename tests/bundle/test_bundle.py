@@ -13,6 +13,7 @@ from allmrec.bundle.loading import load_bundle
 from allmrec.bundle.versions import bundle_versions
 from allmrec.cf.teacher import load_teacher
 from allmrec.core.artifacts import MANIFEST, read_manifest, read_table, writing
+from allmrec.core.rows import whole
 from allmrec.data.sequences import Sequences
 from allmrec.data.trained_items import NAME, write_trained_items
 from allmrec.projection.projectors import fresh_projectors, save_projectors
@@ -64,10 +65,10 @@ def test_items_that_were_hardly_seen_take_the_text_embedding(config, storage):
     bundle = load_bundle(storage, build_bundle(storage, settings))
     rare = bundle.catalogue.popularity < 2  # padding, and the last two items
     assert rare.sum() == 3
-    joint = bundle.item_inputs()
-    assert torch.equal(joint[rare], bundle.q_NJ[rare]) and torch.equal(joint[~rare], bundle.e_NJ[~rare])
-    assert not torch.equal(bundle.e_NJ, bundle.q_NJ)
-    assert torch.equal(bundle.item_inputs(text=True), bundle.q_NJ)
+    joint, e_NJ, q_NJ = (whole(table) for table in (bundle.item_inputs(), bundle.e_NJ, bundle.q_NJ))
+    assert torch.equal(joint[rare], q_NJ[rare]) and torch.equal(joint[~rare], e_NJ[~rare])
+    assert not torch.equal(e_NJ, q_NJ)
+    assert torch.equal(whole(bundle.item_inputs(text=True)), q_NJ)
     bundle.teacher.item_embeddings[[5, 40]] = 0  # the last item has few interactions besides
     assert list(bundle.embedding_choice().embedding_counts().values()) == [37, 1, 2]
 

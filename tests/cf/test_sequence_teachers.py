@@ -17,6 +17,7 @@ from allmrec.cf.teacher import (
     save_teacher,
 )
 from allmrec.cf.training import TeacherTraining, ValidationCases
+from allmrec.core import machine_cache, rows
 from allmrec.core.artifacts import writing
 from allmrec.core.storage import open_storage
 from allmrec.data.sequences import Sequences
@@ -182,3 +183,22 @@ def test_a_stored_teacher_comes_back_frozen_and_a_damaged_one_is_refused(model, 
     storage.write(WEIGHTS, bytes(data))
     with pytest.raises(ValueError, match=WEIGHTS):
         load_teacher(storage)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_large_table_is_mapped_and_gives_what_it_gives(model, tmp_path, monkeypatch):
+    teacher, storage = drawn(model), open_storage(str(tmp_path))
+    config = {"seed": 0, "teacher": config_of(model).model_dump(mode="json")}
+    with writing(storage, "teacher", "id", config) as out:
+        out.add(save_teacher(storage, teacher))
+        out.stats["num_items"] = NUM_ITEMS
+    monkeypatch.setattr(rows, "MAPPED_BYTES", teacher.item_embeddings.nbytes)
+    monkeypatch.setattr(machine_cache, "CACHE", tmp_path / "cache")
+    loaded, stored = load_teacher(storage), teacher.state_dict()
+    assert all(torch.equal(weight, stored[name]) for name, weight in loaded.state_dict().items())
+    users, rows_N, new_ND = ragged([[4, 5, 6], [1]]), torch.tensor([0, 7, 0, 3] * 8), torch.randn(32, 8)
+    torch.testing.assert_close(loaded.represent(users), teacher.represent(users))
+    for one in (teacher, loaded):
+        one.take_items(rows_N, new_ND.masked_fill(rows_N[:, None] > 0, torch.nan))
+    assert torch.equal(loaded.item_embeddings[1:].nan_to_num(9), teacher.item_embeddings[1:].nan_to_num(9))
+    assert torch.equal(loaded.item_embeddings[2], new_ND[2]) and [*(tmp_path / "cache").glob("tables/*/data")]

@@ -32,7 +32,7 @@ from jobs import bundle
 from jobs.config import Config
 from jobs.nightly import nightly
 from jobs.runtime.console import Console
-from jobs.runtime.step import execute, resolved
+from jobs.runtime.step import resolved
 from schemas.recommendations import SCHEMA
 from tests.evaluation.tiny import tiny_config, write_tiny_workspace
 from tests.faults.cluster import TwoNodes

@@ -19,6 +19,7 @@ from allmrec.alignment.tuned_encoder import DIGEST
 from allmrec.cf.teacher import build_teacher, load_teacher, save_teacher
 from allmrec.core.artifacts import read_manifest, read_table, writing
 from allmrec.core.columns import to_lists
+from allmrec.core.rows import whole
 from allmrec.core.storage import Storage
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
@@ -99,7 +100,7 @@ def check(storage: Storage, expected: AlignmentTraining) -> None:
     network, stats = load_network(storage.at("alignment")), read_manifest(storage.at("alignment")).stats
     for name, weight in network.state_dict().items():
         torch.testing.assert_close(weight, expected.network.state_dict()[name], atol=1e-5, rtol=1e-4)
-    e_NJ, q_NJ = load_joint(storage.at("alignment"))
+    e_NJ, q_NJ = map(whole, load_joint(storage.at("alignment")))
     items = np.arange(1, training_run.NUM_ITEMS + 1)
     torch.testing.assert_close(e_NJ[1:], network.encode_items(expected.items_ND)[1:])
     with torch.no_grad():
@@ -143,7 +144,7 @@ def test_two_workers_with_a_death_tune_sbert_as_one_process_does(tmp_path, monke
     assert stats["text_variance_kept"] > 0 and stats["text_dimensions_kept"] > 0
 
     assert not execute(train_alignment.STEP, config, CONSOLE), "nothing has changed"
-    joint = load_joint(storage.at("alignment"))
+    joint = [*map(whole, load_joint(storage.at("alignment")))]
     storage.delete("alignment/manifest.json")  # as if it had been killed while it embedded
     monkeypatch.setattr(train_alignment, "fit", None)
     older, embeddings = TextCache.of(storage, "an older one"), storage.at("fine_tuned_text_embeddings")
@@ -154,7 +155,7 @@ def test_two_workers_with_a_death_tune_sbert_as_one_process_does(tmp_path, monke
         out.stats |= manifest.stats | {"encoder": "an older one"}
     assert execute(train_alignment.STEP, config, CONSOLE)
     assert not list(older.storage.list()), "its cache went with it"
-    assert all(torch.equal(*pair) for pair in zip(joint, load_joint(storage.at("alignment")), strict=True))
+    assert all(torch.equal(*pair) for pair in zip(joint, map(whole, load_joint(storage.at("alignment"))), strict=True))
 
 
 def test_a_sample_trains_and_a_plan_says_how_long(tmp_path, capsys):

@@ -12,6 +12,7 @@ from allmrec.bundle.loading import load_bundle
 from allmrec.bundle.versions import latest_bundle
 from allmrec.cf.teacher import load_teacher
 from allmrec.core.artifacts import read_manifest, read_table, writing
+from allmrec.core.rows import whole
 from allmrec.core.storage import Storage
 from allmrec.data.catalogue import Catalogue
 from allmrec.data.evaluation_cases import EvaluationConfig
@@ -64,8 +65,8 @@ def runs(tmp_path, tiny_llm, tiny_tokenizer) -> tuple[Storage, Storage, Config]:
 def test_models_come_over_and_are_evaluated(runs):
     movies, games, config = runs
     assert execute(transfer.STEP, config, QUIET)
-    q_NJ = load_joint(games.at("alignment"))[1]
-    assert not q_NJ.equal(load_joint(movies.at("alignment"))[1])
+    q_NJ = whole(load_joint(games.at("alignment"))[1])
+    assert not q_NJ.equal(whole(load_joint(movies.at("alignment"))[1]))
     assert read_manifest(games.at("projectors")).files == read_manifest(movies.at("projectors")).files
     items_ND = load_teacher(games.at("teacher")).item_embeddings
     assert items_ND.shape == (NUM_ITEMS + 1, config.teacher.dim) and items_ND[1:].any(dim=1).all()
@@ -85,7 +86,7 @@ def test_both_rows_of_table_7_have_a_form_of_their_own(runs, item_embeddings):
     split = config.evaluation.split.model_copy(update={"item_embeddings": item_embeddings})
     config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"split": split})})
     assert execute(transfer.STEP, config, QUIET)
-    network, (e_NJ, q_NJ) = load_network(movies.at("alignment")), load_joint(games.at("alignment"))
+    network, (e_NJ, q_NJ) = load_network(movies.at("alignment")), map(whole, load_joint(games.at("alignment")))
     items_ND = load_teacher(games.at("teacher")).item_embeddings
     torch.testing.assert_close(e_NJ[1:], network.encode_items(items_ND)[1:])
     torch.testing.assert_close(q_NJ[1:], network.encode_texts(read_texts(games.at("item_text_embeddings")))[1:])
@@ -124,7 +125,7 @@ def test_a_fine_tuned_encoder_comes_along(runs, tmp_path):
     assert execute(transfer.STEP, config, QUIET)
     first_S = torch.from_numpy(encoder.encode(texts[0].as_py()))  # of every item here: their texts have one hash
     expected_J = network.encode_texts(first_S)
-    torch.testing.assert_close(load_joint(games.at("alignment"))[1][1:], expected_J.expand(NUM_ITEMS, -1))
+    torch.testing.assert_close(whole(load_joint(games.at("alignment"))[1])[1:], expected_J.expand(NUM_ITEMS, -1))
 
 
 def test_other_models_of_text_and_language_are_refused(runs):

@@ -8,6 +8,7 @@ import torch
 from allmrec.cf.known_users import KnownUsers
 from allmrec.cf.retrieval import retrieve
 from allmrec.core.artifacts import writing
+from allmrec.core.rows import whole
 from allmrec.core.storage import open_storage
 from allmrec.data.sequences import Sequences
 from allmrec.llm.prompt import PromptConfig, Titles
@@ -26,9 +27,8 @@ def system(tiny_llm, prompts, teacher) -> LLMSRec:
     items_ND = teacher.item_embeddings
     readout = fresh_readout(CONFIG, items_ND, tiny_llm.get_input_embeddings().weight, seed=0).requires_grad_(False)
     nothing_NV = torch.zeros(NUM_ITEMS + 1, CONFIG.dim)
-    made = LLMSRec(tiny_llm, readout, prompts, items_ND, nothing_NV, tokens_per_batch=300)
-    made.get_buffer("vectors")[1:] = made.vectors_of(np.arange(1, NUM_ITEMS + 1))
-    return made
+    unread = np.arange(1, NUM_ITEMS + 1)
+    return LLMSRec(tiny_llm, readout, prompts, items_ND, nothing_NV, 300, unread)
 
 
 def by_hand(llm, readout, items_ND, tokenizer, before: str, items: list[int], titles: Titles, after: str, kind: int):
@@ -96,8 +96,9 @@ def test_stored_vectors_are_the_live_ones_and_survive_the_disk(system, tmp_path)
     config = {"baselines": {"llm_srec": CONFIG.model_dump(mode="json") | older}}
     with writing(storage, "llm-srec", "test", config) as out:
         out.add(save_readout(storage, system.readout.state_dict(), system.readout.fixed(), system.item_embeddings))
-    readout, vectors_NV = load_readout(storage)
-    parts = (system.llm, readout, system.prompts, system.get_buffer("inputs"), vectors_NV)
+    readout, stored_NV = load_readout(storage)
+    vectors_NV = whole(stored_NV)
+    parts = (system.llm, readout, system.prompts, system.items_NK, stored_NV)
     loaded = LLMSRec(*parts, tokens_per_batch=10_000)
     live = loaded.vectors_of(np.array([4, 11, 1]))
     torch.testing.assert_close(live, vectors_NV[[4, 11, 1]], atol=1e-5, rtol=1e-4)
@@ -125,9 +126,9 @@ def test_a_user_who_is_asked_about_again_costs_nothing(system):
 
 
 def test_soft_tokens_have_the_norm_of_the_llms_tokens(system, tiny_llm):
-    soft = system.readout.soft_tokens(system.get_buffer("inputs")[1:])
+    soft = system.readout.soft_tokens(whole(system.items_NK)[1:])
     norm = tiny_llm.get_input_embeddings().weight.norm(dim=1).mean()
     torch.testing.assert_close(soft.norm(dim=1), norm.expand(NUM_ITEMS), rtol=1e-4, atol=0)
-    embeddings, inputs = tiny_llm.get_input_embeddings().weight, system.get_buffer("inputs")
+    embeddings, inputs = tiny_llm.get_input_embeddings().weight, whole(system.items_NK)
     free = fresh_readout(CONFIG.model_copy(update={"soft_token_scale": None}), inputs, embeddings, seed=0)
-    assert free.soft_tokens(system.get_buffer("inputs")[1:]).norm(dim=1).std() > 1e-3
+    assert free.soft_tokens(whole(system.items_NK)[1:]).norm(dim=1).std() > 1e-3
