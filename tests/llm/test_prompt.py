@@ -317,5 +317,5 @@ def test_a_known_users_prompt_is_the_papers(tiny_tokenizer, variant, soft, confi
 
 
 def test_a_prompt_needs_some_slot():
-    with pytest.raises(ValueError, match="llm-only is evaluated"):
+    with pytest.raises(ValueError, match="evaluated in any case, as the system llm-only"):
         PromptConfig(user_slot=False, item_slots=False)
