@@ -28,6 +28,7 @@ from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
 from allmrec.data.trained_items import read_trained_items
 from allmrec.data.training_users import Sample, TrainingUsers
+from allmrec.llm.batches import SoftTokens
 from allmrec.llm.loading import load_llm, load_tokenizer, max_positions
 from allmrec.llm.prompt import PromptBuilder, Titles
 from allmrec.llm.ranking import Ranker
@@ -71,6 +72,7 @@ VARIANTS: dict[str, list[str]] = {
     "vocabulary": _candidates(1e-3, "projection.start=vocabulary"),
     "before-vocabulary": _candidates(1e-3, "projection.start=vocabulary", *_BEFORE),
     "before-1e-4": _candidates(1e-4, "projection.start=teacher", *_BEFORE),
+    "before-vocabulary-1e-4": _candidates(1e-4, "projection.start=vocabulary", *_BEFORE),
     "before-ordinary": _candidates(1e-3, *_BEFORE),
     "before-title": ["projection.loss=title", "projection.learning_rate=1e-3", "projection.start=teacher", *_BEFORE],
     "before-distilled": _candidates(1e-3, "projection.start=teacher", "projection.distillation=0.5", *_BEFORE),
@@ -141,6 +143,15 @@ def variant(bench: Bench, config: Config, cases: ValidationCases) -> Row:
         "curve": " ".join(f"{point['hit@1']:.3f}" for point in run.curve),
         "another token moves": another_token(run),
     }
+
+
+@torch.no_grad()
+def untrained(bench: Bench, config: Config, cases: ValidationCases) -> tuple[SoftTokens, np.ndarray]:
+    """Soft tokens of the cases' users and of all items before any step, and the teacher's scores of the candidates."""
+    run = bench.training(config)
+    inputs = run._inputs(cases.histories, np.arange(len(bench.popularity_N)))
+    score_BC = bench.teacher.scores(inputs[0], torch.from_numpy(cases.candidates).long())
+    return run.projectors.soft(*inputs), score_BC.numpy()
 
 
 @torch.no_grad()
@@ -217,7 +228,8 @@ def main(
         if only_probe:
             for slots in ("behind", "before"):
                 changed = load_config(config, [*(overrides or []), f"prompt.slots={slots}"])
-                probe(benchmark, slots, bench.llm, bench.builder, changed, bench.cases(changed, users))
+                cases = bench.cases(changed, users)
+                probe(benchmark, slots, bench.llm, bench.builder, changed, cases, *untrained(bench, changed, cases))
         else:
             for name in variants.split(","):
                 changed = load_config(config, [*(overrides or []), *budget, *VARIANTS[name]])

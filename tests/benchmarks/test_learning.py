@@ -45,6 +45,9 @@ def test_the_probe_asks_both_prompts(config_file, tmp_path):
     for slots in ("behind", "before"):
         by_name = {row["probe"]: row for row in rows if row["slots"] == slots}
         assert by_name["user's token has cosine 0.0 with the target's"]["P(target)"] > 0
+        assert -1 <= by_name["the start's tokens"]["cosine with the target's"] <= 1
+        assert 0 < by_name["the teacher"]["P(target)"] < 1
+        assert "user's token is a mixture of the candidates', sharpness 10.0" in by_name
         for which in ("user's", "target's"):
             before, after = (by_name[f"{which} token after {steps} steps for its prompt"] for steps in (0, 20))
             assert after["P(target)"] > before["P(target)"]
