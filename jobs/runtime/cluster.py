@@ -8,9 +8,11 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import ray
+from ray._private import parameter
 from ray._private import worker as ray_worker
 
 from allmrec.core.masking import masked
@@ -56,8 +58,19 @@ def start_ray(config: Config) -> None:
     if config.workers.object_store_mb is not None:
         options["object_store_memory"] = config.workers.object_store_mb * 2**20
     # One of its own, even where another process has started Ray.
-    with _without_ray_log_lines():
+    with _without_ray_log_lines(), _agent_on_any_port():
         ray.init("local", num_cpus=max(os.cpu_count() or 1, needed), include_dashboard=False, **options)
+
+
+@contextmanager
+def _agent_on_any_port() -> Iterator[None]:
+    """A Ray that starts has its agent on any free port; `init` has one for all, for which a second Ray waits 4 s."""
+    known = parameter.RayParams
+    parameter.RayParams = partial(known, dashboard_agent_listen_port=0)
+    try:
+        yield
+    finally:
+        parameter.RayParams = known
 
 
 def _notice_on_stderr(notice: dict[str, Any], ignore_prefix: bool) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import ray
 import torch
+from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
 from ray.train.torch import TorchTrainer
 from torch import distributed as dist
 
@@ -155,6 +156,11 @@ print(json.dumps(ray.get(ray.remote(num_cpus=0)(lambda: {name: os.environ.get(na
     assert found.returncode == 0 and found.stderr == "", found.stderr
     of_the_config = {"AWS_ENDPOINT_URL": "http://of-the-config", "AWS_DEFAULT_REGION": "of-the-config"}
     assert json.loads(found.stdout) == own | of_the_config
+
+
+def test_a_second_ray_on_the_machine_waits_for_no_port() -> None:
+    port = ray._private.worker._global_node.dashboard_agent_listen_port
+    assert port and port != DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
 
 
 def test_a_local_ray_serves_no_dashboard() -> None:
