@@ -53,7 +53,8 @@ def _candidates(rate: float, *others: str) -> list[str]:
     return [*_CANDIDATES, f"projection.learning_rate={rate}", *others]
 
 
-# Keys over the config's own.
+# Over the config's own keys: where variants begin, unless they or --set say otherwise.
+BEGINNING = ["projection.start=ordinary", "prompt.slots=behind"]
 VARIANTS: dict[str, list[str]] = {
     "paper": ["projection.loss=title", "projection.learning_rate=1e-4"],
     "title-1e-3": [
@@ -232,7 +233,7 @@ def main(
                 probe(benchmark, slots, bench.llm, bench.builder, changed, cases, *untrained(bench, changed, cases))
         else:
             for name in variants.split(","):
-                changed = load_config(config, [*(overrides or []), *budget, *VARIANTS[name]])
+                changed = load_config(config, [*BEGINNING, *(overrides or []), *budget, *VARIANTS[name]])
                 numbers = variant(bench, changed, bench.cases(changed, users))
                 benchmark.measured({"variant": name, "prompts": prompts}, numbers)
     torch.set_flush_denormal(False)

@@ -7,7 +7,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from benchmarks.learning import VARIANTS, main
+from benchmarks.learning import BEGINNING, VARIANTS, main
 from jobs.config import load_config
 
 
@@ -54,6 +54,9 @@ def test_the_probe_asks_both_prompts(config_file, tmp_path):
 
 
 def test_every_variant_is_a_config(config_file):
-    configs = {name: load_config(config_file, keys) for name, keys in VARIANTS.items()}
+    text = config_file.read_text().replace('"slots":"behind"', '"slots":"before"').replace("ordinary", "teacher")
+    config_file.write_text(text)  # what a variant does not name is not the config's
+    configs = {name: load_config(config_file, [*BEGINNING, *keys]) for name, keys in VARIANTS.items()}
     assert len({config.model_dump_json() for config in configs.values()}) == len(VARIANTS)
     assert configs["paper"].projection.loss == "title" and configs["before"].prompt.slots == "before"
+    assert configs["paper"].prompt.slots == "behind" and configs["before-ordinary"].projection.start == "ordinary"
