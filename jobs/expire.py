@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from datetime import date
 from functools import partial
 
-from allmrec.core.machine_cache import delete_folder, unused_folders
+from allmrec.core.machine_cache import delete_unused, unused_folders
 from allmrec.core.pretrained import COPIES
 from allmrec.core.storage import Storage
 from allmrec.publishing import maintenance
@@ -88,7 +88,7 @@ def expired(config: Config, console: Console) -> Iterator[Found]:
         yield "checkpoints", {folder: partial(delete_checkpoints, workspace, folder) for folder in folders}
     if retention.model_days:
         copies = unused_folders(COPIES, retention.model_days)
-        yield "models", {path.name: partial(delete_folder, path) for path in copies}
+        yield "models", {path.name: partial(delete_unused, path, retention.model_days) for path in copies}
 
 
 def _held(

@@ -152,5 +152,7 @@ def test_copies_of_models_go_that_were_not_used(tmp_path: Path, monkeypatch: pyt
         (copies / f"{name}.lock").touch()
         os.utime(copies / f"{name}.lock", (time.time() - days * 24 * HOUR,) * 2)
     assert machine_cache.unused_folders(COPIES, 30) == [copies / "old"]
-    machine_cache.delete_folder(copies / "old")
+    machine_cache.delete_unused(copies / "old", 32)
+    assert (copies / "old").exists(), "it was used since it was listed"
+    machine_cache.delete_unused(copies / "old", 30)
     assert machine_cache.unused_folders(COPIES, 30) == [] and (copies / "used/model.safetensors").exists()

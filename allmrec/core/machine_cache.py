@@ -34,25 +34,29 @@ def filled_folder(kind: str, key: str, fill: Callable[[Path], None], kept_days: 
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir()
             fill(draft)
-            for unused in unused_folders(kind, kept_days) if kept_days is not None else ():
-                delete_folder(unused)
+            if kept_days is not None:
+                for unused in unused_folders(kind, kept_days):
+                    delete_unused(unused, kept_days)
             draft.rename(folder)
     return folder
 
 
 def unused_folders(kind: str, days: float) -> list[Path]:
     """Folders of a kind that were last used more than `days` days ago."""
-    oldest = time.time() - days * _DAY
-    locks = [lock for lock in (CACHE.expanduser() / kind).glob("*.lock") if lock.stat().st_mtime < oldest]
-    return sorted(folder for folder in (lock.with_suffix("") for lock in locks) if folder.exists())
+    folders = (lock.with_suffix("") for lock in (CACHE.expanduser() / kind).glob("*.lock"))
+    return sorted(folder for folder in folders if folder.exists() and _is_unused(folder, days))
 
 
-def delete_folder(folder: Path) -> None:
-    """Delete a folder once it is not being filled. Processes that have its files open keep them."""
+def delete_unused(folder: Path, days: float) -> None:
+    """Delete a folder, unless a process has used it since it was listed. Processes with its files open keep them."""
     with _with_suffix(folder, ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if folder.exists():  # another process may have deleted it
+        if folder.exists() and _is_unused(folder, days):  # another process may have deleted it
             shutil.rmtree(folder)
+
+
+def _is_unused(folder: Path, days: float) -> bool:
+    return _with_suffix(folder, ".lock").stat().st_mtime < time.time() - days * _DAY
 
 
 def _with_suffix(folder: Path, suffix: str) -> Path:

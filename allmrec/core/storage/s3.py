@@ -1,4 +1,4 @@
-"""The storage operations on S3 and what speaks its protocol, by boto3.
+"""The storage operations on S3 and what speaks its protocol, by boto3's core, botocore.
 
 Knows how a store's answers become the errors that `allmrec.core.storage` promises; leaves what is stored to others.
 """
@@ -17,7 +17,7 @@ from allmrec.core.storage.base import Entry, S3Config, Storage
 
 
 class Connection:
-    """One boto3 client for a storage and all below it, made when first needed: clients do not survive pickling."""
+    """One client for a storage and all below it, made when first needed: clients do not survive pickling."""
 
     def __init__(self, s3: S3Config):
         self.s3 = s3
@@ -31,10 +31,10 @@ class Connection:
     def client(self) -> Any:
         with self._lock:
             if self._client is None:
-                from boto3.session import Session
                 from botocore.config import Config
 
-                self._client = Session(botocore_session=_session()).client(
+                # Without boto3's session, which would add a folder to the shared loader's for every client.
+                self._client = _session().create_client(
                     "s3",
                     endpoint_url=self.s3.endpoint_url,
                     region_name=self.s3.region,
@@ -69,7 +69,7 @@ def _loader(path: str | None) -> Any:
 
 
 class S3Storage(Storage):
-    """An S3 prefix, by boto3. An object is one plain PUT, so at most 5 GB."""
+    """An S3 prefix, by botocore. An object is one plain PUT, so at most 5 GB."""
 
     def __init__(self, bucket: str, prefix: str, connection: Connection):
         self.bucket, self.prefix, self.connection = bucket, prefix, connection
@@ -85,7 +85,7 @@ class S3Storage(Storage):
     def read(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
         from botocore.exceptions import IncompleteReadError, ReadTimeoutError, ResponseStreamingError
 
-        # boto3 tries a request again, but not the reading of its answer's body.
+        # botocore tries a request again, but not the reading of its answer's body.
         part = {} if stop is None else {"Range": f"bytes={start}-{stop - 1}"}
         with self._errors(key):
             for attempts_left in reversed(range(self.connection.s3.max_attempts)):

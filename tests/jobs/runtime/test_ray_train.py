@@ -160,7 +160,7 @@ print(json.dumps(ray.get(ray.remote(num_cpus=0)(lambda: {name: os.environ.get(na
 
 def test_a_second_ray_on_the_machine_waits_for_no_port() -> None:
     port = ray._private.worker._global_node.dashboard_agent_listen_port
-    assert port and port != DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
+    assert port > 0 and port != DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
 
 
 def test_a_local_ray_serves_no_dashboard() -> None:
