@@ -1,4 +1,4 @@
-"""Ray Data for the jobs: one task a number, quiet, and with the user's errors as they were raised.
+"""Ray's tasks for the jobs: one for each number, quiet, and with the user's errors as they were raised.
 
 Work is assigned by numbers (of pieces of the input, of shards) and never by Ray's blocks, so a result cannot depend
 on them. Transforms are plain callables of `allmrec`, which take `batch["id"]`, an array of one number.
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import pyarrow as pa
+import ray
 import ray.data
 from ray.exceptions import (
     ActorDiedError,
@@ -88,6 +89,33 @@ def iter_results(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
             raise
     gc.collect()  # Ray's error and its frames are a circle that holds the workers, and they their CPUs
     raise told
+
+
+def on_worker(function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function in a task of its own: what grows with the items is for workers, and not for the driver.
+
+    Returns:
+        what it returned, which comes to the driver.
+
+    Raises:
+        as `iter_results` does.
+    """
+
+    def call() -> Iterator[T]:
+        yield ray.get(ray.remote(_call).remote(function, *arguments))
+
+    try:
+        (found,) = guarded(call())
+        return found
+    except RayError as error:
+        told = _as_told(error)
+        if told is None:
+            raise
+    raise told
+
+
+def _call(function: Callable[..., T], *arguments: Any) -> T:
+    return function(*arguments)
 
 
 def iter_reports(dataset: ray.data.Dataset, bar: Bar) -> Iterator[Report]:

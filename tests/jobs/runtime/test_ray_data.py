@@ -1,4 +1,5 @@
 import gc
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from allmrec.core.errors import StoreUnavailable, WorkersLost, exit_code
 from allmrec.core.shard_tasks import Report, ShardTask, gather
 from jobs.config import WorkersConfig
 from jobs.runtime.console import Console
-from jobs.runtime.ray_data import iter_reports, iter_results, map_actors, map_tasks, with_timeout
+from jobs.runtime.ray_data import iter_reports, iter_results, map_actors, map_tasks, on_worker, with_timeout
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("started_ray")]
 
@@ -47,6 +48,21 @@ def test_reports_come_back_as_they_were_and_add_up():
     with Console(log_json=True).progress("count", 2) as bar:
         by_worker, _ = gather(iter_reports(map_actors([3, 1], Count, (), WorkersConfig(num_workers=1)), bar))
     assert [report.shard for report in by_worker] == [1, 3]
+
+
+def test_a_function_on_a_worker():
+    assert on_worker(os.getpid) != os.getpid()
+    assert on_worker(sorted, [2, 1]) == [1, 2]
+
+
+@pytest.mark.parametrize(("kind", "code"), [(ValueError, 2), (StoreUnavailable, 1)])
+def test_a_users_error_comes_from_a_worker_as_it_was_raised(kind, code):
+    def refuse(what):
+        raise kind(f"cannot read {what}")
+
+    with pytest.raises(ValueError, match=r"^cannot read items$") as error:
+        on_worker(refuse, "items")
+    assert not isinstance(error.value, RayError) and exit_code(error.value) == code
 
 
 @pytest.mark.parametrize(("kind", "code"), [(ValueError, 2), (StoreUnavailable, 1)])
