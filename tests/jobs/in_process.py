@@ -32,11 +32,23 @@ def jobs_in_process() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ray, "is_initialized", lambda: True)
         patch.setattr(ray, "nodes", lambda: [])  # no need is checked against them
+        patch.setattr(ray, "remote", Remote)
+        patch.setattr(ray, "get", lambda found: found)
         patch.setattr(ray.data, "range", numbers)
         patch.setattr(ray.data, "from_arrow", from_arrow)
         for trainer in {*TRAINERS} - {train_tallrec}:  # which calls `fit` through train_projection
             patch.setattr(trainer, "fit", fit)
         yield
+
+
+class Remote:
+    """A function, called at once, with what it would get on a worker."""
+
+    def __init__(self, function: Callable[..., Any]):
+        self.function = function
+
+    def remote(self, *arguments: Any) -> Any:
+        return self.function(*cloudpickle.loads(cloudpickle.dumps(arguments)))
 
 
 class LocalDataset:
