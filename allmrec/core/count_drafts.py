@@ -42,14 +42,6 @@ class CountDrafts:
                 ).to_numpy()
         return total
 
-    def to_columns(
-        self, level: int, numbers: Iterable[int], target: Storage, name: str
-    ) -> tuple[MappedColumns, dict[str, int]]:
-        """Write the sum as columns, int64 (n + 1,) each; and how many items occur, by what is counted."""
-        total = self.sum(level, numbers)
-        occur = {counted: int(np.count_nonzero(counts_I)) for counted, counts_I in total.items()}
-        return MappedColumns.write(target, name, pa.table(total)), occur
-
 
 @dataclass(frozen=True)
 class CountInto(ShardTask):
@@ -63,6 +55,25 @@ class CountInto(ShardTask):
         self.drafts.write(0, shard, report.item_counts)
         report.item_counts = {}
         return report
+
+
+@dataclass(frozen=True)
+class SummedCounts:
+    """Files of a level that hold what all shards counted; no more than `FAN_IN`."""
+
+    drafts: CountDrafts
+    level: int
+    files: int
+
+    def read(self) -> dict[str, np.ndarray]:
+        """int64 (n + 1,) each."""
+        return self.drafts.sum(self.level, range(self.files))
+
+    def to_columns(self, target: Storage, name: str) -> tuple[MappedColumns, dict[str, int]]:
+        """Write the sums as columns; and how many items occur, by what is counted."""
+        total = self.read()
+        occur = {counted: int(np.count_nonzero(counts_I)) for counted, counts_I in total.items()}
+        return MappedColumns.write(target, name, pa.table(total)), occur
 
 
 @dataclass(frozen=True)
