@@ -16,6 +16,7 @@ from dataclasses import asdict
 from functools import cache
 
 from allmrec.core.commit_log import find_json
+from allmrec.core.count_drafts import CountInto
 from allmrec.core.shard_tasks import Attempt, Report, read_reports
 from allmrec.core.storage import Storage
 from allmrec.core.workspace import Workspace
@@ -26,7 +27,8 @@ from allmrec.nightly.failures import Failures
 from allmrec.nightly.inputs import NightlyInputs
 from allmrec.nightly.progress import diagnosis
 from allmrec.nightly.report import failed_advice, refuse_failed_gates
-from allmrec.nightly.results import publish, published_run, report_of, write_report, write_samples
+from allmrec.nightly.results import publish, published_run, write_reports
+from allmrec.nightly.run_items import ItemSummary
 from allmrec.nightly.samples import keep_samples
 from allmrec.nightly.score import NightlyJob, ScoreShards
 from allmrec.nightly.statistics import AuditShards
@@ -37,13 +39,14 @@ from allmrec.publishing.log import manifest_key
 from allmrec.publishing.maintenance import TRIALS
 from jobs import fit_blend, user_tables
 from jobs.config import Config
+from jobs.item_counts import add_up
 from jobs.recommendations import mirror_of
 from jobs.runtime.cluster import start_ray
 from jobs.runtime.command import main
 from jobs.runtime.console import Console
 from jobs.runtime.preflight import Needs
 from jobs.runtime.prometheus import NightlyMetrics
-from jobs.runtime.ray_data import iter_results, map_actors, map_tasks, with_timeout
+from jobs.runtime.ray_data import iter_results, map_actors, map_tasks, on_worker, with_timeout
 from jobs.runtime.step import Context, Stats, Step, execute
 
 _AHEAD = 2  # shards that a worker has in hand: one with the LLM, one before or behind it
@@ -121,20 +124,25 @@ def nightly_step(
     inputs = NightlyInputs(workspace, config.nightly, config.llm, config.seed, config.storage)
     mirror = mirror_of(config) if limit is None else lambda: None
 
+    def item_summary() -> ItemSummary:
+        start_ray(config)
+        return on_worker(inputs.item_sources.summary)
+
     @cache
     def job(console: Console) -> NightlyJob:
+        items = item_summary()
         if not replace:
-            return inputs.prepare_job(output, run_date, full, limit)
+            return inputs.prepare_job(output, run_date, items, full, limit)
         with hold_lease(output, run_date, config.nightly.lease_s, console.event) as lease:
             published_run(output, run_date, mirror)  # so that it is in the log, too
-            return inputs.prepare_job(output, run_date, full, limit, lease)
+            return inputs.prepare_job(output, run_date, items, full, limit, lease)
 
     def finished(context: Context) -> str | None:
         """Begins no run: that is for after the preflight."""
         manifest = find_json(output, manifest_key(run_date))
         if manifest is None:
             return None
-        run = inputs.run(output, run_date, limit)
+        run = inputs.run(output, run_date, item_summary(), limit)
         if manifest["run_id"] != run.run_id:
             if replace:
                 return None
@@ -144,7 +152,8 @@ def nightly_step(
 
     def plan(context: Context) -> Stats:
         published = find_json(output, manifest_key(run_date)) is not None
-        costs = estimate(inputs, output, run_date, limit, config.workers.gpus_per_worker)
+        start_ray(config)
+        costs = on_worker(estimate, inputs, output, run_date, limit, config.workers.gpus_per_worker)
         return {"up to date": published, "run date": run_date, **costs}
 
     return Step(
@@ -175,16 +184,14 @@ def run(context: Context, job: NightlyJob, output: Storage, mirror: Callable[[],
         hold_lease(output, run_date, config.nightly.lease_s, lambda message: console.event(message)) as lease,
         recording_status(output, run_date, job.run.run_id) as status,
     ):
-        start_ray(config)
         metrics = NightlyMetrics(run_date)
         until = None if config.nightly.timeout_s is None else time.monotonic() + config.nightly.timeout_s
         stats = score(config, console, job, metrics, until)
         lease.check()
         digests, total = audit(console, job, until)
-        report = report_of(job, total, config.workers.gpus_per_worker)
+        counts = add_up(console, job.item_counts, len(digests))
+        report, where = on_worker(write_reports, output, job, total, counts, config.workers.gpus_per_worker)
         status.reported(report)
-        where = write_report(output, report)
-        write_samples(output, job, total)
         if not report["figures"]["users"]:
             raise ValueError(f"no user has a history by the end of {run_date}; check the date and nightly.users")
         refuse_failed_gates(report["quality_gates"], where)
@@ -220,7 +227,7 @@ def audit(console: Console, job: NightlyJob, until: float | None) -> tuple[dict[
     """Every shard's sha256, once it has passed the audit; what all shards counted, with their statistics."""
     shards, digests, total = num_shards(job.users.sequences), dict[int, str](), Report()
     with console.progress("audit", shards) as bar:
-        audited = iter_results(map_tasks(shards, AuditShards(job)))
+        audited = iter_results(map_tasks(shards, CountInto(AuditShards(job), job.item_counts)))
         stall_timeout_s = job.config.stall_timeout_s
         in_time = with_timeout(audited, until, stall_timeout_s, lambda: f"{shards - bar.done} await the audit")
         for report in read_reports(in_time):

@@ -171,23 +171,32 @@ def _by_item(num_rows: int, items_M: torch.Tensor, new_MD: torch.Tensor) -> Rows
     return nothing_ND.replaced(items_M, new_MD)
 
 
+def own_items(storage: Storage, version: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """The bundle's `items`, or some columns of them."""
+    return read_table(Workspace(Workspace(storage).bundles.at(version)).items, columns=columns)
+
+
+def prepared_items(storage: Storage) -> pa.Table:
+    """The items that are prepared now: ids by index, availability, categories and interactions, and no words."""
+    columns = ["item_index", "item_id", "categories", "available", "popularity", "interactions"]
+    return in_order(read_table(Workspace(storage).items, columns=columns))
+
+
 def current_items(storage: Storage, version: str) -> pa.Table:
     """The bundle's `items`, with availability, categories and interactions as they are prepared now."""
-    columns = ["item_id", "categories", "available", "popularity", "interactions"]
-    return with_counts(_own_items(storage, version), read_table(Workspace(storage).items, columns=columns))
+    return with_counts(own_items(storage, version), prepared_items(storage))
 
 
 def renumbering(storage: Storage, version: str) -> np.ndarray:
     """The bundle's index of each item that is prepared now: int64 (I,); 0 where the bundle does not have the item."""
     prepared = in_order(read_table(Workspace(storage).items, columns=["item_index", "item_id"]))
-    return indices_in(prepared.column("item_id"), _own_items(storage, version))
+    return indices_in(prepared.column("item_id"), own_items(storage, version, ["item_id"]))
 
 
 def new_since_training(storage: Storage, version: str) -> np.ndarray:
     """bool (N,): the bundle's items that its models were not trained on; padding is none of them."""
-    bundled = Workspace(Workspace(storage).bundles.at(version))
-    ids = read_table(bundled.items, columns=["item_id"]).column("item_id")
-    rows_N = indices_in(ids, read_trained_items(bundled.teacher, ["item_id"]))
+    trained = read_trained_items(Workspace(Workspace(storage).bundles.at(version)).teacher, ["item_id"])
+    rows_N = indices_in(own_items(storage, version, ["item_id"]).column("item_id"), trained)
     return np.append(False, rows_N[1:] == 0)
 
 
@@ -205,7 +214,3 @@ def _embeddings(texts: Storage, items: pa.Table, indices: np.ndarray) -> Iterato
         first += entry["rows"]
     if first <= indices.max():
         raise ValueError(f"{texts.uri} does not hold the texts of the items that are prepared; run embed first")
-
-
-def _own_items(storage: Storage, version: str) -> pa.Table:
-    return read_table(Workspace(Workspace(storage).bundles.at(version)).items)

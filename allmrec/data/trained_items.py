@@ -18,7 +18,6 @@ from allmrec.core.columns import take
 from allmrec.core.hashing import hash_strings
 from allmrec.core.storage import Storage
 from allmrec.data.catalogue import in_order
-from schemas import items as items_schema
 from schemas import trained_items
 
 NAME = "items.parquet"  # in the artifact of a model
@@ -54,7 +53,7 @@ def column_of(ids: pa.ChunkedArray, table: pa.Table, name: str) -> pa.ChunkedArr
 
 
 def with_counts(own: pa.Table, items: pa.Table) -> pa.Table:
-    """One `items` table's ids, words and indices, with another's availability, categories and counts by id.
+    """Columns of one `items` table, with another's availability, categories and counts by id.
 
     What `items` does not have is not available.
     """
@@ -63,7 +62,7 @@ def with_counts(own: pa.Table, items: pa.Table) -> pa.Table:
     available = pc.if_else(known, column_of(ids, items, "available"), False)  # null counts as available
     return pa.table(
         {
-            **{name: own.column(name) for name in items_schema.SCHEMA.names},
+            **{name: own.column(name) for name in own.column_names},
             **counts_of(ids, items),
             "categories": column_of(ids, items, "categories"),
             "available": available,

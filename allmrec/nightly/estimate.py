@@ -1,4 +1,4 @@
-"""What a run will cost, told from a sample of prompts and from what the previous run took."""
+"""What a run will cost, told from a sample of prompts and from what the previous run took. On a worker."""
 
 import json
 from datetime import date, timedelta
@@ -34,7 +34,7 @@ def estimate(
         ValueError: bundle, LLM and items do not fit together, or too little of a list of items is known.
     """
     description, workspace, config = inputs.check(), inputs.workspace, inputs.config
-    _, lists = inputs.item_filter()
+    lists = inputs.item_sources.summary().lists
     check_lists(lists)
     listed = workspace.sequences
     if USERS.is_configured(config) and workspace.nightly_users.exists(MANIFEST):

@@ -1,4 +1,4 @@
-"""What may be recommended at all: one verdict an item, made from the catalogue and the config's lists.
+"""What may be recommended at all: one verdict an item, made from the items table and the config's lists.
 
 Retrieval, candidates of other systems, popular items and the audit all ask the same verdicts, so that none can let
 through what another refuses. What a user has seen is the users' matter (`allmrec.nightly.candidates`).
@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from allmrec.core.artifacts import sha256
-from allmrec.data.catalogue import Catalogue
 
 # Why an item is not recommended; of several the first counts.
 REASONS = ("unavailable", "category", "blocked", "suppressed")
@@ -47,8 +46,7 @@ class ItemFilter:
 
 
 def build_filter(
-    catalogue: Catalogue,
-    categories: pa.ChunkedArray,
+    items: pa.Table,
     allowed_categories: Sequence[str] | None = None,
     blocked: Sequence[str] = (),
     suppressed: Sequence[str] = (),
@@ -56,7 +54,7 @@ def build_filter(
     """The verdicts.
 
     Args:
-        categories: list<string> of the items 1 ... n; null counts as none.
+        items: item_id, available and categories of the items 1 ... n; null is available, and in no category.
         allowed_categories: an item needs one of them; None lets in any.
         blocked, suppressed: item ids; unknown ones say nothing.
 
@@ -64,14 +62,15 @@ def build_filter(
         ValueError: nothing is left to recommend.
     """
     refused = {
-        "unavailable": ~catalogue.available,
-        "category": _outside(categories, allowed_categories),
-        "blocked": _among(catalogue.item_ids, blocked),
-        "suppressed": _among(catalogue.item_ids, suppressed),
+        "unavailable": pc.invert(pc.fill_null(items.column("available"), True)).to_numpy(),
+        "category": _outside(items.column("categories"), allowed_categories),
+        "blocked": _among(items.column("item_id"), blocked),
+        "suppressed": _among(items.column("item_id"), suppressed),
     }
-    verdict_I = np.zeros(catalogue.num_items + 1, dtype=np.int8)
+    verdict_I = np.zeros(len(items) + 1, dtype=np.int8)
+    verdict_I[0] = 1  # padding is not available
     for number, reason in reversed([*enumerate(REASONS, 1)]):
-        verdict_I[refused[reason]] = number
+        verdict_I[1:][refused[reason]] = number
     found = ItemFilter(verdict_I)
     if not found.allowed_I.any():
         counts = ", ".join(f"{reason} {count:,}" for reason, count in found.excluded().items() if count)
@@ -82,12 +81,12 @@ def build_filter(
 
 
 def _outside(categories: pa.ChunkedArray, allowed: Sequence[str] | None) -> np.ndarray:
-    outside_I = np.full(len(categories) + 1, allowed is not None)
+    refused = np.full(len(categories), allowed is not None)
     if allowed is not None:
-        inside = pc.is_in(pc.list_flatten(categories), pa.array(allowed, pa.string())).to_numpy(zero_copy_only=False)
-        outside_I[1 + pc.list_parent_indices(categories).to_numpy()[inside]] = False
-    return outside_I
+        inside = pc.is_in(pc.list_flatten(categories), pa.array(allowed, pa.string())).to_numpy()
+        refused[pc.list_parent_indices(categories).to_numpy()[inside]] = False
+    return refused
 
 
-def _among(item_ids: pa.Array, listed: Sequence[str]) -> np.ndarray:
-    return pc.is_in(item_ids, pa.array(listed, pa.string())).to_numpy(zero_copy_only=False)
+def _among(item_ids: pa.ChunkedArray, listed: Sequence[str]) -> np.ndarray:
+    return pc.is_in(item_ids, pa.array(listed, pa.string())).to_numpy()

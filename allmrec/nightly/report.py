@@ -19,7 +19,7 @@ from allmrec.core.shard_tasks import Report
 from allmrec.data.catalogue import Catalogue
 from allmrec.nightly.config import QualityGatesConfig
 from allmrec.nightly.filters import ItemFilter
-from allmrec.nightly.statistics import OVERLAP_BINS, SCORE_EDGES, SOURCES
+from allmrec.nightly.statistics import ITEMS, OVERLAP_BINS, SCORE_EDGES, SOURCES
 
 FOLDER = "_reports"  # beside the dates' folders; engines ignore prefixes that begin with _
 _TOP = 10  # items named in the report
@@ -49,19 +49,19 @@ def summarise(
     """The figures of a run, JSON-able. What cannot be known (no previous run, no LLM) is None.
 
     Args:
-        total: of the shards' audits: what they counted, and in `sums` STATISTICS over all of them.
+        total: of the shards' audits: what they counted, and `statistics` over all of them.
         last_users: rows of the previous run.
         new_I: bool (I,), items that are new since training; by default none.
         not_in_bundle: items that may be recommended and that the bundle does not have.
     """
-    sums, counts = total.sums, total.counts
+    sums, counts, users_I = total.sums, total.counts, total.item_counts[ITEMS].astype(np.float64)
     new_I = filter.allowed_I & (np.zeros_like(filter.allowed_I) if new_I is None else new_I)
     users = int(sums["sources"].sum())
     compared = int(sums["overlap"].sum())
     gpu_hours = total.seconds.get("worker", 0) * gpus_per_worker / 3600
     tokens, padding = counts["tokens"], counts["padding"]
-    bias = _popularity_bias(sums["items"], catalogue.popularity, filter.allowed_I)
-    most = np.argsort(-sums["items"], kind="stable")[:_TOP]
+    bias = _popularity_bias(users_I, catalogue.popularity, filter.allowed_I)
+    most = np.argsort(-users_I, kind="stable")[:_TOP]
     return {
         "users": users,
         "sources": dict(zip(SOURCES, sums["sources"].astype(int).tolist(), strict=True)),
@@ -79,15 +79,15 @@ def summarise(
         "first_scores": sums["first_scores"].astype(int).tolist(),
         "last_first_scores": sums["last_first_scores"].astype(int).tolist(),
         "mean_scores": [_ratio(*pair) for pair in zip(sums["rank_scores"], sums["rank_counts"], strict=True)],
-        "coverage": float((sums["items"] > 0).sum() / filter.allowed_I.sum()),
+        "coverage": float((users_I > 0).sum() / filter.allowed_I.sum()),
         "new_items": float(new_I.sum() / filter.allowed_I.sum()),
         "new_items_eligible": int(new_I.sum()),
-        "new_items_recommended": int((sums["items"][new_I] > 0).sum()),
+        "new_items_recommended": int((users_I[new_I] > 0).sum()),
         "items_not_in_bundle": not_in_bundle,
         **bias,
         "most_recommended": [
             {"item_id": catalogue.item_ids[item].as_py(), "title": catalogue.titles[item].as_py(), "users": int(count)}
-            for item, count in zip(most.tolist(), sums["items"][most], strict=True)
+            for item, count in zip(most.tolist(), users_I[most], strict=True)
             if count
         ],
         "overlap": _ratio(sums["overlap_sum"][0], compared),

@@ -3,24 +3,45 @@
 import datetime
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from allmrec.bundle.items import renumbering
+import numpy as np
+import pyarrow.compute as pc
+
+from allmrec.core.artifacts import read_table
 from allmrec.core.commit_log import find_json
+from allmrec.core.count_drafts import SummedCounts
 from allmrec.core.shard_tasks import Report
 from allmrec.core.storage import Storage
 from allmrec.core.version import __version__
 from allmrec.core.workspace import Workspace
-from allmrec.data.catalogue import Catalogue
 from allmrec.nightly.lists import applied
 from allmrec.nightly.report import FOLDER, quality_gates, render, summarise
 from allmrec.nightly.samples import sample_key, sample_new_items
 from allmrec.nightly.score import NightlyJob
+from allmrec.nightly.statistics import ITEMS
 from allmrec.publishing.lease import Lease
 from allmrec.publishing.log import announce, manifest_key, restore_later
 from allmrec.publishing.maintenance import tidy
 from allmrec.publishing.run import Run
 from allmrec.publishing.suppression import users_page
+
+
+def write_reports(
+    output: Storage, job: NightlyJob, total: Report, counts: SummedCounts, gpus_per_worker: float
+) -> tuple[dict[str, Any], str]:
+    """Make and write all that tells of a run, on a worker: the report, and where its page is.
+
+    Args:
+        total: the sum of what `AuditShards` reported, but for the counts by item.
+        counts: those.
+    """
+    total = replace(total, item_counts=counts.read())
+    report = report_of(job, total, gpus_per_worker)
+    where = write_report(output, report)
+    write_samples(output, job, total)
+    return report, where
 
 
 def report_of(job: NightlyJob, total: Report, gpus_per_worker: float = 0) -> dict[str, Any]:
@@ -29,15 +50,15 @@ def report_of(job: NightlyJob, total: Report, gpus_per_worker: float = 0) -> dic
     Args:
         total: the sum of what `AuditShards` reported.
     """
-    last = job.previous.manifest if job.previous else None
+    last, items = job.previous.manifest if job.previous else None, job.items()
     figures = summarise(
         total,
-        job.catalogue(),
-        job.filter,
+        items.catalogue,
+        items.filter,
         last["rows"] if last else None,
         gpus_per_worker,
         job.config.price_per_gpu_hour,
-        job.new_I,
+        items.new_I,
         not_in_bundle(job),
     )
     identity = job.run.identity
@@ -59,8 +80,9 @@ def report_of(job: NightlyJob, total: Report, gpus_per_worker: float = 0) -> dic
 
 def not_in_bundle(job: NightlyJob) -> int:
     """How many items are in the catalogue, available, and not in the bundle: `bundle build` takes them."""
-    items = Catalogue.read(job.storage.at(Workspace.items))
-    return int((items.available & (renumbering(job.storage, job.run.identity["bundle"]) == 0)).sum())
+    column = read_table(Workspace(job.storage).items, columns=["available"]).column("available")
+    available = pc.fill_null(column, True).to_numpy()
+    return int(np.count_nonzero(available & (job.items().index_P[1:] == 0)))
 
 
 def write_report(output: Storage, report: Mapping[str, Any]) -> str:
@@ -77,11 +99,12 @@ def write_samples(output: Storage, job: NightlyJob, total: Report) -> None:
     if not samples:
         output.delete(name)
         return
-    key, new_I = sample_key(job.seed, job.run.run_date), job.filter.allowed_I & job.new_I
-    items = sample_new_items(job.config.sampled_users, key, new_I, total.sums["items"], job.catalogue())
+    key, items, users_I = sample_key(job.seed, job.run.run_date), job.items(), total.item_counts[ITEMS]
+    new_I = items.filter.allowed_I & items.new_I
+    new_items = sample_new_items(job.config.sampled_users, key, new_I, users_I, items.catalogue)
     previous = job.previous.manifest["run_date"] if job.previous else None
     page = {"run_date": str(job.run.run_date), "run_id": job.run.run_id, "previous": previous}
-    output.write(name, render({**page, "users": samples, "new_items": items}, "users.html.jinja").encode())
+    output.write(name, render({**page, "users": samples, "new_items": new_items}, "users.html.jinja").encode())
 
 
 def publish(run: Run, digests: Mapping[int, str], lease: Lease, mirror: Callable[[], None]) -> dict[str, Any]:

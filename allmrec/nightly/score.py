@@ -21,14 +21,14 @@ import pyarrow.compute as pc
 import torch
 
 from allmrec.bundle.description import part_of_system, read_description
-from allmrec.bundle.items import current_items
 from allmrec.bundle.loading import load_bundle
 from allmrec.core.artifacts import read_manifest, read_table
+from allmrec.core.count_drafts import CountDrafts
 from allmrec.core.hashing import Draw, key64
 from allmrec.core.shard_tasks import Report, ShardTask
-from allmrec.core.storage import Storage
+from allmrec.core.storage import S3Config, Storage
 from allmrec.core.workspace import Workspace
-from allmrec.data.catalogue import Catalogue, read_item_table
+from allmrec.data.catalogue import read_item_table
 from allmrec.data.sequences import Sequences, num_shards, offsets_of
 from allmrec.llm.loading import LLMConfig
 from allmrec.llm.shown_order import ShownOrder
@@ -37,48 +37,60 @@ from allmrec.nightly.blend import blended, candidates_log_p
 from allmrec.nightly.candidates import Candidates, Retriever, external_candidates, hidden, most_popular
 from allmrec.nightly.config import NightlyConfig
 from allmrec.nightly.counters import counters_of
-from allmrec.nightly.filters import ItemFilter
 from allmrec.nightly.lists import ListCount
 from allmrec.nightly.progress import note
 from allmrec.nightly.reuse import PreviousRun, input_digests, item_digests, write_digests
+from allmrec.nightly.run_items import ItemSources, RunItems
 from allmrec.nightly.users import EligibleUsers
 from allmrec.nightly.vectors import NightlyVectors, UserVectors, items_of_shard
 from allmrec.publishing.run import Run, stamped
 from schemas.recommendations import ITEM, SCHEMA
 
 POPULAR, TEACHER, LLM = "popular", "teacher", "llm"
-_catalogues: dict[tuple[str, str, str], Catalogue] = {}  # the last one that this process has read
+_items: dict[tuple[str, ...], RunItems] = {}  # those that this process has read last
 
 
 @dataclass(frozen=True)
 class NightlyJob:
-    """What every worker of a run is told. Can be pickled."""
+    """What every worker of a run is told. Can be pickled, and is no larger for more users or items."""
 
     run: Run
     storage: Storage  # of the bundle and the tables
     config: NightlyConfig
+    stores: S3Config  # of lists outside of the workspace
     llm: LLMConfig
     seed: int
     users: EligibleUsers
-    filter: ItemFilter
     weight: float  # of the LLM against the teacher: 1 and 0 are either alone
-    new_I: np.ndarray  # bool (n + 1,): the bundle's items that are new since training
     external_candidates: Storage | None = None  # another system's candidates, by shard
     previous: PreviousRun | None = None  # what in this run is compared with
     reuse: bool = True  # the rows of `previous` that have not changed
     lists: tuple[ListCount, ...] = ()  # that the config names, for the report
 
-    def catalogue(self) -> Catalogue:
-        """The bundle's items, with what is available and how often it was bought as it is prepared now.
+    def items(self) -> RunItems:
+        """What the run knows of the bundle's items. A process reads it once, however many tasks it works on.
 
-        A process reads it once, however many tasks it works on.
+        Raises:
+            ValueError: the run began with something else.
         """
-        version, items = self.run.identity["bundle"], read_manifest(Workspace(self.storage).items)
-        key = (self.storage.uri, version, items.digest)
-        if key not in _catalogues:
-            _catalogues.clear()
-            _catalogues[key] = Catalogue.from_table(current_items(self.storage, version))
-        return _catalogues[key]
+        identity, items = self.run.identity, read_manifest(Workspace(self.storage).items)
+        key = (self.storage.uri, identity["bundle"], items.digest, identity["filter"])
+        if key not in _items:
+            _items.clear()
+            found = ItemSources(self.storage, identity["bundle"], self.config, self.stores).read()
+            if found.filter.digest != identity["filter"]:
+                raise ValueError(
+                    f"what may be recommended is not what it was when run {self.run.run_id} of {self.run.run_date} "
+                    "began: the items or a list of items have changed since; run again"
+                )
+            _items[key] = found
+        return _items[key]
+
+    @property
+    def item_counts(self) -> CountDrafts:
+        """Where the audits put how often each item is recommended; with the run's work, which goes when it ends."""
+        bundled = Workspace(Workspace(self.storage).bundles.at(self.run.identity["bundle"]))
+        return CountDrafts(self.run.storage.at(f"{self.run.work}/counts"), read_manifest(bundled.items).rows)
 
     def ranking(self, description: Mapping[str, Any]) -> dict[str, Any]:
         """What ranks a user's candidates, the same for all users and items.
@@ -104,6 +116,7 @@ class ScoreShards(ShardTask):
         """Args: gpus: of this worker, over which the LLM is cut."""
         self._finished = time.perf_counter()
         self.job = job
+        self.items = job.items()
         # LLM-SRec, where it retrieves, reads by the LLM as it is.
         merged = job.config.ranker == "tallrec" and not job.config.uses_llm_srec
         self.model = ALLMRec(load_bundle(job.storage, job.run.identity["bundle"]), job.llm, merged, gpus)
@@ -122,7 +135,7 @@ class ScoreShards(ShardTask):
         spent = Counter[str]()
         with self._preparing:
             with clock.phase("retrieve"):
-                read = job.users.read(shard)
+                read = job.users.read(shard, self.items.index_P)
                 users = read.users
             vectors = self._users_vectors(shard, users, clock, spent)
             with clock.phase("retrieve"):
@@ -195,21 +208,21 @@ class ScoreShards(ShardTask):
         self.vectors.keep(shard, found)
         if not self.job.config.publish_vectors:
             return None
-        items = items_of_shard(self.job.filter, shard, num_shards(self.job.users.sequences))
+        items = items_of_shard(self.items.filter, shard, num_shards(self.job.users.sequences))
         return self.vectors.tables(found, self.catalogue.item_ids, items)
 
     @cached_property
     def retriever(self) -> Retriever:
         """Made by the first call and not with the worker: Ray hands on an error of a call as it was raised."""
-        job, teacher, lists = self.job, self.model.teacher, self.model.bundle.item_lists()
+        job, items, teacher, lists = self.job, self.items, self.model.teacher, self.model.bundle.item_lists()
         if self.vectors is not None and job.config.retriever == "llm-srec":
             teacher, lists = self.vectors.items, None
-        return Retriever(teacher, self.catalogue, job.filter.allowed_I, job.config, job.seed, job.new_I, lists)
+        return Retriever(teacher, self.catalogue, items.filter.allowed_I, job.config, job.seed, items.new_I, lists)
 
     def candidates(self, shard: int, users: Sequences, vectors: UserVectors | None = None) -> Candidates:
         """(U, N) items that each user may be recommended; popular ones where there is no history."""
-        job = self.job
-        popular = most_popular(self.catalogue.popularity, job.filter.allowed_I, job.config.num_candidates)
+        job, filter = self.job, self.items.filter
+        popular = most_popular(self.catalogue.popularity, filter.allowed_I, job.config.num_candidates)
         known = np.flatnonzero(users.lengths)
         x_UV = None
         if vectors is not None and job.config.retriever == "llm-srec":
@@ -224,7 +237,7 @@ class ScoreShards(ShardTask):
             return proposals
         seen = hidden(users, job.config)
         return external_candidates(
-            read_table(job.external_candidates, [shard]), proposals, self.catalogue, job.filter, seen
+            read_table(job.external_candidates, [shard]), proposals, self.catalogue, filter, seen
         )
 
     def scores(self, users: Sequences, candidates_UN: np.ndarray, vectors_UV: np.ndarray | None = None) -> np.ndarray:

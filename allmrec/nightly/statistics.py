@@ -1,7 +1,7 @@
 """What a committed shard holds: the audit, and statistics that add up over shards.
 
 Read back from the store, so that a run that was resumed is measured whole. Everything is a sum or a histogram of fixed
-bins: what comes together on the driver grows with the catalogue and not with the users.
+bins, which does not grow with the users; counts by item are no matter of the driver (`core.count_drafts`).
 
 Dimensions: I = n + 1 items, K = top_k, P pairs of a user and an item
 """
@@ -24,10 +24,10 @@ _TAIL = (1, 3, 10, 30, 100, 300, 1000)
 # Probabilities in twentieths; scores of the teacher go beyond them on both sides.
 SCORE_EDGES = np.array([*(-edge for edge in reversed(_TAIL)), *(np.arange(20) / 20), *_TAIL])
 OVERLAP_BINS = 10
+ITEMS = "items"  # in item_counts: recommendations of each item, int64 (I,)
 STATISTICS = (
     "sources",  # users by SOURCES
     "lengths",  # users by the length of their list, 0 ... K
-    "items",  # recommendations of each item, (I,)
     "rank_scores",  # sum of the scores at each rank, (K,), of users who do not get popular items
     "rank_counts",  # and how many there are
     "first_scores",  # those at rank 1 by the bins between SCORE_EDGES, with one bin more on either side
@@ -38,7 +38,7 @@ STATISTICS = (
 
 
 class AuditShards(ShardTask):
-    """Audits a committed shard; reports its sha256 (in `details`), its own counters, and STATISTICS (in `sums`).
+    """Audits a committed shard; reports its sha256 (in `details`), its own counters, and `statistics`.
 
     Raises ValueError for a shard that does not pass the audit.
     """
@@ -47,25 +47,25 @@ class AuditShards(ShardTask):
         self.job = job
 
     def process(self, shard: int) -> Report:
-        job = self.job
-        catalogue = job.catalogue()
-        users = job.users.read(shard).users
+        job, items = self.job, self.job.items()
+        filter, catalogue = items.filter, items.catalogue
+        users = job.users.read(shard, items.index_P).users
         seen, top_k = hidden(users, job.config), job.config.top_k
-        digest = audit_finished_shard(job.run, shard, users.user_ids, seen, catalogue, top_k, job.filter)
+        digest = audit_finished_shard(job.run, shard, users.user_ids, seen, catalogue, top_k, filter)
         if job.config.publish_vectors:
-            items = items_of_shard(job.filter, shard, num_shards(job.users.sequences))
-            audit_finished_vectors(job.run, shard, users, items, catalogue)
+            published = items_of_shard(filter, shard, num_shards(job.users.sequences))
+            audit_finished_vectors(job.run, shard, users, published, catalogue)
         rows, last = job.run.read_shard(shard)[0], job.previous and job.previous.read(shard)
         report = report_of_counters(job.run.shard_stats(shard))
-        report.sums = statistics(rows, last, catalogue.item_ids, top_k)
+        report.add(statistics(rows, last, catalogue.item_ids, top_k))
         key = sample_key(job.seed, job.run.run_date)
-        samples = sample_users(job.config.sampled_users, key, users, rows, last, catalogue, job.new_I)
+        samples = sample_users(job.config.sampled_users, key, users, rows, last, catalogue, items.new_I)
         report.details = {"sha256": digest, "samples": samples}
         return report
 
 
-def statistics(rows: pa.Table, last: pa.Table | None, item_ids: pa.Array, top_k: int) -> dict[str, np.ndarray]:
-    """STATISTICS of one shard, float64.
+def statistics(rows: pa.Table, last: pa.Table | None, item_ids: pa.Array, top_k: int) -> Report:
+    """Of one shard: in `sums` STATISTICS, and in `item_counts` ITEMS.
 
     Args:
         rows: of `recommendations`.
@@ -82,7 +82,6 @@ def statistics(rows: pa.Table, last: pa.Table | None, item_ids: pa.Array, top_k:
     sums = {
         "sources": [pc.sum(pc.equal(rows.column("source"), source)).as_py() or 0 for source in SOURCES],
         "lengths": np.bincount(lengths, minlength=top_k + 1),
-        "items": np.bincount(indices, minlength=len(item_ids)),
         "rank_scores": np.bincount(rank, entries.field("score").to_numpy()[place], top_k),
         "rank_counts": np.bincount(rank, minlength=top_k),
         "first_scores": _first_scores(rows),
@@ -90,7 +89,10 @@ def statistics(rows: pa.Table, last: pa.Table | None, item_ids: pa.Array, top_k:
         "overlap": np.histogram(overlap, OVERLAP_BINS, (0, 1))[0],
         "overlap_sum": [overlap.sum()],
     }
-    return {name: np.asarray(value, dtype=np.float64) for name, value in sums.items()}
+    return Report(
+        sums={name: np.asarray(value, dtype=np.float64) for name, value in sums.items()},
+        item_counts={ITEMS: np.bincount(indices, minlength=len(item_ids))},
+    )
 
 
 def _first_scores(rows: pa.Table) -> np.ndarray:

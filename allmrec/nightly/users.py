@@ -37,12 +37,12 @@ class EligibleUsers:
     suppressed: Storage | None = None  # a partitioned table of user_id: never these
     limit: int | None = None  # at most this number of users, drawn by their hashes
     timezone: str = "UTC"  # where the date ends
-    index_I: np.ndarray | None = None  # the bundle's index of each item of `sequences`; see `renumbering`
 
-    def read(self, shard: int) -> UserShard:
+    def read(self, shard: int, index_P: np.ndarray | None = None) -> UserShard:
+        """Args: index_P: the bundle's index of each item of `sequences`, see `renumbering`; by default the same."""
         users = known_before(read_table(self.sequences, [shard]), self.run_date, self.timezone)
-        if self.index_I is not None:
-            users = users.renumbered(self.index_I)
+        if index_P is not None:
+            users = users.renumbered(index_P)
         filtered_out = {}
         if self.requested is not None:
             users = _exactly(users, _ids(self.requested, shard))

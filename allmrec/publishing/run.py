@@ -3,6 +3,7 @@
     _runs/run_date=D/identity.json     put-if-absent: the run that has the date, and what it is made of
     _runs/run_date=D/<run id>/attempts/part-00003-<random>.parquet     one attempt at a shard
     _runs/run_date=D/<run id>/shards/part-00003.json     put-if-absent: the attempt that won
+    _runs/run_date=D/<run id>/counts/…     how often its shards recommend each item, for the report
     run_date=D/part-00003.parquet      copies of the winners, once all have passed the audit
     run_date=D/_vectors/…              likewise, where vectors are published (`allmrec.publishing.vectors`)
     run_date=D/_SUCCESS                put-if-absent: the manifest of these files

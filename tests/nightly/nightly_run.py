@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from allmrec.core.count_drafts import CountInto, SummedCounts
 from allmrec.core.shard_tasks import gather, read_reports
 from allmrec.core.storage import Storage, open_storage
 from allmrec.nightly.inputs import NightlyInputs
 from allmrec.nightly.report import refuse_failed_gates
-from allmrec.nightly.results import report_of, write_report, write_samples
+from allmrec.nightly.results import write_reports
 from allmrec.nightly.samples import keep_samples
 from allmrec.nightly.score import NightlyJob, ScoreShards
 from allmrec.nightly.statistics import AuditShards
@@ -61,16 +62,15 @@ def make(
     """Score, audit, report and publish."""
     output = open_storage(str(config.nightly.output))
     inputs = NightlyInputs(config.workspace, config.nightly, config.llm, config.seed, config.storage)
-    job = inputs.prepare_job(output, run_date, full, limit)
-    worker, audit = ScoreShards(job), AuditShards(job)
+    job = inputs.prepare_job(output, run_date, inputs.item_sources.summary(), full, limit)
+    worker, audit = ScoreShards(job), CountInto(AuditShards(job), job.item_counts)
     shards = [np.array([shard]) for shard in range(NUM_SHARDS)]
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(lambda shard: list(worker({"id": shard})), shards))
     audited, total = gather(read_reports(table for shard in shards for table in audit({"id": shard})))
     for shard in audited:
         keep_samples(total, shard, config.nightly.sampled_users)
-    write_samples(output, job, total)
-    report = report_of(job, total)
-    refuse_failed_gates(report["quality_gates"], write_report(output, report))
+    report, where = write_reports(output, job, total, SummedCounts(job.item_counts, 0, NUM_SHARDS), 0)
+    refuse_failed_gates(report["quality_gates"], where)
     job.run.publish(NUM_SHARDS, {report.shard: report.details["sha256"] for report in audited})
     return Made(job, worker, report, read_recommendations(output.uri, run_date).to_pylist())

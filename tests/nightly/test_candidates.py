@@ -11,7 +11,7 @@ from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
 from allmrec.nightly.candidates import Candidates, Retriever, external_candidates
 from allmrec.nightly.config import NightlyConfig
-from allmrec.nightly.filters import ItemFilter, build_filter
+from allmrec.nightly.filters import ItemFilter
 from schemas.candidates import SCHEMA
 
 
@@ -33,7 +33,7 @@ def candidates_table(rows: dict[str, list[str]]) -> pa.Table:
 
 
 def only_available(catalogue: Catalogue) -> ItemFilter:
-    return build_filter(catalogue, pa.chunked_array([pa.nulls(catalogue.num_items, pa.list_(pa.string()))]))
+    return ItemFilter((~catalogue.available).astype(np.int8))
 
 
 def test_external_candidates_are_checked_and_topped_up(catalogue: Catalogue, users: Sequences) -> None:

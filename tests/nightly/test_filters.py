@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allmrec.data.catalogue import Catalogue
 from allmrec.data.sequences import Sequences
 from allmrec.nightly.audit import audit_shard
 from allmrec.nightly.config import NightlyConfig
@@ -16,18 +15,18 @@ from schemas.recommendations import SCHEMA
 from tests.nightly.conftest import Shop
 
 CATEGORIES = pa.chunked_array([[["Toys"], ["Toys", "Dolls"], None, [], ["Books"]], [["Toys", None]]])
-IDS = pa.array(["", "a", "b", "c", "d", "e", "f"])
-CATALOGUE = Catalogue(IDS, IDS, IDS, IDS, np.zeros(7, np.int64), np.array([0, 1, 1, 1, 1, 1, 0], bool), np.arange(1, 7))
+AVAILABLE = [True, True, None, True, True, False]
+ITEMS = pa.table({"item_id": [*"abcdef"], "available": AVAILABLE, "categories": CATEGORIES})
 
 
 def test_of_several_reasons_the_first_counts() -> None:
-    found = build_filter(CATALOGUE, CATEGORIES, ["Toys"], blocked=["b", "c", "nowhere"], suppressed=["b"])
+    found = build_filter(ITEMS, ["Toys"], blocked=["b", "c", "nowhere"], suppressed=["b"])
     assert found.allowed_I.tolist() == [False, True, False, False, False, False, False]
     assert found.excluded() == {"unavailable": 1, "category": 3, "blocked": 1, "suppressed": 0}
     assert found.reasons(np.array([2, 2, 6])) == {"unavailable": 1, "category": 0, "blocked": 2, "suppressed": 0}
-    assert found.digest != build_filter(CATALOGUE, CATEGORIES).digest
+    assert found.digest != build_filter(ITEMS).digest
     with pytest.raises(ValueError, match=r"no item is left to recommend \(unavailable 1, category 5\)"):
-        build_filter(CATALOGUE, CATEGORIES, ["Cars"])
+        build_filter(ITEMS, ["Cars"])
 
 
 def test_a_uri_is_short_for_a_table() -> None:
@@ -41,15 +40,15 @@ def test_a_uri_is_short_for_a_table() -> None:
 def test_the_audit_refuses_what_the_filter_does(shop: Shop, reason: str) -> None:
     rows, seen = shop.rows(0, "run"), shop.seen(0)
     item = rows[0]["items"][0]["item_id"]
-    none = pa.chunked_array([pa.nulls(shop.num_items, pa.list_(pa.string()))])
+    ids, categories = shop.catalogue.item_ids[1:], pa.nulls(shop.num_items, pa.list_(pa.string()))
     if reason == "category":
-        ids = shop.catalogue.item_ids.to_pylist()[1:]
         lists: dict = {"allowed_categories": ["x"]}
-        none = pa.chunked_array([[[] if other == item else ["x"] for other in ids]], pa.list_(pa.string()))
+        categories = pa.array([[] if other == item else ["x"] for other in ids.to_pylist()], pa.list_(pa.string()))
     else:
         lists = {reason: [item]}
     table = pa.Table.from_pylist(rows, SCHEMA)
-    filter = build_filter(shop.catalogue, none, **lists)
+    items = {"item_id": ids, "available": shop.catalogue.available[1:], "categories": categories}
+    filter = build_filter(pa.table(items), **lists)
     with pytest.raises(ValueError, match=f"in no allowed category|is {reason}"):
         audit_shard(table, seen.user_ids, seen, shop.catalogue, shop.top_k, filter=filter)
 

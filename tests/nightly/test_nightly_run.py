@@ -1,6 +1,8 @@
 """Runs of consecutive days with tiny models: who gets what, what is reused, what is reported and refused."""
 
 import json
+import pickle
+from collections import Counter
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,11 @@ import pytest
 
 from allmrec.bundle.items import current_items
 from allmrec.core.artifacts import commit, read_manifest, read_table, sha256, shard_name, write_shard
+from allmrec.core.count_drafts import CountInto, SummedCounts
 from allmrec.core.hashing import shard_of
+from allmrec.core.shard_tasks import read_reports
 from allmrec.core.storage import Storage, open_storage
-from allmrec.nightly import score
+from allmrec.nightly import run_items, score
 from allmrec.nightly.statistics import AuditShards
 from allmrec.nightly.users import known_before
 from jobs import bundle
@@ -23,7 +27,7 @@ from jobs.config import Config
 from jobs.runtime.console import Console
 from jobs.runtime.step import execute
 from schemas import candidates, sequences, user_ids
-from tests.evaluation.tiny import NUM_SHARDS, NUM_USERS, tiny_config, write_tiny_workspace
+from tests.evaluation.tiny import NUM_ITEMS, NUM_SHARDS, NUM_USERS, tiny_config, write_tiny_workspace
 from tests.nightly.nightly_run import FIRST, SECOND, Made, make, with_nightly
 
 STRANGERS = ["stranger-1", "stranger-2"]
@@ -264,8 +268,30 @@ def test_a_date_ends_at_midnight_of_its_time_zone() -> None:
 
 def test_a_process_reads_the_catalogue_once_for_all_shards_that_it_audits(first, monkeypatch) -> None:
     job, read = first[1].job, []
-    monkeypatch.setattr(score, "_catalogues", {})
-    monkeypatch.setattr(score, "current_items", lambda *of: read.append(of) or current_items(*of))
+    monkeypatch.setattr(score, "_items", {})
+    monkeypatch.setattr(run_items, "current_items", lambda *of: read.append(of) or current_items(*of))
     for shard in range(NUM_SHARDS):
         AuditShards(job).process(shard)
     assert len(read) == 1
+
+
+def test_nothing_by_item_is_in_what_the_driver_sends_and_gets(first) -> None:
+    job = first[1].job
+    assert len(job.items().filter.verdict_I) == NUM_ITEMS + 1
+    assert b"numpy" not in pickle.dumps(job), "nor when it has read the items"
+    for shard in range(NUM_SHARDS):
+        (report,) = read_reports(CountInto(AuditShards(job), job.item_counts).tables(shard))
+        assert not report.item_counts and max(map(len, report.sums.values())) < NUM_ITEMS
+    counts = SummedCounts(job.item_counts, 0, NUM_SHARDS).read()["items"]
+    listed = Counter(item["item_id"] for row in first[1].rows for item in row["items"])
+    assert counts.tolist() == [listed[item] for item in job.items().catalogue.item_ids.to_pylist()]
+
+
+def test_no_worker_goes_by_another_list_than_the_run_began_with(tiny, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "recall.txt").write_text("item-00\n")
+    lists = {"suppressed_items": str(tmp_path / "recall.txt")}
+    made = make(with_nightly(tiny[0], tmp_path / "out", **lists, ranker="teacher"), tiny[1])
+    (tmp_path / "recall.txt").write_text("item-01\n")
+    monkeypatch.setattr(score, "_items", {})
+    with pytest.raises(ValueError, match=f"when run {made.job.run.run_id} of {FIRST} began: .* run again"):
+        score.ScoreShards(made.job)

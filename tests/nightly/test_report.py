@@ -63,7 +63,7 @@ def figures(catalogue: Catalogue) -> dict[str, Any]:
         seconds={"rank": 3.0, "worker": 7200.0},
     )
     for part in (current.slice(0, 1), current.slice(1)):  # two shards
-        total.add(Report(sums=statistics(part, last, catalogue.item_ids, 3)))
+        total.add(statistics(part, last, catalogue.item_ids, 3))
     verdicts = ItemFilter(np.array([1, 0, 0, 0, 0, 3], dtype=np.int8))
     return summarise(total, catalogue, verdicts, 2, gpus_per_worker=0.5, price_per_gpu_hour=3.0)
 
@@ -81,7 +81,7 @@ def test_figures(figures: dict[str, Any]) -> None:
 
 def test_a_shard_without_users_adds_nothing(catalogue: Catalogue) -> None:
     found = statistics(SCHEMA.empty_table(), SCHEMA.empty_table(), catalogue.item_ids, 3)
-    assert not any(sums.any() for sums in found.values())
+    assert not any(values.any() for values in (*found.sums.values(), *found.item_counts.values()))
 
 
 def test_the_stability_index_grows_with_the_shift() -> None:

@@ -59,7 +59,7 @@ def test_it_retrieves_from_the_whole_catalogue(shop, tmp_path: Path) -> None:
     spent, model = made.figures["tokens"], made.worker.model
     assert model._rankers == {} and model.llm_srec.tokens == spent > 0, "nothing but users is asked for"
     assert made.figures["vectors_read"] == made.figures["scored_by_llm"] == NUM_USERS
-    allowed = made.job.filter.allowed_I
+    allowed = made.job.items().filter.allowed_I
     ids = np.array(model.bundle.catalogue.item_ids.to_pylist())
     for user, scores_I in scores_of(made).items():
         best = np.argsort(-np.where(allowed, scores_I, -np.inf), kind="stable")[:5]
@@ -94,7 +94,7 @@ def test_runs_on_s3_are_resumed_and_an_unchanged_one_asks_the_llm_nothing(shop, 
     inputs = NightlyInputs(disturbed.workspace, disturbed.nightly, disturbed.llm, disturbed.seed, disturbed.storage)
     for die_at in (4, 9, 12, 13, 16, 25):
         try:
-            worker = ScoreShards(inputs.prepare_job(mortal(output, die_at), FIRST))
+            worker = ScoreShards(inputs.prepare_job(mortal(output, die_at), FIRST, inputs.item_sources.summary()))
             for shard in sorted({*range(NUM_SHARDS)} - worker.job.run.finished_shards()):
                 list(worker({"id": np.array([shard])}))
         except Killed:
@@ -185,7 +185,7 @@ def test_vectors_that_are_not_those_of_the_run_are_not_published(
     config, storage = shop
     config = with_nightly(config, tmp_path, ranker="llm-srec", publish_vectors=True)
     inputs = NightlyInputs(config.workspace, config.nightly, config.llm, config.seed, config.storage)
-    worker = ScoreShards(inputs.prepare_job(open_storage(str(tmp_path)), FIRST))
+    worker = ScoreShards(inputs.prepare_job(open_storage(str(tmp_path)), FIRST, inputs.item_sources.summary()))
     made = worker.vectors
     assert made is not None
     tables = made.tables
@@ -259,7 +259,7 @@ def test_a_part_of_nan_makes_no_bundle(tiny_workspace, tiny_llm) -> None:
 def test_nan_of_the_llm_names_users_and_is_not_written(shop, tmp_path: Path) -> None:
     config = with_nightly(shop[0], tmp_path, **ALONE)
     inputs = NightlyInputs(config.workspace, config.nightly, config.llm, config.seed, config.storage)
-    worker = ScoreShards(inputs.prepare_job(open_storage(str(tmp_path)), FIRST))
+    worker = ScoreShards(inputs.prepare_job(open_storage(str(tmp_path)), FIRST, inputs.item_sources.summary()))
     worker.model.llm_srec.readout.tokens.weight[0] = torch.nan
     with pytest.raises(ValueError, match=r"llm-srec reads users \['user-"):
         list(worker({"id": np.array([0])}))

@@ -15,7 +15,7 @@ from allmrec.data.config import DataConfig, SourceConfig
 from allmrec.data.prepare.clean import log_columns
 from allmrec.data.sources.lines import MALFORMED, NUMBER
 from allmrec.data.sources.source import open_source
-from allmrec.nightly.inputs import item_list
+from allmrec.nightly.run_items import item_list
 from allmrec.nightly.user_tables import CANDIDATES
 from jobs.config import Config
 from jobs.prepare import excluded_lists
