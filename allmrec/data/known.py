@@ -1,8 +1,9 @@
 """Who is known to a workspace: users with events, whether or not the filters kept them, items, and the known excluded.
 
-Of those who were excluded the histories remember hashes alone. A shard is read at a time.
+Of those who were excluded the histories remember hashes alone. One file of a table is read at a time.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from allmrec.core.artifacts import MANIFEST, read_manifest, read_part, read_table
+from allmrec.core.artifacts import MANIFEST, read_manifest, read_part, read_parts, read_table
 from allmrec.core.hashing import fingerprint, shard_of
 from allmrec.core.workspace import Workspace
 from allmrec.data.sequences import num_shards
@@ -47,28 +48,24 @@ class Known:
             table = read_part(histories, manifest, manifest.stats["shards"][shard]["events"])
         else:
             table = read_table(self.workspace.sequences, [shard])
-        return self._among(USER, ids, table.column("user_id").cast(pa.string()).combine_chunks())
+        return self._among(USER, ids, [table.column("user_id")])
 
     def items(self, ids: pa.Array) -> np.ndarray:
         """Which of these ids the catalogue has, or had: bool (N,)."""
-        return self._among(ITEM, ids, self._items)
-
-    @cached_property
-    def _items(self) -> pa.Array:
-        if not self.workspace.items.exists(MANIFEST):
-            return pa.array([], pa.string())
-        table = read_table(self.workspace.items, columns=["item_id"])
-        return table.column("item_id").cast(pa.string()).combine_chunks()
+        items = self.workspace.items
+        parts = read_parts(items, ["item_id"]) if items.exists(MANIFEST) else iter(())
+        return self._among(ITEM, ids, (part.column("item_id") for part in parts))
 
     @cached_property
     def _excluded(self) -> frozenset[str]:
         found = self.workspace.histories.exists(MANIFEST)
         return frozenset(read_manifest(self.workspace.histories).stats.get(KNOWN, ()) if found else ())
 
-    def _among(self, kind: int, ids: pa.Array, known: pa.Array) -> np.ndarray:
-        found = pc.is_in(ids, known).to_numpy(zero_copy_only=False)
+    def _among(self, kind: int, ids: pa.Array, known: Iterable[pa.ChunkedArray]) -> np.ndarray:
+        found = np.zeros(len(ids), dtype=bool)
+        for part in known:
+            found |= pc.is_in(ids, part.cast(pa.string())).to_numpy(zero_copy_only=False)
         if self._excluded:
             rest = np.flatnonzero(~found)
-            found = found.copy()
             found[rest] = [id_hash(kind, id) in self._excluded for id in ids.take(pa.array(rest)).to_pylist()]
         return found
