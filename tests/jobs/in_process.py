@@ -20,9 +20,11 @@ from ray import cloudpickle
 
 from benchmarks.process_group import group_of_one
 from jobs import train_alignment, train_baselines, train_cf, train_projection, train_recformer, train_tallrec
+from jobs.config import Config
 from jobs.runtime import ray_train
+from jobs.runtime.console import Console
 from jobs.runtime.ray_train import Loop
-from jobs.runtime.step import Context, Stats
+from jobs.runtime.step import Context, Stats, Step, execute
 
 TRAINERS = (train_alignment, train_baselines, train_cf, train_projection, train_recformer, train_tallrec)
 
@@ -34,9 +36,17 @@ def jobs_in_process() -> Iterator[None]:
         patch.setattr(ray, "nodes", lambda: [])  # no need is checked against them
         patch.setattr(ray.data, "range", numbers)
         patch.setattr(ray.data, "from_arrow", from_arrow)
+        patch.setattr(ray, "remote", LocalTask)
+        patch.setattr(ray, "get", lambda result: result)
         for trainer in {*TRAINERS} - {train_tallrec}:  # which calls `fit` through train_projection
             patch.setattr(trainer, "fit", fit)
         yield
+
+
+def executed(step: Step, config: Config) -> bool:
+    """`execute` in this process."""
+    with jobs_in_process():
+        return execute(step, config, Console(log_json=True))
 
 
 class LocalDataset:
@@ -78,6 +88,17 @@ class LocalDataset:
 
     def iter_batches(self, **format: Any) -> Iterator[pa.Table]:
         return self.blocks()
+
+
+class LocalTask:
+    """Of one function."""
+
+    def __init__(self, function: Callable[..., Any]):
+        self.function = function
+
+    def remote(self, *arguments: Any) -> Any:
+        function, arguments = cloudpickle.loads(cloudpickle.dumps((self.function, arguments)))
+        return function(*arguments)
 
 
 def from_arrow(blocks: Sequence[pa.Table]) -> LocalDataset:

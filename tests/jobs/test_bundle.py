@@ -17,6 +17,9 @@ from jobs.runtime.step import execute, resolved
 from tests.evaluation.tiny import tiny_config, write_tiny_workspace
 
 
+pytestmark = pytest.mark.usefixtures("in_process")
+
+
 def test_build_promote_show_verify_and_list(tmp_path, tiny_llm, tiny_tokenizer):
     config = tiny_config(tmp_path)
     storage = write_tiny_workspace(config, tiny_llm, tiny_tokenizer)

@@ -17,7 +17,7 @@ from allmrec.alignment.texts import TrainedTexts
 from allmrec.alignment.training import AlignmentTraining
 from allmrec.alignment.tuned_encoder import DIGEST
 from allmrec.cf.teacher import build_teacher, load_teacher, save_teacher
-from allmrec.core.artifacts import read_manifest, read_table, writing
+from allmrec.core.artifacts import read_manifest, writing
 from allmrec.core.columns import to_lists
 from allmrec.core.rows import whole
 from allmrec.core.storage import Storage
@@ -72,7 +72,7 @@ def prepared(root: Path, **alignment) -> tuple[Config, Storage]:
     with writing(storage.at("teacher"), "teacher", "by hand", resolved(config, ("teacher",))) as out:
         out.add(save_teacher(storage.at("teacher"), teacher))
         out.stats["num_items"] = training_run.NUM_ITEMS
-        write_trained_items(out, read_table(storage.at("items")))
+        out.add(write_trained_items(storage.at("teacher"), storage.at("items")))
     return config, storage
 
 
