@@ -16,7 +16,6 @@ from jobs.runtime.console import Console
 from jobs.runtime.step import execute, resolved
 from tests.evaluation.tiny import tiny_config, write_tiny_workspace
 
-
 pytestmark = pytest.mark.usefixtures("in_process")
 
 
