@@ -27,7 +27,7 @@ from allmrec.core.artifacts import find_manifest, read_manifest, read_part, writ
 from allmrec.core.distributed import rank_and_world_size
 from allmrec.core.hashing import Draw, key64
 from allmrec.core.workspace import Workspace
-from allmrec.data.catalogue import Catalogue, read_drawable
+from allmrec.data.catalogue import read_drawable, read_item_texts
 from allmrec.data.trained_items import check_trained_on, write_trained_items
 from allmrec.data.training_users import Sample, TrainingUsers, num_parts
 from allmrec.retention import named_encoders
@@ -93,8 +93,7 @@ def loop(settings: dict[str, Any]) -> Stats:
     if config.text_encoder == "fine-tuned":
         text = settings["text"]
         encoder = load_encoder(text.model_copy(update={"dtype": "float32"}), str(device()))
-        catalogue = Catalogue.read(settings["items"], texts=True)
-        trained_texts = TrainedTexts(config, encoder, catalogue.texts, text.max_chars)
+        trained_texts = TrainedTexts(config, encoder, read_item_texts(settings["items"]), text.max_chars)
     teacher = load_teacher(settings["teacher"])
     training = AlignmentTraining(
         config,
