@@ -50,7 +50,7 @@ def write_run(config: Config, num_users: int, num_items: int, hidden: int, layer
     titles = Catalogue.read(workspace.items).titles
     tokenizer = train_tokenizer(titles, [config.prompt], 2000)
     tokenizer.save_pretrained(folder)
-    llm = _llm(len(tokenizer), hidden, layers)
+    llm = drawn_llm(len(tokenizer), hidden, layers)
     llm.save_pretrained(folder)
     Path(config.text.model).mkdir(exist_ok=True)
     _models(config, workspace, num_items, hidden)
@@ -79,7 +79,8 @@ def _sequences(config: Config, num_users: int, num_items: int, rng: np.random.Ge
     return tables
 
 
-def _llm(vocab: int, hidden: int, layers: int) -> Any:
+def drawn_llm(vocab: int, hidden: int, layers: int) -> Any:
+    """An OPT of that size, with random weights."""
     from transformers import OPTConfig, OPTForCausalLM
 
     torch.manual_seed(0)

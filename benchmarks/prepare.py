@@ -6,14 +6,16 @@
 Each engine is a process of its own (`ENGINES` says what each does). Before times are compared the tables are:
 every user's sequence, every item's popularity, and how many rows were rejected for which reason. "MB" is the most that
 the process and all it started held at once, shared pages counted once; Ray's object store, which is a part of it, is
-told apart. Our seconds have Ray's start in them, and not the drawing of evaluation cases, which the others leave out.
+told apart. Memory is of a run of its own: to look at that of Ray's processes takes a seventh of two cores. Our seconds
+have Ray's start in them, and not the drawing of evaluation cases, which the others leave out.
 """
 
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import polars as pl
 import typer
@@ -25,19 +27,16 @@ from benchmarks.report import ROOT, Benchmark, Row
 from jobs.runtime.command import errors_in_one_line
 from jobs.runtime.console import Console
 
+T = TypeVar("T")
+
 NAME = "prepare"
 FULL, QUICK = 20_000_000, 200_000
 
 
 def measure(engine: str, log: GeneratedLog, output: Path, threads: int) -> Row:
-    """Run an engine in a process of its own. Raises ValueError if it fails."""
-    for file in log.files():
-        file.read_bytes()  # no engine waits for the disk
-    command = [sys.executable, "-m", "benchmarks.prepare_engines", engine, str(log.folder), str(output)]
-    process = subprocess.Popen([*command, "--threads", str(threads)])
-    memory = peak(process)
-    if process.returncode:
-        raise ValueError(f"{engine} ended with code {process.returncode} on {log.rows:,} rows; see above")
+    """Run an engine twice, in processes of its own: for its memory, and for its time. Raises ValueError if it fails."""
+    memory = _run(engine, log, output, threads, peak)
+    _run(engine, log, output, threads, subprocess.Popen.wait)
     numbers = json.loads((output / "numbers.json").read_text())
     seconds = numbers.pop("seconds")
     return {
@@ -48,6 +47,18 @@ def measure(engine: str, log: GeneratedLog, output: Path, threads: int) -> Row:
         "MB without it": memory.private,
         **numbers,
     }
+
+
+def _run(engine: str, log: GeneratedLog, output: Path, threads: int, wait: Callable[[subprocess.Popen], T]) -> T:
+    """Returns what `wait` did."""
+    for file in log.files():
+        file.read_bytes()  # no engine waits for the disk
+    command = [sys.executable, "-m", "benchmarks.prepare_engines", engine, str(log.folder), str(output)]
+    process = subprocess.Popen([*command, "--threads", str(threads)])
+    found = wait(process)
+    if process.returncode:
+        raise ValueError(f"{engine} ended with code {process.returncode} on {log.rows:,} rows; see above")
+    return found
 
 
 def refuse_difference(output: Path, ours: Path) -> None:

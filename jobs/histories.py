@@ -7,16 +7,14 @@ end, so a killed run leaves the previous histories valid. What is read and what 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-import pyarrow as pa
-
 from allmrec.core.artifacts import ArtifactWriter, Manifest, read_manifest, writing
 from allmrec.core.shard_tasks import Report, ShardTask, read_reports
 from allmrec.core.storage import Storage
 from allmrec.data.prepare.clean import CleanInteractions
 from allmrec.data.prepare.histories import MentionsItems
-from allmrec.data.prepare.incremental import HistoriesPlan
+from allmrec.data.prepare.incremental import HistoriesPlan, LogItems
 from allmrec.data.prepare.shuffle import MergeRuns, PartitionRows, Shuffle
-from jobs.runtime.ray_data import gather_reports, iter_results, map_tasks
+from jobs.runtime.ray_data import gather_reports, iter_results, map_tasks, on_worker
 from jobs.runtime.step import Context
 
 Contents = ArtifactWriter | Manifest  # files and stats of histories, before or after the commit
@@ -25,30 +23,28 @@ _PARALLEL = 16  # deletes at once
 
 
 def update_histories(
-    context: Context, plan: HistoriesPlan, item_ids: pa.Array, check: Callable[[Contents], None]
+    context: Context, plan: HistoriesPlan, items: LogItems, check: Callable[[Contents], None]
 ) -> Manifest:
     """Make the histories, as far as they are not there.
 
     Args:
-        item_ids: string (n,), by item index from 1; begins with `plan.known_items()`.
         check: called before they are committed; where it raises, the previous ones stay, and no item becomes known.
     """
-    identity = plan.identity(item_ids)
-    if plan.previous is not None and plan.previous.fingerprint == identity:
+    if plan.previous is not None and plan.previous.fingerprint == items.identity:
         check(plan.previous)
         return plan.previous
-    previous = plan.previous if _can_be_extended(plan, item_ids) else None
+    previous = plan.previous if _can_be_extended(plan, items) else None
     drafts = context.workspace.shuffle
     clear(drafts)
-    with writing(plan.storage, "histories", identity, plan.config, keep_previous=True) as out:
+    with writing(plan.storage, "histories", items.identity, plan.config, keep_previous=True) as out:
         try:
-            shuffle, pieces = _partition(context, plan, previous, drafts, item_ids)
-            update = plan.update(previous, shuffle, item_ids)
+            shuffle, pieces = _partition(context, plan, previous, drafts, items)
+            update = plan.update(previous, shuffle, items)
             shards, total = over_shards(context, "order events", update)
         finally:
             clear(drafts)
-        out.add(total.files)
-        plan.write_manifest(out, item_ids, pieces, shards)
+        out.add(total.files | {items.file: on_worker(plan.write_items, items)})
+        plan.add_stats(out, items, pieces, shards)
         try:
             check(out)
         except Exception:
@@ -69,14 +65,14 @@ def clear(storage: Storage, prefix: str = "") -> None:
 
 
 def _partition(
-    context: Context, plan: HistoriesPlan, previous: Manifest | None, drafts: Storage, item_ids: pa.Array
+    context: Context, plan: HistoriesPlan, previous: Manifest | None, drafts: Storage, items: LogItems
 ) -> tuple[Shuffle, list[Report]]:
     """Read the new files into the shuffle, and merge its runs. Returns the report of each piece as well."""
     log, data = plan.unread(previous), context.config.data
     shuffle = Shuffle(drafts, len(log.pieces), data.num_shards)
     if not log.pieces:
         return shuffle, []
-    partition = PartitionRows(CleanInteractions(log, data, item_ids), shuffle, plan.exclusions(item_ids))
+    partition = PartitionRows(CleanInteractions(log, data, items.ids), shuffle, items.exclusions)
     pieces, _ = gather_reports(context.console, "read the log", len(log.pieces), partition)
     for level in range(1, shuffle.rounds + 1):
         gather_reports(context.console, "merge runs", shuffle.num_runs(level), MergeRuns(shuffle, level))
@@ -84,13 +80,12 @@ def _partition(
     return shuffle, pieces
 
 
-def _can_be_extended(plan: HistoriesPlan, item_ids: pa.Array) -> bool:
+def _can_be_extended(plan: HistoriesPlan, items: LogItems) -> bool:
     """Whether no rejected row of the previous histories names an item that was added to the catalogue."""
     if plan.previous is None:
         return False
-    new = item_ids[len(plan.known_items()) :]
-    if not len(new):
+    if len(items.ids) == items.known:
         return True
-    mentions = MentionsItems(plan.storage, plan.previous, new)
+    mentions = MentionsItems(plan.storage, plan.previous, items.ids, items.known)
     results = iter_results(map_tasks(len(plan.previous.stats["shards"]), mentions))
     return not any(report.counts["rows"] for report in read_reports(results))

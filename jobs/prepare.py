@@ -4,7 +4,7 @@
 
 Users are assigned to `data.num_shards` shards by a hash of their id. Ray Data runs the passes: over pieces of the
 input, which are read, cleaned and shuffled through storage, and then over shards, one by one, wherever a CPU is free.
-Nothing on the driver grows with the number of users or events; of the catalogue it holds ids, and counts by item.
+Nothing on the driver grows with the number of users, events or items: workers read what is by item from drafts.
 """
 
 import time
@@ -19,10 +19,11 @@ import pyarrow.compute as pc
 from allmrec.core.artifacts import find_manifest, writing
 from allmrec.core.shard_tasks import read_reports
 from allmrec.core.storage import Storage
-from allmrec.data.catalogue import ItemCounts
+from allmrec.data.catalogue import StoredCounts
 from allmrec.data.config import least_shards
 from allmrec.data.evaluation_cases import SPLITS, DrawCases
 from allmrec.data.prepare.clean import log_columns
+from allmrec.data.prepare.filters import FrequentItems
 from allmrec.data.prepare.incremental import HistoriesPlan
 from allmrec.data.prepare.items import ITEMS
 from allmrec.data.prepare.sequences import BuildSequences, CountItems, CountUsers, DrawUsers
@@ -32,12 +33,12 @@ from allmrec.data.splits import Split
 from jobs.config import Config
 from jobs.histories import Contents, clear, over_shards, update_histories
 from jobs.item_counts import count_over_shards
-from jobs.items import merge_catalogue, number_catalogue, write_catalogue
+from jobs.items import clean_catalogue, merge_catalogue, write_catalogue
 from jobs.runtime.cluster import start_ray
 from jobs.runtime.command import main
 from jobs.runtime.preflight import Needs
 from jobs.runtime.prometheus import PrepareMetrics
-from jobs.runtime.ray_data import iter_results, map_tasks
+from jobs.runtime.ray_data import iter_results, map_tasks, on_worker
 from jobs.runtime.step import Context, Stats, Step
 
 
@@ -59,9 +60,7 @@ def _prepare(context: Context, drafts: Storage) -> Stats:
     histories = HistoriesPlan(workspace.histories, log, data, *excluded)
 
     # The order of the catalogue's ids gives the item indices, new ones after those that are known.
-    known = histories.known_items()
-    items = number_catalogue(catalogue, drafts, known)
-    item_ids = items.item_ids
+    items = clean_catalogue(context, catalogue, histories, drafts)
     listed: Stats = {}
 
     # What was not used, and whether it was too much: then nothing else is written, and the histories stay as they were.
@@ -71,7 +70,7 @@ def _prepare(context: Context, drafts: Storage) -> Stats:
             out.add(merge_catalogue(context, items, drafts, excluded[1]))
             out.add(_rejected_rows(context, made))
         most, (rows, reasons, filtered_out) = data.max_rejected_fraction, _counted(made.stats)
-        _refuse("items", len(item_ids) - items.gone, items.rejected, most, workspace.rejected)
+        _refuse("items", items.listed, items.rejected, most, workspace.rejected)
         _refuse("interactions", rows - reasons.total(), reasons, most, workspace.rejected)
         if rows == reasons.total() + filtered_out.total():
             counts = ", ".join(f"{reason} {count:,}" for reason, count in (filtered_out + reasons).most_common())
@@ -80,30 +79,31 @@ def _prepare(context: Context, drafts: Storage) -> Stats:
                 f"excluded_users, and {workspace.rejected.uri} for rejected rows"
             )
 
-    rows, reasons, filtered_out = _counted(update_histories(context, histories, item_ids, check).stats)
+    rows, reasons, filtered_out = _counted(update_histories(context, histories, items.log_items, check).stats)
 
-    frequent_I = _frequent_items(context, len(item_ids))
-    _refuse_no_user(context, frequent_I)
+    frequent = _frequent_items(context, items.num_items, drafts)
+    _refuse_no_user(context, frequent)
     before = find_manifest(workspace.sequences)
     resolved = context.resolved(*STEP.sections)
     with writing(workspace.sequences, "sequences", context.fingerprint, resolved) as out:
-        split = _split(context, frequent_I)
-        build = BuildSequences(workspace.histories, workspace.sequences, before, data, frequent_I, split)
-        built = count_over_shards(context, "write sequences", build, len(item_ids))
+        split = _split(context, frequent)
+        build = BuildSequences(workspace.histories, workspace.sequences, before, data, frequent, split)
+        built, columns, occur = count_over_shards(
+            context, "write sequences", build, items.num_items, drafts, "counts.arrow"
+        )
         users, interactions = built.counts["users"], built.counts["interactions"]
-        popularity_I, interactions_I = built.item_counts["train"], built.item_counts["all"]
         if (least := least_shards(users, workers=0)) > data.num_shards:
             context.console.warning(
                 f"data.num_shards {data.num_shards} is too few for {users:,} users; set it to {least} or more. "
                 "Then all shards are made again, and the next nightly run scores all users"
             )
-        sizes = {"users": users, "items": int(np.count_nonzero(interactions_I)), "interactions": interactions}
+        sizes = {"users": users, "items": occur["interactions"], "interactions": interactions}
         out.add(built.files)
         out.stats |= sizes
 
-    counts = ItemCounts(popularity_I, interactions_I, users)
+    counts = StoredCounts(columns, users)
     with writing(workspace.items, "items", context.fingerprint, context.resolved("data")) as out:
-        out.add(write_catalogue(context, drafts, counts))
+        out.add(write_catalogue(context, drafts, items.num_items, counts))
         out.stats |= sizes | {"tables": dict(catalogue.versions)}
 
     with writing(workspace.evaluation_cases, "evaluation_cases", context.fingerprint, resolved) as out:
@@ -124,9 +124,9 @@ def _prepare(context: Context, drafts: Storage) -> Stats:
         "rejected items": items.rejected.total(),
         **listed,
         **sizes,
-        "items of the catalogue": len(item_ids) - items.gone,
-        **({"items that have left the catalogue": items.gone} if items.gone else {}),
-        "items with training interactions": int(np.count_nonzero(popularity_I)),
+        "items of the catalogue": items.listed,
+        **({"items that have left the catalogue": items.numbered.gone} if items.numbered.gone else {}),
+        "items with training interactions": occur["popularity"],
         "interactions per user": interactions / users,
         "evaluation cases": sum(entry["rows"] for entry in drawn.files.values()),
         "rows/s": round(rows / (time.monotonic() - started)),
@@ -203,28 +203,28 @@ def _lists_known(lists: Iterable[IdList | None], known: Iterable[list[str]]) -> 
     return stats
 
 
-def _frequent_items(context: Context, num_items: int) -> np.ndarray:
-    """Which items stay by `data.min_item_interactions`, by item index: bool (n + 1,)."""
-    data, frequent_I = context.config.data, np.arange(num_items + 1) > 0
-    least, min_user = data.min_item_interactions, data.min_user_interactions if data.k_core else 1
+def _frequent_items(context: Context, num_items: int, drafts: Storage) -> FrequentItems:
+    """Which items stay by `data.min_item_interactions`."""
+    data, frequent = context.config.data, FrequentItems(num_items)
+    least, min_user, rounds = data.min_item_interactions, data.min_user_interactions if data.k_core else 1, 0
     while least > 1:
-        count = CountItems(context.workspace.histories, data, frequent_I, min_user)
-        counted = count_over_shards(context, "count items", count, num_items)
-        left_I = frequent_I & (counted.item_counts["kept"] >= least)
-        if not data.k_core or (left_I == frequent_I).all():
-            return left_I
-        frequent_I = left_I
-    return frequent_I
+        count = CountItems(context.workspace.histories, data, frequent, min_user)
+        _, counts, _ = count_over_shards(context, "count items", count, num_items, drafts, f"kept-{rounds}.arrow")
+        fewer = on_worker(frequent.with_at_least, least, counts, drafts, f"frequent-{rounds}.arrow")
+        if not data.k_core or fewer is None:
+            return fewer or frequent
+        frequent, rounds = fewer, rounds + 1
+    return frequent
 
 
-def _refuse_no_user(context: Context, frequent_I: np.ndarray) -> None:
+def _refuse_no_user(context: Context, frequent: FrequentItems) -> None:
     """Raise ValueError if data.min_… leave no user, before anything is replaced."""
     data = context.config.data
     minima = ("min_user_interactions", "min_item_interactions")
     set_minima = [f"data.{name} = {getattr(data, name)}" for name in minima if getattr(data, name) > 1]
     if not set_minima:
         return  # an event is left, so its user is
-    count = CountUsers(context.workspace.histories, data, frequent_I)
+    count = CountUsers(context.workspace.histories, data, frequent)
     for shards in dict.fromkeys((1, data.num_shards)):  # most often the first one has some
         reports = list(read_reports(iter_results(map_tasks(shards, count))))
         if any(report.counts["users"] for report in reports):
@@ -235,12 +235,12 @@ def _refuse_no_user(context: Context, frequent_I: np.ndarray) -> None:
     )
 
 
-def _split(context: Context, frequent_I: np.ndarray) -> Split:
+def _split(context: Context, frequent: FrequentItems) -> Split:
     """How histories are divided, its sample of users drawn."""
     data, split = context.config.data, Split(context.config.evaluation.split, context.config.seed)
     if not split.samples:
         return split
-    draw = DrawUsers(context.workspace.histories, data, frequent_I, split)
+    draw = DrawUsers(context.workspace.histories, data, frequent, split)
     reports, _ = over_shards(context, "sample users", draw)
     return split.with_sample([drawn for report in reports for drawn in report.details["draws"]])
 

@@ -188,6 +188,16 @@ def to_parquet(table: pa.Table, dictionary: bool = True) -> bytes:
     return buffer.getvalue()
 
 
+def from_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """The table of a Parquet file, or some columns of it in that order.
+
+    In the calling thread alone: threads of Arrow's let go of Python's bytes some time later, and one that does so while
+    Python ends aborts the process.
+    """
+    table = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(columns and [*columns], use_threads=False)
+    return table if columns is None else table.select([*columns])
+
+
 def write_shard(
     storage: Storage,
     schema: pa.Schema,
@@ -239,4 +249,4 @@ def read_rows(storage: Storage, manifest: Manifest, rows: np.ndarray, columns: S
 
 def read_part(storage: Storage, manifest: Manifest, name: str, columns: Sequence[str] | None = None) -> pa.Table:
     """One Parquet file of an artifact, verified. Raises ValueError naming a damaged or missing file."""
-    return pq.read_table(io.BytesIO(read_file(storage, manifest, name)), columns=columns and [*columns])
+    return from_parquet(read_file(storage, manifest, name), columns)

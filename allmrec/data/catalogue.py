@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from allmrec.core.artifacts import read_manifest, read_parts, read_rows, read_table
+from allmrec.core.mapped_columns import MappedColumns
 from allmrec.core.storage import Storage
 from schemas import items
 
@@ -65,6 +66,19 @@ class ItemCounts:
     popularity: np.ndarray  # interactions that train: what a system can know
     interactions: np.ndarray  # all; the others were held out, or not trained on
     users: int  # of `sequences`
+
+
+@dataclass(frozen=True)
+class StoredCounts:
+    """`ItemCounts` in a draft: tasks carry its name, and workers map it."""
+
+    columns: MappedColumns  # popularity and interactions, int64 (n + 1,)
+    users: int
+
+    def read(self) -> ItemCounts:
+        table = self.columns.read()
+        popularity, interactions = (table.column(name).to_numpy() for name in ("popularity", "interactions"))
+        return ItemCounts(popularity, interactions, self.users)
 
 
 def read_item_table(storage: Storage) -> pa.Table:

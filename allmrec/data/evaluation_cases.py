@@ -21,7 +21,7 @@ from allmrec.core.hashing import Draw, key64, uniforms
 from allmrec.core.settings import Section
 from allmrec.core.shard_tasks import Report, ShardTask
 from allmrec.core.storage import Storage
-from allmrec.data.catalogue import ItemCounts, warm_and_cold
+from allmrec.data.catalogue import ItemCounts, StoredCounts, warm_and_cold
 from allmrec.data.matched_negatives import PopularityLine
 from allmrec.data.negative_sampling import draw_negatives
 from allmrec.data.sequences import Sequences
@@ -78,7 +78,7 @@ class DrawCases(ShardTask):
     """Shard numbers → shards of `evaluation_cases`; counts the users of each of SPLITS."""
 
     sequences: Storage
-    counts: ItemCounts
+    counts: StoredCounts
     cases: Storage
     config: EvaluationConfig
     split: Split
@@ -89,7 +89,7 @@ class DrawCases(ShardTask):
         stored = read_table(self.sequences, [shard])
         users = Sequences.from_table(stored)
         parts = self.split.divide(users, times_of(stored))
-        table = draw_cases(users, parts, self.counts, self.config, self.seed, self.fractions)
+        table = draw_cases(users, parts, self.counts.read(), self.config, self.seed, self.fractions)
         entry = write_shard(self.cases, evaluation_cases.SCHEMA, shard_name(shard), table)
         return Report(counts=_users_of(table), files={shard_name(shard): entry})
 

@@ -12,7 +12,6 @@ A row that is not found, or is incomplete (an item was removed from it), is made
 Dimensions: U users, N candidates, S interactions
 """
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -21,10 +20,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from allmrec.bundle.loading import Bundle
-from allmrec.core.artifacts import shard_name, to_parquet
+from allmrec.core.artifacts import from_parquet, shard_name, to_parquet
 from allmrec.core.commit_log import find_json
 from allmrec.core.hashing import Draw, fingerprint, hash_strings, key64, mix64
 from allmrec.core.storage import Storage
@@ -136,7 +134,7 @@ class PreviousRun:
 
 def find_table(storage: Storage, key: str) -> pa.Table | None:
     try:
-        return pq.read_table(io.BytesIO(storage.read(key)))
+        return from_parquet(storage.read(key))
     except FileNotFoundError:
         return None
 

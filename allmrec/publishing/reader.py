@@ -4,7 +4,6 @@ Any Parquet reader can do without this module; it follows `latest.json` or a dat
 against its sha256.
 """
 
-import io
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
@@ -12,9 +11,8 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from allmrec.core.artifacts import sha256
+from allmrec.core.artifacts import from_parquet, sha256
 from allmrec.core.commit_log import Entry, entries_after, find_json, newest_entry
 from allmrec.core.hashing import shard_of
 from allmrec.core.storage import S3Config, Storage, open_storage
@@ -161,7 +159,7 @@ def read_published(storage: Storage, file: dict[str, Any]) -> pa.Table:
         raise ValueError(f"{storage.name(file['key'])} is missing: it was deleted after it was published") from None
     if sha256(data) != file["sha256"]:
         raise ValueError(f"{storage.name(file['key'])} is damaged: its sha256 is not the manifest's")
-    return pq.read_table(io.BytesIO(data))
+    return from_parquet(data)
 
 
 def _whole(storage: Storage, run_date: date | str | None, read: Callable[[Entry], T]) -> T:

@@ -20,7 +20,6 @@ Leaves who works on a run to `allmrec.publishing.lease`, a shard's rules to `all
 a published run later to `allmrec.publishing.maintenance`.
 """
 
-import io
 import json
 import secrets
 from collections import Counter
@@ -31,9 +30,8 @@ from datetime import date
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from allmrec.core.artifacts import file_entry, sha256, shard_name, to_parquet
+from allmrec.core.artifacts import file_entry, from_parquet, sha256, shard_name, to_parquet
 from allmrec.core.commit_log import dump_json, find_json, last_number, load_json
 from allmrec.core.hashing import fingerprint
 from allmrec.core.storage import Storage
@@ -154,7 +152,7 @@ class Run:
             raise self._unusable(shard, entry, "is missing") from None
         if sha256(data) != entry["sha256"]:
             raise self._unusable(shard, entry, "is damaged")
-        return pq.read_table(io.BytesIO(data))
+        return from_parquet(data)
 
     def shard_stats(self, shard: int) -> Counters:
         """What the attempt that won said of itself."""

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from allmrec.core.artifacts import file_entry, shard_name, to_parquet
+from allmrec.core.artifacts import file_entry, from_parquet, shard_name, to_parquet
 from allmrec.core.commit_log import dump_json, find_json
 from allmrec.core.storage import Storage
 from allmrec.publishing.lease import Lease
@@ -125,7 +124,7 @@ def _suppress_work(storage: Storage, run_date: date, user_ids: pa.Array, item_id
     found = Suppressed()
     for prefix in (f"run_date={run_date}/", f"{work_folder(run_date)}/"):
         for key in [entry.key for entry in storage.list(prefix) if entry.key.endswith(".parquet")]:
-            found.add(_without(pq.read_table(pa.BufferReader(storage.read(key))), user_ids, item_ids)[1])
+            found.add(_without(from_parquet(storage.read(key)), user_ids, item_ids)[1])
     if found.files:
         delete_rest(storage, run_date, None)
     return found
@@ -135,7 +134,7 @@ def _suppress_kept(storage: Storage, run_date: date, user_ids: pa.Array) -> None
     """The users' vectors that the next run may take."""
 
     def rewrite(key: str) -> None:
-        left, found = _rows_without(pq.read_table(pa.BufferReader(storage.read(key))), "user_id", user_ids)
+        left, found = _rows_without(from_parquet(storage.read(key)), "user_id", user_ids)
         if len(found):
             storage.write(key, to_parquet(left, dictionary=False))
 

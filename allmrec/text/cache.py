@@ -5,7 +5,6 @@ whatever a killed run had finished counts in the next one. Files may be deleted:
 Knows hashes of texts and vectors; neither items nor encoders.
 """
 
-import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from allmrec.core.artifacts import sha256, to_parquet
+from allmrec.core.artifacts import from_parquet, sha256, to_parquet
 from allmrec.core.hashing import fingerprint, hash_strings
 from allmrec.core.storage import Storage
 from allmrec.core.workspace import Workspace
@@ -70,7 +69,7 @@ class TextCache:
         data = self.storage.read(name)
         if not _is_sound(name, data):
             raise ValueError(f"{self.storage.name(name)} is damaged; delete it, and its texts are encoded again")
-        return pq.read_table(io.BytesIO(data))
+        return from_parquet(data)
 
     def index(self, names: Sequence[str] | None = None) -> Index:
         """Of the named files, or all; those that are not Parquet are left out. Reads no embedding."""

@@ -1,5 +1,8 @@
 """Artifacts: whole or not there, and refused by name when damaged."""
 
+import subprocess
+import sys
+
 import pyarrow as pa
 import pytest
 
@@ -7,10 +10,12 @@ from allmrec.core.artifacts import (
     MANIFEST,
     file_entry,
     find_manifest,
+    from_parquet,
     read_file,
     read_manifest,
     read_table,
     shard_name,
+    to_parquet,
     write_shard,
     writing,
 )
@@ -119,3 +124,27 @@ def test_a_table_that_is_not_of_its_schema_is_not_written(storage: Storage) -> N
         with pytest.raises(ValueError, match=message):
             write_shard(storage, SCHEMA, shard_name(0), table)
     assert list(storage.list()) == []
+
+
+_READ = """
+from concurrent.futures import ThreadPoolExecutor
+import pyarrow as pa
+from allmrec.core.artifacts import from_parquet, to_parquet
+data = to_parquet(pa.table({"item_id": [f"item-{number}" for number in range(100)], "score": [0.5] * 100}))
+with ThreadPoolExecutor(16) as pool:
+    assert all(len(table) == 100 for table in pool.map(lambda _: from_parquet(data), range(64)))
+"""
+
+
+def test_a_process_that_has_read_tables_ends_in_order() -> None:
+    """Threads of Arrow's that still held Python's bytes when it ended aborted it, now and then."""
+    for _ in range(5):
+        assert subprocess.run([sys.executable, "-c", _READ], check=False).returncode == 0
+
+
+def test_columns_come_in_the_order_that_is_asked_for() -> None:
+    data = to_parquet(pa.table({"a": [1], "b": [2], "c": [3]}))
+    assert from_parquet(data, ["c", "a"]).to_pydict() == {"c": [3], "a": [1]}
+    assert from_parquet(data).column_names == ["a", "b", "c"]
+    with pytest.raises(KeyError):
+        from_parquet(data, ["d"])

@@ -13,7 +13,9 @@ from allmrec.data.config import DataConfig
 from allmrec.data.prepare.clean import BELOW_MIN_RATING, REJECTIONS, Cleaned
 from allmrec.data.prepare.clean import EVENTS as EVENT_ROWS
 from allmrec.data.prepare.exclusions import Exclusions
+from allmrec.data.prepare.filters import FrequentItems
 from allmrec.data.prepare.histories import UpdateHistories, shard_stats
+from allmrec.data.prepare.item_ids import ItemIds, ItemLookup
 from allmrec.data.prepare.sequences import BuildSequences
 from allmrec.data.prepare.shuffle import Shuffle
 from allmrec.data.splits import Split, SplitConfig
@@ -58,7 +60,7 @@ def cleaned(events, bad=BAD, filtered_out=3):
 
 
 NO_EXCLUSIONS = Exclusions.of([], [], ITEM_IDS)
-EVERYTHING = np.arange(10) > 0
+EVERYTHING = FrequentItems(len(ITEM_IDS))
 
 
 class Shop:
@@ -67,6 +69,7 @@ class Shop:
     def __init__(self, root):
         self.storage = open_storage(str(root))
         self.histories = self.storage.at("histories")
+        self.item_ids = ItemIds.write(self.storage, ItemLookup.of(ITEM_IDS))
         self.before: Manifest | None = None
         self.updates = 0
 
@@ -77,7 +80,7 @@ class Shop:
         self.updates += 1
         new_exclusions = excluded is not NO_EXCLUSIONS
         by = f"update {self.updates}"
-        draft = UpdateHistories(shuffle, self.histories, self.before, excluded, new_exclusions, ITEM_IDS, by)
+        draft = UpdateHistories(shuffle, self.histories, self.before, excluded, new_exclusions, self.item_ids, by)
         reports = self.run(draft)
         files = {name: entry for report in reports for name, entry in report.files.items()}
         stats = {"shards": [shard_stats(report) for report in reports]}

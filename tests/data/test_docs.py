@@ -9,7 +9,8 @@ import pytest
 from allmrec.core.settings import read_settings
 from allmrec.core.storage import S3Config
 from allmrec.data.config import SourceConfig
-from allmrec.data.prepare.clean import ItemLookup, clean_interactions, log_columns
+from allmrec.data.prepare.clean import clean_interactions, log_columns
+from allmrec.data.prepare.item_ids import ItemLookup
 from allmrec.data.sources.source import open_source
 from jobs.config import Config
 from schemas import rejected
@@ -59,7 +60,7 @@ def test_the_first_example_reads_such_a_log(tmp_path):
     data = Config(**read_settings(f"name: shop\n{text}")).data
     source = open_source("interactions", data.interactions, S3Config(), log_columns(data))
     table = pa.concat_tables(source.read(source.pieces[0]))
-    found = clean_interactions(table, data, ItemLookup(pa.array(["lamp"])), {"file": "log", "from_byte": 0})
+    found = clean_interactions(table, data, ItemLookup.of(pa.array(["lamp"])), {"file": "log", "from_byte": 0})
     assert found.events.column("user_id").to_pylist() == ["007"]
     assert found.filtered_out == {"other_event": 1, "below_min_rating": 1}
 

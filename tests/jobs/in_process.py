@@ -34,10 +34,10 @@ def jobs_in_process() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ray, "is_initialized", lambda: True)
         patch.setattr(ray, "nodes", lambda: [])  # no need is checked against them
+        patch.setattr(ray, "remote", Remote)
+        patch.setattr(ray, "get", lambda found: found)
         patch.setattr(ray.data, "range", numbers)
         patch.setattr(ray.data, "from_arrow", from_arrow)
-        patch.setattr(ray, "remote", LocalTask)
-        patch.setattr(ray, "get", lambda result: result)
         for trainer in {*TRAINERS} - {train_tallrec}:  # which calls `fit` through train_projection
             patch.setattr(trainer, "fit", fit)
         yield
@@ -47,6 +47,16 @@ def executed(step: Step, config: Config) -> bool:
     """`execute` in this process."""
     with jobs_in_process():
         return execute(step, config, Console(log_json=True))
+
+
+class Remote:
+    """A function, called at once, with what it would get on a worker."""
+
+    def __init__(self, function: Callable[..., Any]):
+        self.function = function
+
+    def remote(self, *arguments: Any) -> Any:
+        return self.function(*cloudpickle.loads(cloudpickle.dumps(arguments)))
 
 
 class LocalDataset:
@@ -88,17 +98,6 @@ class LocalDataset:
 
     def iter_batches(self, **format: Any) -> Iterator[pa.Table]:
         return self.blocks()
-
-
-class LocalTask:
-    """Of one function."""
-
-    def __init__(self, function: Callable[..., Any]):
-        self.function = function
-
-    def remote(self, *arguments: Any) -> Any:
-        function, arguments = cloudpickle.loads(cloudpickle.dumps((self.function, arguments)))
-        return function(*arguments)
 
 
 def from_arrow(blocks: Sequence[pa.Table]) -> LocalDataset:

@@ -34,10 +34,13 @@ def test_counts_are_summed_and_no_shards_own_comes_to_the_driver(tmp_path, monke
     gather = item_counts.gather_reports
     monkeypatch.setattr(item_counts, "gather_reports", gather_reports)
     with jobs_in_process():
-        total = item_counts.count_over_shards(context, "count", Count(), ITEMS)
+        target = config.workspace.storage.at("sums")
+        total, columns, occur = item_counts.count_over_shards(context, "count", Count(), ITEMS, target, "sums.arrow")
     expected = [Count().process(shard).item_counts for shard in range(shards)]
     for name in ("a", "b"):
-        assert total.item_counts[name].tolist() == sum(counts[name] for counts in expected).tolist()
-    assert total.counts == {"users": shards}
+        summed = sum(counts[name] for counts in expected)
+        assert columns.read().column(name).to_pylist() == summed.tolist()
+        assert occur[name] == np.count_nonzero(summed)
+    assert total.counts == {"users": shards} and not total.item_counts
     assert gathered == ([(shards, {})] if shards <= 16 else [(shards, {}), (-(-shards // 16), {})])
     assert not list(config.workspace.storage.list("drafts/"))

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from allmrec.core.storage import open_storage
 from allmrec.data.prepare.clean import Cleaned, CleanInteractions, log_columns
+from allmrec.data.prepare.item_ids import ItemIds, ItemLookup
 from allmrec.data.prepare.items import ITEMS
 from allmrec.data.sources.source import open_source
 from jobs.config import load_config
@@ -92,7 +94,8 @@ def read(name):
     shop = open_source("items", config.data.items, config.storage, ITEMS)
     items, bad_items = index_items(cleaned_rows(shop))
     source = open_source("interactions", config.data.interactions, config.storage, log_columns(config.data))
-    clean = CleanInteractions(source, config.data, items.column("item_id").combine_chunks())
+    item_ids = ItemIds.write(open_storage("ids"), ItemLookup.of(items.column("item_id").combine_chunks()))
+    clean = CleanInteractions(source, config.data, item_ids)
     cleaned = Cleaned.concat(table for piece in range(len(source.pieces)) for table in clean.read(piece))
     ids = ["", *items.column("item_id").to_pylist()]
     events = [

@@ -11,13 +11,13 @@ from datetime import date, datetime, time
 from typing import Any
 from zoneinfo import ZoneInfo
 
-import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from allmrec.core.hashing import hash_strings, shard_of
+from allmrec.core.hashing import shard_of
 from allmrec.data.config import DataConfig
+from allmrec.data.prepare.item_ids import ItemIds, ItemLookup
 from allmrec.data.sources.cells import (
     ID_TYPES,
     accepts,
@@ -75,31 +75,6 @@ def log_columns(data: DataConfig) -> dict[str, Column]:
     }
 
 
-class ItemLookup:
-    """Item ids → item_index, made once for all batches. By sorted hashes, which are confirmed by the ids."""
-
-    def __init__(self, item_ids: pa.Array):
-        """
-        Args:
-            item_ids: string (n,), the catalogue's by item_index - 1, each once.
-        """
-        hashes = hash_strings(item_ids)
-        self.item_ids, order = item_ids, hashes.argsort()
-        self.order, self.hashes = order.astype(np.int32), hashes[order]
-        assert (self.hashes[1:] != self.hashes[:-1]).all(), "two ids of one hash are not found in this universe"
-
-    def find(self, ids: pa.ChunkedArray) -> pa.ChunkedArray:
-        """The item_index of each id, int32; null where it is none of the catalogue."""
-        return pa.chunked_array([self._find(chunk) for chunk in as_encoded_ids(ids).chunks], pa.int32())
-
-    def _find(self, ids: pa.DictionaryArray) -> pa.Array:
-        values = ids.dictionary.fill_null("")
-        at = np.searchsorted(self.hashes, hash_strings(values)).clip(max=len(self.hashes) - 1)
-        index = pa.array(self.order[at])
-        known = pc.equal(self.item_ids.take(index), values)
-        return pc.if_else(known, pc.add(index, 1), None).cast(pa.int32()).take(ids.indices)
-
-
 @dataclass(frozen=True)
 class Cleaned:
     """What cleaning makes of rows of the log."""
@@ -119,22 +94,20 @@ class Cleaned:
         )
 
 
+@dataclass(frozen=True)
 class CleanInteractions:
     """Reads pieces of the log and cleans their rows."""
 
-    def __init__(self, source: Source, data: DataConfig, item_ids: pa.Array):
-        """
-        Args:
-            item_ids: string (n,): the catalogue's, by item_index - 1.
-        """
-        self.source, self.data, self.lookup = source, data, ItemLookup(item_ids)
+    source: Source
+    data: DataConfig
+    items: ItemIds  # the catalogue's
 
     def read(self, number: int) -> Iterator[Cleaned]:
         """One piece of `source.pieces`, cleaned table by table."""
         piece = self.source.pieces[number]
-        place = self.source.place(piece)
+        place, lookup = self.source.place(piece), self.items.lookup()
         for table in self.source.read(piece):
-            yield clean_interactions(table, self.data, self.lookup, place)
+            yield clean_interactions(table, self.data, lookup, place)
 
 
 def clean_interactions(table: pa.Table, data: DataConfig, lookup: ItemLookup, place: Mapping[str, Any]) -> Cleaned:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from allmrec.core.mapped_columns import MappedColumns
 from allmrec.core.shard_tasks import Report, ShardTask
 from allmrec.core.storage import Storage
 
@@ -40,6 +41,14 @@ class CountDrafts:
                     name
                 ).to_numpy()
         return total
+
+    def to_columns(
+        self, level: int, numbers: Iterable[int], target: Storage, name: str
+    ) -> tuple[MappedColumns, dict[str, int]]:
+        """Write the sum as columns, int64 (n + 1,) each; and how many items occur, by what is counted."""
+        total = self.sum(level, numbers)
+        occur = {counted: int(np.count_nonzero(counts_I)) for counted, counts_I in total.items()}
+        return MappedColumns.write(target, name, pa.table(total)), occur
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,41 @@ k-core. Vectorised over shards of users; what must be known of all users togethe
 Dimensions: I = n + 1 items (0 is padding), S interactions
 """
 
-import numpy as np
+from dataclasses import dataclass
 
+import numpy as np
+import pyarrow as pa
+
+from allmrec.core.mapped_columns import MappedColumns
+from allmrec.core.storage import Storage
 from allmrec.data.config import DataConfig
 from allmrec.data.sequences import Sequences
+
+
+@dataclass(frozen=True)
+class FrequentItems:
+    """Which of n items are not too rare: all of them, or what a draft says, which tasks carry the name of."""
+
+    num_items: int
+    columns: MappedColumns | None = None  # `frequent`, bool (I,)
+
+    def mask(self) -> np.ndarray:
+        """bool (I,)."""
+        if self.columns is None:
+            return np.arange(self.num_items + 1) > 0
+        return self.columns.read().column("frequent").to_numpy(zero_copy_only=False)
+
+    def with_at_least(self, least: int, counts: MappedColumns, drafts: Storage, name: str) -> "FrequentItems | None":
+        """Those of them that occur so often; None where that is all of them.
+
+        Args:
+            counts: `kept`, int64 (I,).
+        """
+        mask_I = self.mask()
+        left_I = mask_I & (counts.read().column("kept").to_numpy() >= least)
+        if (left_I == mask_I).all():
+            return None
+        return FrequentItems(self.num_items, MappedColumns.write(drafts, name, pa.table({"frequent": left_I})))
 
 
 def keep_mask(users: Sequences, data: DataConfig, frequent_I: np.ndarray) -> np.ndarray:

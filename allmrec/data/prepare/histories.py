@@ -24,6 +24,7 @@ from allmrec.core.shard_tasks import Report, ShardTask
 from allmrec.core.storage import Storage
 from allmrec.data.prepare.clean import to_arrow, to_polars
 from allmrec.data.prepare.exclusions import Exclusions
+from allmrec.data.prepare.item_ids import ItemIds
 from allmrec.data.prepare.shuffle import Shuffle
 from allmrec.data.sequences import Sequences
 from schemas import rejected, sequences
@@ -43,7 +44,7 @@ class UpdateHistories(ShardTask):
     before: Manifest | None  # of the existing histories
     excluded: Exclusions
     new_exclusions: bool  # whether the existing ones may hold excluded ones
-    item_ids: pa.Array  # string (n,), by item_index - 1
+    items: ItemIds
     fingerprint: str
 
     def process(self, shard: int) -> Report:
@@ -60,7 +61,7 @@ class UpdateHistories(ShardTask):
             events = pl.concat([kept, events], how="diagonal")
             bad = pa.concat_tables([_log_rejects(bad_kept), bad])
             filtered_out = filtered_out + Counter(known["filtered_out"])
-        table, duplicates = in_order(events, self.item_ids)
+        table, duplicates = in_order(events, self.items.read())
         bad = pa.concat_tables([bad, _log_rejects(duplicates)])
         bad = bad.sort_by([(name, "ascending") for name in bad.schema.names])
         names = {kind: f"{kind}-{shard:05d}-{self.fingerprint[:12]}.parquet" for kind in ("events", "rejected")}
@@ -103,14 +104,15 @@ def shard_stats(report: Report) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class MentionsItems(ShardTask):
-    """Shard numbers → the count of `rows` that were rejected for an unknown item that is one of `item_ids`."""
+    """Shard numbers → the count of `rows` that were rejected for an unknown item that is known by now."""
 
     histories: Storage
     manifest: Manifest
-    item_ids: pa.Array
+    items: ItemIds
+    first: int  # of them, from here on: those that were not known
 
     def process(self, shard: int) -> Report:
-        ids = pl.Series(self.item_ids, dtype=pl.String)
+        ids = pl.Series(self.items.read()[self.first :], dtype=pl.String)
         name = self.manifest.stats["shards"][shard]["rejected"]
         rows = to_polars(read_part(self.histories, self.manifest, name))
         rows = rows.filter(pl.col("reason") == rejected.UNKNOWN_ITEM)

@@ -7,14 +7,14 @@ Knows neither tasks nor Ray; `histories` has what is done for each shard.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from allmrec.core.artifacts import ArtifactWriter, Manifest, read_manifest, read_part
+from allmrec.core.artifacts import ArtifactWriter, Manifest, read_manifest, read_part, write_shard
 from allmrec.core.hashing import fingerprint_with
 from allmrec.core.shard_tasks import Report
 from allmrec.core.storage import Storage
@@ -22,11 +22,28 @@ from allmrec.data.config import FILTERS, DataConfig
 from allmrec.data.known import ITEM, KNOWN, USER, id_hash
 from allmrec.data.prepare.exclusions import Exclusions
 from allmrec.data.prepare.histories import UpdateHistories, shard_stats
+from allmrec.data.prepare.item_ids import ItemIds
 from allmrec.data.prepare.shuffle import Shuffle
 from allmrec.data.sources.source import Source
 
 ALGORITHM = 1  # raised when the same log gives other histories; see docs/upgrading.md
 _ITEM_IDS = pa.schema([("item_id", pa.string())])  # by item_index - 1
+
+
+@dataclass(frozen=True)
+class LogItems:
+    """What histories need of the catalogue's items, without their ids."""
+
+    ids: ItemIds
+    known: int  # of them, the first ones
+    identity: str  # fingerprint of the histories
+    exclusions: Exclusions
+    excluded: list[str]  # excluded items that the catalogue has
+
+    @property
+    def file(self) -> str:
+        """Of the artifact, with the ids."""
+        return f"items-{self.identity[:12]}.parquet"
 
 
 class HistoriesPlan:
@@ -74,13 +91,21 @@ class HistoriesPlan:
         table = read_part(self.storage, self._existing, self._existing.stats["items"])
         return table.column("item_id").combine_chunks()
 
-    def identity(self, item_ids: pa.Array) -> str:
-        """Fingerprint of the histories.
+    def with_items(self, ids: ItemIds, known: int) -> "LogItems":
+        """What the histories need of the catalogue's items; holds their ids.
 
         Args:
-            item_ids: string (n,), by item index from 1; begins with `known_items`.
+            ids: begins with `known_items`.
+            known: number of these.
         """
-        return fingerprint_with({"config": self.config, **self.made_of}, "items", item_ids)
+        item_ids, excluded = ids.read(), pa.array(self.excluded[1], pa.string())
+        return LogItems(
+            ids,
+            known,
+            fingerprint_with({"config": self.config, **self.made_of}, "items", item_ids),
+            Exclusions.of(*self.excluded, item_ids),
+            excluded.filter(pc.is_in(excluded, value_set=item_ids)).to_pylist(),
+        )
 
     def unread(self, previous: Manifest | None) -> Source:
         """The log's files that `previous` was not made of."""
@@ -88,39 +113,38 @@ class HistoriesPlan:
         new = {file["uri"] for file in self.made_of["log"] if file not in old}
         return replace(self.log, pieces=tuple(piece for piece in self.log.pieces if piece.uri in new))
 
-    def exclusions(self, item_ids: pa.Array) -> Exclusions:
-        return Exclusions.of(*self.excluded, item_ids)
-
-    def update(self, previous: Manifest | None, shuffle: Shuffle, item_ids: pa.Array) -> UpdateHistories:
+    def update(self, previous: Manifest | None, shuffle: Shuffle, items: LogItems) -> UpdateHistories:
         """The task that makes the files."""
         return UpdateHistories(
             shuffle=shuffle,
             histories=self.storage,
             before=previous,
-            excluded=self.exclusions(item_ids),
+            excluded=items.exclusions,
             new_exclusions=previous is not None and previous.stats["excluded"] != self.made_of["excluded"],
-            item_ids=item_ids,
-            fingerprint=self.identity(item_ids),
+            items=items.ids,
+            fingerprint=items.identity,
         )
 
-    def write_manifest(
-        self, out: ArtifactWriter, item_ids: pa.Array, pieces: Sequence[Report], shards: Sequence[Report]
+    def write_items(self, items: LogItems) -> dict[str, Any]:
+        """Write the items' ids; the file's entry."""
+        return write_shard(self.storage, _ITEM_IDS, items.file, pa.table({"item_id": items.ids.read()}))
+
+    def add_stats(
+        self, out: ArtifactWriter, items: LogItems, pieces: Sequence[Report], shards: Sequence[Report]
     ) -> None:
-        """Write the items' ids and the manifest's stats.
+        """The manifest's stats.
 
         Args:
             pieces: reports of `PartitionRows`.
             shards: reports of `UpdateHistories`, by shard.
         """
-        items = f"items-{self.identity(item_ids)[:12]}.parquet"
-        out.table(items, _ITEM_IDS, pa.table({"item_id": item_ids}))
         details = [report.details for report in (*pieces, *shards)]
         users = {id for named in details for id in named["users"]}
         listed = {id for named in details for id in named["items"]}
         out.stats |= {
             **self.made_of,
-            KNOWN: self._known(users, listed.union(self._excluded_of(item_ids))),
-            "items": items,
+            KNOWN: self._known(users, listed.union(items.excluded)),
+            "items": items.file,
             "shards": [shard_stats(report) for report in shards],
         }
 
@@ -134,15 +158,10 @@ class HistoriesPlan:
         """The excluded users and items that the log or the catalogue has, or had before they were excluded.
 
         Args:
-            stats: as `write_manifest` gives them.
+            stats: as `add_stats` gives them.
         """
         known = [self.hashes[hash] for hash in stats[KNOWN]]
         return [id for kind, id in known if kind == USER], [id for kind, id in known if kind == ITEM]
-
-    def _excluded_of(self, item_ids: pa.Array) -> list[str]:
-        excluded = pa.array(self.excluded[1], pa.string())
-        found: list[str] = excluded.filter(pc.is_in(excluded, value_set=item_ids)).to_pylist()
-        return found
 
     def _known(self, users: set[str], items: set[str]) -> list[str]:
         """Hashes of the excluded that this log names, and of those that an earlier one did: it may have lost them."""

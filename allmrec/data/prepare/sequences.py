@@ -15,7 +15,7 @@ from allmrec.core.artifacts import Manifest, read_manifest, read_part, shard_nam
 from allmrec.core.shard_tasks import Report, ShardTask
 from allmrec.core.storage import Storage
 from allmrec.data.config import DataConfig
-from allmrec.data.prepare.filters import item_counts, keep_mask
+from allmrec.data.prepare.filters import FrequentItems, item_counts, keep_mask
 from allmrec.data.prepare.histories import history_rows
 from allmrec.data.sequences import Sequences
 from allmrec.data.splits import NONE, Split, times_of
@@ -24,16 +24,16 @@ from schemas import sequences
 
 @dataclass(frozen=True)
 class CountItems(ShardTask):
-    """Shard numbers → item_counts `kept`: of items of `frequent_I`, in histories with `min_user` of these."""
+    """Shard numbers → item_counts `kept`: of frequent items, in histories with `min_user` of these."""
 
     histories: Storage
     data: DataConfig
-    frequent_I: np.ndarray  # bool (n + 1,)
+    frequent: FrequentItems
     min_user: int
 
     def process(self, shard: int) -> Report:
         users = Sequences.from_table(_histories(self.histories, shard))
-        return Report(item_counts={"kept": item_counts(users, self.data, self.frequent_I, self.min_user)})
+        return Report(item_counts={"kept": item_counts(users, self.data, self.frequent.mask(), self.min_user)})
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class CountUsers(ShardTask):
 
     histories: Storage
     data: DataConfig
-    frequent_I: np.ndarray  # bool (n + 1,): the items that are not too rare
+    frequent: FrequentItems
 
     def process(self, shard: int) -> Report:
-        left = filtered(_histories(self.histories, shard), self.data, self.frequent_I)
+        left = filtered(_histories(self.histories, shard), self.data, self.frequent.mask())
         return Report(counts=Counter(users=left.num_rows))
 
 
@@ -55,17 +55,17 @@ class DrawUsers(ShardTask):
 
     histories: Storage
     data: DataConfig
-    frequent_I: np.ndarray  # bool (n + 1,): the items that are not too rare
+    frequent: FrequentItems
     split: Split
 
     def process(self, shard: int) -> Report:
-        users = Sequences.from_table(filtered(_histories(self.histories, shard), self.data, self.frequent_I))
+        users = Sequences.from_table(filtered(_histories(self.histories, shard), self.data, self.frequent.mask()))
         return Report(details={"draws": self.split.smallest(users)})
 
 
 @dataclass(frozen=True)
 class BuildSequences(ShardTask):
-    """Shard numbers → shards of `sequences`; reports sizes, and item_counts `train` (what trains) and `all`.
+    """Shard numbers → shards of `sequences`; reports sizes, and item_counts as `ItemCounts` has them.
 
     A file that would not change is left alone.
     """
@@ -74,11 +74,11 @@ class BuildSequences(ShardTask):
     sequences: Storage
     before: Manifest | None  # of the existing sequences
     data: DataConfig
-    frequent_I: np.ndarray  # bool (n + 1,): the items that are not too rare
+    frequent: FrequentItems
     split: Split
 
     def process(self, shard: int) -> Report:
-        table, name = filtered(_histories(self.histories, shard), self.data, self.frequent_I), shard_name(shard)
+        table, name = filtered(_histories(self.histories, shard), self.data, self.frequent.mask()), shard_name(shard)
         users = Sequences.from_table(table)
         parts = self.split.divide(users, times_of(table))
         training, schema = self.split.training(users, parts), sequences.SCHEMA
@@ -88,7 +88,7 @@ class BuildSequences(ShardTask):
             lists = pa.ListArray.from_arrays(training.offsets.astype(np.int32), training.items)
             table = table.append_column(schema.field("train_item_index"), lists)
         before = None if self.before is None else self.before.files.get(name)
-        counted = {"train": training.items, "all": users.items}
+        counted = {"popularity": training.items, "interactions": users.items}
         return Report(
             counts=Counter(
                 users=len(users),
@@ -97,7 +97,9 @@ class BuildSequences(ShardTask):
                 test=int((parts.test != NONE).sum()),
             ),
             files={name: write_shard(self.sequences, schema, name, table, before, dictionary=False)},
-            item_counts={part: np.bincount(items, minlength=len(self.frequent_I)) for part, items in counted.items()},
+            item_counts={
+                part: np.bincount(items, minlength=self.frequent.num_items + 1) for part, items in counted.items()
+            },
         )
 
 

@@ -16,10 +16,10 @@ from allmrec.data.prepare.clean import (
     OTHER_EVENT,
     OUTSIDE_WINDOW,
     REJECTIONS,
-    ItemLookup,
     clean_interactions,
     microseconds,
 )
+from allmrec.data.prepare.item_ids import ItemLookup
 from allmrec.data.sources.lines import MALFORMED, NUMBER
 from schemas import rejected
 
@@ -45,7 +45,7 @@ def cleaned(rows, schema=SCHEMA, **data):
     """The good rows, the rejected ones, and how many were left out and why."""
     rows = [{**row, NUMBER: number} for number, row in enumerate(rows, 1)]
     table = pa.Table.from_pylist(rows, schema)
-    found = clean_interactions(table, DataConfig(num_shards=4, **data), ItemLookup(ITEM_IDS), PLACE)
+    found = clean_interactions(table, DataConfig(num_shards=4, **data), ItemLookup.of(ITEM_IDS), PLACE)
     assert found.events.schema == EVENTS and found.rejections.schema == REJECTIONS
     assert len(found.events) + len(found.rejections) + found.filtered_out.total() == len(rows)
     return found.events.to_pylist(), found.rejections.to_pylist(), found.filtered_out
@@ -120,7 +120,7 @@ def test_integer_and_dictionary_ids_are_read_as_text():
             NUMBER: pa.array([1, 2]),
         }
     )
-    found = clean_interactions(table, DataConfig(), ItemLookup(pa.array(["7"])), PLACE)
+    found = clean_interactions(table, DataConfig(), ItemLookup.of(pa.array(["7"])), PLACE)
     assert [(row["user_id"], row["item_index"]) for row in found.events.to_pylist()] == [("u", 1)]
     (bad,) = found.rejections.to_pylist()
     assert bad["reason"] == rejected.UNKNOWN_ITEM
@@ -222,7 +222,7 @@ def test_lookup_agrees_with_a_dictionary(catalogue, others, kind):
     item_ids = sorted(catalogue)
     index = {item_id: number for number, item_id in enumerate(item_ids, 1)}
     wanted = [*item_ids, *others, *item_ids]
-    found = ItemLookup(pa.array(item_ids)).find(pa.chunked_array([pa.array(wanted).cast(kind), pa.array([], kind)]))
+    found = ItemLookup.of(pa.array(item_ids)).find(pa.chunked_array([pa.array(wanted).cast(kind), pa.array([], kind)]))
     assert found.to_pylist() == [index.get(item_id) for item_id in wanted]
 
 
@@ -239,7 +239,7 @@ def test_times_in_a_dictionary_of_text_and_ratings_that_are_none():
         }
     )
     data = DataConfig(min_rating=3, events=["1"])
-    found = clean_interactions(table, data, ItemLookup(pa.array(["1", "2"])), PLACE)
+    found = clean_interactions(table, data, ItemLookup.of(pa.array(["1", "2"])), PLACE)
     (good,) = found.events.to_pylist()
     assert (good["user_id"], good["item_index"], good["timestamp"]) == ("u", 1, 17_699 * DAY_US)
     assert found.rejections.column("reason").to_pylist() == [rejected.NULL_ID]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from allmrec.data.prepare.clean import BELOW_MIN_RATING, Cleaned, to_polars
 from allmrec.data.prepare.exclusions import Exclusions
 from allmrec.data.prepare.histories import MentionsItems, in_order
+from allmrec.data.prepare.item_ids import ItemIds, ItemLookup
 from schemas import rejected, sequences
 from tests.data.shop import EVENTS, ITEM_IDS, Shop, cleaned, rows
 
@@ -113,6 +114,7 @@ def test_excluded_users_and_items_leave_histories_and_rejected_rows(tmp_path):
 def test_rejected_rows_that_name_an_item(tmp_path):
     shop = Shop(tmp_path)
     shop.update(cleaned(EVENTS))
-    for items, counts in ((["new", "newer"], [1, 0]), (["newer"], [0, 0])):
-        found = shop.run(MentionsItems(shop.histories, shop.before, pa.array(items)))
+    items = ItemIds.write(shop.storage, ItemLookup.of(pa.array(["item-1", "new", "newer"])))
+    for first, counts in ((1, [1, 0]), (2, [0, 0])):
+        found = shop.run(MentionsItems(shop.histories, shop.before, items, first))
         assert [report.counts["rows"] for report in found] == counts

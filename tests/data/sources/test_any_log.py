@@ -4,6 +4,7 @@ import datetime as dt
 import gzip
 import itertools
 import json
+from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,9 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from allmrec.core.storage import S3Config
+from allmrec.core.storage import S3Config, open_storage
 from allmrec.data.config import DataConfig
 from allmrec.data.prepare.clean import FILTERED_OUT, Cleaned, CleanInteractions, log_columns
+from allmrec.data.prepare.item_ids import ItemIds, ItemLookup
 from allmrec.data.prepare.items import ITEMS
 from allmrec.data.sources import lines as lines_module
 from allmrec.data.sources import readers
@@ -35,8 +37,10 @@ first = {"user_id": "a", "item_id": "7", "timestamp": 1_500_000_000, "rating": 4
 def told(data, s3=S3Config()):
     """How many rows were accepted, rejected and left out."""
     log = open_source("interactions", data.interactions, s3, log_columns(data))
-    clean = CleanInteractions(log, data, pa.array(IDS))
-    cleaned = Cleaned.concat(table for piece in range(len(log.pieces)) for table in clean.read(piece))
+    with TemporaryDirectory() as folder:
+        items = ItemIds.write(open_storage(folder), ItemLookup.of(pa.array(IDS)))
+        clean = CleanInteractions(log, data, items)
+        cleaned = Cleaned.concat(table for piece in range(len(log.pieces)) for table in clean.read(piece))
     good, bad, filtered_out = cleaned.events, cleaned.rejections, cleaned.filtered_out
     assert set(bad.column("reason").to_pylist()) <= set(rejected.REASONS) and set(filtered_out) <= set(FILTERED_OUT)
     assert not any(bad.column(name).null_count for name in ("row", "file", "number"))

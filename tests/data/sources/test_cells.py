@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from allmrec.core.storage import S3Config
 from allmrec.data.config import DataConfig, SourceConfig
-from allmrec.data.prepare.clean import Cleaned, ItemLookup, clean_interactions, log_columns
+from allmrec.data.prepare.clean import Cleaned, clean_interactions, log_columns
+from allmrec.data.prepare.item_ids import ItemLookup
 from allmrec.data.sources.cells import as_encoded_ids, as_flags, as_id_lists, as_ids, as_numbers, as_words, is_id, plain
 from allmrec.data.sources.source import open_source
 
@@ -169,7 +170,7 @@ def read(path):
     """What became of the rows, by reason; the good ones in full."""
     data = DataConfig(interactions=SourceConfig(paths=[str(path)]))
     source = open_source("interactions", data.interactions, S3Config(), log_columns(data))
-    lookup = ItemLookup(pa.array(["7"]))
+    lookup = ItemLookup.of(pa.array(["7"]))
     parts = [
         clean_interactions(table, data, lookup, {"file": "log", "from_byte": None})
         for piece in source.pieces

@@ -12,7 +12,8 @@ import pytest
 
 from allmrec.core.storage import S3Config, open_storage
 from allmrec.data.config import SourceConfig
-from allmrec.data.prepare.clean import ItemLookup, clean_interactions, log_columns
+from allmrec.data.prepare.clean import clean_interactions, log_columns
+from allmrec.data.prepare.item_ids import ItemLookup
 from allmrec.data.prepare.items import ITEMS, clean_items
 from allmrec.data.sources import readers
 from allmrec.data.sources.source import open_source
@@ -24,7 +25,7 @@ FEW, MANY = 32, int(os.environ.get("ALLMREC_INPUTS", "200"))
 
 def read_log(source, drawn) -> tuple[list[tuple], Counter]:
     good, others = [], Counter()
-    lookup = ItemLookup(pa.array(drawn.items))
+    lookup = ItemLookup.of(pa.array(drawn.items))
     for piece in source.pieces:
         for table in source.read(piece):
             cleaned = clean_interactions(table, drawn.data, lookup, source.place(piece))
