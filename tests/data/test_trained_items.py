@@ -84,12 +84,12 @@ def test_a_model_knows_its_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ValueError, match="was trained on other items than those that are prepared"):
         check_trained_on(model, stored(tmp_path / "fewer", num=NUM - 1))
 
-    read, asked = artifacts.read_part, list[list[str]]()
+    read, requested = artifacts.read_part, list[list[str]]()
 
-    def watched(storage: Storage, manifest: Manifest, name: str, columns: list[str] | None = None) -> pa.Table:
-        asked.append(list(columns or items.SCHEMA.names))
+    def noted(storage: Storage, manifest: Manifest, name: str, columns: list[str] | None = None) -> pa.Table:
+        requested.append(list(columns or items.SCHEMA.names))
         return read(storage, manifest, name, columns)
 
-    monkeypatch.setattr(artifacts, "read_part", watched)
+    monkeypatch.setattr(artifacts, "read_part", noted)
     check_trained_on(model, storage)
-    assert asked == [["item_index", "item_id"]] * 3, "one file after the other, and nothing but ids"
+    assert requested == [["item_index", "item_id"]] * 3, "one file after the other, and nothing but ids"
