@@ -6,6 +6,9 @@
 
 Building takes the models that were trained last, refreshing those in use; both take the items that are prepared, and
 promote what they built. Promoting an older version goes back to it; refreshing keeps to its models.
+
+What loads models or items is done by one task. The driver reads manifests, and of the items one file at a time, for
+their identity.
 """
 
 import json

@@ -4,7 +4,7 @@
 
 Reads `teacher`, `item_text_embeddings`, `sequences` and `items`; writes `alignment`: the network, and the joint
 embeddings e and q of every item. The workers of Ray Train share every batch; a worker holds at most
-`alignment.memory_mb` of the users that train, with their x^u.
+`alignment.memory_mb` of the users that train, with their x^u, and maps E and Q where they are large.
 
 With `alignment.text_encoder: fine-tuned` SBERT is trained too and kept in `encoders`, and the network that it was
 trained with in `fine_tuned`; the catalogue is then embedded by that encoder, as `embed` does it, in

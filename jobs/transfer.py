@@ -4,7 +4,7 @@
 
 In the place of the three training verbs, where `evaluation.split` is `{kind: cross-domain, trained_in: runs/movies}`:
 run `prepare` and `embed` before it, `bundle` and `evaluate` after it. Reads `teacher`, `alignment` and `projectors` of
-the other run, and writes them here for the items that are here.
+the other run, and writes them here for the items that are here, by one task.
 """
 
 from collections.abc import Iterator
