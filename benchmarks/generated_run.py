@@ -9,7 +9,7 @@ import torch
 
 from allmrec.alignment.network import AlignmentNetwork, save_alignment
 from allmrec.cf.teacher import build_teacher, save_teacher
-from allmrec.core.artifacts import read_table, writing
+from allmrec.core.artifacts import writing
 from allmrec.core.hashing import shard_of
 from allmrec.core.pretrained import model_identity
 from allmrec.core.storage import Storage
@@ -89,18 +89,18 @@ def drawn_llm(vocab: int, hidden: int, layers: int) -> Any:
 
 
 def _models(config: Config, workspace: Workspace, num_items: int, hidden: int) -> None:
-    settings, known = config.model_dump(mode="json"), read_table(workspace.items)
+    settings = config.model_dump(mode="json")
     teacher = build_teacher(config.teacher, num_items).eval()
     with writing(workspace.teacher, Workspace.teacher, "drawn", settings) as out:
         out.add(save_teacher(workspace.teacher, teacher))
         out.stats["num_items"] = num_items
-        write_trained_items(out, known)
+        out.add(write_trained_items(workspace.teacher, workspace.items))
     joint = config.alignment.joint_dim
     network = AlignmentNetwork(config.teacher.dim, _TEXT_DIM, joint)
     vectors = network.joint(teacher.item_embeddings, torch.randn(num_items + 1, _TEXT_DIM))
     with writing(workspace.alignment, Workspace.alignment, "drawn", settings) as out:
         out.add(save_alignment(workspace.alignment, network, *vectors))
-        write_trained_items(out, known)
+        out.add(write_trained_items(workspace.alignment, workspace.items))
     projectors = fresh_projectors(config.teacher.dim, joint, hidden, seed=0).state_dict()
     with writing(workspace.projectors, Workspace.projectors, "drawn", settings) as out:
         out.add(save_projectors(workspace.projectors, projectors, untrained=projectors))

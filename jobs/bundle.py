@@ -6,6 +6,9 @@
 
 Building takes the models that were trained last, refreshing those in use; both take the items that are prepared, and
 promote what they built. Promoting an older version goes back to it; refreshing keeps to its models.
+
+What loads models or items is done by one task. The driver reads manifests, and of the items one file at a time, for
+their identity.
 """
 
 import json
@@ -21,12 +24,16 @@ from allmrec.bundle.versions import bundle_versions, latest_bundle, promote
 from allmrec.core.artifacts import find_manifest, read_manifest, writing
 from allmrec.core.commit_log import entries_after
 from allmrec.core.pretrained import model_identity
+from allmrec.core.storage import Storage
 from allmrec.core.workspace import Workspace
 from allmrec.data.trained_items import words_digest
 from jobs.config import Config
 from jobs.embed import embed_by
+from jobs.runtime.cluster import start_ray
 from jobs.runtime.command import main
 from jobs.runtime.console import Console
+from jobs.runtime.preflight import ONE_TASK
+from jobs.runtime.ray_data import on_worker
 from jobs.runtime.step import Context, Stats, Step
 
 SECTIONS = ("text", "teacher", "alignment", "llm", "prompt", "projection", "baselines", "bundle")
@@ -37,11 +44,11 @@ def run(context: Context) -> Stats:
     config, workspace = context.resolved(*SECTIONS), context.workspace
     if not _embed_new_texts(context, workspace):
         raise ValueError(f"{workspace.storage.uri} lacks the encoder of its alignment; run train-alignment again")
-    version = build_bundle(context.storage, config, index_above(context.config))
+    version = on_worker(build_bundle, context.storage, config, index_above(context.config))
     before = find_manifest(workspace.bundle)
-    counts = load_bundle(context.storage, version).item_counts()
+    counts = on_worker(counts_of, context.storage, version)
     if before is None or before.stats["version"] != version:
-        promote(context.storage, version)
+        on_worker(promote, context.storage, version)
     with writing(workspace.bundle, Workspace.bundle, context.fingerprint, config) as out:
         out.file(DESCRIPTION, json.dumps({"version": version}).encode())
         out.stats |= {"version": version, **counts}
@@ -58,9 +65,9 @@ def refresh(context: Context) -> Stats:
             "encoder of its models; run train-alignment, then `allmrec bundle build`"
         )
         return {"version": used}
-    version = refresh_bundle(context.storage, used, index_above(context.config))
-    promote(context.storage, version)
-    counts = load_bundle(context.storage, version).item_counts()
+    version = on_worker(refresh_bundle, context.storage, used, index_above(context.config))
+    on_worker(promote, context.storage, version)
+    counts = on_worker(counts_of, context.storage, version)
     return {"version": version, "models of": used, **counts, "folder": workspace.bundles.name(version)}
 
 
@@ -85,12 +92,22 @@ def _embed_new_texts(context: Context, models: Workspace) -> bool:
         whether the new texts are embedded: not where the encoder of these models is gone.
     """
     workspace = context.workspace
-    if not is_fine_tuned(models) or not len(new_texts(models, bundle_items(models, workspace.items))):
+    if not is_fine_tuned(models) or not on_worker(count_new_texts, models, workspace.items):
         return True
     tuned = find_tuned_encoder(workspace, read_manifest(models.alignment))
     if tuned is not None:
         embed_by(context, tuned.model, tuned.embeddings)
     return tuned is not None
+
+
+def count_new_texts(models: Workspace, prepared: Storage) -> int:
+    """In a task: how many items have a text that the alignment has not seen."""
+    return len(new_texts(models, bundle_items(models, prepared)))
+
+
+def counts_of(storage: Storage, version: str) -> dict[str, int]:
+    """In a task: which embeddings show how many of a bundle's items."""
+    return load_bundle(storage, version).item_counts()
 
 
 def plan(context: Context) -> Stats:
@@ -140,16 +157,24 @@ def list_bundles(config: Config, console: Console) -> None:
 def verify(config: Config, console: Console, version: str | None) -> None:
     """Load a bundle and let it score; every file is compared with its hash."""
     run = config.workspace.storage
-    description = verify_bundle(run, version or latest_bundle(run))
-    verify_encoder(run, description)
-    bundle = load_bundle(run, description["version"])
+    version = version or latest_bundle(run)
+    start_ray(config)
+    counts = on_worker(verified, run, version)
+    console.event("verified", version=version, files=len(read_description(run, version)["files"]), **counts)
+
+
+def verified(storage: Storage, version: str) -> dict[str, int]:
+    """In a task: the counts of a bundle that is intact and scores. Raises ValueError of any other."""
+    description = verify_bundle(storage, version)
+    verify_encoder(storage, description)
+    bundle = load_bundle(storage, version)
     probe(bundle)
-    files = description["files"]
-    console.event("verified", version=bundle.version, files=len(files), **bundle.item_counts())
+    return bundle.item_counts()
 
 
 def promote_version(config: Config, console: Console, version: str) -> None:
-    entry = promote(config.workspace.storage, version)
+    start_ray(config)
+    entry = on_worker(promote, config.workspace.storage, version)
     if entry is None:
         console.skip("promote", f"bundle {version} is in use already")
     else:
@@ -166,6 +191,7 @@ STEP = Step(
     run=run,
     plan=plan,
     external_inputs=external_inputs,
+    needs=ONE_TASK,
 )
 
 REFRESH = Step(
@@ -177,6 +203,7 @@ REFRESH = Step(
     run=refresh,
     plan=lambda context: {"up to date": refreshed(context) is not None},
     finished=refreshed,
+    needs=ONE_TASK,
 )
 
 if __name__ == "__main__":

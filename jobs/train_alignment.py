@@ -4,7 +4,7 @@
 
 Reads `teacher`, `item_text_embeddings`, `sequences` and `items`; writes `alignment`: the network, and the joint
 embeddings e and q of every item. The workers of Ray Train share every batch; a worker holds at most
-`alignment.memory_mb` of the users that train, with their x^u.
+`alignment.memory_mb` of the users that train, with their x^u, and maps E and Q where they are large.
 
 With `alignment.text_encoder: fine-tuned` SBERT is trained too and kept in `encoders`, and the network that it was
 trained with in `fine_tuned`; the catalogue is then embedded by that encoder, as `embed` does it, in
@@ -18,7 +18,7 @@ import torch
 
 from allmrec.alignment.estimate import hours_of_steps, hours_of_texts, steps_per_epoch
 from allmrec.alignment.examples import example_bytes, held_out_items
-from allmrec.alignment.network import AlignmentNetwork, load_network, save_alignment, save_network
+from allmrec.alignment.network import AlignmentConfig, AlignmentNetwork, load_network, save_alignment, save_network
 from allmrec.alignment.texts import TrainedTexts
 from allmrec.alignment.training import AlignmentTraining, alignment_quality, spread_kept
 from allmrec.alignment.tuned_encoder import DIGEST, find_tuned_encoder, save_tuned_encoder
@@ -26,9 +26,8 @@ from allmrec.cf.teacher import load_teacher
 from allmrec.core.artifacts import find_manifest, read_manifest, read_part, writing
 from allmrec.core.distributed import rank_and_world_size
 from allmrec.core.hashing import Draw, key64
-from allmrec.core.storage import Storage
 from allmrec.core.workspace import Workspace
-from allmrec.data.catalogue import Catalogue, drawable_items, read_item_table
+from allmrec.data.catalogue import read_drawable, read_item_texts
 from allmrec.data.trained_items import check_trained_on, write_trained_items
 from allmrec.data.training_users import Sample, TrainingUsers, num_parts
 from allmrec.retention import named_encoders
@@ -38,6 +37,7 @@ from allmrec.text.encoder import load_encoder
 from jobs.embed import embed_by
 from jobs.runtime.command import main
 from jobs.runtime.preflight import Needs
+from jobs.runtime.ray_data import on_worker
 from jobs.runtime.ray_train import device, fit, run_epochs
 from jobs.runtime.step import Context, Stats, Step
 
@@ -46,14 +46,12 @@ INPUTS = (Workspace.teacher, Workspace.item_text_embeddings, Workspace.sequences
 
 def run(context: Context) -> Stats:
     workspace, config = context.workspace, context.resolved("alignment")
-    alignment, items = workspace.alignment, read_item_table(workspace.items)
-    check_trained_on(workspace.teacher, items)
+    on_worker(check_trained_on, workspace.teacher, workspace.items)
     stats = fine_tune(context) if context.config.alignment.text_encoder == "fine-tuned" else train(context)
-    with writing(alignment, Workspace.alignment, context.fingerprint, config) as out:
+    with writing(workspace.alignment, Workspace.alignment, context.fingerprint, config) as out:
         out.add(stats.pop("files"))
         out.stats |= stats
         out.stats.setdefault("encoder", read_manifest(workspace.item_text_embeddings).stats.get("encoder"))
-        write_trained_items(out, items)
     return out.stats
 
 
@@ -61,7 +59,7 @@ def train(context: Context) -> Stats:
     """Run `loop` on the workers."""
     config = context.config
     settings = {"config": config.alignment, "text": config.text, "seed": config.seed, "workspace": context.workspace}
-    settings |= {name: context.workspace.at(name) for name in (*INPUTS, Workspace.alignment, Workspace.fine_tuned)}
+    settings |= {name: context.workspace.at(name) for name in (*INPUTS, Workspace.fine_tuned)}
     return fit(context, "train-alignment", loop, settings, total=config.alignment.epochs)
 
 
@@ -80,19 +78,11 @@ def fine_tune(context: Context) -> Stats:
     former, found = find_manifest(texts), find_tuned_encoder(workspace, trained)
     assert found is not None, "it is trained again where it is gone"
     encoder = embed_by(context, found.model, found.embeddings)["encoder"]
-    texts_NS = read_texts(texts)
-    exported = export(
-        workspace.alignment,
-        load_network(tuned),
-        load_teacher(workspace.teacher).item_embeddings,
-        texts_NS,
-        held_out_items(config.alignment, len(texts_NS), config.seed),
-    )
+    exported = on_worker(export_tuned, workspace, config.alignment, config.seed)
     # The former alignment, which named its encoder, is gone by now.
     if former is not None and former.stats["encoder"] not in (encoder, *named_encoders(workspace).values()):
         TextCache.of(context.storage, former.stats["encoder"]).clear()  # nothing uses that encoder again
-    kept = spread_kept(read_texts(workspace.item_text_embeddings), texts_NS)
-    return trained.stats | exported | kept | {"encoder": encoder}
+    return trained.stats | exported | {"encoder": encoder}
 
 
 def loop(settings: dict[str, Any]) -> Stats:
@@ -103,8 +93,7 @@ def loop(settings: dict[str, Any]) -> Stats:
     if config.text_encoder == "fine-tuned":
         text = settings["text"]
         encoder = load_encoder(text.model_copy(update={"dtype": "float32"}), str(device()))
-        catalogue = Catalogue.read(settings["items"], texts=True)
-        trained_texts = TrainedTexts(config, encoder, catalogue.texts, text.max_chars)
+        trained_texts = TrainedTexts(config, encoder, read_item_texts(settings["items"]), text.max_chars)
     teacher = load_teacher(settings["teacher"])
     training = AlignmentTraining(
         config,
@@ -120,7 +109,7 @@ def loop(settings: dict[str, Any]) -> Stats:
         seed,
         device(),
         trained_texts,
-        drawable_items(read_item_table(settings["items"])),
+        read_drawable(settings["items"]),
     )
     run_epochs(training)
     if rank_and_world_size()[0] != 0:
@@ -132,11 +121,19 @@ def loop(settings: dict[str, Any]) -> Stats:
             DIGEST: save_tuned_encoder(settings["workspace"], trained_texts.encoder),
         }
     held_out_N = held_out_items(config, len(texts_NS), seed)
-    return stats | export(settings["alignment"], training.network, training.items_ND, texts_NS, held_out_N)
+    return stats | export(settings["workspace"], training.network, training.items_ND, texts_NS, held_out_N)
+
+
+def export_tuned(workspace: Workspace, config: AlignmentConfig, seed: int) -> Stats:
+    """In a task: `export` by the network in `fine_tuned`, and what is left of the spread of Q."""
+    texts_NS, network = read_texts(workspace.fine_tuned_text_embeddings), load_network(workspace.fine_tuned)
+    items_ND = load_teacher(workspace.teacher).item_embeddings
+    exported = export(workspace, network, items_ND, texts_NS, held_out_items(config, len(texts_NS), seed))
+    return exported | spread_kept(read_texts(workspace.item_text_embeddings), texts_NS)
 
 
 def export(
-    storage: Storage,
+    workspace: Workspace,
     network: AlignmentNetwork,
     items_ND: torch.Tensor,
     texts_NS: torch.Tensor,
@@ -147,7 +144,8 @@ def export(
     held_out = torch.from_numpy(np.flatnonzero(held_out_N)).to(e_NJ.device)
     quality = alignment_quality(e_NJ, q_NJ, held_out)
     return {
-        "files": save_alignment(storage, network, e_NJ, q_NJ),
+        "files": save_alignment(workspace.alignment, network, e_NJ, q_NJ)
+        | write_trained_items(workspace.alignment, workspace.items),
         "held_out_items": len(held_out),
         **{f"held_out_{name}": value for name, value in quality.items()},
     }

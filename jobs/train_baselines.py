@@ -10,7 +10,6 @@ joint` the `alignment`; writes `systems/llm-srec`: the readout's weights and all
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from allmrec.alignment.joint import EmbeddingChoice
@@ -21,7 +20,7 @@ from allmrec.core.artifacts import read_manifest, shard_name, writing
 from allmrec.core.distributed import rank_and_world_size
 from allmrec.core.rows import Table
 from allmrec.core.workspace import Workspace
-from allmrec.data.catalogue import Catalogue, read_item_table
+from allmrec.data.catalogue import read_drawable, read_titles, some_titles
 from allmrec.data.sequences import Sequences
 from allmrec.data.trained_items import check_trained_on, read_trained_items
 from allmrec.llm.loading import load_tokenizer, max_positions
@@ -36,6 +35,7 @@ from allmrec.readout.training import ReadoutTraining
 from jobs.config import Config
 from jobs.runtime.command import main
 from jobs.runtime.preflight import Needs
+from jobs.runtime.ray_data import on_worker
 from jobs.runtime.ray_train import device, fit, resume, run_rounds
 from jobs.runtime.step import Context, Stats, Step
 from jobs.train_projection import for_these_workers, identity, placed
@@ -48,7 +48,7 @@ def run(context: Context) -> Stats:
     config, workspace, readout = context.config, context.workspace, named(context)
     inputs = STEP.under(config).inputs
     for model in {Workspace.teacher, Workspace.alignment}.intersection(inputs):
-        check_trained_on(workspace.at(model), read_item_table(workspace.items))
+        on_worker(check_trained_on, workspace.at(model), workspace.items)
     settings = {
         "readout": readout,
         **{name: getattr(config, name) for name in ("prompt", "llm", "bundle", "seed")},
@@ -79,8 +79,8 @@ def loop(settings: dict[str, Any]) -> Stats:
     outline = llm_outline(llm_config)
     placement = placed(llm_config, config.tokens_per_pass, config.activation_checkpointing, outline)
     llm, tokenizer = load_llm_with_placement(llm_config, placement, outline.largest_weight), load_tokenizer(llm_config)
-    catalogue, sequences = Catalogue.read(settings[Workspace.items]), settings[Workspace.sequences]
-    titles = Titles.tokenise(catalogue.titles, tokenizer, settings["prompt"].max_title_tokens)
+    items, sequences = settings[Workspace.items], settings[Workspace.sequences]
+    titles = Titles.tokenise(read_titles(items), tokenizer, settings["prompt"].max_title_tokens)
     prompts, cases = ReadoutPrompts(settings["prompt"], tokenizer, titles, max_positions(llm)), None
     if config.validation_users:
         cases = ValidationCases.read(settings[Workspace.evaluation_cases], sequences, config.validation_users, seed)
@@ -92,7 +92,7 @@ def loop(settings: dict[str, Any]) -> Stats:
         llm,
         teacher,
         item_inputs(settings, teacher),
-        ReadoutExamples(config, training_users(sequences, config, seed), prompts, seed, catalogue.drawable),
+        ReadoutExamples(config, training_users(sequences, config, seed), prompts, seed, read_drawable(items)),
         cases,
         device(),
         resume(),
@@ -122,32 +122,32 @@ def item_inputs(settings: dict[str, Any], teacher: Teacher) -> Table:
     items_ND = teacher.item_embeddings.detach()
     if settings["readout"].item_input == "teacher":
         return items_ND
-    popularity_N = np.append(0, read_trained_items(settings[Workspace.teacher]).column("popularity").to_numpy())
+    trained = read_trained_items(settings[Workspace.teacher], ["popularity"])
+    popularity_N = np.append(0, trained.column("popularity").to_numpy())
     choice = EmbeddingChoice.of(popularity_N, items_ND, settings["bundle"].min_interactions_for_cf)
     return choice.joint(*load_joint(settings[Workspace.alignment]))
 
 
 def plan(context: Context) -> Stats:
     config, readout, workspace = context.config, named(context), context.workspace
-    outline, catalogue = llm_outline(config.llm), Catalogue.read(workspace.items)
-    chosen = np.linspace(1, catalogue.num_items, min(catalogue.num_items, _SAMPLE)).astype(np.int64)
-    tokenizer = load_tokenizer(config.llm)
-    titles = Titles.tokenise(catalogue.titles.take(pa.array([0, *chosen])), tokenizer, config.prompt.max_title_tokens)
+    outline, num_items = llm_outline(config.llm), read_manifest(workspace.items).rows
+    tokenizer, shown = load_tokenizer(config.llm), some_titles(workspace.items, _SAMPLE)
+    titles = Titles.tokenise(shown, tokenizer, config.prompt.max_title_tokens)
     prompts = ReadoutPrompts(config.prompt, tokenizer, titles, outline.positions)
     some, manifest = Sequences.read_train(workspace.sequences, [0]), read_manifest(workspace.sequences)
     share = manifest.files[shard_name(0)]["rows"] / max(manifest.rows, 1)
     learnable = np.flatnonzero(some.lengths >= 2)
     users = some.take(learnable[:_SAMPLE]).shortened(some.lengths[learnable[:_SAMPLE]] - 1)
-    sampled = Sequences(users.user_ids, users.offsets, (users.items % len(chosen) + 1).astype(np.int32))
+    sampled = Sequences(users.user_ids, users.offsets, (users.items % (len(shown) - 1) + 1).astype(np.int32))
     built = prompts.of_users(sampled)
     branches = prompts.branches(built, readout.readouts_per_prompt - 1)[1]
     user_tokens = float((built.lengths + 1 + branches.tokens(len(built))).mean())
-    item_tokens = float(prompts.of_items(np.arange(1, len(chosen) + 1)).lengths.mean()) + 1
+    item_tokens = float(prompts.of_items(np.arange(1, len(shown))).lengths.mean()) + 1
     examples = len(learnable) if readout.targets == "last" else int((some.lengths[learnable] - 1).sum())
     count = round(examples / max(share, 1e-9))
     count = min(count, readout.max_users or count)
     steps = -(-count // readout.batch_size)
-    items = _items_read(readout, catalogue.num_items, count * (1 + len(branches) / len(built)), steps)
+    items = _items_read(readout, num_items, count * (1 + len(branches) / len(built)), steps)
     tokens = round(count * user_tokens + items * item_tokens)
     return {
         "llm": config.llm.name,
@@ -155,7 +155,7 @@ def plan(context: Context) -> Stats:
         "tokens_per_user": round(user_tokens),
         "tokens_per_item": round(item_tokens),
         "tokens_per_epoch": tokens,
-        "tokens_of_all_items": round(catalogue.num_items * item_tokens),
+        "tokens_of_all_items": round(num_items * item_tokens),
         "steps": readout.epochs * steps,
         "workers": config.workers.num_workers,
         "gpu_hours_at_100_tflops": round(4 * outline.parameters * tokens * readout.epochs / 1e14 / 3600, 4),

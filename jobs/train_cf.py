@@ -9,11 +9,7 @@ it also holds the text embeddings of its share of the users until the first stag
 trained (`teacher.model: external`) is brought in instead, by one task.
 """
 
-import json
 from typing import Any, Literal
-
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from allmrec.cf.external import ImportTeacher, open_tables, table_files
 from allmrec.cf.history_texts import HistoryTexts
@@ -23,7 +19,7 @@ from allmrec.core.artifacts import read_manifest, writing
 from allmrec.core.distributed import rank_and_world_size
 from allmrec.core.storage import Storage
 from allmrec.core.workspace import Workspace
-from allmrec.data.catalogue import UNTITLED, Catalogue, display_titles, drawable_items, in_order, read_item_table
+from allmrec.data.catalogue import is_untitled, read_drawable, read_titles
 from allmrec.data.trained_items import write_trained_items
 from allmrec.data.training_users import training_parts
 from allmrec.text.embeddings import check_embedded, read_texts
@@ -31,7 +27,7 @@ from allmrec.text.encoder import encoder_identity
 from jobs.runtime.cluster import start_ray
 from jobs.runtime.command import main
 from jobs.runtime.preflight import Needs
-from jobs.runtime.ray_data import iter_results, map_tasks
+from jobs.runtime.ray_data import on_worker
 from jobs.runtime.ray_train import device, fit, run_epochs
 from jobs.runtime.step import Context, Stats, Step
 
@@ -50,8 +46,7 @@ def train_into(
 ) -> Stats:
     """Train a teacher and write it as an artifact. An existing one stays until the new one is written."""
     config, workspace = context.config, context.workspace
-    items = read_item_table(workspace.items)
-    encoders = encoders_of(context, teacher, items)
+    encoders = encoders_of(context, teacher)
     settings = {
         "config": teacher,
         "text": config.text,
@@ -67,22 +62,21 @@ def train_into(
     with writing(target, kind, context.fingerprint, resolved) as out:
         out.add(stats.pop("files"))
         out.stats |= stats
-        write_trained_items(out, items)
     return out.stats
 
 
-def encoders_of(context: Context, teacher: TeacherConfig, items: pa.Table) -> Stats:
+def encoders_of(context: Context, teacher: TeacherConfig) -> Stats:
     """Which encoders read the texts that the teacher is trained on; nothing for one that reads none.
 
     Raises:
         ValueError: the texts are missing, or of other items.
     """
-    found, texts = Stats(), context.workspace.item_text_embeddings
+    found, items, texts = Stats(), context.workspace.items, context.workspace.item_text_embeddings
     if teacher.items == "text":
-        check_embedded(texts, items)
+        on_worker(check_embedded, texts, items)
         found["encoder"] = read_manifest(texts).stats.get("encoder")
     if teacher.is_pretrained:
-        if pc.all(pc.equal(display_titles(items.column("title")), UNTITLED)).as_py():
+        if on_worker(is_untitled, items):
             raise ValueError(
                 "teacher.pretraining reads titles, and no item has one; name their column in data.items.columns.title, "
                 "or leave teacher.pretraining out"
@@ -113,28 +107,25 @@ def bring_in(context: Context) -> Stats:
         resolved=context.resolved("teacher"),
     )
     start_ray(config)
-    (table,) = iter_results(map_tasks(1, bring))
-    stats: Stats = json.loads(table.column("report")[0].as_py())
-    return stats
+    return on_worker(bring)
 
 
 def loop(settings: dict[str, Any]) -> Stats:
     """On every worker: train, keep the best epoch; rank 0 writes its weights."""
-    config = settings["config"]
+    config, items, encode = settings["config"], settings["items"], None
     parts = training_parts(settings["sequences"], config.memory_mb)
     cases = ValidationCases.read(settings["cases"], settings["sequences"], config.validation_users, settings["seed"])
-    items, encode = in_order(read_item_table(settings["items"])), None
     if config.is_pretrained:
-        titles = Catalogue.from_table(items).titles
+        titles = read_titles(items)
         encode = HistoryTexts(titles, settings["verb"], config.max_history, settings["text"], device().type)
     training = TeacherTraining(
         config,
         parts,
-        len(items),
+        read_manifest(items).rows,
         cases,
         settings["seed"],
         device(),
-        drawable_items(items),
+        read_drawable(items),
         texts_NS=read_texts(settings["texts"]) if config.items == "text" else None,
         encode=encode,
     )
@@ -142,8 +133,9 @@ def loop(settings: dict[str, Any]) -> Stats:
     if rank_and_world_size()[0] != 0:
         return {}
     return {
-        "files": save_teacher(settings["teacher"], training.best_teacher()),
-        "num_items": len(items),
+        "files": save_teacher(settings["teacher"], training.best_teacher())
+        | write_trained_items(settings["teacher"], items),
+        "num_items": read_manifest(items).rows,
         "users": training.users,
         "epochs": training.epoch,
         "best_epoch": training.best["epoch"],

@@ -20,7 +20,7 @@ from allmrec.core.artifacts import read_manifest, shard_name, writing
 from allmrec.core.distributed import rank_and_world_size
 from allmrec.core.pretrained import model_identity
 from allmrec.core.workspace import Workspace
-from allmrec.data.catalogue import Catalogue, read_item_table
+from allmrec.data.catalogue import read_drawable, read_titles, some_titles
 from allmrec.data.sequences import Sequences
 from allmrec.data.trained_items import check_trained_on, read_trained_items
 from allmrec.data.training_users import num_parts
@@ -28,7 +28,7 @@ from allmrec.llm.loading import LLMConfig, Placement, load_tokenizer, max_positi
 from allmrec.llm.prompt import PromptBuilder, Titles
 from allmrec.metrics import METRICS
 from allmrec.projection.engine import checksum, load_llm_with_placement
-from allmrec.projection.estimate import matmul_rate, tokens_per_prompt
+from allmrec.projection.estimate import TITLES, matmul_rate, tokens_per_prompt
 from allmrec.projection.examples import EXAMPLE_BYTES, Examples, training_users
 from allmrec.projection.placement import (
     Outline,
@@ -46,6 +46,7 @@ from allmrec.projection.training import ProjectionTraining
 from jobs.runtime.command import main
 from jobs.runtime.console import Console
 from jobs.runtime.preflight import Needs
+from jobs.runtime.ray_data import on_worker
 from jobs.runtime.ray_train import Loop, device, fit, resume, run_rounds
 from jobs.runtime.step import Context, Stats, Step
 
@@ -55,7 +56,7 @@ SECTIONS = ("projection", "prompt", "llm", "bundle")  # bundle says which form s
 def run(context: Context) -> Stats:
     config, workspace = context.config, context.workspace
     for model in (workspace.teacher, workspace.alignment):
-        check_trained_on(model, read_item_table(workspace.items))
+        on_worker(check_trained_on, model, workspace.items)
     settings = {
         **{name: getattr(config, name) for name in SECTIONS},
         "seed": config.seed,
@@ -97,15 +98,14 @@ def loop(settings: dict[str, Any]) -> Stats:
     outline = llm_outline(llm_config)
     placement = placed(llm_config, projection.tokens_per_pass, projection.activation_checkpointing, outline)
     llm, tokenizer = load_llm_with_placement(llm_config, placement, outline.largest_weight), load_tokenizer(llm_config)
-    catalogue = Catalogue.read(settings["items"])
-    titles = Titles.tokenise(catalogue.titles, tokenizer, prompt.max_title_tokens)
+    titles = Titles.tokenise(read_titles(settings["items"]), tokenizer, prompt.max_title_tokens)
     builder = PromptBuilder(prompt, tokenizer, titles, soft=True, max_tokens=max_positions(llm))
     sequences, cases = settings["sequences"], None
     if projection.validation_users:
         cases = ValidationCases.read(settings["evaluation_cases"], sequences, projection.validation_users, seed)
     teacher, (e_NJ, q_NJ) = load_teacher(settings["teacher"]), load_joint(settings["alignment"])
     items_ND = teacher.item_embeddings.detach()
-    popularity_N = np.append(0, read_trained_items(settings["teacher"]).column("popularity").to_numpy())
+    popularity_N = np.append(0, read_trained_items(settings["teacher"], ["popularity"])["popularity"].to_numpy())
     choice = EmbeddingChoice.of(popularity_N, items_ND, bundle.min_interactions_for_cf)
     training = ProjectionTraining(
         projection,
@@ -121,7 +121,7 @@ def loop(settings: dict[str, Any]) -> Stats:
             projection.num_candidates,
             seed,
             projection.targets,
-            catalogue.drawable,
+            read_drawable(settings["items"]),
         ),
         cases,
         device(),
@@ -190,7 +190,7 @@ def plan_of(context: Context, training: Stage2Config, soft: bool = True) -> Stat
     per_user = 1 if training.targets == "last" else float((sampled - 1).mean())
     users = min(users, training.max_users or users)
     prompts = round(users * per_user)
-    titles = Catalogue.read(context.workspace.items).titles
+    titles = some_titles(context.workspace.items, TITLES)
     length = tokens_per_prompt(config.llm, config.prompt, training, outline.positions, sample, titles, soft)
     tokens = round(prompts * length)
     checkpointing = training.activation_checkpointing

@@ -12,21 +12,23 @@ from typing import Any
 import numpy as np
 
 from allmrec.cf.training import ValidationCases
-from allmrec.core.artifacts import read_manifest, read_rows, read_table, shard_name, writing
+from allmrec.core.artifacts import read_manifest, read_parts, read_rows, read_table, shard_name, writing
 from allmrec.core.distributed import rank_and_world_size
 from allmrec.core.pretrained import model_identity
+from allmrec.core.storage import Storage
 from allmrec.core.workspace import Workspace
-from allmrec.data.catalogue import drawable_items, in_order
+from allmrec.data.catalogue import in_order, read_drawable
 from allmrec.data.sequences import Sequences
 from allmrec.data.trained_items import write_trained_items
 from allmrec.recformer.artifact import save_recformer
 from allmrec.recformer.build import build_recformer
 from allmrec.recformer.config import RecformerConfig
-from allmrec.recformer.sentences import alone, check_texts
+from allmrec.recformer.sentences import WORDS, alone, check_texts
 from allmrec.recformer.training import RecformerTraining
 from jobs.config import Config
 from jobs.runtime.command import main
 from jobs.runtime.preflight import Model, Needs
+from jobs.runtime.ray_data import on_worker
 from jobs.runtime.ray_train import device, fit, run_epochs
 from jobs.runtime.step import Context, Stats, Step
 
@@ -35,8 +37,8 @@ _SAMPLE = 2000  # items and users whose tokens are counted for a plan
 
 def run(context: Context) -> Stats:
     config, workspace = context.config, context.workspace
-    recformer, items = named(context), read_table(workspace.items)
-    check_texts(items)
+    recformer = named(context)
+    on_worker(check_words, workspace.items)
     settings = {
         "config": recformer,
         "seed": config.seed,
@@ -47,7 +49,6 @@ def run(context: Context) -> Stats:
     with writing(workspace.recformer, Workspace.recformer, context.fingerprint, resolved) as out:
         out.add(stats.pop("files"))
         out.stats |= stats | {"encoder": external_inputs(context)}
-        write_trained_items(out, items)
     return out.stats
 
 
@@ -56,11 +57,18 @@ def named(context: Context) -> RecformerConfig:
     return context.config.recformer
 
 
+def check_words(items: Storage) -> None:
+    """In a task: `check_texts` of the stored table, one file after the other."""
+    check_texts(read_parts(items, WORDS))
+
+
 def loop(settings: dict[str, Any]) -> Stats:
     """On every worker: train both stages; rank 0 writes the best weights and the items."""
-    config, seed, sequences = settings["config"], settings["seed"], settings[Workspace.sequences]
-    items = in_order(read_table(settings[Workspace.items]))
-    network, sentences, tokenizer = build_recformer(config, items, seed)
+    config, seed = settings["config"], settings["seed"]
+    items, sequences = settings[Workspace.items], settings[Workspace.sequences]
+    words = in_order(read_table(items, columns=["item_index", *WORDS]))
+    network, sentences, tokenizer = build_recformer(config, words, seed)
+    del words  # as tokens from here on
     training = RecformerTraining(
         config,
         network,
@@ -69,7 +77,7 @@ def loop(settings: dict[str, Any]) -> Stats:
         ValidationCases.read(settings[Workspace.evaluation_cases], sequences, config.validation_users, seed),
         seed,
         device(),
-        drawable_items(items),
+        read_drawable(items),
     )
     run_epochs(training)
     if rank_and_world_size()[0] != 0:
@@ -83,7 +91,8 @@ def loop(settings: dict[str, Any]) -> Stats:
             sentences,
             network.encoder,
             tokenizer,
-        ),
+        )
+        | write_trained_items(settings[Workspace.recformer], items),
         "users": len(training),
         "epochs": training.epoch,
         "max_tokens": sentences.max_tokens,
@@ -97,7 +106,7 @@ def plan(context: Context) -> Stats:
     recformer, workspace = named(context), context.workspace
     catalogue = read_manifest(workspace.items)
     chosen = np.linspace(0, catalogue.rows - 1, min(catalogue.rows, _SAMPLE)).astype(np.int64)
-    sample = read_rows(workspace.items, catalogue, chosen)
+    sample = read_rows(workspace.items, catalogue, chosen, WORDS)
     network, sentences, _ = build_recformer(recformer, sample, context.config.seed)
     some, manifest = Sequences.read_train(workspace.sequences, [0]), read_manifest(workspace.sequences)
     learnable = np.flatnonzero(some.lengths >= 2)

@@ -13,7 +13,7 @@ import torch
 from allmrec.cf.training import ValidationCases
 from allmrec.core.distributed import rank_and_world_size
 from allmrec.core.workspace import Workspace
-from allmrec.data.catalogue import Catalogue
+from allmrec.data.catalogue import read_drawable, read_titles
 from allmrec.llm.adapter import check_peft, refuse_unknown_modules, save_adapter
 from allmrec.llm.loading import load_tokenizer, max_positions
 from allmrec.llm.prompt import PromptBuilder, Titles
@@ -58,8 +58,8 @@ def loop(settings: dict[str, Any]) -> Stats:
     passes = (config.tokens_per_pass, config.activation_checkpointing)
     placement = placed(llm_config, *passes, outline, config.weight_inputs)
     llm, tokenizer = load_llm_with_placement(llm_config, placement, outline.largest_weight), load_tokenizer(llm_config)
-    catalogue, sequences, cases = Catalogue.read(settings[Workspace.items]), settings[Workspace.sequences], None
-    titles = Titles.tokenise(catalogue.titles, tokenizer, prompt.max_title_tokens)
+    items, sequences, cases = settings[Workspace.items], settings[Workspace.sequences], None
+    titles = Titles.tokenise(read_titles(items), tokenizer, prompt.max_title_tokens)
     builder = PromptBuilder(prompt, tokenizer, titles, soft=False, max_tokens=max_positions(llm))
     if config.validation_users:
         cases = ValidationCases.read(settings[Workspace.evaluation_cases], sequences, config.validation_users, seed)
@@ -69,7 +69,7 @@ def loop(settings: dict[str, Any]) -> Stats:
         config.num_candidates,
         seed,
         config.targets,
-        catalogue.drawable,
+        read_drawable(items),
     )
     training = TALLRecTraining(config, llm_config, placement, llm, examples, cases, device(), resume())
     weights, rounds = trained(training, llm)

@@ -4,26 +4,26 @@
 
 In the place of the three training verbs, where `evaluation.split` is `{kind: cross-domain, trained_in: runs/movies}`:
 run `prepare` and `embed` before it, `bundle` and `evaluate` after it. Reads `teacher`, `alignment` and `projectors` of
-the other run, and writes them here for the items that are here.
+the other run, and writes them here for the items that are here, by one task.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-
 from allmrec.alignment.network import load_network, save_alignment
 from allmrec.alignment.transfer import decoded_items, drawn_items, read_items, with_items
 from allmrec.alignment.tuned_encoder import DIGEST, find_tuned_encoder
 from allmrec.cf.teacher import load_teacher, save_teacher
-from allmrec.core.artifacts import ArtifactWriter, Manifest, read_file, read_manifest, writing
+from allmrec.core.artifacts import ArtifactWriter, Manifest, file_entry, invalidate, read_file, read_manifest, writing
+from allmrec.core.storage import Storage
 from allmrec.core.workspace import Workspace, open_workspace
-from allmrec.data.catalogue import read_item_table
 from allmrec.data.trained_items import write_trained_items
 from allmrec.text.embeddings import read_texts
 from jobs.embed import embed_by
 from jobs.runtime.command import main
+from jobs.runtime.preflight import ONE_TASK
+from jobs.runtime.ray_data import on_worker
 from jobs.runtime.step import Context, Stats, Step
 from jobs.train_projection import identity
 
@@ -33,29 +33,49 @@ MODELS = (Workspace.teacher, Workspace.alignment, Workspace.projectors)
 def run(context: Context) -> Stats:
     other, manifests = trained(context)
     check(context, other, manifests)
-    texts_NS, network = texts(context, other, manifests), load_network(other.alignment)
-    teacher = load_teacher(other.teacher)
-    items_ND = read_items(teacher, read_texts(context.workspace.item_text_embeddings))
-    if items_ND is None and context.config.evaluation.split.item_embeddings == "decoded":
+    split, texts = context.config.evaluation.split, embedded(context, other, manifests)
+    files = on_worker(write_models, other, context.workspace, texts, split.item_embeddings, context.config.seed)
+    stats: Stats = {"num_items": read_manifest(context.workspace.items).rows, "trained_in": other.storage.uri}
+    for name in MODELS:
+        with model(context, name, manifests, stats) as out:
+            out.add(files[name])
+    return stats
+
+
+def write_models(
+    other: Workspace, workspace: Workspace, texts: Storage, item_embeddings: str, seed: int
+) -> dict[str, dict[str, Any]]:
+    """In a task: write the other run's models for the items that are here; returns the entries of each one's files.
+
+    Args:
+        texts: Q of the items, by the encoder that the other run's Stage-1 ended with.
+        item_embeddings: as `evaluation.split.item_embeddings`.
+    """
+    texts_NS, network, teacher = read_texts(texts), load_network(other.alignment), load_teacher(other.teacher)
+    items_ND = read_items(teacher, read_texts(workspace.item_text_embeddings))
+    if items_ND is None and item_embeddings == "decoded":
         items_ND = decoded_items(network, texts_NS)
     elif items_ND is None:
-        items_ND = drawn_items(teacher, len(texts_NS), context.config.seed)
+        items_ND = drawn_items(teacher, len(texts_NS), seed)
     teacher, joint = with_items(teacher, items_ND), network.joint(items_ND, texts_NS)
+    return {
+        Workspace.teacher: save_teacher(workspace.teacher, teacher)
+        | write_trained_items(workspace.teacher, workspace.items),
+        Workspace.alignment: save_alignment(workspace.alignment, network, *joint)
+        | write_trained_items(workspace.alignment, workspace.items),
+        Workspace.projectors: copied(other.projectors, workspace.projectors),
+    }
 
-    workspace, projectors = context.workspace, manifests[Workspace.projectors]
-    stats: Stats = {"num_items": len(items_ND) - 1, "trained_in": other.storage.uri}
-    with (
-        model(context, Workspace.teacher, manifests, stats) as teacher_out,
-        model(context, Workspace.alignment, manifests, stats) as alignment_out,
-        model(context, Workspace.projectors, manifests, stats) as projectors_out,
-    ):
-        teacher_out.add(save_teacher(workspace.teacher, teacher))
-        alignment_out.add(save_alignment(workspace.alignment, network, *joint))
-        for out in (teacher_out, alignment_out):
-            write_trained_items(out, read_item_table(workspace.items))
-        for name in projectors.files:
-            projectors_out.file(name, read_file(other.projectors, projectors, name))
-    return stats
+
+def copied(source: Storage, target: Storage) -> dict[str, dict[str, Any]]:
+    """The files of an artifact, as they are, under another one's folder; returns their entries."""
+    manifest, entries = read_manifest(source), dict[str, dict[str, Any]]()
+    invalidate(target)
+    for name in manifest.files:
+        data = read_file(source, manifest, name)
+        target.write(name, data)
+        entries[name] = file_entry(data)
+    return entries
 
 
 @contextmanager
@@ -69,19 +89,19 @@ def model(context: Context, name: str, manifests: dict[str, Manifest], stats: St
         yield out
 
 
-def texts(context: Context, other: Workspace, manifests: dict[str, Manifest]) -> torch.Tensor:
-    """Q_NS of this run's items, by the encoder that the other run's Stage-1 ended with.
+def embedded(context: Context, other: Workspace, manifests: dict[str, Manifest]) -> Storage:
+    """Where Q of this run's items is, by the encoder that the other run's Stage-1 ended with.
 
     Raises:
         ValueError: that one was fine-tuned, and a later training has replaced it.
     """
     if manifests["alignment"].config["alignment"]["text_encoder"] == "frozen":
-        return read_texts(context.workspace.item_text_embeddings)
+        return context.workspace.item_text_embeddings
     tuned = find_tuned_encoder(other, manifests["alignment"])
     if tuned is None:
         raise ValueError(f"{other.storage.uri}: train-alignment was started again and not finished; run it there first")
     embed_by(context, tuned.model, Workspace.fine_tuned_text_embeddings)
-    return read_texts(context.workspace.fine_tuned_text_embeddings)
+    return context.workspace.fine_tuned_text_embeddings
 
 
 def trained(context: Context) -> tuple[Workspace, dict[str, Manifest]]:
@@ -122,6 +142,7 @@ STEP = Step(
     run=run,
     plan=plan,
     external_inputs=external_inputs,
+    needs=ONE_TASK,
 )
 
 if __name__ == "__main__":

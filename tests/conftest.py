@@ -45,13 +45,12 @@ def tiny_original(
 ) -> Path:
     """Root of a workspace up to its promoted bundle, made once a process; see `tiny_workspace`."""
     from jobs import bundle
-    from jobs.runtime.console import Console
-    from jobs.runtime.step import execute
     from tests.evaluation.tiny import tiny_config, write_tiny_workspace
+    from tests.jobs.in_process import executed
 
     root = tmp_path_factory.mktemp("tiny")
     write_tiny_workspace(tiny_config(root), tiny_llm, tiny_tokenizer)
-    execute(bundle.STEP, tiny_config(root), Console(log_json=True))
+    executed(bundle.STEP, tiny_config(root))
     return root
 
 

@@ -36,13 +36,13 @@ def private_mb(function: Callable[..., Any], *arguments: Any) -> float:
 
 
 def _private_mb(function: Callable[..., Any], *arguments: Any) -> float:
-    before = _dirty_mb()
+    before = _anonymous_mb()
     result = function(*arguments)
-    held = _dirty_mb() - before
+    held = _anonymous_mb() - before
     del result
     return held
 
 
-def _dirty_mb() -> float:
+def _anonymous_mb() -> float:
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty:")) / 1024
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")) / 1024

@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from allmrec.core.artifacts import read_manifest
-from allmrec.core.rows import Rows
+from allmrec.core.rows import Rows, by_rows
 from allmrec.core.settings import Section
 from allmrec.core.storage import Storage
 from allmrec.core.tensor_files import read_tables, read_tensors, write_tensors
@@ -126,7 +126,7 @@ class AlignmentNetwork(nn.Module):
     @torch.no_grad()
     def joint(self, items_ND: torch.Tensor, texts_NS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(e_NJ, q_NJ) of the catalogue; row 0 is zeros."""
-        e_NJ, q_NJ = self.encode_items(items_ND), self.encode_texts(texts_NS)
+        e_NJ, q_NJ = by_rows(self.encode_items, items_ND), by_rows(self.encode_texts, texts_NS)
         e_NJ[0], q_NJ[0] = 0, 0
         return e_NJ, q_NJ
 
@@ -165,4 +165,5 @@ def save_alignment(
 
 def _moments(rows_ND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     mean_D = rows_ND.mean(0)
-    return mean_D, (rows_ND - mean_D).square().mean().sqrt().clamp(min=1e-6)
+    squares_ND = by_rows(lambda rows_RD: (rows_RD - mean_D).square(), rows_ND)
+    return mean_D, squares_ND.mean().sqrt().clamp(min=1e-6)

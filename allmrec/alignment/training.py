@@ -22,6 +22,7 @@ from allmrec.alignment.network import AlignmentConfig, AlignmentNetwork
 from allmrec.alignment.texts import FrozenTexts, TrainedTexts, make_dense
 from allmrec.cf.teacher import Teacher
 from allmrec.core.distributed import all_reduce_sum, local_shard, sum_gradients
+from allmrec.core.rows import by_rows, in_parts
 from allmrec.data.sequences import Sequences
 from allmrec.data.training_users import TrainingUsers
 
@@ -156,7 +157,7 @@ def alignment_quality(
     e_RJ, q_RJ = e_NJ[items_R], q_NJ[items_R]
     before_R = torch.cat(
         [
-            (torch.cdist(e, q_NJ[1:]) < (e - q).norm(dim=1, keepdim=True)).sum(1)
+            sum((torch.cdist(e, part) < (e - q).norm(dim=1, keepdim=True)).sum(1) for part in in_parts(q_NJ[1:]))
             for e, q in zip(e_RJ.split(block), q_RJ.split(block), strict=True)
         ]
     )
@@ -184,7 +185,8 @@ def spread_kept(before_NS: torch.Tensor, after_NS: torch.Tensor) -> dict[str, fl
 
 
 def _spread(rows_ND: torch.Tensor) -> tuple[float, float]:
-    centred_ND = rows_ND - rows_ND.mean(0)
+    mean_D = rows_ND.mean(0)
+    centred_ND = by_rows(lambda rows_RD: rows_RD - mean_D, rows_ND)
     covariance_DD = centred_ND.T @ centred_ND / len(rows_ND)
     variance = covariance_DD.trace()
     return variance.item(), (variance.square() / covariance_DD.square().sum()).item()

@@ -7,8 +7,6 @@ Dimensions: B users, C candidates, K items shared by all rows, U users of the ta
 (0 is padding), D of a vector
 """
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +17,12 @@ import torch
 
 from allmrec.cf.teacher import Teacher, TeacherConfig, save_teacher
 from allmrec.cf.training import ValidationCases, validate
-from allmrec.core.artifacts import writing
+from allmrec.core.artifacts import read_table, writing
 from allmrec.core.hashing import hash_strings
 from allmrec.core.rows import Rows, Table, shared
 from allmrec.core.storage import S3Config, Storage
 from allmrec.core.workspace import Workspace
-from allmrec.data.catalogue import drawable_items, in_order, read_item_table
+from allmrec.data.catalogue import in_order, read_drawable
 from allmrec.data.prepare.clean import is_id
 from allmrec.data.sequences import Sequences
 from allmrec.data.sources.source import Column, InputFile, Source, find_files, open_source
@@ -88,10 +86,7 @@ class ExternalTeacher(Teacher):
 
 @dataclass(frozen=True)
 class ImportTeacher:
-    """The two tables → the artifact `teacher`, by one task, which holds both in memory.
-
-    Called as a transform of batches of numbers, though there is only one; yields one row, its result as JSON.
-    """
+    """The two tables → the artifact `teacher`, by one task, which holds both in memory; returns their numbers."""
 
     item_embeddings: Source
     user_representations: Source
@@ -104,18 +99,17 @@ class ImportTeacher:
     fingerprint: str  # of the artifact
     resolved: dict[str, Any]  # its config
 
-    def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
-        items = in_order(read_item_table(self.items))
+    def __call__(self) -> dict[str, Any]:
+        items = in_order(read_table(self.items, columns=["item_index", "item_id"]))
         teacher, stats = import_teacher(
             self.item_embeddings, self.user_representations, items.column("item_id"), Sequences.read(self.sequences)
         )
         cases = ValidationCases.read(self.cases, self.sequences, self.config.validation_users, self.seed)
-        stats |= validate(teacher, cases, self.config.validation, drawable_items(items))
+        stats |= validate(teacher, cases, self.config.validation, read_drawable(self.items))
         with writing(self.teacher, Workspace.teacher, self.fingerprint, self.resolved) as out:
-            out.add(save_teacher(self.teacher, teacher))
-            write_trained_items(out, items)
+            out.add(save_teacher(self.teacher, teacher) | write_trained_items(self.teacher, self.items))
             out.stats |= stats
-        yield pa.table({"report": [json.dumps(stats)]})
+        return stats
 
 
 def import_teacher(

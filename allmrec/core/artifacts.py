@@ -236,13 +236,13 @@ def read_parts(storage: Storage, columns: Sequence[str] | None = None) -> Iterat
     return (read_part(storage, manifest, name, columns) for name in manifest.files)
 
 
-def read_rows(storage: Storage, manifest: Manifest, rows: np.ndarray) -> pa.Table:
+def read_rows(storage: Storage, manifest: Manifest, rows: np.ndarray, columns: Sequence[str] | None = None) -> pa.Table:
     """Some rows of a table, ascending, counted over its files: reads those that have some, one at a time."""
     first, found = 0, list[pa.Table]()
     for name, entry in manifest.files.items():
         here = rows[slice(*np.searchsorted(rows, (first, first + entry["rows"])))]
         if len(here) or not found:
-            found.append(read_part(storage, manifest, name).take(pa.array(here - first)))
+            found.append(read_part(storage, manifest, name, columns).take(pa.array(here - first)))
         first += entry["rows"]
     return pa.concat_tables(found)
 

@@ -3,8 +3,9 @@
 A mapped table is in the machine's page cache once, however many processes have it, and the system takes its pages
 back when it needs the room. `Rows` says which rows of which tables another table consists of, without copying any:
 items are numbered again, new ones are added, and e_i or q_i chosen, by indices alone. `shared` is for what must be one
-tensor: of several files or tables it makes one file in the machine's cache, once. Smaller tables than MAPPED_BYTES are
-private copies. What is written into a mapped tensor stays with the process, and pages that it writes are its own.
+tensor: of several files or tables it makes one file in the machine's cache, once; `by_rows` for what a process computes
+of all rows. Smaller tables than MAPPED_BYTES are private copies. What is written into a mapped tensor stays with the
+process, and pages that it writes are its own.
 
 Knows nothing about what the rows mean; which files may be mapped is the business of `tensor_files`.
 
@@ -17,10 +18,12 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import torch
 
+from allmrec.core import machine_cache
 from allmrec.core.file_digests import file_sha256
 from allmrec.core.machine_cache import filled_folder
 
@@ -28,6 +31,7 @@ MAPPED_BYTES = 64 << 20  # of a table; a smaller one is not worth a mapping
 TABLES, _FILE = "tables", "data"  # the kind in `machine_cache`, and the file in a folder of it
 _KEPT_DAYS = 7  # a file that no process has asked for since
 _BLOCK_BYTES = 1 << 20  # copied at once
+_ROWS = 1 << 14  # of a part, at least
 
 
 def is_large(nbytes: int) -> bool:
@@ -134,6 +138,26 @@ def shared(rows: Rows) -> torch.Tensor:
     return rows.parts[0] if len(rows.parts) == 1 and rows.at_N is None else from_blocks(rows.blocks)
 
 
+def in_parts(table: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """All rows, in parts of which none is small: products of a few rows are rounded otherwise."""
+    return table.tensor_split([*range(_ROWS, len(table) - _ROWS + 1, _ROWS)])
+
+
+def by_rows(function: Callable[[torch.Tensor], torch.Tensor], table: torch.Tensor) -> torch.Tensor:
+    """What a function makes of every row, (N, ·); it is called with a part of them at a time. There is one.
+
+    A large result is a file that goes with the tensor: the process holds none of it, and others do not see it.
+    """
+    found, first = table, 0
+    for part in in_parts(table):
+        made = function(part)
+        if not first:
+            found = _empty(made, len(table))
+        found[first : first + len(made)] = made
+        first += len(made)
+    return found
+
+
 def from_blocks(blocks: Callable[[], Iterable[torch.Tensor]]) -> torch.Tensor:
     """A table as a file that all processes of the machine map.
 
@@ -170,6 +194,18 @@ def machine_file(sha256: str, fill: Callable[[Path], Any]) -> Path:
     if file_sha256(path) != sha256:
         raise ValueError(f"{path} is damaged: its sha256 is not its folder's name; delete the folder and start again")
     return path
+
+
+def _empty(like: torch.Tensor, num_rows: int) -> torch.Tensor:
+    """A table of rows as these, to be filled."""
+    count, nbytes = num_rows * like[0].numel(), num_rows * like[0].nbytes
+    if like.device.type != "cpu" or not is_large(nbytes):
+        return like.new_empty(num_rows, *like.shape[1:])
+    folder = machine_cache.CACHE.expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    with NamedTemporaryFile(dir=folder) as file:
+        os.posix_fallocate(file.fileno(), 0, nbytes)  # a full disk is told here, and not by a signal later
+        return torch.from_file(file.name, shared=True, size=count, dtype=like.dtype).view(num_rows, *like.shape[1:])
 
 
 def _bytes(block: torch.Tensor) -> Any:

@@ -1,6 +1,6 @@
 """The prepared items table as arrays by item index."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from allmrec.core.artifacts import read_table
+from allmrec.core.artifacts import read_manifest, read_parts, read_rows, read_table
 from allmrec.core.mapped_columns import MappedColumns
 from allmrec.core.storage import Storage
 from schemas import items
@@ -84,6 +84,47 @@ class StoredCounts:
 def read_item_table(storage: Storage) -> pa.Table:
     """The stored `items` table without descriptions, which are most of a catalogue."""
     return read_table(storage, columns=[name for name in items.SCHEMA.names if name != "description"])
+
+
+def parts_in_order(storage: Storage, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Columns of the stored `items` table and item_index, which ascends from 1: one file after the other."""
+    first = 1
+    for part in read_parts(storage, ["item_index", *columns]):
+        index = part.column("item_index").to_numpy()
+        assert np.array_equal(index, np.arange(first, first + len(part))), "item_index is dense and ascending"
+        first += len(part)
+        yield part
+
+
+def read_titles(storage: Storage) -> pa.Array:
+    """`Catalogue.titles`, of the stored `items` table."""
+    parts = (display_titles(part.column("title")) for part in parts_in_order(storage, ["title"]))
+    return _padded(pa.chunked_array([chunk for titles in parts for chunk in titles.chunks], pa.large_string()), "")
+
+
+def read_item_texts(storage: Storage) -> pa.Array:
+    """`Catalogue.texts`, of the stored `items` table."""
+    parts = parts_in_order(storage, ["title", "description"])
+    texts = (item_texts(part.column("title"), part.column("description")) for part in parts)
+    return _padded(pa.chunked_array([chunk for some in texts for chunk in some.chunks], pa.large_string()), "")
+
+
+def some_titles(storage: Storage, count: int) -> pa.Array:
+    """As `read_titles`, of `count` items at most from all over the table."""
+    manifest = read_manifest(storage)
+    numbers = np.linspace(1, manifest.rows, min(manifest.rows, count)).astype(np.int64)
+    return _padded(display_titles(read_rows(storage, manifest, numbers - 1, ["title"]).column("title")), "")
+
+
+def read_drawable(storage: Storage) -> np.ndarray:
+    """`Catalogue.drawable`, of the stored `items` table."""
+    return np.concatenate([drawable_items(part) for part in parts_in_order(storage, ["interactions"])])
+
+
+def is_untitled(storage: Storage) -> bool:
+    """Whether no item of the stored `items` table has a title."""
+    parts = (display_titles(part.column("title")) for part in read_parts(storage, ["title"]))
+    return all(pc.all(pc.equal(titles, UNTITLED)).as_py() for titles in parts)
 
 
 def item_shards(table: pa.Table) -> Iterator[pa.Table]:

@@ -7,25 +7,35 @@ Dimensions: I = n + 1 items of a table, entry 0 is padding
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from tempfile import TemporaryFile
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from allmrec.core.artifacts import ArtifactWriter, read_manifest, read_part, read_parts
+from allmrec.core.artifacts import read_manifest, read_part, read_parts, read_table, write_shard
 from allmrec.core.columns import take
 from allmrec.core.hashing import hash_strings
 from allmrec.core.storage import Storage
-from allmrec.data.catalogue import in_order
+from allmrec.data.catalogue import in_order, parts_in_order
 from schemas import trained_items
 
 NAME = "items.parquet"  # in the artifact of a model
+_BLOCK_BYTES = 1 << 20  # hashed at once
 
 
-def write_trained_items(out: ArtifactWriter, items: pa.Table) -> None:
-    """Put into a model's artifact which items it was trained on: those of the prepared `items` table."""
-    out.table(NAME, trained_items.SCHEMA, in_order(items))
+def write_trained_items(model: Storage, items: Storage) -> dict[str, dict[str, Any]]:
+    """Write into a model's folder which items it was trained on: those of the prepared `items` table.
+
+    Comes after the weights, whose writing makes the artifact invalid.
+
+    Returns:
+        the file's entry for the manifest.
+    """
+    table = in_order(read_table(items, columns=["item_index", *trained_items.SCHEMA.names]))
+    return {NAME: write_shard(model, trained_items.SCHEMA, NAME, table)}
 
 
 def read_trained_items(model: Storage, columns: Sequence[str] | None = None) -> pa.Table:
@@ -36,9 +46,9 @@ def read_trained_items(model: Storage, columns: Sequence[str] | None = None) -> 
     return read_part(model, manifest, NAME, columns)
 
 
-def check_trained_on(model: Storage, items: pa.Table) -> None:
+def check_trained_on(model: Storage, items: Storage) -> None:
     """Raises ValueError unless the model was trained on the items of the prepared table, under the same indices."""
-    if ids_digest(read_trained_items(model, ["item_id"])) != ids_digest(in_order(items)):
+    if ids_digest(read_trained_items(model, ["item_id"])) != stored_ids_digest(items):
         raise ValueError(f"{model.uri} was trained on other items than those that are prepared; train it again first")
 
 
@@ -77,18 +87,38 @@ def counts_of(ids: pa.ChunkedArray, table: pa.Table) -> dict[str, pa.ChunkedArra
 
 def ids_digest(items: pa.Table) -> str:
     """Identity of the indices: which id has which, in a table ordered by item_index."""
-    return hashlib.sha256(hash_strings(items.column("item_id")).tobytes()).hexdigest()
+    return _ids_digest([items])
+
+
+def stored_ids_digest(items: Storage) -> str:
+    """As `ids_digest`, of the prepared `items` table; holds the ids of one file."""
+    return _ids_digest(parts_in_order(items, ["item_id"]))
 
 
 def words_digest(items: Storage) -> str:
     """Identity of a stored catalogue: ids by index, titles and texts; neither counts nor what is available.
 
-    Holds the words of one shard.
+    Holds the words of one file, which is read once: hashes are in the digest column by column, and until their turn
+    comes on the disk.
     """
-    parts = read_parts(items, ["item_id", "title", "text_hash"])
-    hashes = [[hash_strings(pc.fill_null(column, "")) for column in part.columns] for part in parts]
-    in_columns = (found.tobytes() for column in zip(*hashes, strict=True) for found in column)
-    return hashlib.sha256(b"".join(in_columns)).hexdigest()
+    digest = hashlib.sha256()
+    with TemporaryFile() as titles, TemporaryFile() as texts:
+        for part in read_parts(items, ["item_id", "title", "text_hash"]):
+            hashes = [hash_strings(pc.fill_null(column, "")) for column in part.columns]
+            for write, column in zip((digest.update, titles.write, texts.write), hashes, strict=True):
+                write(column.data)
+        for held in (titles, texts):
+            held.seek(0)
+            while block := held.read(_BLOCK_BYTES):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _ids_digest(tables: Iterable[pa.Table]) -> str:
+    digest = hashlib.sha256()
+    for table in tables:
+        digest.update(hash_strings(table.column("item_id")).data)
+    return digest.hexdigest()
 
 
 def _rows(ids: pa.ChunkedArray, table: pa.Table) -> np.ndarray:

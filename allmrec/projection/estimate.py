@@ -14,7 +14,7 @@ from allmrec.llm.prompt import PromptBuilder, PromptConfig, Titles
 from allmrec.projection.examples import Examples
 from allmrec.projection.settings import Stage2Config
 
-_USERS, _TITLES = 256, 2000  # of the sample
+TITLES, _USERS = 2000, 256  # of the sample
 _TOKENS = 512  # multiplied at once
 
 
@@ -27,19 +27,18 @@ def tokens_per_prompt(
     titles: pa.Array,
     soft: bool = True,
 ) -> float:
-    """The mean length of a prompt with its answer, of some of the users with titles from all over the catalogue.
+    """The mean length of a prompt with its answer, of some of the users with some of the titles.
 
     Args:
         sequences: training parts of users' histories.
-        titles: n + 1 strings of a `Catalogue`.
+        titles: of `some_titles`, about TITLES of them.
         soft: with slots; or else of text alone.
     """
     tokenizer: Any = load_tokenizer(llm)
-    chosen = np.linspace(1, len(titles) - 1, min(len(titles) - 1, _TITLES)).astype(np.int64)
-    sample = Titles.tokenise(titles.take(pa.array([0, *chosen])), tokenizer, prompt.max_title_tokens)
+    sample = Titles.tokenise(titles, tokenizer, prompt.max_title_tokens)
     builder = PromptBuilder(prompt, tokenizer, sample, soft, max_tokens=positions)
     users = sequences.take(np.flatnonzero(sequences.lengths >= 2)[:_USERS])
-    stand_ins = Sequences(users.user_ids, users.offsets, (users.items % len(chosen) + 1).astype(np.int32))
+    stand_ins = Sequences(users.user_ids, users.offsets, (users.items % (len(titles) - 1) + 1).astype(np.int32))
     examples = Examples(stand_ins, builder, training.num_candidates, seed=0, targets=training.targets)
     everyone = np.arange(len(examples))
     tokens = examples.prompts(everyone, epoch=0).lengths.sum() + examples.target_tokens(everyone) - len(examples)

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from allmrec.core.artifacts import read_manifest
-from allmrec.core.rows import Rows, Table, whole
+from allmrec.core.rows import Rows, Table, shared
 from allmrec.core.settings import Section
 from allmrec.core.storage import Storage
 from allmrec.core.tensor_files import read_tables, read_tensors, write_tensors
@@ -168,22 +168,24 @@ def fresh_readout(
     The readout tokens begin near the mean token: from noise, an LLM may not look at what is before them.
 
     Args:
-        items_NK: `item_input` of all items.
+        items_NK: `item_input` of all items, on the CPU.
         embeddings_TH: the LLM's token embeddings.
         teacher_dim: of x^u; by default that of the items.
 
     Raises:
         ValueError: an item embedding is NaN or inf.
     """
-    embeddings_TH, all_NK = (part.detach().float().cpu() for part in (embeddings_TH, whole(items_NK)))
-    if not all_NK.isfinite().all():
+    embeddings_TH, items = embeddings_TH.detach().float().cpu(), Rows.of(items_NK)
+    if not all(block.isfinite().all() for block in items.blocks()):
         stage = {"teacher": "train-cf", "joint": "train-alignment"}[config.item_input]
         raise ValueError(f"the item embeddings of {stage} hold NaN or inf; run it again")
-    known_IK = all_NK[all_NK.any(1)]
+    known_N = torch.cat([block.any(1) for block in items.blocks()])
+    known_IK = shared(items.take(known_N.nonzero()[:, 0]))
     spread_H, mean_H = torch.std_mean(embeddings_TH, 0)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        readout = Readout(config, all_NK.shape[1], teacher_dim or all_NK.shape[1], embeddings_TH.shape[1])
+        item_dim = items.shape[1]
+        readout = Readout(config, item_dim, teacher_dim or item_dim, embeddings_TH.shape[1])
         readout.tokens.weight.copy_(mean_H + _NOISE * spread_H * torch.randn_like(readout.tokens.weight))
     readout.mean = known_IK.mean(0)
     readout.spread = known_IK.std().clamp_min(1e-12)

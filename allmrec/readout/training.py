@@ -152,7 +152,7 @@ class ReadoutTraining(Rounds):
         embedding = llm.get_input_embeddings()
         with gathered(embedding.parameters()):
             self.trained = self.readout = fresh_readout(
-                config, self.items_NK, embedding.weight, examples.seed, teacher.item_embeddings.shape[1]
+                config, items_NK, embedding.weight, examples.seed, teacher.item_embeddings.shape[1]
             )
             token_dim = embedding.weight.shape[1]
         if state is not None:

@@ -8,7 +8,7 @@ Dimensions: N = n + 1 items (0 is padding), M of some items, L words of the long
 B histories, T tokens of the longest
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from allmrec.data.catalogue import UNTITLED, display_titles
 from allmrec.data.sequences import Sequences, offsets_of
 
+WORDS = ("title", "categories", "description")  # columns of `items`
 CLS, KEY, VALUE = range(3)  # kinds of words
 KINDS = 3
 _CHARS = 64  # of a text per token: what follows is cut anyway
@@ -82,8 +83,7 @@ def alone(items: np.ndarray) -> Sequences:
 
 
 def attributes(items: pa.Table) -> Iterator[tuple[str, pa.ChunkedArray]]:
-    """The keys of sentences with every item's value, large_string, "" where it has none; of a table with the words of
-    `items`."""
+    """The keys of sentences with every item's value, large_string, "" where it has none; of a table with WORDS."""
     yield "title", display_titles(items.column("title"))
     for key, texts in (
         ("category", pc.binary_join(items.column("categories"), " ")),
@@ -98,10 +98,11 @@ def spaced(texts: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.binary_join_element_wise(before, texts, nothing)
 
 
-def check_texts(items: pa.Table) -> None:
-    """Raises ValueError if no item has a text for its sentence."""
+def check_texts(parts: Iterable[pa.Table]) -> None:
+    """Raises ValueError if no item has a text for its sentence. Args: parts: of a table, with WORDS."""
     nothing = {"title": UNTITLED}
-    if all(pc.all(pc.equal(values, nothing.get(key, ""))).as_py() for key, values in attributes(items)):
+    values = ((key, texts) for part in parts for key, texts in attributes(part))
+    if all(pc.all(pc.equal(texts, nothing.get(key, ""))).as_py() for key, texts in values):
         raise ValueError(
             "baselines.recformer reads titles, categories and descriptions, and no item has one; name their columns in "
             "data.items.columns, or leave recformer out of baselines"

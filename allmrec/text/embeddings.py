@@ -3,15 +3,18 @@
 Dimensions: N = n + 1 items (0 is padding), M rows, S of the text encoder
 """
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterable, Iterator
 
+import numpy as np
 import pyarrow as pa
 import torch
 
-from allmrec.core.artifacts import read_manifest, read_part, read_table
+from allmrec.core.artifacts import read_manifest, read_part, read_parts, read_table
+from allmrec.core.hashing import hash_strings
 from allmrec.core.rows import from_blocks, is_large
 from allmrec.core.storage import Storage
-from allmrec.data.catalogue import in_order
+from allmrec.data.catalogue import parts_in_order
 
 _KEY = ["item_id", "text_hash"]
 
@@ -43,13 +46,15 @@ def to_tensor(column: pa.ChunkedArray) -> torch.Tensor:
     return torch.cat([torch.zeros(0, width), *parts])
 
 
-def check_embedded(storage: Storage, items: pa.Table) -> None:
-    """Raises ValueError unless the embeddings are of the prepared `items` table's texts. Holds one shard at a time."""
-    wanted, manifest, first = in_order(items).select(_KEY), read_manifest(storage), 0
-    for name in manifest.files:
-        found = read_part(storage, manifest, name).select(_KEY).cast(wanted.schema)
-        if not found.equals(wanted.slice(first, len(found))):
-            break
-        first += len(found)
-    if first != len(wanted):
+def check_embedded(storage: Storage, items: Storage) -> None:
+    """Raises ValueError unless the embeddings are of the prepared `items` table's texts. Holds one file at a time."""
+    if _keys_digest(read_parts(storage, _KEY)) != _keys_digest(parts_in_order(items, _KEY)):
         raise ValueError(f"{storage.uri} does not hold the texts of the items that are prepared; run embed first")
+
+
+def _keys_digest(parts: Iterable[pa.Table]) -> str:
+    """Of which text which item has, in order; however they are divided into files."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(np.stack([hash_strings(part.column(name)) for name in _KEY], axis=1).data)
+    return digest.hexdigest()

@@ -56,6 +56,7 @@ class Needs:
 
 
 DRIVER = Needs()
+ONE_TASK = Needs("tasks", blocks=lambda config: 1)  # for what grows with the items; the driver waits
 
 
 def preflight(needs: Needs, config: Config, console: Console) -> AbstractContextManager[None]:

@@ -17,7 +17,7 @@ from benchmarks.readout_rates import LLM_SREC, READOUT_LAYERS, ReadoutRanking
 from benchmarks.report import Benchmark
 from jobs import bundle
 from jobs.runtime.console import Console
-from jobs.runtime.step import execute
+from tests.jobs.in_process import executed
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_another_llm_on_the_same_prompts(tiny_model, cases, tmp_path):
 
 def test_the_command(tiny_bundle, tmp_path):
     config, storage, _ = tiny_bundle
-    execute(bundle.STEP, config, Console(log_json=True))
+    executed(bundle.STEP, config)
     app = typer.Typer()
     app.command()(main)
     arguments = ["--workspace", str(storage.root), "--quick", "--users", "8", "--no-job", "--root", str(tmp_path)]

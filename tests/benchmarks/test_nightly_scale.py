@@ -10,10 +10,12 @@ from typer.testing import CliRunner
 from allmrec.core.artifacts import read_manifest, read_table
 from allmrec.core.storage import open_storage
 from benchmarks.nightly_scale import ITEMS, generated, main
+from tests.jobs.in_process import jobs_in_process
 
 
 def test_a_generated_run_is_sharded_and_has_a_bundle(tmp_path: Path) -> None:
-    config = generated(tmp_path, 50, 3, ranker="teacher")
+    with jobs_in_process():
+        config = generated(tmp_path, 50, 3, ranker="teacher")
     run = open_storage(config.workspace_uri)
     assert read_manifest(run.at("sequences")).rows == 50 and len(read_manifest(run.at("sequences")).files) == 3
     for items in read_table(run.at("sequences")).column("item_index").to_pylist():

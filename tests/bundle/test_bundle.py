@@ -15,9 +15,10 @@ from allmrec.cf.teacher import load_teacher
 from allmrec.core.artifacts import MANIFEST, read_manifest, read_table, writing
 from allmrec.core.rows import whole
 from allmrec.data.sequences import Sequences
-from allmrec.data.trained_items import NAME, write_trained_items
+from allmrec.data.trained_items import NAME
 from allmrec.projection.projectors import fresh_projectors, save_projectors
 from jobs.runtime.step import resolved
+from schemas import trained_items
 from tests.evaluation.tiny import tiny_config, write_items, write_tiny_workspace
 
 SECTIONS = ("text", "teacher", "alignment", "llm", "prompt", "projection", "bundle")
@@ -128,7 +129,7 @@ def trained_on(storage, model: str, items) -> None:
     with writing(target, model, "test", manifest.config, keep_previous=True) as out:
         out.add(kept)
         out.stats |= manifest.stats
-        write_trained_items(out, items)
+        out.table(NAME, trained_items.SCHEMA, items)
 
 
 def test_models_that_do_not_fit_together_make_no_bundle(config, storage):

@@ -16,9 +16,10 @@ from allmrec.core.artifacts import read_table
 from jobs import bundle
 from jobs.config import Config
 from jobs.runtime.console import Console
-from jobs.runtime.step import execute, resolved
+from jobs.runtime.step import resolved
 from schemas import items
 from tests.evaluation.tiny import NUM_ITEMS, write_items
+from tests.jobs.in_process import executed
 from tests.nightly.nightly_run import make, with_nightly
 
 QUIET = Console(log_json=True)
@@ -45,10 +46,10 @@ def test_a_run_finds_in_it_and_builds_none(tiny_workspace, tmp_path: Path, monke
     config = with_nightly(tiny_workspace[0], tmp_path, ranker="teacher", approximate_above=10)
     storage, before = tiny_workspace[1], latest_bundle(tiny_workspace[1])
     without = make(config, storage)
-    assert not execute(bundle.REFRESH, with_keys(config, approximate_above=None), QUIET)
-    assert not execute(bundle.REFRESH, with_keys(config, approximate_above=NUM_ITEMS), QUIET)
-    assert execute(bundle.REFRESH, config, QUIET) and latest_bundle(storage) != before
-    assert not execute(bundle.REFRESH, config, QUIET)
+    assert not executed(bundle.REFRESH, with_keys(config, approximate_above=None))
+    assert not executed(bundle.REFRESH, with_keys(config, approximate_above=NUM_ITEMS))
+    assert executed(bundle.REFRESH, config) and latest_bundle(storage) != before
+    assert not executed(bundle.REFRESH, config)
     with monkeypatch.context() as patch:
         patch.setattr(ItemLists, "of", lambda *_: pytest.fail("a worker builds one"))
         made = make(config, storage, date(2026, 11, 21))
@@ -59,7 +60,7 @@ def test_a_run_finds_in_it_and_builds_none(tiny_workspace, tmp_path: Path, monke
     rows[-1]["title"] = "Now it has one"
     write_items(storage, pa.Table.from_pylist(rows, items.SCHEMA))
     indexed = latest_bundle(storage)
-    assert execute(bundle.REFRESH, config, QUIET) and latest_bundle(storage) != indexed
+    assert executed(bundle.REFRESH, config) and latest_bundle(storage) != indexed
     assert load_bundle(storage, latest_bundle(storage)).item_lists() is not None
 
 

@@ -42,7 +42,7 @@ def test_new_items_are_known_by_their_texts(tmp_path, tiny_llm, tiny_tokenizer):
     with writing(storage.at("teacher"), "teacher", "test", settings) as out:
         out.add(save_teacher(storage.at("teacher"), teacher.eval()))
         out.stats |= {"num_items": len(items), "encoder": "tiny"}
-        write_trained_items(out, items)
+        out.add(write_trained_items(storage.at("teacher"), storage.at("items")))
     before = load_bundle(storage, build_bundle(storage, settings)).teacher.item_embeddings
 
     new = {**items.to_pylist()[0], "item_id": "a-new-one", "title": "Moonfall", "text_hash": "new", "item_index": 1}

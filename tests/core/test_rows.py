@@ -8,7 +8,7 @@ import torch
 
 from allmrec.core import file_digests, machine_cache, rows
 from allmrec.core.artifacts import writing
-from allmrec.core.rows import Rows, shared, whole
+from allmrec.core.rows import Rows, by_rows, in_parts, shared, whole
 from allmrec.core.storage import LocalStorage
 from allmrec.core.tensor_files import read_tensors, write_tensors
 from tests.own_process import private_mb
@@ -62,6 +62,21 @@ def test_processes_share_one_file_and_keep_what_they_write_to_themselves(cache: 
     assert first_ND.data_ptr() % 64 == 0, "as torch aligns its own"
 
 
+def test_what_is_computed_of_all_rows_is_the_same_in_parts_and_in_a_file(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table_ND, layer = torch.randn(3 * rows._ROWS - 1, 6), torch.nn.Linear(6, 8)
+    assert [len(part) for part in in_parts(table_ND)] == [rows._ROWS, 2 * rows._ROWS - 1], "none is small"
+    with torch.no_grad():
+        expected_NJ = layer(table_ND)
+        assert torch.equal(by_rows(layer, table_ND), expected_NJ)
+        monkeypatch.setattr(rows, "MAPPED_BYTES", 1)
+        found_NJ = by_rows(layer, table_ND)
+    found_NJ[0] = 0
+    assert torch.equal(found_NJ[1:], expected_NJ[1:]) and not found_NJ[0].any()
+    assert not [*cache.iterdir()], "the file goes with the tensor"
+
+
 def test_a_damaged_file_of_the_machine_is_refused(cache: Path, large: None) -> None:
     mixed = Rows.of(torch.randn(50, 3)).take(torch.arange(49, -1, -1))
     shared(mixed)
@@ -76,6 +91,7 @@ def test_a_process_holds_the_rows_that_it_asks_for(cache: Path, tmp_path: Path) 
     with writing(storage, "table", "step") as out:
         out.add(write_tensors(storage, NAME, {"e": torch.zeros(NUM, DIM)}))
     assert private_mb(_some_rows, tmp_path / "store", cache) < 20
+    assert private_mb(_all_rows, tmp_path / "store", cache) < 20
 
 
 def _some_rows(folder: Path, cache: Path) -> list[torch.Tensor]:
@@ -83,3 +99,9 @@ def _some_rows(folder: Path, cache: Path) -> list[torch.Tensor]:
     e_NJ = read_tensors(LocalStorage(folder), NAME)["e"]
     mixed = Rows.of(e_NJ).take(torch.arange(NUM - 1, -1, -1)).replaced(torch.tensor([3]), torch.ones(1, DIM))
     return [e_NJ, shared(mixed), mixed[torch.arange(1000)], e_NJ.any(1)]
+
+
+def _all_rows(folder: Path, cache: Path) -> list[torch.Tensor]:
+    machine_cache.CACHE, file_digests._CACHE = cache, cache / "digests.json"
+    e_NJ = read_tensors(LocalStorage(folder), NAME)["e"]
+    return [by_rows(lambda rows_KJ: rows_KJ + 1, e_NJ)]

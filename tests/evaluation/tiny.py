@@ -102,13 +102,13 @@ def write_tiny_workspace(config: Config, llm: Any, tokenizer: Any, num_users: in
     with writing(storage.at("teacher"), "teacher", "test", settings) as out:
         out.add(save_teacher(storage.at("teacher"), teacher))
         out.stats |= {"num_items": NUM_ITEMS, "ndcg@10": 0.25}
-        write_trained_items(out, item_table)
+        out.add(write_trained_items(storage.at("teacher"), storage.at("items")))
     network = AlignmentNetwork(config.teacher.dim, 5, JOINT)
     e_NJ, q_NJ = network.joint(teacher.item_embeddings, torch.randn(NUM_ITEMS + 1, 5))
     with writing(storage.at("alignment"), "alignment", "test", settings) as out:
         out.add(save_alignment(storage.at("alignment"), network, e_NJ, q_NJ))
         out.stats["encoder"] = "tiny"
-        write_trained_items(out, item_table)
+        out.add(write_trained_items(storage.at("alignment"), storage.at("items")))
     item_dim = config.teacher.dim if config.projection.item_input == "teacher" else JOINT
     trained, untrained = (
         fresh_projectors(config.teacher.dim, item_dim, llm.config.hidden_size, seed).state_dict() for seed in (0, 1)

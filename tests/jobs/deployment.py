@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 from allmrec.alignment.network import AlignmentNetwork, save_alignment
 from allmrec.bundle.description import MODELS
 from allmrec.cf.teacher import load_teacher
-from allmrec.core.artifacts import read_manifest, read_table, writing
+from allmrec.core.artifacts import read_manifest, writing
 from allmrec.core.storage import Storage
 from allmrec.data.trained_items import write_trained_items
 from allmrec.demo.encoder import build_encoder
@@ -126,7 +126,7 @@ class Deployment:
 def _align_with_encoder(config: Config) -> None:
     """A random Stage-1 for the encoder's texts, in the place of one for texts of no encoder."""
     alignment = config.workspace.alignment
-    manifest, trained = read_manifest(alignment), read_table(config.workspace.items)
+    manifest = read_manifest(alignment)
     teacher = load_teacher(config.workspace.teacher)
     torch.manual_seed(2)
     network = AlignmentNetwork(config.teacher.dim, TEXT_DIM, config.alignment.joint_dim)
@@ -134,7 +134,7 @@ def _align_with_encoder(config: Config) -> None:
     with writing(alignment, "alignment", "test", manifest.config) as out:
         out.add(save_alignment(alignment, network, *joint))
         out.stats["encoder"] = encoder_identity(config.text, "cpu")
-        write_trained_items(out, trained)
+        out.add(write_trained_items(alignment, config.workspace.items))
 
 
 def events(result: Result) -> list[dict[str, Any]]:

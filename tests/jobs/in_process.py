@@ -20,9 +20,11 @@ from ray import cloudpickle
 
 from benchmarks.process_group import group_of_one
 from jobs import train_alignment, train_baselines, train_cf, train_projection, train_recformer, train_tallrec
+from jobs.config import Config
 from jobs.runtime import ray_train
+from jobs.runtime.console import Console
 from jobs.runtime.ray_train import Loop
-from jobs.runtime.step import Context, Stats
+from jobs.runtime.step import Context, Stats, Step, execute
 
 TRAINERS = (train_alignment, train_baselines, train_cf, train_projection, train_recformer, train_tallrec)
 
@@ -39,6 +41,12 @@ def jobs_in_process() -> Iterator[None]:
         for trainer in {*TRAINERS} - {train_tallrec}:  # which calls `fit` through train_projection
             patch.setattr(trainer, "fit", fit)
         yield
+
+
+def executed(step: Step, config: Config) -> bool:
+    """`execute` in this process."""
+    with jobs_in_process():
+        return execute(step, config, Console(log_json=True))
 
 
 class Remote:

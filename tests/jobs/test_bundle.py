@@ -16,6 +16,8 @@ from jobs.runtime.console import Console
 from jobs.runtime.step import execute, resolved
 from tests.evaluation.tiny import tiny_config, write_tiny_workspace
 
+pytestmark = pytest.mark.usefixtures("in_process")
+
 
 def test_build_promote_show_verify_and_list(tmp_path, tiny_llm, tiny_tokenizer):
     config = tiny_config(tmp_path)

@@ -17,7 +17,8 @@ from allmrec.alignment.texts import TrainedTexts
 from allmrec.alignment.training import AlignmentTraining
 from allmrec.alignment.tuned_encoder import DIGEST
 from allmrec.cf.teacher import build_teacher, load_teacher, save_teacher
-from allmrec.core.artifacts import read_manifest, read_table, writing
+from allmrec.core import machine_cache, rows
+from allmrec.core.artifacts import read_manifest, writing
 from allmrec.core.columns import to_lists
 from allmrec.core.rows import whole
 from allmrec.core.storage import Storage
@@ -72,7 +73,7 @@ def prepared(root: Path, **alignment) -> tuple[Config, Storage]:
     with writing(storage.at("teacher"), "teacher", "by hand", resolved(config, ("teacher",))) as out:
         out.add(save_teacher(storage.at("teacher"), teacher))
         out.stats["num_items"] = training_run.NUM_ITEMS
-        write_trained_items(out, read_table(storage.at("items")))
+        out.add(write_trained_items(storage.at("teacher"), storage.at("items")))
     return config, storage
 
 
@@ -121,6 +122,22 @@ def test_it_trains_what_the_library_trains(tmp_path):
 
 
 @pytest.mark.e2e
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("text_encoder", ["frozen", "fine-tuned"])
+def test_large_tables_are_mapped_and_nothing_changes(text_encoder: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(machine_cache, "CACHE", tmp_path / "cache")
+    made = []
+    for name, least in (("small", rows.MAPPED_BYTES), ("large", 1)):
+        monkeypatch.setattr(rows, "MAPPED_BYTES", least)
+        config, storage = prepared(tmp_path / name, text_encoder=text_encoder)
+        execute(train_alignment.STEP, config, CONSOLE)
+        stats = read_manifest(storage.at("alignment")).stats
+        kept = {name: stats[name] for name in stats if name.startswith(("held_out", "text_"))}
+        made.append((read_manifest(storage.at("alignment")).files, kept))
+    assert made[0] == made[1]
+    assert [*(tmp_path / "cache").glob("tables/*/data")], "the texts are the machine's"
+
+
 def test_two_workers_with_a_death_tune_sbert_as_one_process_does(tmp_path, monkeypatch):
     config, storage = prepared(tmp_path, text_encoder="fine-tuned", gradient_checkpointing=True)
     with monkeypatch.context() as patch:

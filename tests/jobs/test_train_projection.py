@@ -14,7 +14,7 @@ from allmrec.alignment.network import AlignmentNetwork, save_alignment
 from allmrec.bundle.build import build_bundle
 from allmrec.bundle.loading import load_bundle
 from allmrec.cf.teacher import WEIGHTS as TEACHER
-from allmrec.core.artifacts import read_manifest, read_table, writing
+from allmrec.core.artifacts import read_manifest, writing
 from allmrec.core.pretrained import model_identity
 from allmrec.core.rows import whole
 from allmrec.core.storage import Storage
@@ -126,7 +126,7 @@ def prepared(root: Path, models: Path, num_workers: int) -> tuple[Config, Storag
     e_NJ, q_NJ = torch.randn(2, training_run.NUM_ITEMS + 1, 8)
     with writing(storage.at("alignment"), "alignment", "by hand") as out:
         out.add(save_alignment(storage.at("alignment"), network, e_NJ, q_NJ))
-        write_trained_items(out, read_table(storage.at("items")))
+        out.add(write_trained_items(storage.at("alignment"), storage.at("items")))
     return config, storage
 
 
@@ -255,7 +255,7 @@ def test_training_sees_every_item_as_a_bundle_shows_it(item_input, tiny_llm, tin
     with writing(storage.at("teacher"), "teacher", "test", manifest.config) as out:
         out.add(write_tensors(storage.at("teacher"), TEACHER, weights))
         out.stats |= manifest.stats
-        write_trained_items(out, read_table(storage.at("items")))
+        out.add(write_trained_items(storage.at("teacher"), storage.at("items")))
 
     def training(*arguments):
         raise Caught(arguments[5], arguments[6])

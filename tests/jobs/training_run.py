@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 
 from allmrec.cf.teacher import build_teacher, save_teacher
-from allmrec.core.artifacts import read_table, writing
+from allmrec.core.artifacts import writing
 from allmrec.core.hashing import shard_of
 from allmrec.core.storage import Storage, open_storage
 from allmrec.data.trained_items import write_trained_items
@@ -100,7 +100,7 @@ def write_teacher(config: Config, storage: Storage) -> None:
     with writing(storage.at("teacher"), "teacher", "by hand", config.model_dump(mode="json")) as out:
         out.add(save_teacher(storage.at("teacher"), teacher))
         out.stats["num_items"] = NUM_ITEMS
-        write_trained_items(out, read_table(storage.at("items")))
+        out.add(write_trained_items(storage.at("teacher"), storage.at("items")))
 
 
 def kill_a_driver(job: ModuleType, slow: Callable, config: Config, folder: Path, checkpoints: Path) -> None:

@@ -17,9 +17,8 @@ from allmrec.nightly.config import NightlyConfig
 from allmrec.readout.network import ReadoutConfig, fresh_readout, save_readout
 from jobs import bundle
 from jobs.config import Config
-from jobs.runtime.console import Console
-from jobs.runtime.step import execute
 from tests.evaluation.tiny import NUM_ITEMS, NUM_USERS, tiny_config, write_tiny_workspace
+from tests.jobs.in_process import executed
 from tests.nightly.nightly_run import SECOND, make, with_nightly
 from tests.nightly.test_new_items import NEW, embed, prepare_again
 
@@ -43,7 +42,7 @@ def bundled(config: Config, storage: Storage, llm: Any, seed: int, **weights: fl
         out.add(save_readout(storage.at("systems/llm-srec"), readout.state_dict(), readout.fixed(), vectors_NV))
         out.stats |= {"llm": read_manifest(storage.at("projectors")).stats["llm"]}
         out.stats |= {"teacher": read_manifest(storage.at("teacher")).digest}
-    execute(bundle.STEP, named, Console(log_json=True))
+    executed(bundle.STEP, named)
     return named
 
 

@@ -22,10 +22,10 @@ from allmrec.nightly.candidates import with_quota
 from jobs import bundle
 from jobs.config import Config
 from jobs.runtime.console import Console
-from jobs.runtime.step import execute
 from schemas import item_text_embeddings, sequences
 from tests.cf.conftest import ragged
 from tests.evaluation.tiny import NUM_ITEMS, NUM_SHARDS, tiny_config, write_items, write_tiny_workspace
+from tests.jobs.in_process import executed
 from tests.nightly.nightly_run import SECOND, Made, make, with_nightly
 
 QUIET = Console(log_json=True)
@@ -100,7 +100,7 @@ class Changed:
 def changed(tmp_path_factory, tiny_llm, tiny_tokenizer) -> Changed:
     config = tiny_config(tmp_path_factory.mktemp("new_items"))
     storage = write_tiny_workspace(config, tiny_llm, tiny_tokenizer)
-    execute(bundle.STEP, config, QUIET)
+    executed(bundle.STEP, config)
     index = read_table(storage.at("items"))["item_id"].to_pylist().index(LOST) + 1
     histories = read_table(storage.at("sequences")).to_pylist()
     without = with_nightly(config, tmp_path_factory.mktemp("before"), blocked_items={"ids": [GONE, LOST]})
@@ -130,13 +130,13 @@ def test_a_bundle_takes_new_items_by_their_texts_and_can_be_gone_back_from(chang
     config, storage = with_nightly(changed.config, tmp_path), changed.storage
     old = latest_bundle(storage)
     with pytest.raises(ValueError, match=r"item_text_embeddings"):
-        execute(bundle.STEP, config, QUIET)
+        executed(bundle.STEP, config)
     embed(storage, "another")
     with pytest.raises(ValueError, match="was not embedded by tiny, as in training"):
-        execute(bundle.STEP, config, QUIET)
+        executed(bundle.STEP, config)
     assert latest_bundle(storage) == old, "no bundle is seen that does not load"
     texts_IS = torch.from_numpy(embed(storage))
-    assert execute(bundle.STEP, config, QUIET) and latest_bundle(storage) != old
+    assert executed(bundle.STEP, config) and latest_bundle(storage) != old
 
     built, trained = load_bundle(storage, latest_bundle(storage)), load_bundle(storage, old)
     index, retitled = (built.catalogue.item_ids.to_pylist().index(item) for item in (NEW, RETITLED))
@@ -170,9 +170,9 @@ def test_a_bundle_takes_new_items_by_their_texts_and_can_be_gone_back_from(chang
 
     promote(storage, old)
     check_as_before(changed, make(with_nightly(config, tmp_path / "back"), storage, SECOND))
-    assert not execute(bundle.STEP, config, QUIET) and latest_bundle(storage) == old, "going back holds"
-    assert execute(bundle.REFRESH, config, QUIET) and latest_bundle(storage) == built.version, "of the same models"
-    assert not execute(bundle.REFRESH, config, QUIET), "it has the items"
+    assert not executed(bundle.STEP, config) and latest_bundle(storage) == old, "going back holds"
+    assert executed(bundle.REFRESH, config) and latest_bundle(storage) == built.version, "of the same models"
+    assert not executed(bundle.REFRESH, config), "it has the items"
 
 
 @given(st.data())

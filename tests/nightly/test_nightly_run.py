@@ -24,10 +24,9 @@ from allmrec.nightly.statistics import AuditShards
 from allmrec.nightly.users import known_before
 from jobs import bundle
 from jobs.config import Config
-from jobs.runtime.console import Console
-from jobs.runtime.step import execute
 from schemas import candidates, sequences, user_ids
 from tests.evaluation.tiny import NUM_ITEMS, NUM_SHARDS, NUM_USERS, tiny_config, write_tiny_workspace
+from tests.jobs.in_process import executed
 from tests.nightly.nightly_run import FIRST, SECOND, Made, make, with_nightly
 
 STRANGERS = ["stranger-1", "stranger-2"]
@@ -37,7 +36,7 @@ STRANGERS = ["stranger-1", "stranger-2"]
 def tiny(tmp_path_factory, tiny_llm, tiny_tokenizer) -> tuple[Config, Storage]:
     config = tiny_config(tmp_path_factory.mktemp("runs"))
     storage = write_tiny_workspace(config, tiny_llm, tiny_tokenizer)
-    execute(bundle.STEP, config, Console(log_json=True))
+    executed(bundle.STEP, config)
     return config, storage
 
 
@@ -155,7 +154,7 @@ def test_suppressed_users_and_categories(tiny, tmp_path: Path) -> None:
 def test_a_date_in_the_past_knows_the_past_alone(tiny, tiny_llm, tiny_tokenizer, tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     storage = write_tiny_workspace(config, tiny_llm, tiny_tokenizer)
-    execute(bundle.STEP, config, Console(log_json=True))
+    executed(bundle.STEP, config)
     manifest, files = read_manifest(storage.at("sequences")), {}
     later = datetime(2026, 11, 21, tzinfo=UTC)  # the first moment after FIRST
     before = later - timedelta(microseconds=1)
@@ -195,7 +194,7 @@ def test_gates_stop_a_run_before_it_is_published(tiny, tmp_path: Path) -> None:
 def test_other_counts_are_no_other_bundle(tmp_path: Path, tiny_llm, tiny_tokenizer) -> None:
     config = tiny_config(tmp_path)
     storage = write_tiny_workspace(config, tiny_llm, tiny_tokenizer)
-    execute(bundle.STEP, config, Console(log_json=True))
+    executed(bundle.STEP, config)
     config = with_nightly(config, tmp_path / "out")
     first = make(config, storage)
     items = storage.at("items")
@@ -208,7 +207,7 @@ def test_other_counts_are_no_other_bundle(tmp_path: Path, tiny_llm, tiny_tokeniz
         "test",
         {name: write_shard(items, table.schema, name, table.set_column(column, "popularity", counted))},
     )
-    assert not execute(bundle.STEP, config, Console(log_json=True)), "there is nothing to build"
+    assert not executed(bundle.STEP, config), "there is nothing to build"
     second = make(config, storage, SECOND)
     assert second.figures["reused"] == NUM_USERS and but_for_the_run(second) == but_for_the_run(first)
 

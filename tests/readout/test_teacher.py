@@ -1,5 +1,7 @@
 """LLM-SRec as a teacher: one readout behind each prompt, and scores that do not depend on the company."""
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -7,8 +9,10 @@ import torch
 
 from allmrec.cf.known_users import KnownUsers
 from allmrec.cf.retrieval import retrieve
+from allmrec.core import machine_cache
+from allmrec.core import rows as tables
 from allmrec.core.artifacts import writing
-from allmrec.core.rows import whole
+from allmrec.core.rows import Rows, whole
 from allmrec.core.storage import open_storage
 from allmrec.data.sequences import Sequences
 from allmrec.llm.prompt import PromptConfig, Titles
@@ -132,3 +136,17 @@ def test_soft_tokens_have_the_norm_of_the_llms_tokens(system, tiny_llm):
     embeddings, inputs = tiny_llm.get_input_embeddings().weight, whole(system.items_NK)
     free = fresh_readout(CONFIG.model_copy(update={"soft_token_scale": None}), inputs, embeddings, seed=0)
     assert free.soft_tokens(whole(system.items_NK)[1:]).norm(dim=1).std() > 1e-3
+
+
+def test_it_begins_alike_whether_items_are_mapped(
+    tiny_llm, teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens_TH, mask_N = tiny_llm.get_input_embeddings().weight, torch.arange(NUM_ITEMS + 1) % 3 == 0
+    items = Rows.of(teacher.item_embeddings).where(mask_N, torch.randn_like(teacher.item_embeddings))
+    expected = fresh_readout(CONFIG, whole(items), tokens_TH, seed=0)
+    monkeypatch.setattr(tables, "MAPPED_BYTES", 1)
+    monkeypatch.setattr(machine_cache, "CACHE", tmp_path)
+    found = fresh_readout(CONFIG, items, tokens_TH, seed=0)
+    for name, values in (expected.state_dict() | expected.fixed()).items():
+        assert torch.equal(values, (found.state_dict() | found.fixed())[name]), name
+    assert len([*tmp_path.glob("tables/*/data")]) == 1, "one for all workers"

@@ -93,9 +93,9 @@ def test_other_items_keep_their_sentences_and_new_ones_bring_theirs():
 
 def test_a_catalogue_without_words_is_refused():
     nothing = {"title": [None] * 3, "description": [None] * 3, "categories": [None] * 3}
-    check_texts(items_table(3, **nothing | {"categories": [["Films"], None, None]}))
+    check_texts([items_table(3, **nothing), items_table(3, **nothing | {"categories": [["Films"], None, None]})])
     with pytest.raises(ValueError, match=r"no item has one; name their columns in data.items.columns"):
-        check_texts(items_table(3, **nothing))
+        check_texts([items_table(3, **nothing)] * 2)
 
 
 def test_padding_has_no_sentence():

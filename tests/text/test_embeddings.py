@@ -10,7 +10,7 @@ import torch
 from allmrec.core import machine_cache, rows
 from allmrec.core.artifacts import writing
 from allmrec.core.storage import LocalStorage
-from allmrec.text.embeddings import read_texts
+from allmrec.text.embeddings import check_embedded, read_texts
 from schemas.item_text_embeddings import schema
 
 
@@ -26,3 +26,20 @@ def test_large_tables_are_mapped_and_the_same(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(rows, "MAPPED_BYTES", 1)
     monkeypatch.setattr(machine_cache, "CACHE", tmp_path / "cache")
     assert torch.equal(read_texts(storage), expected_NS) and len([*(tmp_path / "cache").glob("tables/*/data")]) == 1
+
+
+def test_embeddings_are_of_the_prepared_texts_whatever_files_they_are_in(tmp_path: Path) -> None:
+    def written(name: str, hashes: str, rows: int) -> LocalStorage:
+        storage, num = LocalStorage(tmp_path / name), len(hashes)
+        columns = {"item_id": list("abcdefg"[:num]), "text_hash": list(hashes), "item_index": np.arange(1, num + 1)}
+        with writing(storage, name, "test") as out:
+            for shard, first in enumerate(range(0, num, rows)):
+                part = pa.table(columns).slice(first, rows)
+                out.table(shard, part.schema, part)
+        return storage
+
+    items = written("items", "hijklmn", rows=3)
+    check_embedded(written("texts", "hijklmn", rows=4), items)
+    for wrong in ("hijklmm", "hijklm"):
+        with pytest.raises(ValueError, match="does not hold the texts of the items that are prepared; run embed first"):
+            check_embedded(written(wrong, wrong, rows=4), items)
