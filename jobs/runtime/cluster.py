@@ -58,15 +58,17 @@ def start_ray(config: Config) -> None:
     if config.workers.object_store_mb is not None:
         options["object_store_memory"] = config.workers.object_store_mb * 2**20
     # One of its own, even where another process has started Ray.
-    with _without_ray_log_lines(), _agent_on_any_port():
+    with _without_ray_log_lines(), _for_one_machine():
         ray.init("local", num_cpus=max(os.cpu_count() or 1, needed), include_dashboard=False, **options)
 
 
 @contextmanager
-def _agent_on_any_port() -> Iterator[None]:
-    """A Ray that starts has its agent on any free port; `init` has one for all, for which a second Ray waits 4 s."""
+def _for_one_machine() -> Iterator[None]:
+    """What `init` has no options for. A Ray that starts has its agent on any free port, for with one port for all a
+    second Ray waits 4 s; and not the processes that ask for more nodes and that pass on what workers print.
+    """
     known = parameter.RayParams
-    parameter.RayParams = partial(known, dashboard_agent_listen_port=0)
+    parameter.RayParams = partial(known, dashboard_agent_listen_port=0, no_monitor=True, include_log_monitor=False)
     try:
         yield
     finally:

@@ -2,6 +2,7 @@ import io
 from collections import Counter
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import given
@@ -43,6 +44,19 @@ def test_ties_do_not_hang_on_item_numbers():
         for table, by in ((before, 0), (after, 1))
     ]
     assert numbers[0] == numbers[1]
+
+
+def test_times_are_told_apart_to_the_microsecond_in_a_large_shard():
+    random = np.random.default_rng(0)
+    seconds, micros = random.integers(1, 4_102_444_800, 20), random.integers(0, 3, 20_000)
+    time = random.choice(seconds, 20_000) * 1_000_000 + micros
+    user, item = random.integers(0, 500, 20_000), random.integers(1, 10, 20_000).astype(np.int32)
+    events = pl.DataFrame({"user_id": [f"user-{number:03d}" for number in user], "item_index": item, "timestamp": time})
+    expected = events.unique().group_by("user_id").agg(pl.col("timestamp").sort()).sort("user_id")
+    table, duplicates = in_order(events, ITEM_IDS)
+    assert table.column("user_id").to_pylist() == expected["user_id"].to_list()
+    assert table.column("timestamp").cast(pa.list_(pa.int64())).to_pylist() == expected["timestamp"].to_list()
+    assert len(duplicates) == len(events) - len(events.unique()) > 0
 
 
 @given(order=st.permutations(EVENTS))
