@@ -1,6 +1,6 @@
 """Columns that workers read from an Arrow file: what is as long as the catalogue travels by its name, with no task.
 
-A file on a disk is mapped where it lies, one of a store from a copy in the machine's cache; its pages are in the
+A file on a disk is mapped itself, and one of a store as a copy in the machine's cache; its pages are in the
 machine's page cache once, for all processes. Files are replaced and never written into.
 """
 

@@ -1,7 +1,7 @@
 """What a run knows of each item, by index: whether it may be recommended, whether it is new, and what number it has.
 
 All of it is as long as the catalogue: workers make it from the store, each process once; the driver has `ItemSummary`.
-What may be recommended is part of the run's identity, so no worker goes by other lists than those the run began with.
+What may be recommended is part of the run's identity and is kept with its work: lists may change while it works.
 
 Dimensions: I = n + 1 items of the bundle (0 is padding), P = m + 1 prepared items
 """
@@ -22,6 +22,9 @@ from allmrec.data.trained_items import ids_digest, indices_in, with_counts
 from allmrec.nightly.config import ItemsConfig, NightlyConfig
 from allmrec.nightly.filters import ItemFilter, build_filter
 from allmrec.nightly.lists import ListCount
+from allmrec.publishing.run import Run
+
+_VERDICTS = "verdicts"  # in the run's work: of `ItemFilter`
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class ItemSources:
     def summary(self) -> ItemSummary:
         """Raises ValueError where an input cannot be read, or nothing is left to recommend."""
         lists, prepared, known = self._lists(), prepared_items(self.storage), Known(Workspace(self.storage))
-        filter = self._filter(own_items(self.storage, self.bundle, ["item_id"]), prepared, lists)
+        filter = self._filter(prepared, lists)
         counts = [
             ListCount(found.name, "items", len(found), found.known(known.items(found.spellings)), found.least)
             for found in lists
@@ -53,17 +56,31 @@ class ItemSources:
         ]
         return ItemSummary(ids_digest(prepared), filter.digest, tuple(counts))
 
-    def read(self) -> "RunItems":
-        """Raises ValueError as `summary`."""
-        own, prepared = own_items(self.storage, self.bundle, ["item_id"]), prepared_items(self.storage)
-        filter = self._filter(own, prepared, self._lists())
-        new_I = new_since_training(self.storage, self.bundle)
-        return RunItems(self, filter, new_I, indices_in(prepared.column("item_id"), own))
+    def read(self, run: Run) -> "RunItems":
+        """As the run began with them.
+
+        Raises:
+            ValueError: as `summary`; or they have changed before a worker could keep them.
+        """
+        prepared, kept = prepared_items(self.storage), run.storage.at(run.work)
+        if kept.exists(_VERDICTS):
+            filter = ItemFilter(np.frombuffer(kept.read(_VERDICTS), np.int8))
+        else:
+            filter = self._filter(prepared, self._lists())
+        if filter.digest != run.identity["filter"]:
+            raise ValueError(
+                f"what may be recommended is not what it was when run {run.run_id} of {run.run_date} began: the items "
+                "or a list of items have changed since; run again"
+            )
+        kept.create(_VERDICTS, filter.verdict_I.tobytes())
+        index_P = indices_in(prepared.column("item_id"), own_items(self.storage, self.bundle, ["item_id"]))
+        return RunItems(self, filter, new_since_training(self.storage, self.bundle), index_P)
 
     def _lists(self) -> list[IdList | None]:
         return [item_list(self.config, self.stores, key) for key in ("blocked_items", "suppressed_items")]
 
-    def _filter(self, own: pa.Table, prepared: pa.Table, lists: list[IdList | None]) -> ItemFilter:
+    def _filter(self, prepared: pa.Table, lists: list[IdList | None]) -> ItemFilter:
+        own = own_items(self.storage, self.bundle, ["item_id"])
         listed = (found.spellings.to_pylist() if found else [] for found in lists)
         return build_filter(with_counts(own, prepared), self.config.allowed_categories, *listed)
 

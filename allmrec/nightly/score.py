@@ -71,19 +71,13 @@ class NightlyJob:
         """What the run knows of the bundle's items. A process reads it once, however many tasks it works on.
 
         Raises:
-            ValueError: the run began with something else.
+            ValueError: as `ItemSources.read`.
         """
         identity, items = self.run.identity, read_manifest(Workspace(self.storage).items)
         key = (self.storage.uri, identity["bundle"], items.digest, identity["filter"])
         if key not in _items:
             _items.clear()
-            found = ItemSources(self.storage, identity["bundle"], self.config, self.stores).read()
-            if found.filter.digest != identity["filter"]:
-                raise ValueError(
-                    f"what may be recommended is not what it was when run {self.run.run_id} of {self.run.run_date} "
-                    "began: the items or a list of items have changed since; run again"
-                )
-            _items[key] = found
+            _items[key] = ItemSources(self.storage, identity["bundle"], self.config, self.stores).read(self.run)
         return _items[key]
 
     @property

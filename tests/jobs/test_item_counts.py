@@ -38,9 +38,9 @@ def test_counts_are_summed_and_no_shards_own_comes_to_the_driver(tmp_path, monke
         total, columns, occur = item_counts.count_over_shards(context, "count", Count(), ITEMS, target, "sums.arrow")
     expected = [Count().process(shard).item_counts for shard in range(shards)]
     for name in ("a", "b"):
-        summed = sum(counts[name] for counts in expected)
-        assert columns.read().column(name).to_pylist() == summed.tolist()
-        assert occur[name] == np.count_nonzero(summed)
+        total_I = sum(counts[name] for counts in expected)
+        assert columns.read().column(name).to_pylist() == total_I.tolist()
+        assert occur[name] == np.count_nonzero(total_I)
     assert total.counts == {"users": shards} and not total.item_counts
     assert gathered == ([(shards, {})] if shards <= 16 else [(shards, {}), (-(-shards // 16), {})])
     assert not list(config.workspace.storage.list("drafts/"))

@@ -286,11 +286,17 @@ def test_nothing_by_item_is_in_what_the_driver_sends_and_gets(first) -> None:
     assert counts.tolist() == [listed[item] for item in job.items().catalogue.item_ids.to_pylist()]
 
 
-def test_no_worker_goes_by_another_list_than_the_run_began_with(tiny, tmp_path: Path, monkeypatch) -> None:
+def test_every_worker_goes_by_the_lists_that_the_run_began_with(tiny, tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "recall.txt").write_text("item-00\n")
     lists = {"suppressed_items": str(tmp_path / "recall.txt")}
-    made = make(with_nightly(tiny[0], tmp_path / "out", **lists, ranker="teacher"), tiny[1])
+    job = make(with_nightly(tiny[0], tmp_path / "out", **lists, ranker="teacher"), tiny[1]).job
     (tmp_path / "recall.txt").write_text("item-01\n")
     monkeypatch.setattr(score, "_items", {})
-    with pytest.raises(ValueError, match=f"when run {made.job.run.run_id} of {FIRST} began: .* run again"):
-        score.ScoreShards(made.job)
+    items = score.ScoreShards(job).items
+    assert items.catalogue.item_ids.take(pa.array(np.flatnonzero(items.filter.verdict_I == 4))).to_pylist() == [
+        "item-00"
+    ]
+    job.run.storage.delete(f"{job.run.work}/verdicts")  # as before the first worker
+    monkeypatch.setattr(score, "_items", {})
+    with pytest.raises(ValueError, match=f"when run {job.run.run_id} of {FIRST} began: .* run again"):
+        score.ScoreShards(job)
