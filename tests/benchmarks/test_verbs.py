@@ -47,4 +47,4 @@ def test_quick(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["--quick", "--verb", "prepare", "--root", str(tmp_path)])
     assert done.exit_code == 0, done.output
     assert CliRunner().invoke(app, ["--quick", "--verb", "dance"]).exit_code == 2
-    assert [*VERBS][0] == "prepare" and "MB of the driver of prepare" in done.output
+    assert next(iter(VERBS)) == "prepare" and "MB of the driver of prepare" in done.output
