@@ -3,8 +3,8 @@
     allmrec expire --config jobs/configs/demo.yaml --dry-run
     allmrec expire --config jobs/configs/demo.yaml --set retention.runs=14
 
-Plain store operations, without Ray; a second time there is nothing left to do. A date that another process works on is
-passed over.
+Plain store operations; a second time there is nothing left to do. A date that another process works on is passed over.
+Which embeddings of texts are used is found out by a task of Ray, for their index grows with the items.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,8 +31,10 @@ from allmrec.retention import (
 from allmrec.text.encoder import encoder_identity
 from jobs.config import Config
 from jobs.recommendations import hold_date, mirror_of
+from jobs.runtime.cluster import start_ray
 from jobs.runtime.command import main
 from jobs.runtime.console import Console
+from jobs.runtime.ray_data import on_worker
 
 Found = tuple[str, dict[str, Callable[[], None]]]  # kind, and what deletes each thing by its name
 
@@ -81,7 +83,8 @@ def expired(config: Config, console: Console) -> Iterator[Found]:
         yield "encoders", {digest: partial(delete_encoder, workspace, digest) for digest in encoders}
     if retention.text_cache:
         device = "cuda" if config.workers.gpus_per_worker else "cpu"
-        keys = unused_texts(workspace, encoder_identity(config.text, device))
+        start_ray(config)
+        keys = on_worker(unused_texts, workspace, encoder_identity(config.text, device))
         yield "texts", {key: partial(workspace.text_cache.delete, key) for key in keys}
     if retention.checkpoint_days:
         folders = old_checkpoints(workspace, retention.checkpoint_days)

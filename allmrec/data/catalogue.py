@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from allmrec.core.artifacts import read_table
+from allmrec.core.artifacts import read_parts, read_table
 from allmrec.core.mapped_columns import MappedColumns
 from allmrec.core.storage import Storage
 from schemas import items
@@ -134,6 +134,12 @@ def display_titles(titles: pa.ChunkedArray) -> pa.ChunkedArray:
     """Titles on one line, `UNTITLED` where nothing is left: large_string."""
     cleaned = pc.utf8_trim_whitespace(pc.replace_substring_regex(_large(titles), r"[\pZ\pC]+", " "))
     return pc.if_else(pc.equal(pc.fill_null(cleaned, ""), ""), UNTITLED, cleaned)
+
+
+def count_untitled(storage: Storage) -> int:
+    """How many items of the stored `items` table have no title."""
+    columns = (display_titles(part.column("title")) for part in read_parts(storage, ["title"]))
+    return sum(pc.sum(pc.equal(titles, UNTITLED)).as_py() or 0 for titles in columns)
 
 
 def item_texts(titles: pa.ChunkedArray, descriptions: pa.ChunkedArray) -> pa.ChunkedArray:
