@@ -29,7 +29,6 @@ from allmrec.core.workspace import Workspace
 from allmrec.data.trained_items import words_digest
 from jobs.config import Config
 from jobs.embed import embed_by
-from jobs.runtime.cluster import start_ray
 from jobs.runtime.command import main
 from jobs.runtime.console import Console
 from jobs.runtime.preflight import ONE_TASK
@@ -158,23 +157,15 @@ def verify(config: Config, console: Console, version: str | None) -> None:
     """Load a bundle and let it score; every file is compared with its hash."""
     run = config.workspace.storage
     version = version or latest_bundle(run)
-    start_ray(config)
-    counts = on_worker(verified, run, version)
-    console.event("verified", version=version, files=len(read_description(run, version)["files"]), **counts)
-
-
-def verified(storage: Storage, version: str) -> dict[str, int]:
-    """In a task: the counts of a bundle that is intact and scores. Raises ValueError of any other."""
-    description = verify_bundle(storage, version)
-    verify_encoder(storage, description)
-    bundle = load_bundle(storage, version)
+    description = verify_bundle(run, version)
+    verify_encoder(run, description)
+    bundle = load_bundle(run, version)
     probe(bundle)
-    return bundle.item_counts()
+    console.event("verified", version=version, files=len(description["files"]), **bundle.item_counts())
 
 
 def promote_version(config: Config, console: Console, version: str) -> None:
-    start_ray(config)
-    entry = on_worker(promote, config.workspace.storage, version)
+    entry = promote(config.workspace.storage, version)
     if entry is None:
         console.skip("promote", f"bundle {version} is in use already")
     else:

@@ -3,7 +3,7 @@
     python -m jobs.evaluate --config jobs/configs/demo.yaml
 
 Ray Data assigns the shards to workers that hold the bundle and the LLM. They write what came of each case; sums come
-back, never cases.
+back, never cases. What is asked of all items, a task finds out.
 """
 
 import json
@@ -12,17 +12,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import pyarrow.compute as pc
-
 from allmrec.bundle.description import check_items, check_llm, check_system, read_description
 from allmrec.bundle.versions import latest_bundle
 from allmrec.core import tracking
-from allmrec.core.artifacts import read_manifest, read_parts, writing
+from allmrec.core.artifacts import read_manifest, writing
 from allmrec.core.pretrained import model_identity
 from allmrec.core.shard_tasks import Report as ShardReport
 from allmrec.core.shard_tasks import gather
 from allmrec.core.workspace import Workspace
-from allmrec.data.catalogue import UNTITLED, display_titles
+from allmrec.data.catalogue import count_untitled
 from allmrec.data.evaluation_cases import PROTOCOLS, TRAINED_BESIDE
 from allmrec.data.sequences import num_shards
 from allmrec.evaluation.caveats import caveats
@@ -46,7 +44,7 @@ from jobs.runtime.cluster import start_ray
 from jobs.runtime.command import main
 from jobs.runtime.console import Console
 from jobs.runtime.preflight import Needs
-from jobs.runtime.ray_data import iter_reports, map_actors
+from jobs.runtime.ray_data import iter_reports, map_actors, on_worker
 from jobs.runtime.step import Context, Stats, Step
 
 Costs = dict[tuple[str, bool], Counter[str]]  # by system, and whether it writes its answers
@@ -61,7 +59,8 @@ def run(context: Context) -> Stats:
     version = latest_bundle(context.storage)
     description = read_description(context.storage, version)
     check_llm(description, config.llm)
-    check_items(description, context.workspace.items)
+    start_ray(config)
+    on_worker(check_items, description, context.workspace.items)
     for system in set(compared(context)) & set(TRAINED_BESIDE):
         check_system(description, system)
     if "tallrec" in compared(context):
@@ -110,7 +109,6 @@ def run(context: Context) -> Stats:
 def score(context: Context, version: str) -> tuple[list[ShardReport], ShardReport]:
     """The reports of `EvaluateShards` by shard, and their sum."""
     config, count = context.config, num_shards(context.workspace.evaluation_cases)
-    start_ray(config)
     evaluation = config.evaluation
     systems = compared(context)
     writing = min(1.0, evaluation.generation_users / max(1, tested_users(context)))
@@ -175,12 +173,11 @@ def speed(costs: Costs) -> Stats:
 def data_stats(context: Context) -> dict[str, int]:
     """The numbers of paper Table 2, and what preparation left out or had to make up."""
     sizes = read_manifest(context.workspace.sequences).stats
-    titles = (display_titles(part.column("title")) for part in read_parts(context.workspace.items, ["title"]))
     return {
         **{name: sizes[name] for name in ("users", "items", "interactions")},
         "evaluated users": tested_users(context),
         "rejected rows": read_manifest(context.workspace.rejected).rows,
-        "items without a title": sum(pc.sum(pc.equal(column, UNTITLED)).as_py() or 0 for column in titles),
+        "items without a title": on_worker(count_untitled, context.workspace.items),
     }
 
 

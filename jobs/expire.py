@@ -3,8 +3,9 @@
     allmrec expire --config jobs/configs/demo.yaml --dry-run
     allmrec expire --config jobs/configs/demo.yaml --set retention.runs=14
 
-Plain store operations, without Ray; a second time there is nothing left to do. A date that another process works on is
-passed over.
+Plain store operations; a second time there is nothing left to do. A date that another process works on is passed over.
+Which embeddings of texts are used is found out by a task of Ray, for their index grows with the items; a dry run does
+without.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,8 +32,10 @@ from allmrec.retention import (
 from allmrec.text.encoder import encoder_identity
 from jobs.config import Config
 from jobs.recommendations import hold_date, mirror_of
+from jobs.runtime.cluster import start_ray
 from jobs.runtime.command import main
 from jobs.runtime.console import Console
+from jobs.runtime.ray_data import on_worker
 
 Found = tuple[str, dict[str, Callable[[], None]]]  # kind, and what deletes each thing by its name
 
@@ -45,7 +48,7 @@ def expire(config: Config, console: Console, dry_run: bool = False) -> None:
     """
     if config.retention == RetentionConfig():
         raise ValueError("nothing expires: set retention.runs, retention.bundles or another key of `retention`")
-    for kind, found in expired(config, console):
+    for kind, found in expired(config, console, dry_run):
         if dry_run:
             console.plan(f"expire {kind}", {"count": len(found), "would_delete": ", ".join(found) or "none"})
             continue
@@ -59,7 +62,7 @@ def expire(config: Config, console: Console, dry_run: bool = False) -> None:
         console.event("expired", kind=kind, count=len(deleted), deleted=deleted, skipped=held)
 
 
-def expired(config: Config, console: Console) -> Iterator[Found]:
+def expired(config: Config, console: Console, dry_run: bool = False) -> Iterator[Found]:
     """What the config names, kind by kind; each is looked for when the one before is deleted."""
     workspace, retention = config.workspace, config.retention
     output = workspace.recommendations
@@ -81,7 +84,12 @@ def expired(config: Config, console: Console) -> Iterator[Found]:
         yield "encoders", {digest: partial(delete_encoder, workspace, digest) for digest in encoders}
     if retention.text_cache:
         device = "cuda" if config.workers.gpus_per_worker else "cpu"
-        keys = unused_texts(workspace, encoder_identity(config.text, device))
+        used_by = workspace, encoder_identity(config.text, device)
+        if dry_run:
+            keys = unused_texts(*used_by)
+        else:
+            start_ray(config)
+            keys = on_worker(unused_texts, *used_by)
         yield "texts", {key: partial(workspace.text_cache.delete, key) for key in keys}
     if retention.checkpoint_days:
         folders = old_checkpoints(workspace, retention.checkpoint_days)

@@ -3,7 +3,8 @@
     allmrec explain --config jobs/configs/demo.yaml --task favourite-genre --users 20
     python -m jobs.explain --config jobs/configs/demo.yaml --task favourite-genre --user U000012
 
-Ray Data assigns the shards that hold the requested users to workers with the bundle and the LLM.
+Ray Data assigns the shards that hold the requested users to workers with the bundle and the LLM; tasks draw the users
+and look for them.
 """
 
 from functools import partial
@@ -21,7 +22,7 @@ from jobs.runtime.cluster import start_ray
 from jobs.runtime.command import main
 from jobs.runtime.console import Console
 from jobs.runtime.preflight import Needs
-from jobs.runtime.ray_data import iter_results, map_actors
+from jobs.runtime.ray_data import iter_results, map_actors, on_worker
 from jobs.runtime.step import Context, Stats, Step, execute
 from schemas.explanations import SCHEMA
 
@@ -65,13 +66,13 @@ def run(context: Context, users: int, user_ids: list[str]) -> Stats:
     version = latest_bundle(context.storage)
     description = read_description(context.storage, version)
     check_llm(description, config.llm)
-    check_items(description, context.workspace.items)
+    start_ray(config)
+    on_worker(check_items, description, context.workspace.items)
     count = num_shards(sequences)
-    requested = user_ids or sample_users(sequences, count, users, config.seed)
-    shards = shards_of(sequences, count, requested)
+    requested = user_ids or on_worker(sample_users, sequences, count, users, config.seed)
+    shards = on_worker(shards_of, sequences, count, requested)
 
     # Ask.
-    start_ray(config)
     arguments = (context.storage, version, config.llm, config.explain, requested)
     answers = []
     with context.console.progress("explain", len(shards)) as bar:

@@ -152,8 +152,7 @@ def nightly_step(
 
     def plan(context: Context) -> Stats:
         published = find_json(output, manifest_key(run_date)) is not None
-        start_ray(config)
-        costs = on_worker(estimate, inputs, output, run_date, limit, config.workers.gpus_per_worker)
+        costs = estimate(inputs, output, run_date, limit, config.workers.gpus_per_worker)
         return {"up to date": published, "run date": run_date, **costs}
 
     return Step(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from allmrec.core.drafts import read_draft, write_draft
 from allmrec.core.mapped_columns import MappedColumns
 from allmrec.core.shard_tasks import Report, ShardTask
 from allmrec.core.storage import Storage
@@ -25,16 +26,13 @@ class CountDrafts:
     def write(self, level: int, number: int, counts: Mapping[str, np.ndarray]) -> None:
         occur = np.flatnonzero(np.any([*counts.values()], axis=0))
         table = pa.table({"item_index": occur, **{name: counts_I[occur] for name, counts_I in counts.items()}})
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
-            writer.write_table(table)
-        self.storage.write(_name(level, number), sink.getvalue().to_pybytes())
+        write_draft(self.storage, _name(level, number), table.schema, table.to_batches())
 
     def sum(self, level: int, numbers: Iterable[int]) -> dict[str, np.ndarray]:
         """int64 (n + 1,) each; reads one file at a time."""
         total = dict[str, np.ndarray]()
         for number in numbers:
-            table = pa.ipc.open_file(pa.BufferReader(self.storage.read(_name(level, number)))).read_all()
+            table = read_draft(self.storage, _name(level, number))
             index = table.column("item_index").to_numpy()
             for name in table.column_names[1:]:
                 total.setdefault(name, np.zeros(self.num_items + 1, dtype=np.int64))[index] += table.column(

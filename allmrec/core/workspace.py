@@ -70,6 +70,7 @@ class Workspace:
     shuffle = Folder("drafts/exchange")
     item_drafts = Folder("drafts/items")
     count_drafts = Folder("drafts/counts")
+    text_drafts = Folder("drafts/texts")
     recommendations = Folder()
     text_cache = Folder()
 

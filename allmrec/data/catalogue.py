@@ -177,6 +177,12 @@ def display_titles(titles: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.if_else(pc.equal(pc.fill_null(cleaned, ""), ""), UNTITLED, cleaned)
 
 
+def count_untitled(storage: Storage) -> int:
+    """How many items of the stored `items` table have no title."""
+    columns = (display_titles(part.column("title")) for part in read_parts(storage, ["title"]))
+    return sum(pc.sum(pc.equal(titles, UNTITLED)).as_py() or 0 for titles in columns)
+
+
 def item_texts(titles: pa.ChunkedArray, descriptions: pa.ChunkedArray) -> pa.ChunkedArray:
     """What SBERT reads: "Title: t, Description: d" (paper equation 2); large_string."""
     before, between, nothing = (pa.scalar(text, pa.large_string()) for text in ("Title: ", ", Description: ", ""))

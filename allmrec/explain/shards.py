@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from allmrec.bundle.loading import load_bundle
-from allmrec.core.hashing import Draw, draws, key64, shard_of
+from allmrec.core.artifacts import read_table
+from allmrec.core.hashing import Draw, draws, hash_strings, key64, shard_of
 from allmrec.core.shard_tasks import Task
 from allmrec.core.storage import Storage
 from allmrec.core.workspace import Workspace
@@ -46,9 +47,9 @@ def sample_users(sequences: Storage, num_shards: int, count: int, seed: int) -> 
     """The users to explain: `count` ids, drawn by hash. Reads no more shards than they fill."""
     chosen: list[str] = []
     for shard in range(num_shards):
-        users = Sequences.read(sequences, [shard])
-        order = draws(users.hashes(), key64(seed, Draw.EXPLAIN_USERS), 1)[:, 0].argsort(kind="stable")
-        chosen += users.user_ids.take(pa.array(order[: count - len(chosen)])).to_pylist()
+        user_ids = _user_ids(sequences, [shard])
+        order = draws(hash_strings(user_ids), key64(seed, Draw.EXPLAIN_USERS), 1)[:, 0].argsort(kind="stable")
+        chosen += user_ids.take(pa.array(order[: count - len(chosen)])).to_pylist()
         if len(chosen) == count:
             break
     return chosen
@@ -56,8 +57,14 @@ def sample_users(sequences: Storage, num_shards: int, count: int, seed: int) -> 
 
 def shards_of(sequences: Storage, num_shards: int, user_ids: list[str]) -> list[int]:
     """The shards that hold these users. Raises ValueError naming those who are in none."""
-    shards = np.unique(shard_of(pa.array(user_ids, pa.string()), num_shards)).tolist()
-    held = Sequences.read(sequences, shards).user_ids
-    if missing := [user for user in user_ids if not pc.is_in(pa.scalar(user), value_set=held).as_py()]:
-        raise ValueError(f"no history of {', '.join(map(repr, missing[:5]))} in {sequences.uri}; check these ids")
+    requested = pa.array(user_ids, pa.string())
+    shards = np.unique(shard_of(requested, num_shards)).tolist()
+    missing = requested.filter(pc.invert(pc.is_in(requested, value_set=_user_ids(sequences, shards))))
+    if len(missing):
+        named = ", ".join(map(repr, missing[:5].to_pylist()))
+        raise ValueError(f"no history of {named} in {sequences.uri}; check these ids")
     return shards
+
+
+def _user_ids(sequences: Storage, shards: list[int]) -> pa.ChunkedArray:
+    return read_table(sequences, shards, ["user_id"]).column("user_id")

@@ -1,4 +1,4 @@
-"""What a run will cost, told from a sample of prompts and from what the previous run took. On a worker."""
+"""What a run will cost, told from a sample of prompts and from what the previous run took."""
 
 import json
 from datetime import date, timedelta

@@ -47,7 +47,6 @@ class ItemTexts:
         title, description = table.column("title"), table.column("description")
         return pa.table(
             {
-                "file": pa.array(np.full(len(table), file, np.int32)),
                 "key": hash_strings(table.column("text_hash")),
                 "length": pc.utf8_length(item_texts(title, description)).cast(pa.int32()),
                 "untitled": pc.equal(display_titles(title), UNTITLED),

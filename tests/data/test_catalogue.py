@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allmrec.data.catalogue import UNTITLED, Catalogue, display_titles, warm_and_cold
+from allmrec.core.artifacts import writing
+from allmrec.core.storage import open_storage
+from allmrec.data.catalogue import UNTITLED, Catalogue, count_untitled, display_titles, warm_and_cold
 from schemas import items
 
 
@@ -45,6 +47,15 @@ def test_items_of_the_filtered_data_may_be_drawn_whether_they_train_or_not():
 def test_titles_are_one_line():
     titles = pa.chunked_array([["a\n\tb\x00\u2028c ", "\u200b \x07", None, "x" * 10_000]])
     assert display_titles(titles).to_pylist() == ["a b c", UNTITLED, UNTITLED, "x" * 10_000]
+
+
+def test_items_without_a_title_are_counted_over_the_files(tmp_path):
+    storage = open_storage(str(tmp_path))
+    with writing(storage, "items", "test") as out:
+        for shard, titles in enumerate(([None, "a"], [" ", "b"])):
+            row = {"item_id": "i", "item_index": 1, "popularity": 0, "interactions": 0, "text_hash": "h"}
+            out.table(shard, items.SCHEMA, pa.Table.from_pylist([row | {"title": t} for t in titles], items.SCHEMA))
+    assert count_untitled(storage) == 2
 
 
 def test_warm_and_cold_are_shares_of_the_items_with_interactions():

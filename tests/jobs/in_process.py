@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import ray
 import ray.data
@@ -49,6 +50,35 @@ def executed(step: Step, config: Config) -> bool:
         return execute(step, config, Console(log_json=True))
 
 
+@contextmanager
+def driver_reads_no_table() -> Iterator[None]:
+    """Within, a table that is read by no task and no worker is an error: what grows with it would be on the driver."""
+
+    def guarded(read: Callable[..., Any]) -> Callable[..., Any]:
+        def refuse(*arguments: Any, **options: Any) -> Any:
+            assert _at_work, "a table is read on the driver"
+            return read(*arguments, **options)
+
+        return refuse
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in ((pq, "read_table"), (pq, "ParquetFile"), (pa.ipc, "open_file")):
+            patch.setattr(module, name, guarded(getattr(module, name)))
+        yield
+
+
+_at_work: list[None] = []  # as many as there are tasks and workers at work in this process
+
+
+@contextmanager
+def _work() -> Iterator[None]:
+    _at_work.append(None)
+    try:
+        yield
+    finally:
+        _at_work.pop()
+
+
 class Remote:
     """A function, called at once, with what it would get on a worker."""
 
@@ -56,7 +86,8 @@ class Remote:
         self.function = function
 
     def remote(self, *arguments: Any) -> Any:
-        return self.function(*cloudpickle.loads(cloudpickle.dumps(arguments)))
+        with _work():
+            return self.function(*cloudpickle.loads(cloudpickle.dumps(arguments)))
 
 
 class LocalDataset:
@@ -75,14 +106,17 @@ class LocalDataset:
     ) -> "LocalDataset":
         def mapped() -> Iterator[pa.Table]:
             made, arguments = cloudpickle.loads(cloudpickle.dumps((transform, fn_constructor_args)))
-            call = made(*arguments) if isinstance(made, type) else made
+            with _work():
+                call = made(*arguments) if isinstance(made, type) else made
             for block in self.blocks():
                 for start in range(0, len(block), batch_size or max(len(block), 1)):
                     batch = block.slice(start, batch_size)
                     if batch_format == "numpy":
                         batch = {name: batch.column(name).to_numpy() for name in batch.column_names}
-                    result = call(batch)
-                    yield from [result] if isinstance(result, pa.Table) else result
+                    with _work():
+                        result = call(batch)
+                        results = [result] if isinstance(result, pa.Table) else [*result]
+                    yield from results
 
         return LocalDataset(mapped)
 
@@ -118,7 +152,7 @@ def fit(context: Context, verb: str, loop: Loop, loop_config: dict[str, Any], to
             patch.setattr(module, "resume", lambda: None)
         patch.setattr(ray_train, "report", lambda *arguments, **numbers: None)
         try:
-            with group_of_one(folder):
+            with group_of_one(folder), _work():
                 return loop(loop_config)
         finally:
             torch.set_flush_denormal(False)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from allmrec.core.artifacts import Manifest, read_manifest, read_table, sha256, shard_name, writing
 from allmrec.core.storage import Storage, open_storage
 from allmrec.data.catalogue import item_texts
+from allmrec.text import plan
 from allmrec.text.cache import TextCache
 from allmrec.text.encoder import encoder_identity
 from jobs import embed
@@ -20,7 +21,7 @@ from jobs.demo import standin_encoder
 from jobs.runtime.console import Console
 from jobs.runtime.step import execute
 from schemas import items
-from tests.jobs.in_process import jobs_in_process
+from tests.jobs.in_process import driver_reads_no_table, jobs_in_process
 
 TITLES = ["Moonfall Saga: The Last Dragon", "Moonfall Saga II", "Ironcrest Derby: The Final Coach", None]
 DESCRIPTIONS = ["An epic fantasy film.", "An enchanted fantasy film.", "A rousing sports film.", None]
@@ -41,6 +42,10 @@ def embeddings_of(config: Config) -> Storage:
 
 def manifest_of(config: Config) -> Manifest:
     return read_manifest(embeddings_of(config))
+
+
+def drafts_of(config: Config) -> list[str]:
+    return [entry.key for entry in open_storage(config.workspace_uri).list("drafts/")]
 
 
 def write_items(config: Config, titles: list[str | None], filtered_out: tuple[int, ...] = ()) -> None:
@@ -76,7 +81,7 @@ def embedded(tmp_path_factory) -> Path:
     config = config_in(root, root / "run/models/encoder")
     write_items(config, TITLES)
     execute(standin_encoder.STEP, config, Console())
-    with jobs_in_process():
+    with jobs_in_process(), driver_reads_no_table():
         assert execute(embed.STEP, config, Console())
     return root
 
@@ -97,6 +102,7 @@ def test_every_item_is_embedded(config):
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(5), abs=1e-5)
     assert vectors[1].tolist() == vectors[4].tolist()  # one text
     assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2]
+    assert not drafts_of(config)
 
 
 def test_nothing_is_encoded_twice(config):
@@ -124,7 +130,7 @@ def test_nan_names_the_item_and_leaves_the_old_embeddings(config, tmp_path):
     save_file({"embedding.weight": torch.full_like(load_file(weights)["embedding.weight"], torch.nan)}, weights)
     with pytest.raises(ValueError, match=r"NaN or infinity for item 'i\d' and 3 more"):
         execute(embed.STEP, corrupted, Console())
-    assert manifest_of(config).digest == digest
+    assert manifest_of(config).digest == digest and not drafts_of(config)
     assert len(TextCache.of(open_storage(config.workspace_uri), encoder_identity(corrupted.text)).index().keys) == 0
 
 
@@ -148,7 +154,7 @@ def test_what_is_damaged_is_made_again_or_named(config):
 
 
 def test_items_appear_and_vanish(config, monkeypatch):
-    monkeypatch.setattr(embed, "ITEMS_PER_SHARD", 2)
+    monkeypatch.setattr(plan, "ITEMS_PER_SHARD", 2)
     assert execute(embed.STEP, config, Console(), force=True)
     before, files = read_table(embeddings_of(config)), manifest_of(config).files
     assert len(files) == 3 and manifest_of(config).stats["embedded"] == 0
@@ -182,7 +188,8 @@ def test_a_model_that_is_not_there_is_one_line(config, tmp_path):
 
 def test_a_dry_run_counts_and_writes_nothing(config, capsys):
     shutil.rmtree(embeddings_of(config).uri)
-    assert not execute(embed.STEP, config, Console(log_json=True), dry_run=True)
+    with driver_reads_no_table():
+        assert not execute(embed.STEP, config, Console(log_json=True), dry_run=True)
     printed = capsys.readouterr().out
     assert '"items": 5' in printed and '"embedded": 0' in printed
     assert not Path(embeddings_of(config).uri).exists()
@@ -193,15 +200,3 @@ def test_the_standin_is_the_same_each_time(config):
     digest = read_manifest(storage).digest
     assert execute(standin_encoder.STEP, config, Console(), force=True)
     assert read_manifest(storage).digest == digest
-
-
-def test_blocks_hold_every_text_once_longest_first_within_a_shard(monkeypatch):
-    monkeypatch.setattr(embed, "ITEMS_PER_SHARD", 10)
-    rows = pa.table({"row": range(25), "length": [number * 7 % 13 for number in range(25)]})
-    blocks = [block.to_pylist() for block in embed.by_length(rows, 4)]
-    assert [len(block) for block in blocks] == [4, 4, 2, 4, 4, 2, 4, 1]
-    for shard, part in enumerate((blocks[:3], blocks[3:6], blocks[6:])):
-        rows = [row for block in part for row in block]
-        assert sorted(row["row"] for row in rows) == list(range(10 * shard, min(10 * shard + 10, 25)))
-        lengths = [row["length"] for row in rows]
-        assert lengths == sorted(lengths, reverse=True)

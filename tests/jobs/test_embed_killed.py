@@ -25,6 +25,7 @@ from jobs.config import Config
 from jobs.runtime.console import Console
 from jobs.runtime.step import execute
 from schemas import items
+from tests.jobs.in_process import driver_reads_no_table
 
 pytestmark = pytest.mark.e2e
 
@@ -94,7 +95,7 @@ def test_nothing_is_embedded_twice_and_nothing_is_lost(tmp_path):
     saved = len(cache.index().keys)
     assert 0 < saved < NUM_ITEMS
 
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor() as pool, driver_reads_no_table():
         second = pool.submit(execute, embed.STEP, config, Console(log_json=True))
         wait_for(lambda: kept() >= len(before) + 20, lambda: not second.done())
         (worker,) = actors()
@@ -103,6 +104,7 @@ def test_nothing_is_embedded_twice_and_nothing_is_lost(tmp_path):
 
     stats = read_manifest(storage.at("item_text_embeddings")).stats
     assert (stats["embedded"], stats["reused"]) == (NUM_ITEMS - saved, saved)
+    assert not list(storage.list("drafts/"))
     assert all(cache.storage.read(name) == data for name, data in before.items())
     table = read_table(storage.at("item_text_embeddings"))
     assert table["item_id"].to_pylist() == [f"i{number:05d}" for number in range(NUM_ITEMS)]

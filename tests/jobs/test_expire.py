@@ -4,17 +4,25 @@ import json
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
+from allmrec.core.artifacts import writing
+from allmrec.core.columns import to_lists
 from allmrec.core.storage import LocalStorage
 from allmrec.core.workspace import Workspace
 from allmrec.publishing.lease import hold_lease
 from allmrec.publishing.log import published_dates, roll_back
 from allmrec.publishing.maintenance import TRIALS
 from allmrec.publishing.run import Run
+from allmrec.text.cache import TextCache
+from allmrec.text.encoder import TextConfig, encoder_identity
 from jobs.cli import app
+from schemas import items
+from tests.jobs.in_process import driver_reads_no_table, jobs_in_process
 from tests.nightly.conftest import DAY, Shop
 from tests.publishing.test_run import IDENTITY, nightly
 from tests.test_retention import add_bundle
@@ -42,7 +50,7 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
-def call(config: Path, *arguments: str, **retention: int) -> Result:
+def call(config: Path, *arguments: str, **retention: int | str) -> Result:
     sets = [f"--set=retention.{name}={value}" for name, value in retention.items()]
     return CliRunner().invoke(app, ["expire", "--config", str(config), "--log-json", *sets, *arguments])
 
@@ -81,6 +89,21 @@ def test_the_current_run_and_what_is_being_made_stay(config: Path) -> None:
     assert published_dates(output) == DAYS
     assert expired(call(config, runs=1))["runs"] == [str(DAYS[0])]
     assert published_dates(output) == DAYS[1:], "from the current one on"
+
+
+def test_texts_that_no_item_has_are_looked_for_by_a_task(config: Path) -> None:
+    workspace, encoder = Workspace(LocalStorage(config.parent / "shop")), config.parent / "encoder"
+    encoder.mkdir()
+    (encoder / "config.json").write_text("{}")
+    cache = TextCache.of(workspace.storage, encoder_identity(TextConfig(model=str(encoder))))
+    kept, gone = (cache.write(pa.array([text]), to_lists(np.ones((1, 2), np.float32))) for text in ("x", "y"))
+    row = {"item_id": "i", "title": "t", "item_index": 1, "popularity": 0, "interactions": 0, "text_hash": "x"}
+    with writing(workspace.items, "items", "test") as out:
+        out.table(0, items.SCHEMA, pa.Table.from_pylist([row], items.SCHEMA))
+    with jobs_in_process(), driver_reads_no_table():
+        found = expired(call(config, f"--set=text.model={encoder}", text_cache="current"))
+    assert [key.rpartition("/")[2] for key in found["texts"]] == [gone]
+    assert [entry.key for entry in cache.storage.list()] == [kept]
 
 
 def test_a_config_that_keeps_everything_is_told_so(config: Path) -> None:

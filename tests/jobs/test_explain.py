@@ -8,6 +8,7 @@ from allmrec.core.artifacts import read_manifest, read_table
 from jobs.explain import explain
 from jobs.runtime.console import Console
 from tests.evaluation.tiny import tiny_config
+from tests.jobs.in_process import driver_reads_no_table
 
 TASK = "favourite-genre"
 
@@ -27,7 +28,8 @@ def test_explain(tiny, capsys):
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["prompts"] == 14
     assert not storage.exists("explanations/manifest.json")
 
-    explain(config, console, TASK, 7, [])
+    with driver_reads_no_table():
+        explain(config, console, TASK, 7, [])
     rows = read_table(storage.at("explanations"))
     assert rows.num_rows == 14 and len(set(rows.column("user_id").to_pylist())) == 7
     systems = {row["system"]: row for row in read_manifest(storage.at("explanations")).stats["systems"]}

@@ -12,6 +12,7 @@ from allmrec.text.blocks import EmbedTexts, WriteItemEmbeddings
 from allmrec.text.cache import TextCache
 from allmrec.text.encoder import TextConfig, load_encoder
 from allmrec.text.items import ItemTexts
+from allmrec.text.plan import NumberTexts, make_plan
 from schemas import items
 
 TEXTS = ["a dragon", "a coach and a dragon", "nothing of this"]
@@ -32,34 +33,48 @@ def item_texts(root, *numbers):
     return ItemTexts(storage, read_manifest(storage))
 
 
+def planned(root, texts, cache):
+    """The plan of these texts, whose files are numbered."""
+    drafts = open_storage(str(root / "drafts"))
+    reports = [NumberTexts(texts, drafts).process(file) for file in range(2)]
+    assert [report.counts for report in reports] == [
+        {"items": 2, "untitled": 0, "undescribed": 2},
+        {"items": 1, "untitled": 0, "undescribed": 1},
+    ]
+    return make_plan(drafts, 2, cache, 4, 1)
+
+
 @pytest.fixture
 def made(tmp_path):
     """A cache that holds the texts of three items under the hashes h0, h1, h2, and the folder of the encoder."""
     build_encoder(pa.array(TEXTS), tmp_path / "model")
     cache = TextCache.of(open_storage(str(tmp_path)), "standin")
     texts = item_texts(tmp_path, 0, 1, 2)
-    embed = EmbedTexts(TextConfig(model=str(tmp_path / "model")), "cpu", 1, texts, cache, "standin")
-    done = embed(pa.table({"row": [0, 1, 2]}))
+    plan = planned(tmp_path, texts, cache)
+    assert (plan.missing, plan.texts, plan.blocks, plan.tasks, plan.shards) == (3, 3, 1, 1, 0)
+    embed = EmbedTexts(TextConfig(model=str(tmp_path / "model")), "cpu", 1, texts, plan, cache, "standin")
+    (done,) = embed({"id": [0]})
     assert done["texts"].to_pylist() == [3] and done["started"][0].as_py() <= done["ended"][0].as_py()
     return cache, tmp_path / "model"
 
 
 def test_items_of_a_shard_get_their_texts_embeddings_and_stay_until_something_changes(made, tmp_path):
     cache, model = made
-    target, index = open_storage(str(tmp_path / "table")), cache.index()
+    target = open_storage(str(tmp_path / "table"))
 
     def write_item_embeddings(*numbers: int, before=None) -> dict:
-        file, row = index.find(hash_strings(pa.array([f"h{number}" for number in numbers])))
-        block = pa.table({"item": range(3), "file": file, "row": row, "shard": [4] * 3})
-        write = WriteItemEmbeddings(item_texts(tmp_path, *numbers), target, before, cache, index.files, "standin")
-        (done,) = write(block).to_pylist()
-        assert done["name"] == shard_name(4)
+        texts = item_texts(tmp_path, *numbers)
+        plan = planned(tmp_path, texts, cache)
+        assert (plan.missing, plan.blocks, plan.shards) == (0, 0, 1)
+        (table,) = WriteItemEmbeddings(texts, plan, cache, target, before, "standin")({"id": [0]})
+        (done,) = table.to_pylist()
+        assert done["name"] == shard_name(0)
         return done
 
     first = write_item_embeddings(2, 0, 2)
     assert not first["unchanged"]
     with writing(target, "item_text_embeddings", "test") as out:
-        out.add({shard_name(4): first["entry"]})
+        out.add({shard_name(0): first["entry"]})
     table, expected = read_table(target), load_encoder(TextConfig(model=str(model))).encode(READ)
     assert table["item_id"].to_pylist() == ["i0", "i1", "i2"] and set(table["encoder"].to_pylist()) == {"standin"}
     assert np.allclose(np.array(table["embedding"].to_pylist()), expected[[2, 0, 2]], atol=1e-6)
@@ -68,7 +83,7 @@ def test_items_of_a_shard_get_their_texts_embeddings_and_stay_until_something_ch
     assert write_item_embeddings(2, 0, 2, before=before) == first | {"unchanged": True}
     assert not write_item_embeddings(2, 1, 2, before=before)["unchanged"]
     assert not write_item_embeddings(2, 0, 2, before=before)["unchanged"]  # the file is another one by now
-    target.delete(shard_name(4))
+    target.delete(shard_name(0))
     assert not write_item_embeddings(2, 0, 2, before=before)["unchanged"]
 
 
@@ -79,7 +94,6 @@ def test_texts_are_read_from_the_files_that_have_them_in_the_order_asked_for(tmp
     ]
     assert texts.numbers(1).to_pylist() == [
         {
-            "file": 1,
             "key": int(hash_strings(pa.array(["h2"]))[0]),
             "length": len(READ[2]),
             "untitled": False,

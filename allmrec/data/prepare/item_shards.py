@@ -6,9 +6,8 @@ item_index, `MergeItems` merges the parts of a shard, and `WriteItems` writes it
 are Arrow IPC files. The module `items` knows what a row means.
 """
 
-import io
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +16,7 @@ import pyarrow.compute as pc
 
 from allmrec.core.artifacts import find_manifest, read_manifest, read_rows, read_table, shard_name, write_shard
 from allmrec.core.columns import take
+from allmrec.core.drafts import read_draft, write_draft
 from allmrec.core.mapped_columns import MappedColumns
 from allmrec.core.shard_tasks import Report, ShardTask
 from allmrec.core.storage import Storage
@@ -43,9 +43,9 @@ class CleanItems(ShardTask):
         place = self.source.place(part)
         cleaned = (clean_items(table, config, place) for table in self.source.read(part))
         rows = pa.concat_tables([CLEANED.empty_table(), *cleaned])
-        _write(self.drafts, f"cleaned-{piece}", CLEANED, rows.to_batches())
+        write_draft(self.drafts, f"cleaned-{piece}", CLEANED, rows.to_batches())
         narrow = rows.select(NARROW)
-        _write(self.drafts, f"narrow-{piece}", narrow.schema, narrow.to_batches())
+        write_draft(self.drafts, f"narrow-{piece}", narrow.schema, narrow.to_batches())
         return Report(counts=Counter(rows=len(rows)), rejected=count_values(rows.column("reason").drop_null()))
 
 
@@ -75,7 +75,7 @@ def number_catalogue(drafts: Storage, files: Sequence[str], known: pa.Array, exi
         known: see `number_items`.
         existing: the `items` of the preparation before, if any.
     """
-    tables = [_read(drafts, f"narrow-{piece}") for piece in range(len(files))]
+    tables = [read_draft(drafts, f"narrow-{piece}") for piece in range(len(files))]
     piece_R = np.repeat(np.arange(len(files), dtype=np.int32), [len(table) for table in tables])
     rows = pa.concat_tables(tables)
     good_R = pc.is_null(rows.column("reason")).to_numpy()
@@ -89,7 +89,7 @@ def number_catalogue(drafts: Storage, files: Sequence[str], known: pa.Array, exi
     index_R[good_R] = index.to_numpy()
     for piece, index_P in enumerate(np.split(index_R, np.searchsorted(piece_R, np.arange(1, len(files))))):
         table = pa.table({"item_index": index_P})
-        _write(drafts, f"index-{piece}", table.schema, table.to_batches())
+        write_draft(drafts, f"index-{piece}", table.schema, table.to_batches())
     counts = np.bincount(index_R, minlength=len(item_ids) + 1)[1:]
     repeated = int((counts - 1).clip(min=0).sum())
     before = _rows_before(drafts, item_ids, counts > 0, existing)
@@ -113,12 +113,12 @@ class PartitionItems(ShardTask):
     num_shards: int
 
     def process(self, piece: int) -> Report:
-        index_R = _read(self.drafts, f"index-{piece}").column("item_index").to_numpy()
+        index_R = read_draft(self.drafts, f"index-{piece}").column("item_index").to_numpy()
         shard_R = np.where(index_R > 0, (index_R - 1) // ITEMS_PER_SHARD, piece % self.num_shards)
-        rows = _read(self.drafts, f"cleaned-{piece}").append_column("item_index", pa.array(index_R, pa.int32()))
+        rows = read_draft(self.drafts, f"cleaned-{piece}").append_column("item_index", pa.array(index_R, pa.int32()))
         rows, bounds = rows.combine_chunks(), np.cumsum(np.bincount(shard_R, minlength=self.num_shards))
         parts = np.split(np.argsort(shard_R, kind="stable"), bounds[:-1])
-        _write(self.drafts, f"parts-{piece}", _PARTS, (_batch(rows, part) for part in parts))
+        write_draft(self.drafts, f"parts-{piece}", _PARTS, (_batch(rows, part) for part in parts))
         return Report()
 
 
@@ -140,13 +140,13 @@ class MergeItems(ShardTask):
         if self.numbered.row_before is not None:
             before = read_rows(self.existing, read_manifest(self.existing), self.numbered.rows_before(here))
         table, bad = merge_items(rows, self.numbered.ids.read()[here], first + 1, self.excluded, before)
-        _write(self.drafts, f"items-{shard}", items.SCHEMA, table.to_batches())
+        write_draft(self.drafts, f"items-{shard}", items.SCHEMA, table.to_batches())
         name = "items.parquet" if shard == 0 else f"items-{shard:05d}.parquet"
         return Report(files={name: write_shard(self.rejected, rejected.SCHEMA, name, bad)})
 
     def _parts(self, shard: int) -> Iterator[pa.Table]:
         for piece in range(self.pieces):
-            yield _read(self.drafts, f"parts-{piece}", shard)
+            yield read_draft(self.drafts, f"parts-{piece}", shard)
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class WriteItems(ShardTask):
 
     def process(self, shard: int) -> Report:
         counts = self.counts.read()
-        table = with_counts(_read(self.drafts, f"items-{shard}"), counts.popularity, counts.interactions)
+        table = with_counts(read_draft(self.drafts, f"items-{shard}"), counts.popularity, counts.interactions)
         name = shard_name(shard)
         return Report(files={name: write_shard(self.items, items.SCHEMA, name, table)})
 
@@ -174,19 +174,3 @@ def _batch(table: pa.Table, rows: np.ndarray) -> pa.RecordBatch:
     return pa.record_batch(
         [pa.array([], column.type) if not len(column) else column for column in columns], table.schema
     )
-
-
-def _write(drafts: Storage, name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
-    buffer = io.BytesIO()
-    with pa.ipc.new_file(buffer, schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
-        for batch in batches:
-            writer.write_batch(batch)
-    drafts.write(name, buffer.getvalue())
-
-
-def _read(drafts: Storage, name: str, batch: int | None = None) -> pa.Table:
-    """A file of the drafts, or one of its record batches."""
-    filesystem, root = drafts.arrow()
-    with filesystem.open_input_file(f"{root}/{name}") as file:
-        reader = pa.ipc.open_file(file)
-        return reader.read_all() if batch is None else pa.Table.from_batches([reader.get_batch(batch)])
