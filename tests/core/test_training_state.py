@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from allmrec.core import training_state
 from allmrec.core.training_state import load_state, save_state
 
 
@@ -42,3 +43,11 @@ def test_keys_that_are_no_strings_and_shared_tensors_survive(tmp_path):
 def test_what_json_does_not_know_is_refused(tmp_path):
     with pytest.raises(TypeError):
         save_state(tmp_path, {"function": print})
+
+
+def test_a_large_state_is_in_several_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(training_state, "_FILE_BYTES", 100)
+    state = {"weights": [torch.full((size,), float(size)) for size in (10, 10, 20, 100, 3)]}
+    save_state(tmp_path, state)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 4
+    assert all(map(torch.equal, load_state(tmp_path)["weights"], state["weights"]))
