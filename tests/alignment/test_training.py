@@ -5,6 +5,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from allmrec.alignment import training as alignment_training
 from allmrec.alignment.examples import Examples, held_out_items
 from allmrec.alignment.network import AlignmentConfig
 from allmrec.alignment.texts import TrainedTexts
@@ -49,6 +50,16 @@ def test_text_embeddings_replace_items_never_trained_on(teacher, texts):
     assert before["recall_at_1"] < 0.1 and before["mse"] > 3 * after["mse"]
     for name, left in (("matching", 0.5), ("item_recon", 0.7), ("text_recon", 0.5)):
         assert numbers[-1][name] < left * numbers[0][name], name
+
+
+def test_of_many_items_some_are_ranked(monkeypatch):
+    e_NJ, q_NJ = torch.randn(2, 101, 4, generator=torch.Generator().manual_seed(0))
+    items_R = torch.arange(1, 91, 2)
+    every, some = alignment_quality(e_NJ, q_NJ, items_R), alignment_quality(e_NJ, q_NJ, items_R[::5])
+    monkeypatch.setattr(alignment_training, "MOST_RANKED", 9)
+    ranks = {"recall_at_1", "mean_rank_fraction"}
+    for name, value in alignment_quality(e_NJ, q_NJ, items_R).items():
+        assert value == (some if name in ranks else every)[name]
 
 
 def test_a_loss_that_is_off_teaches_nothing(teacher, texts):
