@@ -151,8 +151,7 @@ def alignment_quality(
     Returns:
         the mean squared error, the mean cosine, and the rank of q_i among all items' text embeddings by distance to
         e_i: `recall_at_1`, how often it is the first, and `mean_rank_fraction`, the mean share of items before it
-        (chance: 0.5). Of more than MOST_RANKED items it is that of some, evenly spaced: all
-        would cost N^2.
+        (chance: 0.5). Of more items than MOST_RANKED some are ranked, evenly spaced: ranking all costs their square.
     """
     if not len(items_R):
         return {}
