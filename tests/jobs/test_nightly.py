@@ -95,11 +95,11 @@ def test_a_date_is_published_once(undisturbed: Config, capsys: pytest.CaptureFix
 def test_the_number_of_workers_changes_nothing(
     undisturbed: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pq, "ParquetFile", None)  # of this process: tables are no matter of the driver
     config = with_nightly(undisturbed, output=str(tmp_path / "out"))
     two = config.workers.model_copy(update={"num_workers": 2, "min_workers": 1})
     config = config.model_copy(update={"workers": two})
     nightly(config, QUIET, DATE, dry_run=True)
+    monkeypatch.setattr(pq, "ParquetFile", None)  # of this process: tables are no matter of the driver
     assert not (tmp_path / "out").exists(), "a dry run touches nothing"
     nightly(config, QUIET, DATE)
     nightly(config, QUIET, DATE)
