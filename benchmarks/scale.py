@@ -32,8 +32,14 @@ from jobs.runtime.console import Console
 NAME, COSTS = "scale", Path(__file__).with_name("scale_costs.json")
 USERS_PER_SHARD, ROWS_PER_PIECE, ITEMS_PER_FILE = 50_000, 1_000_000, 1 << 15
 FAN_IN = 128  # parts that a task of the shuffle reads at most
-TEXT_DIM, TITLE_TOKENS = 384, 12
-ROW_BYTES = 3 * 8  # of an item: where its row of e, of q and of what is shown is
+PLAN_BYTES = 100  # of an item, in the task that plans what to embed
+TEACHER_COPIES = (
+    7  # of E: weights, gradient, two moments, the best weights, and two copies while a checkpoint is written
+)
+SIMULATED = {  # verbs of `benchmarks.verbs` by name → of the simulation
+    **{verb: verb for verb in ("prepare", "embed", "train-cf", "train-alignment", "train-projection")},
+    "nightly (teacher)": "first run",
+}
 GET_USD, PUT_USD = 0.4e-6, 5e-6
 MIB = 2**20
 
@@ -47,9 +53,13 @@ class Costs:
     alignment_core_s_per_user: float
     nightly_core_s_per_user: float  # all but retrieval and the LLM
     retrieval_core_s_per_user_and_item: float
-    process_mb: float
-    process_mb_per_item: float  # of the catalogue, in `prepare`
-    driver_mb: float
+    driver_mb: float  # of any verb, whatever the size
+    pass_mb: float  # of a worker of a pass over shards, without what is by item
+    process_mb: float  # likewise, of a worker with a model
+    prepare_mb_per_item: float  # of the worker that numbers the items
+    alignment_mb_per_item: float  # beside the vectors: ids, counts, and what is made of all vectors part by part
+    projection_mb_per_item: float  # ids, titles, counts; tables of vectors are mapped
+    nightly_mb_per_item: float  # likewise, with the index of retrieval
     nightly_requests: float
     nightly_gets_per_shard: float
     nightly_puts_per_shard: float
@@ -78,6 +88,7 @@ class Size:
     cores_per_gpu: int = 8
     usd_per_gpu_hour: float = 2.5
     usd_per_core_hour: float = 0.04
+    text_dim: int = 384  # of the text encoder
 
     @property
     def rows(self) -> float:
@@ -145,18 +156,19 @@ class Simulation:
         while FAN_IN ** (rounds + 1) < fewer:  # of merging, between pieces and shards
             rounds += 1
         parts = math.ceil(fewer ** (1 / (rounds + 1))) * (pieces * rounds + size.shards)
-        memory = costs.process_mb + costs.process_mb_per_item * size.items
+        memory = costs.pass_mb + costs.prepare_mb_per_item * size.items
         seconds = costs.start_s + size.rows * costs.prepare_core_s_per_row / size.cores
-        return Estimate(seconds, memory, memory, 2 * parts, pieces * (1 + rounds) + 3 * size.shards)
+        return Estimate(seconds, costs.driver_mb, memory, 2 * parts, pieces * (1 + rounds) + 3 * size.shards)
 
     def embed(self) -> Estimate:
         files = math.ceil(self.size.items / ITEMS_PER_FILE)
         seconds = self.costs.start_s + self.size.items * self.costs.embed_core_s_per_item / self.size.cores
-        return Estimate(seconds, self.prepare().driver_mb, self.costs.process_mb, 2 * files, 2 * files)
+        memory = self.costs.process_mb + PLAN_BYTES * self.size.items / MIB
+        return Estimate(seconds, self.costs.driver_mb, memory, 2 * files, 2 * files)
 
     def train_cf(self) -> Estimate:
         config, users_mb = self.teacher, self._users_mb(self.size.users, 0)
-        model_mb = 5 * 4 * self.size.items * config.dim / MIB
+        model_mb = TEACHER_COPIES * 4 * self.size.items * config.dim / MIB
         seconds = config.epochs * self.size.rows * self.costs.teacher_core_s_per_interaction / self.size.cores
         reads = 1 if users_mb <= config.memory_mb else config.epochs
         return self._training(seconds, model_mb + min(users_mb, config.memory_mb), reads)
@@ -164,14 +176,15 @@ class Simulation:
     def train_alignment(self) -> Estimate:
         config, users = self.alignment, min(self.size.users, self.alignment.max_users or self.size.users)
         users_mb = min(self._users_mb(users, example_bytes(self.teacher.dim)), config.memory_mb)
-        vectors_mb = 4 * self.size.items * (self.teacher.dim + TEXT_DIM) / MIB
+        vectors_mb = 4 * self.size.items * (self.teacher.dim + self.size.text_dim) / MIB
         seconds = config.epochs * users * self.costs.alignment_core_s_per_user  # of one worker: its steps are short
-        return self._training(seconds, vectors_mb + users_mb, reads=2)
+        items_mb = self.costs.alignment_mb_per_item * self.size.items
+        return self._training(seconds, vectors_mb + items_mb + users_mb, reads=2)
 
     def train_projection(self) -> Estimate:
         config, users = self.projection, min(self.size.users, self.projection.max_users or self.size.users)
         users_mb = min(self._users_mb(users, EXAMPLE_BYTES), config.memory_mb)
-        own_mb, mapped_mb = self._items_mb()
+        own_mb, mapped_mb = self._items_mb(self.costs.projection_mb_per_item)
         estimate = self._training(self.size.gpu_s(4, config.epochs * users), own_mb + users_mb, 2, on_gpus=True)
         return replace(estimate, mapped_mb=mapped_mb)
 
@@ -185,47 +198,47 @@ class Simulation:
             costs.nightly_requests + size.shards * each
             for each in (costs.nightly_gets_per_shard, costs.nightly_puts_per_shard)
         )
-        own_mb, mapped_mb = self._items_mb()
-        return Estimate(seconds, self._driver_mb(), costs.process_mb + own_mb, gets, puts, True, mapped_mb)
+        own_mb, mapped_mb = self._items_mb(costs.nightly_mb_per_item)
+        return Estimate(seconds, costs.driver_mb, costs.process_mb + own_mb, gets, puts, True, mapped_mb)
 
     def _training(self, seconds: float, held_mb: float, reads: int, on_gpus: bool = False) -> Estimate:
         """Each worker reads all shards `reads` times; there is one for each GPU, also if only its cores are used."""
         gets = reads * self.size.shards * self.size.gpus
         memory = self.costs.process_mb + held_mb
-        return Estimate(self.costs.start_s + seconds, self._driver_mb(), memory, gets, 0, on_gpus)
-
-    def _driver_mb(self) -> float:
-        """With the catalogue, as in `prepare`."""
-        return self.costs.driver_mb + self.costs.process_mb_per_item * self.size.items
+        return Estimate(self.costs.start_s + seconds, self.costs.driver_mb, memory, gets, 0, on_gpus)
 
     def _users_mb(self, users: float, example_bytes: int) -> float:
         return users * (64 + example_bytes + 4 * self.size.interactions) / MIB
 
-    def _items_mb(self) -> tuple[float, float]:
+    def _items_mb(self, mb_per_item: float) -> tuple[float, float]:
         """What a worker holds of the items, and what the workers of a node map: E, e and q where they are large."""
         tables = [4 * self.size.items * dim for dim in (self.teacher.dim, *2 * [self.alignment.joint_dim])]
         mapped = sum(table for table in tables if is_large(table))
-        own = sum(tables) - mapped + self.size.items * (4 * TITLE_TOKENS + ROW_BYTES)
-        return own / MIB, mapped / MIB
+        own_mb = (sum(tables) - mapped) / MIB + self.size.items * mb_per_item
+        return own_mb, mapped / MIB
 
 
 def checked(path: Path, costs: Costs) -> list[tuple[Row, float]]:
-    """What `benchmarks.prepare` or `benchmarks.nightly_scale` measured, and the ratio of the simulation to it."""
+    """What another benchmark measured, and the ratio of the simulation to it."""
     content = json.loads(path.read_text())
     found = []
     for row in content["measurements"]:
         if row.get("engine") == "ours":
             size = Size(1, row["rows"] // ROWS_PER_ITEM, 1, row["rows"], cores_per_gpu=content["settings"]["threads"])
             estimate = Simulation(size, costs).prepare()
-            processes = 1 + size.cores
-            pairs = {"seconds": estimate.seconds, "MB without it": estimate.worker_mb * processes}
+            pairs = {"seconds": estimate.seconds}
         elif row.get("what") == "teacher":
             size = Size(row["users"], content["settings"]["items"], 1, cores_per_gpu=2, parameters=0)
             estimate = Simulation(size, costs).nightly(size.users)
-            pairs = {"seconds": estimate.seconds, "MB driver": estimate.driver_mb}
+            pairs = {"seconds": estimate.seconds}
+        elif row.get("verb") in SIMULATED:
+            settings = content["settings"]
+            size = Size(settings["users"], row["items"], 1, cores_per_gpu=2, text_dim=settings["text_dim"])
+            estimate = Simulation(size, costs).verbs()[SIMULATED[row["verb"]]]
+            pairs = {"MB driver": estimate.driver_mb, "MB worker": estimate.worker_mb}
         else:
             continue
-        labels = {"rows": row.get("rows"), "users": row.get("users")}
+        labels = {name: row[name] for name in ("rows", "users", "items", "verb") if name in row}
         found += [(labels | {"what": name}, simulated / row[name]) for name, simulated in pairs.items()]
     return found
 

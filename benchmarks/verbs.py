@@ -10,6 +10,7 @@ the most of all processes together, pages of files included; "MB driver" and "MB
 are without these. Trainings are of one epoch or a small sample: their memory does not depend on how long they take.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -34,25 +35,34 @@ from jobs.runtime.command import errors_in_one_line
 from jobs.runtime.console import Console
 
 NAME = "verbs"
+_MOREC = ["--set", "baselines={morec: {max_history: 20}}"]
+_LLM_SREC = ["--set", "baselines={llm_srec: {epochs: 1, max_users: 512, validation_users: 64}}"]
 VERBS = {  # by name, in their order: what the console is told
     "prepare": ["prepare"],
     "embed": ["embed"],
     "train-cf": ["train-cf"],
     "train-alignment": ["train-alignment"],
     "train-projection": ["train-projection"],
-    "train-baselines": ["train-baselines"],
+    "train-baselines (MoRec)": ["train-baselines", *_MOREC],
     "bundle build": ["bundle", "build"],
     "evaluate": ["evaluate"],
     "explain": ["explain", "--task", "favourite-genre"],
     "nightly (teacher)": ["nightly", "--date", "2026-11-20"],
     "nightly (teacher), a day later": ["nightly", "--date", "2026-11-21"],
     "nightly (llm)": ["nightly", "--date", "2026-11-22", "--limit", "2000", "--set", "nightly.ranker=llm"],
-    "nightly (llm-srec)": ["nightly", "--date", "2026-11-23", "--limit", "2000", "--set", "nightly.ranker=llm-srec"],
     "recommendations verify": ["recommendations", "verify"],
     "expire": ["expire", "--set", "retention.runs=1", "--set", "retention.text_cache=current"],
-    "daily": ["daily", "--date", "2026-11-24"],
+    "daily": ["daily", "--date", "2026-11-23"],
+    # The LLM reads every item.
+    "train-baselines (LLM-SRec)": ["train-baselines", *_LLM_SREC],
+    "bundle build (LLM-SRec)": ["bundle", "build", *_LLM_SREC],
+    "nightly (llm-srec)": [
+        *("nightly", "--date", "2026-11-24", "--limit", "2000", "--set", "nightly.ranker=llm-srec"),
+        *_LLM_SREC,
+    ],
 }
 ROWS_PER_USER, ITEMS_PER_FILE, ROWS_PER_FILE = 20, 100_000, 1_000_000
+TEXT_DIM = 64
 WORDS, WORDS_PER_TEXT = 5000, 160  # of texts of a kilobyte
 OPENED, SECONDS = 1_700_000_000, 2 * 365 * 86_400
 
@@ -82,7 +92,7 @@ class GeneratedStore:
         rows = self.users * ROWS_PER_USER
         for number, first in enumerate(range(0, rows, ROWS_PER_FILE)):
             self._events(min(ROWS_PER_FILE, rows - first), random).write_parquet(draft / f"log/{number:05d}.parquet")
-        build_encoder(texts, draft / "encoder", self.seed)
+        build_encoder(texts, draft / "encoder", self.seed, TEXT_DIM)
         tokenizer = train_tokenizer(titles, [PromptConfig()], 2000)
         tokenizer.save_pretrained(draft / "llm")
         drawn_llm(len(tokenizer), 64, 2).save_pretrained(draft / "llm")
@@ -103,11 +113,7 @@ class GeneratedStore:
             "teacher": {"epochs": 1, "eval_every": 1, "batch_size": 8192, "validation_users": 1000},
             "alignment": {"epochs": 1, "batch_size": 1024},
             "projection": {"epochs": 1, "max_users": 512, "validation_users": 64},
-            "baselines": {
-                "llm_srec": {"epochs": 1, "max_users": 512, "validation_users": 64},
-                "morec": {"max_history": 20},
-            },
-            "evaluation": {"max_users": 500, "systems": ["random", "popularity", "teacher", "a-llmrec", "llm-srec"]},
+            "evaluation": {"max_users": 500, "systems": ["random", "popularity", "teacher", "a-llmrec"]},
             "nightly": {"ranker": "teacher", "approximate_above": 500_000},
             "workers": {"num_workers": 2, "object_store_mb": object_store_mb},
         }
@@ -144,7 +150,7 @@ def measure(store: GeneratedStore, verb: str, config: Path, limit_mb: float) -> 
     log, started = store.folder / f"{verb.replace(' ', '-')}.log", time.monotonic()
     with log.open("w") as out:
         if limit_mb:
-            with limited(f"allmrec-{NAME}", limit_mb) as members:
+            with limited(f"allmrec-{NAME}-{os.getpid()}", limit_mb) as members:
                 joined = ["sh", "-c", f'echo $$ > {members} && exec "$@"', "sh", *told]
                 process = subprocess.Popen(joined, stdout=out, stderr=out)
                 memory = peak(process, interval_s=1)
@@ -188,7 +194,7 @@ def main(
     """Every verb on a generated store: seconds, and memory by process."""
     sizes, users = sorted(items or ([2000, 4000] if quick else [2_000_000, 4_000_000])), 500 if quick else users
     verbs = verb or [*VERBS]
-    settings = {"items": sizes, "users": users, "limit_gb": limit_gb, "verbs": verbs}
+    settings = {"items": sizes, "users": users, "limit_gb": limit_gb, "verbs": verbs, "text_dim": TEXT_DIM}
     benchmark = Benchmark(NAME, Console(log_json), settings, root, quick, repeat="trial")
     with errors_in_one_line():
         if unknown := set(verbs) - {*VERBS}:

@@ -41,9 +41,25 @@ def sample_users(
     """
     draw_U = draws(users.hashes(), key, 1)[:, 0]
     chosen = np.argsort(draw_U, kind="stable")[:count]
-    return [
-        _sample(users.take(np.array([user])), int(draw_U[user]), rows, previous, catalogue, new_I) for user in chosen
-    ]
+    user_ids = users.user_ids.take(pa.array(chosen))
+    now, before = _rows_of(user_ids, rows), {} if previous is None else _rows_of(user_ids, previous)
+    assert len(now) == len(chosen), "every user of the shard has a row"
+    listed = _Listed([*now.values(), *before.values()], catalogue, new_I)
+    samples = []
+    for place, user_id in zip(chosen, user_ids.to_pylist(), strict=True):
+        user = users.take(np.array([place]))
+        samples.append(
+            {
+                "draw": int(draw_U[place]),
+                "user_id": user_id,
+                "history": _titles(user.last(_HISTORY).items[::-1], catalogue),
+                "length": len(user.items),
+                "source": now[user_id]["source"],
+                "items": listed.items(now[user_id]),
+                "previous": listed.items(before[user_id]) if user_id in before else None,
+            }
+        )
+    return samples
 
 
 def sample_key(seed: int, run_date: date) -> np.uint64:
@@ -75,37 +91,24 @@ def sample_new_items(
     ]
 
 
-def _sample(
-    user: Sequences, draw: int, rows: pa.Table, previous: pa.Table | None, catalogue: Catalogue, new_I: np.ndarray
-) -> Sample:
-    """Of one user."""
-    user_id = user.user_ids[0].as_py()
-    row, before = _row(rows, user_id), None if previous is None else _row(previous, user_id)
-    assert row is not None, "every user of the shard has a row"
-    return {
-        "draw": draw,
-        "user_id": user_id,
-        "history": _titles(user.last(_HISTORY).items[::-1], catalogue),
-        "length": len(user.items),
-        "source": row["source"],
-        "items": _listed(row, catalogue, new_I),
-        "previous": before and _listed(before, catalogue, new_I),
-    }
+def _rows_of(user_ids: pa.Array, rows: pa.Table) -> dict[str, dict[str, Any]]:
+    """Some users' rows, by user; of those who have one."""
+    found = rows.filter(pc.is_in(rows.column("user_id"), user_ids.cast(rows.schema.field("user_id").type)))
+    return {row["user_id"]: row for row in found.select(["user_id", "source", "items"]).to_pylist()}
 
 
-def _row(rows: pa.Table, user_id: str) -> dict[str, Any] | None:
-    found = rows.filter(pc.equal(rows.column("user_id"), user_id)).select(["source", "items"]).to_pylist()
-    return found[0] if found else None
+class _Listed:
+    """What rows list. Their items are found in the catalogue at once: each search goes through all of it."""
 
+    def __init__(self, rows: list[dict[str, Any]], catalogue: Catalogue, new_I: np.ndarray):
+        ids = sorted({entry["item_id"] for row in rows for entry in row["items"]})
+        index = pc.fill_null(pc.index_in(pa.array(ids, pa.string()), catalogue.item_ids), 0).to_numpy()
+        about = zip(ids, _titles(index, catalogue), new_I[index].tolist(), strict=True)
+        self.about = {item_id: {"title": title or item_id, "new": new} for item_id, title, new in about}
 
-def _listed(row: dict[str, Any], catalogue: Catalogue, new_I: np.ndarray) -> list[dict[str, Any]]:
-    """The items of a row with their titles; one that the catalogue does not have by its id."""
-    ids = pa.array([item["item_id"] for item in row["items"]], pa.string())
-    items = pc.fill_null(pc.index_in(ids, catalogue.item_ids), 0).to_numpy()
-    return [
-        {**entry, "title": title or entry["item_id"], "new": bool(new_I[item])}
-        for entry, title, item in zip(row["items"], _titles(items, catalogue), items, strict=True)
-    ]
+    def items(self, row: dict[str, Any]) -> list[dict[str, Any]]:
+        """The items of a row with their titles; one that the catalogue does not have by its id."""
+        return [entry | self.about[entry["item_id"]] for entry in row["items"]]
 
 
 def _titles(items: np.ndarray, catalogue: Catalogue) -> list[str]:

@@ -6,13 +6,16 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from allmrec.core.artifacts import read_table
 from allmrec.core.hashing import shard_of
 from allmrec.core.storage import Storage, open_storage
 from allmrec.nightly.report import render
+from allmrec.nightly.samples import sample_users
 from allmrec.publishing.lease import hold_lease
 from allmrec.publishing.suppression import suppress, users_page
 from jobs.config import Config
@@ -55,6 +58,20 @@ def test_users_are_shown_by_title_beside_their_previous_list(
     assert not (tmp_path / "none" / users_page(FIRST)).exists()
     assert "users.html" not in (tmp_path / f"none/_reports/run_date={FIRST}/report.html").read_text()
     assert "users.html" in (tmp_path / f"_reports/run_date={FIRST}/report.html").read_text()
+
+
+def test_the_catalogue_is_searched_once_for_all_users_of_a_shard(
+    tiny_workspace: tuple[Config, Storage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make(with_nightly(tiny_workspace[0], tmp_path, ranker="teacher"), tiny_workspace[1]).job
+    items, searched = job.items(), []
+    users, (rows, _) = job.users.read(0, items.index_P).users, job.run.read_shard(0)
+    search = pc.index_in
+    monkeypatch.setattr(pc, "index_in", lambda *of: searched.append(of) or search(*of))
+    found = sample_users(9, np.uint64(1), users, rows, rows.slice(3), items.catalogue, items.new_I)
+    assert len(found) == 9 and len(searched) == 1
+    assert all(one["items"] == one["previous"] for one in found if one["previous"])
+    assert {one["previous"] is None for one in found} == {True, False}
 
 
 def test_suppressed_users_are_not_shown(tiny_workspace: tuple[Config, Storage], tmp_path: Path) -> None:
