@@ -54,9 +54,9 @@ class Costs:
     nightly_core_s_per_user: float  # all but retrieval and the LLM
     retrieval_core_s_per_user_and_item: float
     driver_mb: float  # of any verb, whatever the size
-    pass_mb: float  # of a worker of a pass over shards, without what is by item
-    process_mb: float  # likewise, of a worker with a model
-    prepare_mb_per_item: float  # of the worker that numbers the items
+    pass_mb: float  # of a worker of `prepare`, whatever the size
+    process_mb: float  # of a worker with a model, without what is by item
+    numbering_mb_per_item: float  # of the worker that numbers the items, at most
     alignment_mb_per_item: float  # beside the vectors: ids, counts, and what is made of all vectors part by part
     projection_mb_per_item: float  # ids, titles, counts; tables of vectors are mapped
     nightly_mb_per_item: float  # likewise, with the index of retrieval
@@ -156,7 +156,7 @@ class Simulation:
         while FAN_IN ** (rounds + 1) < fewer:  # of merging, between pieces and shards
             rounds += 1
         parts = math.ceil(fewer ** (1 / (rounds + 1))) * (pieces * rounds + size.shards)
-        memory = costs.pass_mb + costs.prepare_mb_per_item * size.items
+        memory = max(costs.pass_mb, costs.numbering_mb_per_item * size.items)
         seconds = costs.start_s + size.rows * costs.prepare_core_s_per_row / size.cores
         return Estimate(seconds, costs.driver_mb, memory, 2 * parts, pieces * (1 + rounds) + 3 * size.shards)
 
