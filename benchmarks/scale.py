@@ -33,9 +33,7 @@ NAME, COSTS = "scale", Path(__file__).with_name("scale_costs.json")
 USERS_PER_SHARD, ROWS_PER_PIECE, ITEMS_PER_FILE = 50_000, 1_000_000, 1 << 15
 FAN_IN = 128  # parts that a task of the shuffle reads at most
 PLAN_BYTES = 100  # of an item, in the task that plans what to embed
-TEACHER_COPIES = (
-    7  # of E: weights, gradient, two moments, the best weights, and two copies while a checkpoint is written
-)
+TEACHER_COPIES = 9  # of E in a worker: weights, gradient, moments, best weights, sums, and what a checkpoint copies
 SIMULATED = {  # verbs of `benchmarks.verbs` by name → of the simulation
     **{verb: verb for verb in ("prepare", "embed", "train-cf", "train-alignment", "train-projection")},
     "nightly (teacher)": "first run",
