@@ -28,7 +28,6 @@ from allmrec.nightly.inputs import NightlyInputs
 from allmrec.nightly.progress import diagnosis
 from allmrec.nightly.report import failed_advice, refuse_failed_gates
 from allmrec.nightly.results import publish, published_run, write_reports
-from allmrec.nightly.run_items import ItemSummary
 from allmrec.nightly.samples import keep_samples
 from allmrec.nightly.score import NightlyJob, ScoreShards
 from allmrec.nightly.statistics import AuditShards
@@ -124,13 +123,10 @@ def nightly_step(
     inputs = NightlyInputs(workspace, config.nightly, config.llm, config.seed, config.storage)
     mirror = mirror_of(config) if limit is None else lambda: None
 
-    def item_summary() -> ItemSummary:
-        start_ray(config)
-        return on_worker(inputs.item_sources.summary)
-
     @cache
     def job(console: Console) -> NightlyJob:
-        items = item_summary()
+        start_ray(config)
+        items = on_worker(inputs.item_sources.summary)
         if not replace:
             return inputs.prepare_job(output, run_date, items, full, limit)
         with hold_lease(output, run_date, config.nightly.lease_s, console.event) as lease:
@@ -138,11 +134,11 @@ def nightly_step(
             return inputs.prepare_job(output, run_date, items, full, limit, lease)
 
     def finished(context: Context) -> str | None:
-        """Begins no run: that is for after the preflight."""
+        """Begins no run and asks for no worker: that is for after the preflight."""
         manifest = find_json(output, manifest_key(run_date))
         if manifest is None:
             return None
-        run = inputs.run(output, run_date, item_summary(), limit)
+        run = inputs.run(output, run_date, inputs.item_sources.summary(), limit)
         if manifest["run_id"] != run.run_id:
             if replace:
                 return None

@@ -102,10 +102,10 @@ def test_the_number_of_workers_changes_nothing(
     monkeypatch.setattr(pq, "ParquetFile", None)  # of this process: tables are no matter of the driver
     assert not (tmp_path / "out").exists(), "a dry run touches nothing"
     nightly(config, QUIET, DATE)
+    monkeypatch.undo()
     nightly(config, QUIET, DATE)
     *_, done, skipped = map(json.loads, capsys.readouterr().out.splitlines())
     assert skipped["event"] == "skip"
-    monkeypatch.undo()
     assert done["users"] == NUM_USERS and done["shards"] == NUM_SHARDS and done["tokens/s of a worker"] > 0
     assert recommendations(config).equals(recommendations(undisturbed))
 

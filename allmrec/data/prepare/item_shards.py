@@ -61,8 +61,7 @@ class NumberedItems:
 
     def rows_before(self, items: slice) -> np.ndarray:
         """Of some items, by item_index - 1: ascending, of those that are gone."""
-        if self.row_before is None:
-            return np.zeros(0, np.int32)
+        assert self.row_before is not None, "asked for where some are gone"
         rows = self.row_before.read().column("row").to_numpy()[items]
         return np.sort(rows[rows >= 0])
 
