@@ -14,7 +14,7 @@ from allmrec.data.prepare.clean import CleanInteractions
 from allmrec.data.prepare.histories import MentionsItems
 from allmrec.data.prepare.incremental import HistoriesPlan, LogItems
 from allmrec.data.prepare.shuffle import MergeRuns, PartitionRows, Shuffle
-from jobs.runtime.ray_data import gather_reports, iter_results, map_tasks, on_worker
+from jobs.runtime.ray_data import gather_reports, iter_results, map_tasks, on_worker, stream
 from jobs.runtime.step import Context
 
 Contents = ArtifactWriter | Manifest  # files and stats of histories, before or after the commit
@@ -73,7 +73,7 @@ def _partition(
     if not log.pieces:
         return shuffle, []
     partition = PartitionRows(CleanInteractions(log, data, items.ids), shuffle, items.exclusions)
-    pieces, _ = gather_reports(context.console, "read the log", len(log.pieces), partition)
+    pieces, _ = gather_reports(context.console, "read the log", len(log.pieces), partition, stream)
     for level in range(1, shuffle.rounds + 1):
         gather_reports(context.console, "merge runs", shuffle.num_runs(level), MergeRuns(shuffle, level))
         clear(drafts, f"{level - 1}/")

@@ -18,7 +18,6 @@ from allmrec.data.prepare.item_shards import (
     PartitionItems,
     WriteItems,
     num_item_shards,
-    number_catalogue,
 )
 from allmrec.data.sources.source import Source
 from jobs.runtime.ray_data import gather_reports, on_worker
@@ -58,17 +57,9 @@ def clean_catalogue(context: Context, catalogue: Source, plan: HistoriesPlan, dr
         why = ", ".join(f"{reason} {rows:,}" for reason, rows in bad.most_common())
         raise ValueError(f"items: none of {bad.total():,} rows can be used ({why}); fix the catalogue or data.items")
     files = [catalogue.place(piece)["file"] for piece in catalogue.pieces]
-    numbered, log_items = on_worker(_number, drafts, files, plan, context.workspace.items)
+    numbered, log_items = on_worker(plan.number, files, drafts, context.workspace.items)
     bad[rejected.DUPLICATE_ITEM] += numbered.repeated
     return PreparedCatalogue(numbered, log_items, pieces, Counter(dict(sorted((+bad).items()))))
-
-
-def _number(
-    drafts: Storage, files: Sequence[str], plan: HistoriesPlan, existing: Storage
-) -> tuple[NumberedItems, LogItems]:
-    """By one worker, which holds the ids of all items."""
-    numbered = number_catalogue(drafts, files, plan.known_items(), existing)
-    return numbered, plan.with_items(numbered.ids, numbered.known)
 
 
 def merge_catalogue(

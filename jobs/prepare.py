@@ -2,8 +2,8 @@
 
     python -m jobs.prepare --config jobs/configs/demo.yaml
 
-Users are assigned to `data.num_shards` shards by a hash of their id. Ray Data runs the passes: over pieces of the
-input, which are read, cleaned and shuffled through storage, and then over shards, one by one, wherever a CPU is free.
+Users are assigned to `data.num_shards` shards by a hash of their id. Ray Data streams the pieces of the log, which are
+read, cleaned and shuffled through storage; the passes over shards, one by one, are tasks wherever a CPU is free.
 Nothing on the driver grows with the number of users, events or items: workers read what is by item from drafts.
 """
 

@@ -10,7 +10,7 @@ from allmrec.nightly.user_tables import COUNTS, PartitionRows, WriteRows
 from jobs.config import Config
 from jobs.runtime.cluster import start_ray
 from jobs.runtime.preflight import Needs
-from jobs.runtime.ray_data import iter_results, map_tasks
+from jobs.runtime.ray_data import iter_results, stream
 from jobs.runtime.step import Context, Stats, Step
 
 
@@ -26,7 +26,7 @@ class PartitionTable:
         shards = num_shards(context.workspace.sequences)
         start_ray(config)
         with writing(target, self.table.artifact, context.fingerprint, context.resolved("nightly")) as out:
-            partition = map_tasks(len(source.pieces), PartitionRows(source, rows, shards))
+            partition = stream(len(source.pieces), PartitionRows(source, rows, shards))
             writer = WriteRows(target, rows, self.table.schema, context.workspace)
             written = partition.repartition(shards, keys=["shard"]).map_batches(
                 writer, batch_size=None, batch_format="pyarrow"

@@ -13,12 +13,17 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from allmrec.core.file_digests import file_sha256
 
 CACHE = Path("~/.cache/allmrec")
+TABLES, _FILE = "tables", "data"  # the kind of `machine_file`, and the file in a folder of it
+_KEPT_DAYS = 7  # such a file that no process has asked for since
 _DAY = 86_400
 
 
-def filled_folder(kind: str, key: str, fill: Callable[[Path], None], kept_days: float | None = None) -> Path:
+def filled_folder(kind: str, key: str, fill: Callable[[Path], Any], kept_days: float | None = None) -> Path:
     """The folder of a key. `fill` writes its files unless they exist; other processes that need it wait.
 
     Args:
@@ -39,6 +44,18 @@ def filled_folder(kind: str, key: str, fill: Callable[[Path], None], kept_days: 
                     delete_unused(unused, kept_days)
             draft.rename(folder)
     return folder
+
+
+def machine_file(sha256: str, fill: Callable[[Path], Any]) -> Path:
+    """The machine's file of that content, which the first process writes by `fill(path)`.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    path = filled_folder(TABLES, sha256, lambda draft: fill(draft / _FILE), _KEPT_DAYS) / _FILE
+    if file_sha256(path) != sha256:
+        raise ValueError(f"{path} is damaged: its sha256 is not its folder's name; delete the folder and start again")
+    return path
 
 
 def unused_folders(kind: str, days: float) -> list[Path]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from allmrec.core.artifacts import sha256
-from allmrec.core.rows import machine_file
+from allmrec.core.machine_cache import machine_file
 from allmrec.core.storage import LocalStorage, Storage
 
 _KEPT = 8  # tables that a process keeps open

@@ -24,12 +24,9 @@ from typing import Any
 import torch
 
 from allmrec.core import machine_cache
-from allmrec.core.file_digests import file_sha256
-from allmrec.core.machine_cache import filled_folder
+from allmrec.core.machine_cache import machine_file
 
 MAPPED_BYTES = 64 << 20  # of a table; a smaller one is not worth a mapping
-TABLES, _FILE = "tables", "data"  # the kind in `machine_cache`, and the file in a folder of it
-_KEPT_DAYS = 7  # a file that no process has asked for since
 _BLOCK_BYTES = 1 << 20  # copied at once
 _ROWS = 1 << 14  # of a part, at least
 
@@ -182,18 +179,6 @@ def from_blocks(blocks: Callable[[], Iterable[torch.Tensor]]) -> torch.Tensor:
 
     path = machine_file(digest.hexdigest(), fill)
     return torch.from_file(str(path), shared=False, size=count * shape.numel(), dtype=dtype).view(count, *shape)
-
-
-def machine_file(sha256: str, fill: Callable[[Path], Any]) -> Path:
-    """The machine's file of that content, which the first process writes by `fill(path)`.
-
-    Raises:
-        ValueError: it is damaged.
-    """
-    path = filled_folder(TABLES, sha256, lambda draft: fill(draft / _FILE), _KEPT_DAYS) / _FILE
-    if file_sha256(path) != sha256:
-        raise ValueError(f"{path} is damaged: its sha256 is not its folder's name; delete the folder and start again")
-    return path
 
 
 def _empty(like: torch.Tensor, num_rows: int) -> torch.Tensor:

@@ -14,7 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import load, save
 
 from allmrec.core.artifacts import Manifest, check_file, file_entry, invalidate, read_file, read_manifest
-from allmrec.core.rows import Rows, is_large, machine_file, shared
+from allmrec.core.machine_cache import machine_file
+from allmrec.core.rows import Rows, is_large, shared
 from allmrec.core.storage import LocalStorage, Storage
 
 SHARD_BYTES = 512 << 20  # of a file: one put writes it, and a process buffers it

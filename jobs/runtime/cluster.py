@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import ray
-from ray._private import parameter
+from ray._private import parameter, services
 from ray._private import worker as ray_worker
 
 from allmrec.core.masking import masked
@@ -65,14 +65,16 @@ def start_ray(config: Config) -> None:
 @contextmanager
 def _for_one_machine() -> Iterator[None]:
     """What `init` has no options for. A Ray that starts has its agent on any free port, for with one port for all a
-    second Ray waits 4 s; and not the processes that ask for more nodes and that pass on what workers print.
+    second Ray waits 4 s; and not the processes that ask for more nodes, that pass on what workers print, and that
+    would serve a dashboard: without one it has nothing to serve, and `init` waits for it.
     """
-    known = parameter.RayParams
-    parameter.RayParams = partial(known, dashboard_agent_listen_port=0, no_monitor=True, include_log_monitor=False)
+    params, start_api_server = parameter.RayParams, services.start_api_server
+    parameter.RayParams = partial(params, dashboard_agent_listen_port=0, no_monitor=True, include_log_monitor=False)
+    services.start_api_server = lambda *_, **__: ("", None)  # no address, no process
     try:
         yield
     finally:
-        parameter.RayParams = known
+        parameter.RayParams, services.start_api_server = params, start_api_server
 
 
 def _notice_on_stderr(notice: dict[str, Any], ignore_prefix: bool) -> None:

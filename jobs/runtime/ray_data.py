@@ -1,7 +1,9 @@
-"""Ray's tasks for the jobs: one for each number, quiet, and with the user's errors as they were raised.
+"""Ray Data and Ray's tasks for the jobs: work for each number, quiet, and with the user's errors as they were raised.
 
 Work is assigned by numbers (of pieces of the input, of shards) and never by Ray's blocks, so a result cannot depend
-on them. Transforms are plain callables of `allmrec`, which take `batch["id"]`, an array of one number.
+on them. Transforms are plain callables of `allmrec`, which take `batch["id"]`, an array of one number. Ray Data streams
+the log, and numbers to workers that hold a model; what is short and many are plain tasks, for Ray Data's scheduling
+takes a good part of a CPU from them.
 """
 
 import gc
@@ -9,8 +11,11 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
@@ -32,11 +37,41 @@ from jobs.runtime.waiting import in_background
 
 Transform = Callable[[dict[str, Any]], Iterator[pa.Table]]
 T = TypeVar("T")
+_SUBMITTED = 1000  # tasks at once; a cluster that grows sees them
 _DEATHS = (ActorDiedError, NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError)
 
 
-def map_tasks(count: int, transform: Transform) -> ray.data.Dataset:
+@dataclass(frozen=True)
+class Tasks:
+    """`transform` on each of the numbers 0 ... count - 1, a task of Ray's each."""
+
+    count: int
+    transform: Transform
+
+    def results(self) -> Iterator[pa.Table]:
+        """What they yield, as they end. The rest is cancelled when it is no longer waited for."""
+        # By value, as in `on_worker`.
+        task = ray.remote(lambda transform, number: [*transform({"id": np.array([number])})])
+        transform, numbers = ray.put(self.transform), iter(range(self.count))
+        running = [task.remote(transform, number) for number in islice(numbers, _SUBMITTED)]
+        try:
+            while running:
+                done, running = ray.wait(running)
+                running += [task.remote(transform, number) for number in islice(numbers, len(done))]
+                for reference in done:
+                    yield from ray.get(reference)
+        finally:
+            for reference in running:
+                ray.cancel(reference, force=True)
+
+
+def map_tasks(count: int, transform: Transform) -> Tasks:
     """`transform` on each of the numbers 0 ... count - 1, a task each."""
+    return Tasks(count, transform)
+
+
+def stream(count: int, transform: Transform) -> ray.data.Dataset:
+    """As `map_tasks`, by Ray Data."""
     return ray.data.range(count, override_num_blocks=count).map_batches(transform, batch_size=1)
 
 
@@ -66,8 +101,8 @@ def map_actors(
     )
 
 
-def iter_results(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
-    """Run a dataset and take its blocks as they come.
+def iter_results(work: ray.data.Dataset | Tasks) -> Iterator[pa.Table]:
+    """Run tasks or a dataset and take what they yield as it comes.
 
     Raises:
         ValueError: a transform's own, as it was raised; with the exit code that it has.
@@ -75,13 +110,8 @@ def iter_results(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
         WorkersLost: workers or their nodes died more often than Ray starts them again.
         ray.exceptions.RayError: anything else that went wrong in a task.
     """
-    dataset.context.enable_progress_bars = False
-    dataset.context.raise_original_map_exception = True
-    for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
-            handler.setLevel(logging.CRITICAL)  # what fails is raised; Ray's own log file has the rest
     try:
-        yield from guarded(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
+        yield from guarded(work.results() if isinstance(work, Tasks) else _blocks(work))
         return
     except RayError as error:
         told = _as_told(error)
@@ -89,6 +119,15 @@ def iter_results(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
             raise
     gc.collect()  # Ray's error and its frames are a circle that holds the workers, and they their CPUs
     raise told
+
+
+def _blocks(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
+    dataset.context.enable_progress_bars = False
+    dataset.context.raise_original_map_exception = True
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            handler.setLevel(logging.CRITICAL)  # what fails is raised; Ray's own log file has the rest
+    return iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
 
 
 def on_worker(function: Callable[..., T], *arguments: Any) -> T:
@@ -102,7 +141,9 @@ def on_worker(function: Callable[..., T], *arguments: Any) -> T:
     """
 
     def call() -> Iterator[T]:
-        yield ray.get(ray.remote(_call).remote(function, *arguments))
+        # Travels by value: the worker need not import the driver's modules.
+        task = ray.remote(lambda function, *arguments: function(*arguments))
+        yield ray.get(task.remote(function, *arguments))
 
     try:
         (found,) = guarded(call())
@@ -114,21 +155,27 @@ def on_worker(function: Callable[..., T], *arguments: Any) -> T:
     raise told
 
 
-def _call(function: Callable[..., T], *arguments: Any) -> T:
-    return function(*arguments)
-
-
-def iter_reports(dataset: ray.data.Dataset, bar: Bar) -> Iterator[Report]:
-    """Run a dataset of shard tasks and take their reports as they come; the bar advances by one for each."""
-    for report in read_reports(iter_results(dataset)):
+def iter_reports(work: ray.data.Dataset | Tasks, bar: Bar) -> Iterator[Report]:
+    """Run shard tasks and take their reports as they come; the bar advances by one for each."""
+    for report in read_reports(iter_results(work)):
         yield report
         bar.advance()
 
 
-def gather_reports(console: Console, title: str, count: int, task: ShardTask) -> tuple[list[Report], Report]:
-    """Run a task on each of the numbers 0 ... count - 1: its reports by number, and their sum; see `gather`."""
+def gather_reports(
+    console: Console,
+    title: str,
+    count: int,
+    task: ShardTask,
+    run: Callable[[int, Transform], ray.data.Dataset | Tasks] = map_tasks,
+) -> tuple[list[Report], Report]:
+    """Run a task on each of the numbers 0 ... count - 1: its reports by number, and their sum; see `gather`.
+
+    Args:
+        run: `map_tasks` or `stream`.
+    """
     with console.progress(title, count) as bar:
-        reports, total = gather(iter_reports(map_tasks(count, task), bar))
+        reports, total = gather(iter_reports(run(count, task), bar))
     assert len(reports) == count, "every number reports"
     return reports, total
 

@@ -56,7 +56,7 @@ def test_processes_share_one_file_and_keep_what_they_write_to_themselves(cache: 
     table_ND = torch.randn(50, 3)
     mixed = Rows.of(table_ND).take(torch.arange(49, -1, -1))
     first_ND, second_ND = shared(mixed), shared(mixed)
-    assert torch.equal(first_ND, table_ND.flip(0)) and len([*(cache / rows.TABLES).glob("*/data")]) == 1
+    assert torch.equal(first_ND, table_ND.flip(0)) and len([*(cache / machine_cache.TABLES).glob("*/data")]) == 1
     first_ND[7] = 0
     assert torch.equal(second_ND, table_ND.flip(0)) and torch.equal(shared(mixed), second_ND)
     assert first_ND.data_ptr() % 64 == 0, "as torch aligns its own"
@@ -80,7 +80,7 @@ def test_what_is_computed_of_all_rows_is_the_same_in_parts_and_in_a_file(
 def test_a_damaged_file_of_the_machine_is_refused(cache: Path, large: None) -> None:
     mixed = Rows.of(torch.randn(50, 3)).take(torch.arange(49, -1, -1))
     shared(mixed)
-    (file,) = (cache / rows.TABLES).glob("*/data")
+    (file,) = (cache / machine_cache.TABLES).glob("*/data")
     file.write_bytes(b"x" + file.read_bytes()[1:])
     with pytest.raises(ValueError, match=r"data is damaged.*delete the folder"):
         shared(mixed)

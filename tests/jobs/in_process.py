@@ -37,6 +37,9 @@ def jobs_in_process() -> Iterator[None]:
         patch.setattr(ray, "nodes", lambda: [])  # no need is checked against them
         patch.setattr(ray, "remote", Remote)
         patch.setattr(ray, "get", lambda found: found)
+        patch.setattr(ray, "put", lambda argument: argument)
+        patch.setattr(ray, "wait", lambda found: (found[:1], found[1:]))
+        patch.setattr(ray, "cancel", lambda found, force: None)
         patch.setattr(ray.data, "range", numbers)
         patch.setattr(ray.data, "from_arrow", from_arrow)
         for trainer in {*TRAINERS} - {train_tallrec}:  # which calls `fit` through train_projection

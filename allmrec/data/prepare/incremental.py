@@ -23,6 +23,7 @@ from allmrec.data.known import ITEM, KNOWN, USER, id_hash
 from allmrec.data.prepare.exclusions import Exclusions
 from allmrec.data.prepare.histories import UpdateHistories, shard_stats
 from allmrec.data.prepare.item_ids import ItemIds
+from allmrec.data.prepare.item_shards import NumberedItems, number_catalogue
 from allmrec.data.prepare.shuffle import Shuffle
 from allmrec.data.sources.source import Source
 
@@ -91,7 +92,12 @@ class HistoriesPlan:
         table = read_part(self.storage, self._existing, self._existing.stats["items"])
         return table.column("item_id").combine_chunks()
 
-    def with_items(self, ids: ItemIds, known: int) -> "LogItems":
+    def number(self, files: Sequence[str], drafts: Storage, existing: Storage) -> tuple[NumberedItems, LogItems]:
+        """Number the items of a catalogue; holds the ids of all. See `number_catalogue`."""
+        numbered = number_catalogue(drafts, files, self.known_items(), existing)
+        return numbered, self.with_items(numbered.ids, numbered.known)
+
+    def with_items(self, ids: ItemIds, known: int) -> LogItems:
         """What the histories need of the catalogue's items; holds their ids.
 
         Args:

@@ -1,8 +1,12 @@
 import gc
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,9 +18,19 @@ from ray.exceptions import ActorDiedError, RayError, WorkerCrashedError
 from allmrec.core.errors import StoreUnavailable, WorkersLost, exit_code
 from allmrec.core.shard_tasks import Report, ShardTask, gather
 from jobs.config import WorkersConfig
+from jobs.runtime import ray_data
 from jobs.runtime.console import Console
-from jobs.runtime.ray_data import iter_reports, iter_results, map_actors, map_tasks, on_worker, with_timeout
+from jobs.runtime.ray_data import (
+    iter_reports,
+    iter_results,
+    map_actors,
+    map_tasks,
+    on_worker,
+    stream,
+    with_timeout,
+)
 
+ROOT = Path(__file__).parents[3]
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("started_ray")]
 
 
@@ -26,10 +40,58 @@ def square(batch):
         yield pa.table({"square": [number**2]})
 
 
-def test_every_number_once():
-    assert sorted(pa.concat_tables(iter_results(map_tasks(7, square))).column("square").to_pylist()) == [
+@pytest.mark.parametrize("run", [map_tasks, stream])
+def test_every_number_once(run, monkeypatch):
+    monkeypatch.setattr(ray_data, "_SUBMITTED", 3)
+    assert sorted(pa.concat_tables(iter_results(run(7, square))).column("square").to_pylist()) == [
         number**2 for number in range(7)
     ]
+
+
+def test_a_task_whose_worker_dies_is_started_again(tmp_path):
+    def dies_once(batch):
+        if batch["id"] == 1 and not (tmp_path / "died").exists():
+            (tmp_path / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield pa.table({"id": batch["id"]})
+
+    assert sorted(pa.concat_tables(iter_results(map_tasks(3, dies_once))).column("id").to_pylist()) == [0, 1, 2]
+
+
+def test_what_is_no_longer_waited_for_is_cancelled(tmp_path):
+    """An error ends the tasks that are left."""
+
+    def fails(batch):
+        (tmp_path / str(batch["id"][0])).touch()
+        if batch["id"] == 0:
+            raise ValueError("out of luck")
+        time.sleep(600)
+        yield pa.table({})
+
+    with pytest.raises(ValueError, match="out of luck"):
+        list(iter_results(map_tasks(100, fails)))
+    deadline = time.monotonic() + 20
+    while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline, "tasks hold their CPUs"
+        time.sleep(0.1)
+    assert len(list(tmp_path.iterdir())) < 100
+
+
+LOADED = """
+from jobs.config import Config
+from jobs.runtime.cluster import start_ray
+from jobs.runtime.ray_data import iter_results, map_tasks, on_worker
+from tests.jobs.runtime.loaded import loaded, tabled
+
+start_ray(Config(name="test"))
+assert on_worker(loaded) == []
+assert [table.to_pylist() for table in iter_results(map_tasks(1, tabled))] == [[]]
+"""
+
+
+def test_workers_import_what_they_run_and_not_what_the_driver_has():
+    """Such as torch, which takes seconds."""
+    subprocess.run([sys.executable, "-c", LOADED], check=True, cwd=ROOT)
 
 
 class Count(ShardTask):
