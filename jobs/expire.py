@@ -32,9 +32,9 @@ from allmrec.retention import (
 from allmrec.text.encoder import encoder_identity
 from jobs.config import Config
 from jobs.recommendations import hold_date, mirror_of
-from jobs.runtime.cluster import start_ray
 from jobs.runtime.command import main
 from jobs.runtime.console import Console
+from jobs.runtime.preflight import ONE_TASK, preflight
 from jobs.runtime.ray_data import on_worker
 
 Found = tuple[str, dict[str, Callable[[], None]]]  # kind, and what deletes each thing by its name
@@ -88,8 +88,8 @@ def expired(config: Config, console: Console, dry_run: bool = False) -> Iterator
         if dry_run:
             keys = unused_texts(*used_by)
         else:
-            start_ray(config)
-            keys = on_worker(unused_texts, *used_by)
+            with preflight(ONE_TASK, config, console):
+                keys = on_worker(unused_texts, *used_by)
         yield "texts", {key: partial(workspace.text_cache.delete, key) for key in keys}
     if retention.checkpoint_days:
         folders = old_checkpoints(workspace, retention.checkpoint_days)

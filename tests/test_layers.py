@@ -113,6 +113,20 @@ def test_ray_is_the_jobs_alone() -> None:
     assert not [name for name in wrong if not name.startswith("benchmarks/")]
 
 
+def test_data_and_publishing_do_without_torch() -> None:
+    """It takes two seconds, and every worker of `prepare` and every reader would wait for them."""
+    waiting = [
+        path for path in files() if layer(path) in ("allmrec/data/prepare", "allmrec/data", "allmrec/publishing")
+    ]
+    reached = set[Path]()
+    while waiting:
+        path = waiting.pop()
+        assert not {name for name in modules(path) if name.split(".")[0] == "torch"}, path
+        reached.add(path)
+        waiting += imported(path) - reached
+    assert ROOT / "allmrec/core/mapped_columns.py" in reached
+
+
 def test_large_packages_are_imported_where_they_are_used() -> None:
     """Each takes seconds, and every process of Ray imports the config and what that imports."""
     large = {"transformers", "deepspeed", "sentence_transformers", "peft", "faiss", "pandas", "mlflow", "matplotlib"}

@@ -49,7 +49,7 @@ class Tasks:
     transform: Transform
 
     def results(self) -> Iterator[pa.Table]:
-        """What they yield, as they end. The rest is cancelled when it is no longer waited for."""
+        """What they yield, as they end. What is left when the caller stops is cancelled."""
         # By value, as in `on_worker`.
         task = ray.remote(lambda transform, number: [*transform({"id": np.array([number])})])
         transform, numbers = ray.put(self.transform), iter(range(self.count))

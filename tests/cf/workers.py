@@ -9,6 +9,7 @@ from torch import distributed as dist
 
 from allmrec.core.training_state import save_state
 from tests.cf.test_pretraining import training
+from tests.two_workers import end_worker
 
 
 def main(folder: str, rank: int) -> None:
@@ -17,7 +18,7 @@ def main(folder: str, rank: int) -> None:
     numbers = [one.get("contrastive_loss", one.get("loss")) for one in run.rounds()]
     if rank == 0:
         save_state(folder, {"numbers": numbers, "teacher": run.teacher.state_dict()})
-    dist.destroy_process_group()
+    end_worker()
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from allmrec.projection.examples import Examples
 from tests.llm.tiny import make_tokenizer
 from tests.projection import conftest as shared
 from tests.projection.test_tallrec import HOW, TWENTY, losses_of, training
+from tests.two_workers import end_worker
 
 
 def main(llm_folder: str, folder: Path, rank: int) -> None:
@@ -24,7 +25,7 @@ def main(llm_folder: str, folder: Path, rank: int) -> None:
         losses[how] = losses_of(training(llm_folder, how.partition(",")[0], examples, config))
     if rank == 0:
         (folder / "losses.json").write_text(json.dumps(losses))
-    dist.destroy_process_group()
+    end_worker()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from tests.llm.tiny import make_tokenizer
 from tests.projection import conftest as shared
 from tests.projection.test_candidates import CANDIDATES, DISTILLED
 from tests.projection.test_training import training
+from tests.two_workers import end_worker
 
 
 def main(llm_folder: str, folder: Path, rank: int) -> None:
@@ -36,7 +37,7 @@ def main(llm_folder: str, folder: Path, rank: int) -> None:
         losses[how] = [numbers["loss"] for numbers in run.rounds()]
     if rank == 0:
         (folder / "losses.json").write_text(json.dumps(losses))
-    dist.destroy_process_group()
+    end_worker()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from tests.llm.tiny import make_tokenizer
 from tests.projection import conftest as shared
 from tests.readout.conftest import CONFIG, HOW
 from tests.readout.test_training import training
+from tests.two_workers import end_worker
 
 
 def main(llm_folder: str, folder: Path, rank: int) -> None:
@@ -33,7 +34,7 @@ def main(llm_folder: str, folder: Path, rank: int) -> None:
         losses[how] = [numbers["loss"] for numbers in run.rounds()]
     if rank == 0:
         (folder / "losses.json").write_text(json.dumps(losses))
-    dist.destroy_process_group()
+    end_worker()
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def test_a_task_whose_worker_dies_is_started_again(tmp_path):
     assert sorted(pa.concat_tables(iter_results(map_tasks(3, dies_once))).column("id").to_pylist()) == [0, 1, 2]
 
 
-def test_what_is_no_longer_waited_for_is_cancelled(tmp_path):
+def test_what_is_left_when_one_fails_is_cancelled(tmp_path):
     """An error ends the tasks that are left."""
 
     def fails(batch):
