@@ -4,7 +4,7 @@ A file on a disk is mapped itself, and one of a store as a copy in the machine's
 machine's page cache once, for all processes. Files are replaced and never written into.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,9 +19,9 @@ _KEPT = 8  # tables that a process keeps open
 
 @dataclass(frozen=True)
 class MappedColumns:
-    """A table in a file of the storage."""
+    """A table in a file of the storage; equal to those of the same content."""
 
-    storage: Storage
+    storage: Storage = field(compare=False)
     name: str
     sha256: str
     rows: int

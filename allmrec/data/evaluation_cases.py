@@ -9,6 +9,7 @@ and there is no "matched".
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, get_args
 
 import numpy as np
@@ -74,6 +75,30 @@ class EvaluationConfig(Section):
 
 
 @dataclass(frozen=True)
+class CandidateItems:
+    """What is drawn from, and what is said of each item; it takes sorts of the catalogue."""
+
+    items: np.ndarray  # int32: those with interactions
+    line: PopularityLine | None  # None: nothing trains
+    warm_I: np.ndarray  # bool
+    cold_I: np.ndarray  # bool
+
+    @classmethod
+    def of(cls, counts: ItemCounts, config: EvaluationConfig) -> "CandidateItems":
+        line = None
+        if counts.popularity.any():
+            line = PopularityLine.of(counts, config.num_negatives, config.matched_strata)
+        items = np.flatnonzero(counts.interactions).astype(np.int32)
+        return cls(items, line, *warm_and_cold(counts.popularity))
+
+
+@lru_cache(1)
+def _of_process(counts: StoredCounts, config: EvaluationConfig) -> CandidateItems:
+    """Made once, for all shards that a process draws."""
+    return CandidateItems.of(counts.read(), config)
+
+
+@dataclass(frozen=True)
 class DrawCases(ShardTask):
     """Shard numbers → shards of `evaluation_cases`; counts the users of each of SPLITS."""
 
@@ -89,7 +114,8 @@ class DrawCases(ShardTask):
         stored = read_table(self.sequences, [shard])
         users = Sequences.from_table(stored)
         parts = self.split.divide(users, times_of(stored))
-        table = draw_cases(users, parts, self.counts.read(), self.config, self.seed, self.fractions)
+        items = _of_process(self.counts, self.config)
+        table = draw_cases(users, parts, items, self.config, self.seed, self.fractions)
         entry = write_shard(self.cases, evaluation_cases.SCHEMA, shard_name(shard), table)
         return Report(counts=_users_of(table), files={shard_name(shard): entry})
 
@@ -97,7 +123,7 @@ class DrawCases(ShardTask):
 def draw_cases(
     users: Sequences,
     parts: Parts,
-    counts: ItemCounts,
+    items: CandidateItems,
     config: EvaluationConfig,
     seed: int,
     fractions: dict[str, float] | None = None,
@@ -107,7 +133,7 @@ def draw_cases(
     Args:
         users: in any number; a user's cases depend on that user, the items' counts and the seed alone.
         parts: of the users' histories.
-        counts: of the whole log. Items without interactions are never drawn.
+        items: of the whole log. Items without interactions are never drawn.
         fractions: of each split's users: those whose hash falls below it; everyone by default.
 
     Returns:
@@ -120,23 +146,17 @@ def draw_cases(
         positions[split] = np.where(wanted, place, NONE)
     tested = np.flatnonzero((positions["valid"] != NONE) | (positions["test"] != NONE))
     tables = [evaluation_cases.SCHEMA.empty_table()]
-    items = np.flatnonzero(counts.interactions).astype(np.int32)
-    rank, line = warm_and_cold(counts.popularity), None
-    if counts.popularity.any():
-        line = PopularityLine.of(counts, config.num_negatives, config.matched_strata)
     for first in range(0, len(tested), _BLOCK):
         block = tested[first : first + _BLOCK]
         at = {split: place[block] for split, place in positions.items()}
-        tables.append(_cases_of(users.take(block), at, items, line, rank, config, seed))
+        tables.append(_cases_of(users.take(block), at, items, config, seed))
     return pa.concat_tables(tables).combine_chunks()
 
 
 def _cases_of(
     users: Sequences,
     positions: dict[str, np.ndarray],
-    items: np.ndarray,
-    line: PopularityLine | None,
-    rank: tuple[np.ndarray, np.ndarray],
+    items: CandidateItems,
     config: EvaluationConfig,
     seed: int,
 ) -> pa.Table:
@@ -148,11 +168,13 @@ def _cases_of(
         row = np.flatnonzero(positions[split] != NONE)
         if protocol == "random":
             chosen = users.take(row)
-            negatives = draw_negatives(chosen.hashes(), chosen.rows(), chosen.items, items, config.num_negatives, key)
-        elif line is None:
+            negatives = draw_negatives(
+                chosen.hashes(), chosen.rows(), chosen.items, items.items, config.num_negatives, key
+            )
+        elif items.line is None:
             continue
         else:
-            row, negatives = _matched(users, row, positions[split], line, config.num_negatives, key)
+            row, negatives = _matched(users, row, positions[split], items.line, config.num_negatives, key)
         target = _targets(users, row, positions[split])
         candidates = np.concatenate([target[:, None], negatives], axis=1)
         parts.append((row, np.full(len(row), number), positions[split][row], candidates))
@@ -168,8 +190,8 @@ def _cases_of(
         "candidates": pa.ListArray.from_arrays(offsets, candidates.ravel()),
         "split": np.array([split for split, _ in kinds])[kind],
         "protocol": np.array([protocol for _, protocol in kinds])[kind],
-        "warm": rank[0][target],
-        "cold": rank[1][target],
+        "warm": items.warm_I[target],
+        "cold": items.cold_I[target],
     }
     return pa.table([columns[name] for name in evaluation_cases.SCHEMA.names], schema=evaluation_cases.SCHEMA)
 

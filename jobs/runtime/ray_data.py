@@ -52,6 +52,7 @@ class Tasks:
         """What they yield, as they end. What is left when the caller stops is cancelled."""
         # By value, as in `on_worker`.
         task = ray.remote(lambda transform, number: [*transform({"id": np.array([number])})])
+        task = task.options(name=getattr(self.transform, "__name__", type(self.transform).__name__))
         transform, numbers = ray.put(self.transform), iter(range(self.count))
         running = [task.remote(transform, number) for number in islice(numbers, _SUBMITTED)]
         try:
@@ -143,7 +144,7 @@ def on_worker(function: Callable[..., T], *arguments: Any) -> T:
     def call() -> Iterator[T]:
         # Travels by value: the worker need not import the driver's modules.
         task = ray.remote(lambda function, *arguments: function(*arguments))
-        yield ray.get(task.remote(function, *arguments))
+        yield ray.get(task.options(name=getattr(function, "__qualname__", None)).remote(function, *arguments))
 
     try:
         (found,) = guarded(call())

@@ -14,7 +14,7 @@ from allmrec.core.hashing import Draw, draws, key64
 from allmrec.core.storage import open_storage
 from allmrec.data.cases import Cases
 from allmrec.data.catalogue import ItemCounts
-from allmrec.data.evaluation_cases import EvaluationConfig, draw_cases
+from allmrec.data.evaluation_cases import CandidateItems, EvaluationConfig, draw_cases
 from allmrec.data.negative_sampling import draw_negatives
 from allmrec.data.sequences import Sequences
 from allmrec.data.splits import Parts
@@ -161,7 +161,9 @@ def test_a_sample_of_the_cases_is_as_large_as_was_asked(tmp_path):
         out.table(0, sequences_schema.SCHEMA, table)
     parts = Parts(users.lengths - 2, users.lengths - 2, users.lengths - 1)
     counts = ItemCounts(np.bincount(users.shortened(parts.train).items), np.bincount(users.items), len(users))
-    drawn = draw_cases(users, parts, counts, EvaluationConfig(), 0, {"valid": 0.5, "test": 0.5})
+    drawn = draw_cases(
+        users, parts, CandidateItems.of(counts, EvaluationConfig()), EvaluationConfig(), 0, {"valid": 0.5, "test": 0.5}
+    )
     with writing(storage.at("cases"), "evaluation_cases", "test") as out:
         out.table(0, evaluation_cases.SCHEMA, drawn)
         out.stats["valid"] = 2000

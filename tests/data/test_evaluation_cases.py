@@ -3,7 +3,7 @@ import pyarrow as pa
 import pytest
 
 from allmrec.data.catalogue import ItemCounts
-from allmrec.data.evaluation_cases import EvaluationConfig, draw_cases
+from allmrec.data.evaluation_cases import CandidateItems, EvaluationConfig, draw_cases
 from allmrec.data.sequences import Sequences
 from allmrec.data.splits import NONE, Parts, Split, SplitConfig
 from schemas import evaluation_cases, sequences
@@ -18,10 +18,15 @@ def shop(num_items=NUM_ITEMS, users=300):
     return ItemCounts(popularity, 2 * popularity, users)
 
 
+SHOP = CandidateItems.of(shop(), CONFIG)
+
+
 def leave_one_out(users, counts, config, seed, fraction=1.0):
     """Of the leave-one-out split, with one fraction for both of its parts."""
     parts = Split(SplitConfig(), seed).divide(users, np.zeros_like(users.items))
-    return draw_cases(users, parts, counts, config, seed, {"valid": fraction, "test": fraction})
+    return draw_cases(
+        users, parts, CandidateItems.of(counts, config), config, seed, {"valid": fraction, "test": fraction}
+    )
 
 
 def crowd(count=300, seed=0):
@@ -131,10 +136,10 @@ def test_only_what_is_held_out_is_asked():
     users, histories = crowd(6)
     length = users.lengths
     parts = Parts(length, valid=np.full(6, NONE), test=np.full(6, NONE))
-    assert draw_cases(users, parts, shop(), CONFIG, 0).num_rows == 0
+    assert draw_cases(users, parts, SHOP, CONFIG, 0).num_rows == 0
     long = np.flatnonzero(length >= 2)
     parts.valid[long[0]], parts.test[long[1]] = 1, 0
-    drawn = draw_cases(users, parts, shop(), CONFIG, 0).to_pylist()
+    drawn = draw_cases(users, parts, SHOP, CONFIG, 0).to_pylist()
     names = [f"u{user:04d}" for user in long]
     assert [(case["user_id"], case["split"], case["protocol"], case["history_length"]) for case in drawn] == [
         (names[0], "valid", "random", 1),
@@ -150,6 +155,6 @@ def test_only_what_is_held_out_is_asked():
 def test_each_split_has_its_own_fraction():
     users, _ = crowd(400)
     parts = Split(SplitConfig(), 0).divide(users, np.zeros_like(users.items))
-    drawn = draw_cases(users, parts, shop(), CONFIG, 0, {"valid": 1.0, "test": 0.2})
+    drawn = draw_cases(users, parts, SHOP, CONFIG, 0, {"valid": 1.0, "test": 0.2})
     count = {split: sum(row["split"] == split for row in drawn.to_pylist()) / 2 for split in ("valid", "test")}
     assert count["valid"] == (parts.valid != NONE).sum() and 0.1 < count["test"] / count["valid"] < 0.3

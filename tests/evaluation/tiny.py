@@ -14,7 +14,7 @@ from allmrec.core.hashing import shard_of
 from allmrec.core.pretrained import model_identity
 from allmrec.core.storage import Storage, open_storage
 from allmrec.data.catalogue import Catalogue, ItemCounts
-from allmrec.data.evaluation_cases import draw_cases
+from allmrec.data.evaluation_cases import CandidateItems, draw_cases
 from allmrec.data.sequences import Sequences
 from allmrec.data.splits import NONE, Split
 from allmrec.data.trained_items import write_trained_items
@@ -90,7 +90,8 @@ def write_tiny_workspace(config: Config, llm: Any, tokenizer: Any, num_users: in
     split = Split(config.evaluation.split, config.seed)
     parts = [split.divide(some, np.zeros_like(some.items)) for some in users]
     counts = ItemCounts(catalogue.popularity, np.append(0, popularity + 1), num_users)
-    cases = [draw_cases(*both, counts, config.evaluation, config.seed) for both in zip(users, parts, strict=True)]
+    candidates = CandidateItems.of(counts, config.evaluation)
+    cases = [draw_cases(*both, candidates, config.evaluation, config.seed) for both in zip(users, parts, strict=True)]
     tested = {name: int(sum((getattr(one, name) != NONE).sum() for one in parts)) for name in ("valid", "test")}
     _commit_table(storage.at("evaluation_cases"), "evaluation_cases", evaluation_cases.SCHEMA, cases, tested)
 

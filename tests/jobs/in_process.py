@@ -88,6 +88,9 @@ class Remote:
     def __init__(self, function: Callable[..., Any]):
         self.function = function
 
+    def options(self, name: str) -> "Remote":
+        return self
+
     def remote(self, *arguments: Any) -> Any:
         with _work():
             return self.function(*cloudpickle.loads(cloudpickle.dumps(arguments)))

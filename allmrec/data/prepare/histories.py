@@ -179,7 +179,8 @@ def tie_break(user_ids: pa.Array, item_ids: pa.Array, user_S: np.ndarray, item_S
     Args:
         user_S, item_S: each event's positions in `user_ids` and `item_ids`.
     """
-    return mix64(hash_strings(user_ids)[user_S] ^ hash_strings(item_ids, seed=1)[item_S])
+    items, at_S = np.unique(item_S, return_inverse=True)  # most of a large catalogue is not here
+    return mix64(hash_strings(user_ids)[user_S] ^ hash_strings(item_ids.take(pa.array(items)), seed=1)[at_S])
 
 
 def history_rows(user_ids: pa.Array, offsets: np.ndarray, items: Any, timestamps: Any) -> pa.Table:
