@@ -63,15 +63,16 @@ VERBS = {  # by name, in their order: what the console is told
 }
 ROWS_PER_USER, ITEMS_PER_FILE, ROWS_PER_FILE = 20, 100_000, 1_000_000
 TEXT_DIM = 64
-WORDS, WORDS_PER_TEXT = 5000, 160  # of texts of a kilobyte
+WORDS, TITLE_WORDS, TEXT_WORDS = 5000, 5, 155  # different ones, and of a title and a text of a kilobyte
 OPENED, SECONDS = 1_700_000_000, 2 * 365 * 86_400
 
 
 class GeneratedStore:
     """A log and a catalogue, with an encoder and an LLM, in a folder of its own; kept for the next run."""
 
-    def __init__(self, root: Path, items: int, users: int, seed: int = 0):
-        self.folder, self.items, self.users, self.seed = root / f"store-{items}-{users}-{seed}", items, users, seed
+    def __init__(self, root: Path, items: int, users: int, text_words: int = TEXT_WORDS, seed: int = 0):
+        self.folder = root / f"store-{items}-{users}-{text_words}-{seed}"
+        self.items, self.users, self.text_words, self.seed = items, users, text_words, seed
 
     def write(self) -> None:
         """Unless it exists."""
@@ -119,14 +120,13 @@ class GeneratedStore:
         }
 
     def _items(self, numbers: np.ndarray, words: np.ndarray, random: np.random.Generator) -> pl.DataFrame:
-        text = pl.Series(
-            words[random.integers(0, WORDS, (len(numbers), WORDS_PER_TEXT))], dtype=pl.Array(pl.String, WORDS_PER_TEXT)
-        )
+        count = TITLE_WORDS + self.text_words
+        text = pl.Series(words[random.integers(0, WORDS, (len(numbers), count))], dtype=pl.Array(pl.String, count))
         frame = pl.DataFrame({"number": numbers, "words": text.arr.to_list()})
         return frame.select(
             item_id=_ids("B", numbers),
-            title=pl.col("words").list.head(5).list.join(" "),
-            description=pl.col("words").list.tail(WORDS_PER_TEXT - 5).list.join(" "),
+            title=pl.col("words").list.head(TITLE_WORDS).list.join(" "),
+            description=pl.col("words").list.tail(self.text_words).list.join(" "),
             categories=pl.concat_list(pl.format("Aisle {}", pl.col("number") % 50)),
         )
 
@@ -184,6 +184,7 @@ def _await_end_of(members: Path) -> None:
 def main(
     items: Annotated[list[int] | None, typer.Option(help="several for several; quick: 2,000 and 4,000")] = None,
     users: Annotated[int, typer.Option(help="quick: 500")] = 200_000,
+    text_words: Annotated[int, typer.Option(help="of an item's text")] = TEXT_WORDS,
     verb: Annotated[list[str] | None, typer.Option(help="default: all, in their order")] = None,
     limit_gb: Annotated[float, typer.Option(help="of a verb with all it starts; 0: none")] = 0,
     object_store_mb: Annotated[int, typer.Option(help="of Ray")] = 1024,
@@ -194,13 +195,20 @@ def main(
     """Every verb on a generated store: seconds, and memory by process."""
     sizes, users = sorted(items or ([2000, 4000] if quick else [2_000_000, 4_000_000])), 500 if quick else users
     verbs = verb or [*VERBS]
-    settings = {"items": sizes, "users": users, "limit_gb": limit_gb, "verbs": verbs, "text_dim": TEXT_DIM}
+    settings = {
+        "items": sizes,
+        "users": users,
+        "limit_gb": limit_gb,
+        "text_words": text_words,
+        "text_dim": TEXT_DIM,
+        "verbs": verbs,
+    }
     benchmark = Benchmark(NAME, Console(log_json), settings, root, quick, repeat="trial")
     with errors_in_one_line():
         if unknown := set(verbs) - {*VERBS}:
             raise ValueError(f"no verb {', '.join(sorted(unknown))}; there are {', '.join(VERBS)}")
         for size in sizes:
-            store = GeneratedStore((root / NAME).absolute(), size, users)
+            store = GeneratedStore((root / NAME).absolute(), size, users, text_words)
             store.write()
             config = store.folder / "config.yaml"
             config.write_text(yaml.safe_dump(store.config(object_store_mb)))
