@@ -12,12 +12,12 @@ from benchmarks.scale import COSTS, Costs, Simulation, Size, checked, main
 
 # Of docs/results.md and docs/cluster.md, two cores.
 PREPARE = [(20_000_000, 28.7), (100_000_000, 119.5)]
-VERBS = [("prepare", 2, 280, 1046), ("prepare", 4, 285, 1050), ("embed", 2, 308, 579)]
+VERBS = [("prepare", 2, 278, 940), ("prepare", 4, 285, 1050), ("embed", 2, 305, 580)]
 VERBS += [
-    ("train-cf", 2, 275, 3833),
-    ("train-alignment", 2, 276, 1920),
-    ("train-projection", 2, 281, 1608),
-    ("nightly (teacher)", 2, 286, 2488),
+    ("train-cf", 2, 275, 3782),
+    ("train-alignment", 2, 276, 2146),
+    ("train-projection", 2, 281, 1593),
+    ("nightly (teacher)", 2, 285, 2229),
 ]
 MILLION = Size(1_000_000, 100_000, 1)
 
