@@ -2,8 +2,8 @@
 
 Work is assigned by numbers (of pieces of the input, of shards) and never by Ray's blocks, so a result cannot depend
 on them. Transforms are plain callables of `allmrec`, which take `batch["id"]`, an array of one number. Ray Data streams
-the log, and numbers to workers that hold a model; what is short and many are plain tasks, for Ray Data's scheduling
-takes a good part of a CPU from them.
+the log, and numbers to workers that hold a model. Passes of many short tasks are plain tasks: Ray Data's scheduling
+would take a good part of a CPU from them.
 """
 
 import gc
@@ -11,9 +11,8 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -36,39 +35,31 @@ from jobs.runtime.resources import guarded
 from jobs.runtime.waiting import in_background
 
 Transform = Callable[[dict[str, Any]], Iterator[pa.Table]]
+Work: TypeAlias = ray.data.Dataset | Iterator[pa.Table]  # of `stream` and `map_actors`, or of `map_tasks`
 T = TypeVar("T")
 _SUBMITTED = 1000  # tasks at once; a cluster that grows sees them
 _DEATHS = (ActorDiedError, NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError)
 
 
-@dataclass(frozen=True)
-class Tasks:
-    """`transform` on each of the numbers 0 ... count - 1, a task of Ray's each."""
+def map_tasks(count: int, transform: Transform) -> Iterator[pa.Table]:
+    """`transform` on each of the numbers 0 ... count - 1, a task of Ray's each: what they yield, as they end.
 
-    count: int
-    transform: Transform
-
-    def results(self) -> Iterator[pa.Table]:
-        """What they yield, as they end. What is left when the caller stops is cancelled."""
-        # By value, as in `on_worker`.
-        task = ray.remote(lambda transform, number: [*transform({"id": np.array([number])})])
-        task = task.options(name=getattr(self.transform, "__name__", type(self.transform).__name__))
-        transform, numbers = ray.put(self.transform), iter(range(self.count))
-        running = [task.remote(transform, number) for number in islice(numbers, _SUBMITTED)]
-        try:
-            while running:
-                done, running = ray.wait(running)
-                running += [task.remote(transform, number) for number in islice(numbers, len(done))]
-                for reference in done:
-                    yield from ray.get(reference)
-        finally:
-            for reference in running:
-                ray.cancel(reference, force=True)
-
-
-def map_tasks(count: int, transform: Transform) -> Tasks:
-    """`transform` on each of the numbers 0 ... count - 1, a task each."""
-    return Tasks(count, transform)
+    What is left when the caller stops is cancelled.
+    """
+    # By value, as in `on_worker`.
+    task = ray.remote(lambda transform, number: [*transform({"id": np.array([number])})])
+    task = task.options(name=getattr(transform, "__name__", type(transform).__name__))
+    stored, numbers = ray.put(transform), iter(range(count))
+    running = [task.remote(stored, number) for number in islice(numbers, _SUBMITTED)]
+    try:
+        while running:
+            done, running = ray.wait(running)
+            running += [task.remote(stored, number) for number in islice(numbers, len(done))]
+            for reference in done:
+                yield from ray.get(reference)
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
 
 
 def stream(count: int, transform: Transform) -> ray.data.Dataset:
@@ -102,7 +93,7 @@ def map_actors(
     )
 
 
-def iter_results(work: ray.data.Dataset | Tasks) -> Iterator[pa.Table]:
+def iter_results(work: Work) -> Iterator[pa.Table]:
     """Run tasks or a dataset and take what they yield as it comes.
 
     Raises:
@@ -112,7 +103,7 @@ def iter_results(work: ray.data.Dataset | Tasks) -> Iterator[pa.Table]:
         ray.exceptions.RayError: anything else that went wrong in a task.
     """
     try:
-        yield from guarded(work.results() if isinstance(work, Tasks) else _blocks(work))
+        yield from guarded(work if isinstance(work, Iterator) else _blocks(work))
         return
     except RayError as error:
         told = _as_told(error)
@@ -156,7 +147,7 @@ def on_worker(function: Callable[..., T], *arguments: Any) -> T:
     raise told
 
 
-def iter_reports(work: ray.data.Dataset | Tasks, bar: Bar) -> Iterator[Report]:
+def iter_reports(work: Work, bar: Bar) -> Iterator[Report]:
     """Run shard tasks and take their reports as they come; the bar advances by one for each."""
     for report in read_reports(iter_results(work)):
         yield report
@@ -168,7 +159,7 @@ def gather_reports(
     title: str,
     count: int,
     task: ShardTask,
-    run: Callable[[int, Transform], ray.data.Dataset | Tasks] = map_tasks,
+    run: Callable[[int, Transform], Work] = map_tasks,
 ) -> tuple[list[Report], Report]:
     """Run a task on each of the numbers 0 ... count - 1: its reports by number, and their sum; see `gather`.
 

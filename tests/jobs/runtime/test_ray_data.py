@@ -20,15 +20,7 @@ from allmrec.core.shard_tasks import Report, ShardTask, gather
 from jobs.config import WorkersConfig
 from jobs.runtime import ray_data
 from jobs.runtime.console import Console
-from jobs.runtime.ray_data import (
-    iter_reports,
-    iter_results,
-    map_actors,
-    map_tasks,
-    on_worker,
-    stream,
-    with_timeout,
-)
+from jobs.runtime.ray_data import iter_reports, iter_results, map_actors, map_tasks, on_worker, stream, with_timeout
 
 ROOT = Path(__file__).parents[3]
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("started_ray")]
@@ -92,6 +84,11 @@ assert [table.to_pylist() for table in iter_results(map_tasks(1, tabled))] == [[
 def test_workers_import_what_they_run_and_not_what_the_driver_has():
     """Such as torch, which takes seconds."""
     subprocess.run([sys.executable, "-c", LOADED], check=True, cwd=ROOT)
+
+
+def test_ray_on_one_machine_has_no_process_that_nothing_asks():
+    """As of a dashboard, for which `init` waits."""
+    assert {*ray._private.worker._global_node.all_processes} == {"gcs_server", "raylet"}
 
 
 class Count(ShardTask):
