@@ -18,7 +18,7 @@ from torch import nn
 from allmrec.cf.teacher import Teacher
 from allmrec.cf.training import ValidationCases, mean_metrics
 from allmrec.core.distributed import all_reduce_max, all_reduce_sum, whole_batch
-from allmrec.core.rows import Table
+from allmrec.core.rows import Table, by_rows
 from allmrec.data.sequences import Sequences
 from allmrec.llm.batches import distinct_items, take, token_budget_batches
 from allmrec.llm.loading import LLMConfig, Placement
@@ -229,10 +229,15 @@ class ReadoutTraining(Rounds):
 
     @torch.no_grad()
     def best_vectors(self, best: dict[str, torch.Tensor]) -> torch.Tensor:
-        """All items' vectors by these weights, (N, V), once nothing is trained any more. Every worker must call it."""
+        """All items' vectors by these weights, (N, V) on the CPU, once nothing is trained any more. Every worker must
+        call it. The LLM reads the items part by part, so that no worker holds all their prompts."""
         set_weights(self.readout, best)
-        found_IV = self._of_items(np.arange(1, len(self.items_NK)), states=False)
-        return torch.cat([found_IV.new_zeros(1, found_IV.shape[1]), found_IV])  # row 0 is padding
+
+        def vectors_of(items_I: torch.Tensor) -> torch.Tensor:
+            found_IV = self._of_items(items_I[items_I > 0].numpy(), states=False).cpu()
+            return torch.cat([found_IV.new_zeros(len(items_I) - len(found_IV), found_IV.shape[1]), found_IV])
+
+        return by_rows(vectors_of, torch.arange(len(self.items_NK)))  # row 0 is padding
 
     def _whole_loss(
         self, examples: np.ndarray, prompts: Prompts

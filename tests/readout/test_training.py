@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from allmrec.core import rows
 from allmrec.data.sequences import Sequences, offsets_of, ranges
 from allmrec.llm.batches import distinct_items
 from allmrec.llm.loading import LLMConfig
@@ -156,7 +157,7 @@ def test_steps_are_those_of_plain_torch_and_training_resumes(
 
 @pytest.mark.parametrize("placement", ["replicated", "sharded"])
 def test_validation_and_stored_vectors_are_the_systems(
-    alone, placement, tiny_llm, llm_folder, teacher, examples, prompts, cases
+    alone, placement, tiny_llm, llm_folder, teacher, examples, prompts, cases, monkeypatch
 ):
     config = CONFIG.model_copy(update={"validate_every": 1})
     run = training(llm_folder, placement, teacher, examples, config, cases)
@@ -175,6 +176,11 @@ def test_validation_and_stored_vectors_are_the_systems(
     system = LLMSRec(tiny_llm, *parts, tokens_per_batch=300)
     live = system.vectors_of(np.arange(1, NUM_ITEMS + 1))
     torch.testing.assert_close(vectors_NV[1:], live, atol=1e-5, rtol=1e-4)
+    monkeypatch.setattr(rows, "_ROWS", NUM_ITEMS // 3)
+    read = []
+    monkeypatch.setattr(run.prompts, "of_items", lambda items, of=run.prompts.of_items: read.append(items) or of(items))
+    torch.testing.assert_close(run.best_vectors(best), vectors_NV, atol=1e-5, rtol=1e-4)
+    assert len(read) == 3 and np.array_equal(np.concatenate(read), np.arange(1, NUM_ITEMS + 1)), "in parts"
     scores = system.scores(system.represent(cases.histories), torch.from_numpy(cases.candidates).long())
     values = evaluate_scores(scores.numpy(), cases.candidates)
     for name in ("hit@1", "ndcg@10"):
