@@ -7,17 +7,18 @@ the trained encoder, and all items' vectors and sentences. Every worker holds th
 Adam's moments, and takes its share of the items and of each batch's users.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from allmrec.cf.training import ValidationCases
-from allmrec.core.artifacts import read_manifest, read_parts, read_rows, read_table, shard_name, writing
+from allmrec.core.artifacts import read_manifest, read_parts, read_rows, shard_name, writing
 from allmrec.core.distributed import rank_and_world_size
 from allmrec.core.pretrained import model_identity
 from allmrec.core.storage import Storage
 from allmrec.core.workspace import Workspace
-from allmrec.data.catalogue import in_order, read_drawable
+from allmrec.data.catalogue import parts_in_order, read_drawable
 from allmrec.data.sequences import Sequences
 from allmrec.data.trained_items import write_trained_items
 from allmrec.recformer.artifact import save_recformer
@@ -66,9 +67,7 @@ def loop(settings: dict[str, Any]) -> Stats:
     """On every worker: train both stages; rank 0 writes the best weights and the items."""
     config, seed = settings["config"], settings["seed"]
     items, sequences = settings[Workspace.items], settings[Workspace.sequences]
-    words = in_order(read_table(items, columns=["item_index", *WORDS]))
-    network, sentences, tokenizer = build_recformer(config, words, seed)
-    del words  # as tokens from here on
+    network, sentences, tokenizer = build_recformer(config, partial(parts_in_order, items, WORDS), seed)
     training = RecformerTraining(
         config,
         network,
@@ -107,7 +106,7 @@ def plan(context: Context) -> Stats:
     catalogue = read_manifest(workspace.items)
     chosen = np.linspace(0, catalogue.rows - 1, min(catalogue.rows, _SAMPLE)).astype(np.int64)
     sample = read_rows(workspace.items, catalogue, chosen, WORDS)
-    network, sentences, _ = build_recformer(recformer, sample, context.config.seed)
+    network, sentences, _ = build_recformer(recformer, lambda: [sample], context.config.seed)
     some, manifest = Sequences.read_train(workspace.sequences, [0]), read_manifest(workspace.sequences)
     learnable = np.flatnonzero(some.lengths >= 2)
     users = some.take(learnable[:_SAMPLE])

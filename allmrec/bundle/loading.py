@@ -20,7 +20,7 @@ from allmrec.bundle.machine_copy import machine_copy
 from allmrec.cf.approximate import ItemLists
 from allmrec.cf.teacher import Teacher, load_teacher
 from allmrec.core.artifacts import read_table
-from allmrec.core.rows import Rows, Table, whole
+from allmrec.core.rows import Rows, Table
 from allmrec.core.storage import Storage
 from allmrec.core.tensor_files import read_tensors
 from allmrec.core.workspace import Workspace
@@ -115,8 +115,7 @@ class Bundle:
         """MoRec, CTRL or RECFORMER, for the bundle's items."""
         part = f"systems/{name}"
         if name == "recformer":
-            words = self.read.get(f"{part}/words")
-            teacher: Teacher = load_recformer(self.systems[name], None if words is None else whole(words))
+            teacher: Teacher = load_recformer(self.systems[name], self.read.get(f"{part}/words"))
         else:
             teacher = load_teacher(self.systems[name])
         renumber(teacher, self.rows_N, self.read.get(part))

@@ -183,7 +183,8 @@ def from_blocks(blocks: Callable[[], Iterable[torch.Tensor]]) -> torch.Tensor:
 
 def _empty(like: torch.Tensor, num_rows: int) -> torch.Tensor:
     """A table of rows as these, to be filled."""
-    count, nbytes = num_rows * like[0].numel(), num_rows * like[0].nbytes
+    count = num_rows * like.shape[1:].numel()
+    nbytes = count * like.element_size()
     if like.device.type != "cpu" or not is_large(nbytes):
         return like.new_empty(num_rows, *like.shape[1:])
     folder = machine_cache.CACHE.expanduser()

@@ -16,8 +16,9 @@ import pyarrow as pa
 import torch
 
 from allmrec.core.artifacts import file_entry, read_file, read_manifest
+from allmrec.core.rows import Rows, Table, shared
 from allmrec.core.storage import Storage
-from allmrec.core.tensor_files import read_tensors, write_tensors
+from allmrec.core.tensor_files import read_tables, read_tensors, write_tensors
 from allmrec.recformer.config import RecformerConfig
 from allmrec.recformer.encoder import build_encoder
 from allmrec.recformer.network import Recformer, read_items
@@ -42,7 +43,7 @@ def save_recformer(
 ) -> dict[str, dict[str, Any]]:
     """Write it; returns the files' entries for the manifest, whose config must hold `baselines`."""
     settings = {"encoder": encoder.config.to_dict(), "cls": sentences.cls, "max_tokens": sentences.max_tokens}
-    catalogue = {"vectors": vectors_ND, "words": torch.from_numpy(sentences.words_NL)}
+    catalogue = {"vectors": vectors_ND, "words": shared(sentences.words_NL)}
     files = dict[str, dict[str, Any]]()
     for name, tensors in ((USERS, users), (ITEMS, items), (CATALOGUE, catalogue)):
         files |= write_tensors(storage, name, tensors)
@@ -52,7 +53,7 @@ def save_recformer(
     return files
 
 
-def load_recformer(storage: Storage, new_NL: torch.Tensor | None = None) -> RecformerTeacher:
+def load_recformer(storage: Storage, new_NL: Table | None = None) -> RecformerTeacher:
     """The stored system, frozen, in eval mode.
 
     Args:
@@ -62,20 +63,19 @@ def load_recformer(storage: Storage, new_NL: torch.Tensor | None = None) -> Recf
         ValueError: it is missing or damaged.
     """
     stored = _Stored.open(storage)
-    catalogue = read_tensors(storage, CATALOGUE)
-    network, sentences = stored.network(storage, USERS), stored.sentences(catalogue["words"].numpy())
-    words = None if new_NL is None else new_NL.numpy()
-    return RecformerTeacher(network, sentences, catalogue["vectors"], stored.config.tokens_per_pass, words)
+    catalogue = read_tables(storage, CATALOGUE)
+    network, sentences = stored.network(storage, USERS), stored.sentences(catalogue["words"])
+    return RecformerTeacher(network, sentences, shared(catalogue["vectors"]), stored.config.tokens_per_pass, new_NL)
 
 
 def read_new_items(storage: Storage, items: pa.Table) -> tuple[torch.Tensor, torch.Tensor]:
     """Vectors (M, D) and sentences (M, L) of items that the stored system has not seen, from rows of `items`."""
     stored = _Stored.open(storage)
     tokenizer = to_tokenizer(read_file(storage, read_manifest(storage), TOKENIZER).decode())
-    words_ML = item_words(items, tokenizer, stored.config.max_attribute_tokens)
+    words_ML = torch.from_numpy(item_words(items, tokenizer, stored.config.max_attribute_tokens))
     network, numbers = stored.network(storage, ITEMS), np.arange(len(items))
     vectors_MD = read_items(network, stored.sentences(words_ML), numbers, stored.config.tokens_per_pass)
-    return vectors_MD, torch.from_numpy(words_ML)
+    return vectors_MD, words_ML
 
 
 @dataclass(frozen=True)
@@ -97,5 +97,5 @@ class _Stored:
         network.load_state_dict(read_tensors(storage, name))
         return network.requires_grad_(False)
 
-    def sentences(self, words_NL: np.ndarray) -> Sentences:
-        return Sentences(words_NL, self.settings["cls"], self.config.max_items, self.settings["max_tokens"])
+    def sentences(self, words_NL: Table) -> Sentences:
+        return Sentences(Rows.of(words_NL), self.settings["cls"], self.config.max_items, self.settings["max_tokens"])

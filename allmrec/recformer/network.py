@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from allmrec.core.rows import by_rows
 from allmrec.data.sequences import Sequences
 from allmrec.llm.batches import token_budget_batches
 from allmrec.recformer.encoder import first_states
@@ -60,5 +61,5 @@ def read(network: Recformer, sentences: Sentences, histories: Sequences, tokens_
 
 
 def read_items(network: Recformer, sentences: Sentences, items: np.ndarray, tokens_per_pass: int) -> torch.Tensor:
-    """Vectors of items (indices), (M, D)."""
-    return read(network, sentences, alone(items), tokens_per_pass)
+    """Vectors of items (indices), (M, D); a part of them at a time."""
+    return by_rows(lambda part: read(network, sentences, alone(part.numpy()), tokens_per_pass), torch.from_numpy(items))

@@ -15,7 +15,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
+from torch.nn import functional as F
 
+from allmrec.core.rows import Rows, Table, shared
 from allmrec.data.catalogue import UNTITLED, display_titles
 from allmrec.data.sequences import Sequences, offsets_of
 
@@ -40,29 +43,29 @@ class Texts:
 class Sentences:
     """Every item's sentence, and how histories are made of them."""
 
-    words_NL: np.ndarray  # int32; zeros behind, and for padding
+    words_NL: Rows  # int32; zeros behind, and for padding
     cls: int  # the token
     max_items: int  # newest items of a history that are read
     max_tokens: int  # of a history; what is cut off is the oldest
 
-    def take(self, rows_N: np.ndarray, new_NL: np.ndarray | None = None) -> "Sentences":
+    def take(self, rows_N: torch.Tensor, new_NL: Table | None = None) -> "Sentences":
         """Of other items: those of the given rows, and new ones where the row is 0."""
-        words_NL = self.words_NL[rows_N]
+        words_NL = self.words_NL.take(rows_N)
         if new_NL is not None:
-            width = max(words_NL.shape[1], new_NL.shape[1])
-            words_NL, new_NL = (np.pad(one, ((0, 0), (0, width - one.shape[1]))) for one in (words_NL, new_NL))
-            words_NL = np.where(rows_N[:, None] == 0, new_NL, words_NL)
+            new = Rows.of(new_NL)
+            width = max(words_NL.shape[1], new.shape[1])
+            words_NL = _widened(new, width).where(rows_N == 0, _widened(words_NL, width))
         return replace(self, words_NL=words_NL)
 
     def lengths(self, histories: Sequences) -> np.ndarray:
         """Tokens of each history's text, int64 (B,)."""
         recent = histories.last(self.max_items)
-        words = np.append(0, (self.words_NL[recent.items] > 0).sum(1).cumsum())
+        words = np.append(0, (self._of(recent.items) > 0).sum(1).cumsum())
         return np.minimum(1 + np.diff(words[recent.offsets]), self.max_tokens)
 
     def texts(self, histories: Sequences) -> Texts:
         recent = histories.last(self.max_items).newest_first()
-        words_IL = self.words_NL[recent.items]
+        words_IL = self._of(recent.items)
         words_I = (words_IL > 0).sum(1)
         starts = offsets_of(words_I)[recent.offsets]  # of each history's words, one after another
         recency_I = np.arange(len(recent.items)) - recent.offsets[recent.rows()] + 1
@@ -75,6 +78,10 @@ class Sentences:
         words_BT[row[kept], column[kept]] = words_IL[words_IL > 0][kept]
         recency_BT[row[kept], column[kept]] = np.repeat(recency_I, words_I)[kept]
         return Texts(words_BT, recency_BT, lengths)
+
+    def _of(self, items_I: np.ndarray) -> np.ndarray:
+        words_IL: np.ndarray = self.words_NL[torch.from_numpy(items_I)].numpy()
+        return words_IL
 
 
 def alone(items: np.ndarray) -> Sequences:
@@ -109,6 +116,20 @@ def check_texts(parts: Iterable[pa.Table]) -> None:
         )
 
 
+def catalogue_words(parts: Iterable[pa.Table], tokenizer: Any, max_attribute_tokens: int) -> Rows:
+    """All items' sentences, int32 (N, L), of which a machine holds a large table once.
+
+    Args:
+        parts: of a table with WORDS, in the order of item_index. No two are held at once.
+    """
+    found = [torch.zeros(1, 1, dtype=torch.int32)]  # padding has no words
+    found += [torch.from_numpy(item_words(part, tokenizer, max_attribute_tokens)) for part in parts]
+    width = max(words_ML.shape[1] for words_ML in found)
+    for number, words_ML in enumerate(found):
+        found[number] = F.pad(words_ML, (0, width - words_ML.shape[1]))
+    return Rows.of(shared(Rows(tuple(found))))
+
+
 def item_words(items: pa.Table, tokenizer: Any, max_attribute_tokens: int) -> np.ndarray:
     """The sentences of some items, int32 (M, L): each attribute that an item has, as its key and its value."""
     parts = []
@@ -122,6 +143,12 @@ def item_words(items: pa.Table, tokenizer: Any, max_attribute_tokens: int) -> np
     words_ML = np.concatenate(parts, axis=1)
     words_ML = np.take_along_axis(words_ML, np.argsort(words_ML == 0, axis=1, kind="stable"), axis=1)
     return words_ML[:, : max(1, int((words_ML > 0).sum(1).max(initial=0)))]
+
+
+def _widened(words: Rows, width: int) -> Rows:
+    if words.shape[1] == width:
+        return words
+    return Rows(tuple(F.pad(part, (0, width - part.shape[1])) for part in words.parts), words.at_N)
 
 
 def _tokens(tokenizer: Any, texts: pa.ChunkedArray, longest: int) -> np.ndarray:

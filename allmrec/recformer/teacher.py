@@ -5,7 +5,6 @@ So it works wherever a teacher does: evaluation, the whole catalogue, retrieval.
 Dimensions: U users, N = n + 1 items (0 is padding), L words of a sentence, D of the encoder's states
 """
 
-import numpy as np
 import torch
 
 from allmrec.cf.known_users import KnownUsers
@@ -25,7 +24,7 @@ class RecformerTeacher(Teacher):
         sentences: Sentences,
         vectors_ND: torch.Tensor,
         tokens_per_pass: int,
-        new_NL: np.ndarray | None = None,
+        new_NL: Table | None = None,
     ):
         """
         Args:
@@ -53,4 +52,4 @@ class RecformerTeacher(Teacher):
 
     def take_items(self, rows_N: torch.Tensor, new_ND: Table) -> None:
         self.vectors = shared(Rows.of(new_ND).where(rows_N == 0, Rows.of(self.item_embeddings).take(rows_N)))
-        self.sentences = self.sentences.take(rows_N.numpy(), self.new_NL)
+        self.sentences = self.sentences.take(rows_N, self.new_NL)

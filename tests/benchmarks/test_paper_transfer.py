@@ -19,7 +19,7 @@ from tests.recformer.conftest import NUM_ITEMS, items_table
 def test_recformer_knows_items_of_another_catalogue_by_their_words(tmp_path):
     workspace, config = open_workspace(str(tmp_path)), RecformerConfig(max_items=4, max_tokens=48)
     items = items_table()
-    network, sentences, tokenizer = build_recformer(config, items, seed=0)
+    network, sentences, tokenizer = build_recformer(config, lambda: [items], seed=0)
     vectors_ND = torch.zeros(NUM_ITEMS + 1, network.dim)
     vectors_ND[1:] = read_items(network, sentences, np.arange(1, NUM_ITEMS + 1), config.tokens_per_pass)
     weights = network.state_dict()

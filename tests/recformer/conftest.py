@@ -38,6 +38,12 @@ def items_table(num_items: int = NUM_ITEMS, **columns: Any) -> pa.Table:
     return pa.table(arrays, schema=items_schema.SCHEMA)
 
 
+def catalogue(items_per_part: int = NUM_ITEMS) -> list[pa.Table]:
+    """`items_table()` in parts, as its files have it."""
+    items = items_table()
+    return [items.slice(first, items_per_part) for first in range(0, len(items), items_per_part)]
+
+
 def save_encoder(folder: Path, kind: str, **settings: Any) -> str:
     """A model of transformers with random weights and a tokenizer of the catalogue's words; returns its folder."""
     from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
@@ -90,5 +96,5 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture(scope="session", params=[*ENCODERS, "fresh"])
 def system(request: pytest.FixtureRequest, folders: dict[str, str]) -> RecformerTeacher:
     config = RecformerConfig(encoder=folders.get(request.param), max_items=4, max_tokens=40, max_attribute_tokens=4)
-    network, sentences, _ = build_recformer(config, items_table(), seed=0)
+    network, sentences, _ = build_recformer(config, catalogue, seed=0)
     return teacher_of(drawn(network).requires_grad_(False), sentences)

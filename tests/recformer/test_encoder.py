@@ -11,7 +11,7 @@ from allmrec.recformer.build import build_recformer
 from allmrec.recformer.config import RecformerConfig
 from allmrec.recformer.encoder import first_states, load_encoder, max_tokens, positions_of
 from allmrec.recformer.network import Recformer, read_items
-from tests.recformer.conftest import ENCODERS, items_table, save_encoder
+from tests.recformer.conftest import ENCODERS, catalogue, save_encoder
 from tests.text.tiny import change
 
 
@@ -34,10 +34,10 @@ def test_embeddings_from_outside_give_what_the_model_makes_of_tokens(kind, folde
 
 
 def test_without_kinds_and_recency_it_is_the_plain_encoder(folders):
-    network, sentences, _ = build_recformer(of(folders["bert"]), items_table(), seed=0)
+    network, sentences, _ = build_recformer(of(folders["bert"]), catalogue, seed=0)
     for table in (network.kinds, network.recency):
         torch.nn.init.zeros_(table.weight)
-    word_1T = torch.from_numpy(sentences.words_NL[3:4]).long()
+    word_1T = sentences.words_NL[[3]].long()
     token_1T = torch.cat([torch.tensor([[sentences.cls]]), word_1T[:, word_1T[0] > 0] // 3], dim=1)
     with torch.no_grad():
         expected_D = network.encoder(input_ids=token_1T).last_hidden_state[0, 0]
@@ -89,7 +89,7 @@ def test_a_folder_without_a_model_and_one_without_a_tokenizer_are_refused(folder
     for path in Path(bare).glob("tokenizer*"):
         path.unlink()
     with pytest.raises(ValueError, match=r"has no tokenizer that can be read .*put its tokenizer.json beside"):
-        build_recformer(of(bare), items_table(), seed=0)
+        build_recformer(of(bare), catalogue, seed=0)
 
 
 def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path):
@@ -101,7 +101,7 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path):
 
 def test_the_fresh_encoder_is_drawn_from_the_seed_and_leaves_the_generator(folders):
     def weights(seed: int) -> torch.Tensor:
-        network: Recformer = build_recformer(RecformerConfig(), items_table(), seed)[0]
+        network: Recformer = build_recformer(RecformerConfig(), catalogue, seed)[0]
         return torch.nn.utils.parameters_to_vector(network.parameters())
 
     torch.manual_seed(3)

@@ -1,17 +1,22 @@
 """Sentences of items and histories: keys and values, the newest item first, what is too long loses the oldest."""
 
+from functools import partial
+
 import numpy as np
 import pytest
+import torch
 
+from allmrec.core import machine_cache, rows
+from allmrec.core.rows import Rows, whole
 from allmrec.recformer.build import build_recformer
 from allmrec.recformer.config import RecformerConfig
 from allmrec.recformer.sentences import CLS, KEY, KINDS, VALUE, Sentences, alone, check_texts, item_words
 from allmrec.recformer.tokenizer import learn_tokenizer, to_tokenizer
 from tests.cf.conftest import ragged
-from tests.recformer.conftest import items_table
+from tests.recformer.conftest import catalogue, items_table
 
-WORDS_NL = np.array([[0, 0, 0], [4, 7, 0], [10, 0, 0], [13, 16, 19]], np.int32)
-THREE = Sentences(WORDS_NL, cls=9, max_items=3, max_tokens=6)
+WORDS_NL = torch.tensor([[0, 0, 0], [4, 7, 0], [10, 0, 0], [13, 16, 19]], dtype=torch.int32)
+THREE = Sentences(Rows.of(WORDS_NL), cls=9, max_items=3, max_tokens=6)
 
 
 def written(tokenizer, words) -> list[str]:
@@ -69,7 +74,7 @@ def test_a_history_is_read_with_the_newest_first_and_loses_the_oldest():
         [0, 1, 1, 1, 2, 2],
     ]
     assert texts.lengths.tolist() == THREE.lengths(histories).tolist() == [4, 2, 1, 6, 6]
-    assert (THREE.words_NL[1] % KINDS).tolist() == [KEY, KEY, 0]
+    assert (WORDS_NL[1] % KINDS).tolist() == [KEY, KEY, 0]
 
 
 def test_histories_are_read_alike_in_any_company():
@@ -85,10 +90,13 @@ def test_histories_are_read_alike_in_any_company():
 
 
 def test_other_items_keep_their_sentences_and_new_ones_bring_theirs():
-    new_NL = np.array([[0] * 5, [1, 2, 4, 5, 7], [0] * 5], np.int32)
-    taken = THREE.take(np.array([0, 0, 3]), new_NL)
-    assert taken.words_NL.tolist() == [[0] * 5, [1, 2, 4, 5, 7], [13, 16, 19, 0, 0]]
-    assert THREE.take(np.array([0, 0, 3])).lengths(alone(np.array([1, 2]))).tolist() == [1, 4]
+    rows_N, new_NL = torch.tensor([0, 0, 3]), torch.zeros(3, 5, dtype=torch.int32)
+    new_NL[1] = torch.tensor([1, 2, 4, 5, 7])
+    taken = THREE.take(rows_N, new_NL)
+    assert whole(taken.words_NL).tolist() == [[0] * 5, [1, 2, 4, 5, 7], [13, 16, 19, 0, 0]]
+    shorter = THREE.take(rows_N, new_NL[:, :2]).words_NL
+    assert whole(shorter).tolist() == [[0] * 3, [1, 2, 0], [13, 16, 19]]
+    assert THREE.take(rows_N).lengths(alone(np.array([1, 2]))).tolist() == [1, 4]
 
 
 def test_a_catalogue_without_words_is_refused():
@@ -99,5 +107,19 @@ def test_a_catalogue_without_words_is_refused():
 
 
 def test_padding_has_no_sentence():
-    _, sentences, _ = build_recformer(RecformerConfig(), items_table(), seed=0)
-    assert not sentences.words_NL[0].any() and sentences.words_NL[1:, 0].all() and sentences.max_tokens == 512
+    _, sentences, _ = build_recformer(RecformerConfig(), catalogue, seed=0)
+    words_NL = whole(sentences.words_NL)
+    assert not words_NL[0].any() and words_NL[1:, 0].all() and sentences.max_tokens == 512
+
+
+def test_a_catalogue_in_parts_is_read_like_one(monkeypatch, tmp_path):
+    def built() -> tuple[str, torch.Tensor]:
+        _, sentences, tokenizer = build_recformer(RecformerConfig(), partial(catalogue, 5), seed=0)
+        return tokenizer.to_str(), whole(sentences.words_NL)
+
+    _, sentences, tokenizer = build_recformer(RecformerConfig(), catalogue, seed=0)
+    vocabulary, words_NL = built()
+    assert vocabulary == tokenizer.to_str() and torch.equal(words_NL, whole(sentences.words_NL))
+    monkeypatch.setattr(machine_cache, "CACHE", tmp_path)
+    monkeypatch.setattr(rows, "MAPPED_BYTES", 1)
+    assert torch.equal(built()[1], words_NL), "of a file of the machine's cache"

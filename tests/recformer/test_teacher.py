@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from allmrec.core.artifacts import writing
+from allmrec.core.rows import whole
 from allmrec.core.storage import open_storage
 from allmrec.recformer.artifact import load_recformer, read_new_items, save_recformer
 from allmrec.recformer.build import build_recformer
@@ -11,7 +12,7 @@ from allmrec.recformer.config import RecformerConfig
 from allmrec.recformer.network import Recformer, read
 from allmrec.recformer.sentences import Texts
 from tests.cf.conftest import ragged
-from tests.recformer.conftest import NUM_ITEMS, drawn, items_table, teacher_of
+from tests.recformer.conftest import NUM_ITEMS, catalogue, drawn, items_table, teacher_of
 
 USERS = ragged([[3, 1, 2], [1, 2, 3], [5], [], [7, 8, 9, 10, 11, 12], [1] * 9, [4, 6]])
 
@@ -62,7 +63,7 @@ def test_a_user_is_read_once_for_the_same_history(system, monkeypatch):
 
 def test_it_survives_the_disk_and_reads_items_that_come_later(folders, tmp_path):
     config = RecformerConfig(encoder=folders["bert"], max_items=4, max_attribute_tokens=4)
-    network, sentences, tokenizer = build_recformer(config, items_table(), seed=0)
+    network, sentences, tokenizer = build_recformer(config, catalogue, seed=0)
     system, other = (
         teacher_of(drawn(network), sentences),
         {name: 2 * weight for name, weight in network.state_dict().items()},
@@ -84,7 +85,7 @@ def test_it_survives_the_disk_and_reads_items_that_come_later(folders, tmp_path)
     vectors_MD, words_ML = read_new_items(storage, later)
     seen_MD, seen_ML = read_new_items(storage, items_table())
     close(seen_MD, system.item_embeddings[1:])
-    assert seen_ML.tolist() == sentences.words_NL[1:].tolist()
+    assert seen_ML.tolist() == whole(sentences.words_NL)[1:].tolist()
     rows_N = torch.tensor([0, 0, 7, 2])
     new_ND, new_NL = torch.zeros(4, 16), torch.zeros(4, words_ML.shape[1], dtype=torch.int32)
     new_ND[1], new_NL[1] = vectors_MD[0], words_ML[0]

@@ -12,7 +12,7 @@ from allmrec.recformer.build import build_recformer
 from allmrec.recformer.config import RecformerConfig
 from allmrec.recformer.training import RecformerTraining
 from tests.cf.conftest import cycles, ragged, training_part
-from tests.recformer.conftest import NUM_ITEMS, items_table, save_encoder
+from tests.recformer.conftest import NUM_ITEMS, catalogue, save_encoder
 
 LENGTH = 6
 
@@ -33,7 +33,7 @@ def training(folder: str | None, users: int = 24, validated: bool = True, unseen
     """Without the users of one item, which then is not drawable."""
     settings = {"max_items": 4, "max_attribute_tokens": 2, "learning_rate": 3e-3, "epochs": 3} | settings
     config = RecformerConfig(encoder=folder, **settings)
-    network, sentences, _ = build_recformer(config, items_table(), seed=0)
+    network, sentences, _ = build_recformer(config, catalogue, seed=0)
     sequences = cycles(users, NUM_ITEMS, LENGTH)
     sequences = sequences.take(np.flatnonzero(~(sequences.padded(LENGTH) == unseen).any(1)))
     drawable = np.setdiff1d(np.arange(1, NUM_ITEMS + 1), unseen)
