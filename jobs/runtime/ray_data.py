@@ -38,6 +38,7 @@ Transform = Callable[[dict[str, Any]], Iterator[pa.Table]]
 Work: TypeAlias = ray.data.Dataset | Iterator[pa.Table]  # of `stream` and `map_actors`, or of `map_tasks`
 T = TypeVar("T")
 _SUBMITTED = 1000  # tasks at once; a cluster that grows sees them
+_CANCEL_S = 10.0
 _DEATHS = (ActorDiedError, NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError)
 
 
@@ -58,8 +59,7 @@ def map_tasks(count: int, transform: Transform) -> Iterator[pa.Table]:
             for reference in done:
                 yield from ray.get(reference)
     finally:
-        for reference in running:
-            ray.cancel(reference, force=True)
+        _cancel(running)
 
 
 def stream(count: int, transform: Transform) -> ray.data.Dataset:
@@ -120,6 +120,15 @@ def _blocks(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
             handler.setLevel(logging.CRITICAL)  # what fails is raised; Ray's own log file has the rest
     return iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
+
+
+def _cancel(tasks: list[ray.ObjectRef]) -> None:
+    """End tasks, by asking until they have ended: Ray loses a request that comes as a worker is given the task."""
+    deadline = time.monotonic() + _CANCEL_S
+    while tasks and time.monotonic() < deadline:
+        for task in tasks:
+            ray.cancel(task, force=True)
+        _, tasks = ray.wait(tasks, num_returns=len(tasks), timeout=1, fetch_local=False)
 
 
 def on_worker(function: Callable[..., T], *arguments: Any) -> T:

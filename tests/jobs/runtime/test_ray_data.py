@@ -50,8 +50,15 @@ def test_a_task_whose_worker_dies_is_started_again(tmp_path):
     assert sorted(pa.concat_tables(iter_results(map_tasks(3, dies_once))).column("id").to_pylist()) == [0, 1, 2]
 
 
-def test_what_is_left_when_one_fails_is_cancelled(tmp_path):
-    """An error ends the tasks that are left."""
+@pytest.mark.parametrize("lost", [0, 1])
+def test_what_is_left_when_one_fails_is_cancelled(lost, tmp_path, monkeypatch):
+    """An error ends the tasks that are left, also those for which Ray loses a request to cancel them."""
+    cancel, asked = ray.cancel, Counter[ray.ObjectRef]()
+
+    def lossy(task, **options):
+        asked[task] += 1
+        if asked[task] > lost:
+            cancel(task, **options)
 
     def fails(batch):
         (tmp_path / str(batch["id"][0])).touch()
@@ -60,6 +67,7 @@ def test_what_is_left_when_one_fails_is_cancelled(tmp_path):
         time.sleep(600)
         yield pa.table({})
 
+    monkeypatch.setattr(ray, "cancel", lossy)
     with pytest.raises(ValueError, match="out of luck"):
         list(iter_results(map_tasks(100, fails)))
     deadline = time.monotonic() + 20
