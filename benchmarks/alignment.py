@@ -27,7 +27,7 @@ import typer
 
 from allmrec.alignment.examples import Examples, Rows
 from allmrec.alignment.network import AlignmentConfig
-from allmrec.alignment.texts import TrainedTexts
+from allmrec.alignment.texts import DistinctTexts, TrainedTexts
 from allmrec.alignment.training import AlignmentTraining
 from allmrec.cf.teacher import Teacher, TeacherConfig, build_teacher
 from allmrec.core.workspace import open_workspace
@@ -84,7 +84,8 @@ class Ours:
         config = case.config(text_encoder)
         self.trained = None
         if text_encoder == "fine-tuned":
-            self.trained = TrainedTexts(config, load_encoder(case.text), case.catalogue.texts, case.text.max_chars)
+            texts = DistinctTexts.of(case.catalogue.texts)
+            self.trained = TrainedTexts(config, load_encoder(case.text), texts, case.text.max_chars)
         texts_NS = torch.from_numpy(case.texts_NS)
         self.training = AlignmentTraining(
             config, case.teacher(), case.sequences(), texts_NS, 0, trained_texts=self.trained

@@ -32,7 +32,7 @@ from torch.nn import functional as F
 
 from allmrec.alignment.examples import held_out_items
 from allmrec.alignment.network import AlignmentConfig
-from allmrec.alignment.texts import TrainedTexts
+from allmrec.alignment.texts import DistinctTexts, TrainedTexts
 from allmrec.alignment.training import AlignmentTraining, alignment_quality, spread_kept
 from allmrec.cf.teacher import Teacher, load_teacher
 from allmrec.cf.training import ValidationCases
@@ -133,7 +133,7 @@ def fine_tuned(
 ) -> dict[str, float]:
     """What Stage-1 leaves of the spread of Q."""
     text = TextConfig(model="standins/encoder")
-    texts = TrainedTexts(config, load_encoder(text), catalogue.texts, text.max_chars)
+    texts = TrainedTexts(config, load_encoder(text), DistinctTexts.of(catalogue.texts), text.max_chars)
     all_N = np.arange(catalogue.num_items + 1, dtype=np.int32)
     with torch.no_grad():
         before_NS = texts(all_N)

@@ -19,7 +19,7 @@ import torch
 from allmrec.alignment.estimate import hours_of_steps, hours_of_texts, steps_per_epoch
 from allmrec.alignment.examples import example_bytes, held_out_items
 from allmrec.alignment.network import AlignmentConfig, AlignmentNetwork, load_network, save_alignment, save_network
-from allmrec.alignment.texts import TrainedTexts
+from allmrec.alignment.texts import DistinctTexts, TrainedTexts
 from allmrec.alignment.training import AlignmentTraining, alignment_quality, spread_kept
 from allmrec.alignment.tuned_encoder import DIGEST, find_tuned_encoder, save_tuned_encoder
 from allmrec.cf.teacher import load_teacher
@@ -27,7 +27,7 @@ from allmrec.core.artifacts import find_manifest, read_manifest, read_part, writ
 from allmrec.core.distributed import rank_and_world_size
 from allmrec.core.hashing import Draw, key64
 from allmrec.core.workspace import Workspace
-from allmrec.data.catalogue import read_drawable, read_item_texts
+from allmrec.data.catalogue import read_drawable
 from allmrec.data.trained_items import check_trained_on, write_trained_items
 from allmrec.data.training_users import Sample, TrainingUsers, num_parts
 from allmrec.retention import named_encoders
@@ -93,7 +93,7 @@ def loop(settings: dict[str, Any]) -> Stats:
     if config.text_encoder == "fine-tuned":
         text = settings["text"]
         encoder = load_encoder(text.model_copy(update={"dtype": "float32"}), str(device()))
-        trained_texts = TrainedTexts(config, encoder, read_item_texts(settings["items"]), text.max_chars)
+        trained_texts = TrainedTexts(config, encoder, DistinctTexts.read(settings["items"]), text.max_chars)
     teacher = load_teacher(settings["teacher"])
     training = AlignmentTraining(
         config,

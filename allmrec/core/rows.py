@@ -4,8 +4,8 @@ A mapped table is in the machine's page cache once, however many processes have 
 back when it needs the room. `Rows` says which rows of which tables another table consists of, without copying any:
 items are numbered again, new ones are added, and e_i or q_i chosen, by indices alone. `shared` is for what must be one
 tensor: of several files or tables it makes one file in the machine's cache, once; `by_rows` for what a process computes
-of all rows. Smaller tables than MAPPED_BYTES are private copies. What is written into a mapped tensor stays with the
-process, and pages that it writes are its own.
+of all rows, and `GrowingTable` for rows that come some at a time. Smaller tables than MAPPED_BYTES are private copies.
+What is written into a mapped tensor stays with the process, and pages that it writes are its own.
 
 Knows nothing about what the rows mean; which files may be mapped is the business of `tensor_files`.
 
@@ -181,18 +181,44 @@ def from_blocks(blocks: Callable[[], Iterable[torch.Tensor]]) -> torch.Tensor:
     return torch.from_file(str(path), shared=False, size=count * shape.numel(), dtype=dtype).view(count, *shape)
 
 
+class GrowingTable:
+    """A table whose rows come some at a time, and once: a file that goes with the tensor, which others do not see."""
+
+    def __init__(self) -> None:
+        self._file, self._rows, self._like = NamedTemporaryFile(dir=_cache_folder()), 0, torch.zeros(0)  # noqa: SIM115
+
+    def append(self, rows_KD: torch.Tensor) -> None:
+        self._file.write(_bytes(rows_KD))
+        self._rows, self._like = self._rows + len(rows_KD), rows_KD[:0].clone()
+
+    def table(self) -> torch.Tensor:
+        """All rows, (N, ·); nothing can be appended any more."""
+        with self._file as file:
+            file.flush()
+            shape = self._rows, *self._like.shape[1:]
+            if not math.prod(shape):
+                return self._like.new_empty(shape)
+            rows = torch.from_file(file.name, shared=True, size=math.prod(shape), dtype=self._like.dtype)
+            return rows.view(shape)
+
+
 def _empty(like: torch.Tensor, num_rows: int) -> torch.Tensor:
     """A table of rows as these, to be filled."""
     count = num_rows * like.shape[1:].numel()
     nbytes = count * like.element_size()
     if like.device.type != "cpu" or not is_large(nbytes):
         return like.new_empty(num_rows, *like.shape[1:])
-    folder = machine_cache.CACHE.expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile(dir=folder) as file:
+    with NamedTemporaryFile(dir=_cache_folder()) as file:
         os.posix_fallocate(file.fileno(), 0, nbytes)  # a full disk is told here, and not by a signal later
         return torch.from_file(file.name, shared=True, size=count, dtype=like.dtype).view(num_rows, *like.shape[1:])
 
 
+def _cache_folder() -> Path:
+    folder = machine_cache.CACHE.expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def _bytes(block: torch.Tensor) -> Any:
-    return block.contiguous().view(torch.uint8).numpy().data
+    # A single value may have any stride, and `view` wants 1.
+    return block.contiguous().as_strided((block.numel(),), (1,)).view(torch.uint8).numpy().data

@@ -102,13 +102,6 @@ def read_titles(storage: Storage) -> pa.Array:
     return _padded(pa.chunked_array([chunk for titles in parts for chunk in titles.chunks], pa.large_string()), "")
 
 
-def read_item_texts(storage: Storage) -> pa.Array:
-    """`Catalogue.texts`, of the stored `items` table."""
-    parts = parts_in_order(storage, ["title", "description"])
-    texts = (item_texts(part.column("title"), part.column("description")) for part in parts)
-    return _padded(pa.chunked_array([chunk for some in texts for chunk in some.chunks], pa.large_string()), "")
-
-
 def some_titles(storage: Storage, count: int) -> pa.Array:
     """As `read_titles`, of `count` items at most from all over the table."""
     manifest = read_manifest(storage)

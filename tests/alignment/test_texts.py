@@ -10,9 +10,13 @@ import torch
 
 from allmrec.alignment import texts as module
 from allmrec.alignment.network import AlignmentConfig
-from allmrec.alignment.texts import TrainedTexts, make_dense
+from allmrec.alignment.texts import DistinctTexts, TrainedTexts, make_dense
+from allmrec.core.artifacts import writing
+from allmrec.core.storage import open_storage
+from allmrec.data.catalogue import Catalogue
 from allmrec.demo.encoder import build_encoder
 from allmrec.text.encoder import TextConfig, TextEncoder, load_encoder
+from schemas import items
 from tests.text.tiny import build_tiny_sbert
 
 WORDS = np.array(["Moonfall", "Saga", "Ironcrest", "Derby", "dragon", "coach", "the", "last", "epic", "film"])
@@ -32,7 +36,9 @@ def folder(request, tmp_path_factory) -> Path:
 
 def trained(folder: Path, max_chars: int = 4000, **settings) -> TrainedTexts:
     encoder = load_encoder(TextConfig(model=str(folder)))
-    return TrainedTexts(AlignmentConfig(**{"texts_per_pass": 3} | settings), encoder, CATALOGUE, max_chars)
+    return TrainedTexts(
+        AlignmentConfig(**{"texts_per_pass": 3} | settings), encoder, DistinctTexts.of(CATALOGUE), max_chars
+    )
 
 
 @pytest.mark.parametrize("max_chars", [4000, 30])
@@ -63,7 +69,9 @@ def test_an_encoders_own_ways_are_those_of_embed(kind, prompt, tmp_path):
     build_tiny_sbert(TEXTS, tmp_path, **ENCODERS[kind])
     config = TextConfig(model=str(tmp_path), prompt=prompt)
     expected_NS = np.array(TextEncoder(config)(pa.table({"text": CATALOGUE}))["embedding"].to_pylist(), np.float32)
-    found_RS = TrainedTexts(AlignmentConfig(texts_per_pass=3), load_encoder(config), CATALOGUE, 4000)(ITEMS)
+    found_RS = TrainedTexts(AlignmentConfig(texts_per_pass=3), load_encoder(config), DistinctTexts.of(CATALOGUE), 4000)(
+        ITEMS
+    )
     np.testing.assert_allclose(found_RS.detach().numpy(), expected_NS[ITEMS], atol=1e-6)
     plain = load_encoder(config).encode(CATALOGUE.to_pylist(), prompt="" if prompt is None else "x ")
     has_own_prompt = "prompts" in ENCODERS[kind]
@@ -81,7 +89,7 @@ def test_types_of_tokens_are_kept(tmp_path):
 
     encoder.preprocess = typed
     expected_NS = encoder.encode(CATALOGUE.to_pylist())
-    found_RS = TrainedTexts(AlignmentConfig(texts_per_pass=3), encoder, CATALOGUE, 4000)(ITEMS)
+    found_RS = TrainedTexts(AlignmentConfig(texts_per_pass=3), encoder, DistinctTexts.of(CATALOGUE), 4000)(ITEMS)
     np.testing.assert_allclose(found_RS.detach().numpy(), expected_NS[ITEMS], atol=1e-6)
 
 
@@ -90,7 +98,30 @@ def test_what_is_read_beside_tokens_is_refused(folder):
     preprocess = encoder.preprocess
     encoder.preprocess = lambda texts, **settings: preprocess(texts, **settings) | {"pixels": torch.zeros(7, 7, 7)}
     with pytest.raises(ValueError, match=r"reads \['pixels'\] of a text.*frozen"):
-        TrainedTexts(AlignmentConfig(), encoder, CATALOGUE, 4000)
+        TrainedTexts(AlignmentConfig(), encoder, DistinctTexts.of(CATALOGUE), 4000)
+
+
+def test_texts_of_a_stored_catalogue_come_once_and_file_by_file(tmp_path):
+    titles = [["a", "b", "a"], ["c", None], ["b", "d", "a"]]
+    storage, index = open_storage(str(tmp_path)), 1
+    with writing(storage, "items", "by hand") as out:
+        for number, part in enumerate(titles):
+            numbers = np.arange(index, index + len(part))
+            columns = {"title": part, "description": ["long"] * len(part), "item_index": numbers.astype(np.int32)}
+            columns |= {
+                "text_hash": [f"hash of {title}" for title in part],
+                "interactions": numbers,
+                "popularity": numbers,
+            }
+            columns |= {"item_id": [str(number) for number in numbers]}
+            blank = {field.name: pa.nulls(len(part), field.type) for field in items.SCHEMA}
+            out.table(number, items.SCHEMA, pa.table(blank | columns).cast(items.SCHEMA))
+            index += len(part)
+    found = DistinctTexts.read(storage)
+    parts = [part.to_pylist() for part in found.parts]
+    assert [len(part) for part in parts if part] == [1, 2, 2, 1]
+    texts = pa.array([text for part in parts for text in part])
+    assert texts.take(pa.array(found.text_N)).to_pylist() == Catalogue.read(storage, texts=True).texts.to_pylist()
 
 
 @pytest.mark.parametrize("max_padding", [0, 0.1, 0.9])

@@ -8,7 +8,7 @@ import torch
 from allmrec.alignment import training as alignment_training
 from allmrec.alignment.examples import Examples, held_out_items
 from allmrec.alignment.network import AlignmentConfig
-from allmrec.alignment.texts import TrainedTexts
+from allmrec.alignment.texts import DistinctTexts, TrainedTexts
 from allmrec.alignment.training import AlignmentTraining, alignment_quality, spread_kept
 from allmrec.cf.teacher import TeacherConfig, build_teacher
 from allmrec.text.encoder import TextConfig, load_encoder
@@ -190,7 +190,9 @@ def sbert(tmp_path):
     build_tiny_sbert(names.to_pylist(), tmp_path / "sbert")
 
     def fresh() -> TrainedTexts:
-        return TrainedTexts(FAST, load_encoder(TextConfig(model=str(tmp_path / "sbert"))), names, 4000)
+        return TrainedTexts(
+            FAST, load_encoder(TextConfig(model=str(tmp_path / "sbert"))), DistinctTexts.of(names), 4000
+        )
 
     return fresh
 

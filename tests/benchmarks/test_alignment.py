@@ -9,7 +9,7 @@ import typer
 from typer.testing import CliRunner
 
 from allmrec.alignment.network import AlignmentConfig
-from allmrec.alignment.texts import TrainedTexts
+from allmrec.alignment.texts import DistinctTexts, TrainedTexts
 from allmrec.alignment.training import AlignmentTraining
 from allmrec.cf.teacher import TeacherConfig, build_teacher
 from allmrec.text.encoder import TextConfig, load_encoder
@@ -30,7 +30,7 @@ def test_both_implementations_train_the_same(tuned, tmp_path):
     teacher = build_teacher(TeacherConfig(dim=6, max_history=5), NUM_ITEMS).eval().requires_grad_(False)
     settings = {"joint_dim": 8, "beta": 0.2, "learning_rate": 0.01}
     config = AlignmentConfig(preset="paper", text_encoder="fine-tuned" if tuned else "frozen", **settings)
-    texts = TrainedTexts(config, encoder, pa.array(names), 4000) if tuned else None
+    texts = TrainedTexts(config, encoder, DistinctTexts.of(pa.array(names)), 4000) if tuned else None
     ours = AlignmentTraining(config, teacher, cycles(100, NUM_ITEMS, 6), texts_NS, 0, trained_texts=texts)
     weights = {name: weight.clone() for name, weight in ours.network.state_dict().items()}
     reference = ReferenceTraining(other, names, ours.items_ND, weights, 0.01, 0.5, 0.2, tuned)

@@ -8,7 +8,7 @@ import torch
 
 from allmrec.core import file_digests, machine_cache, rows
 from allmrec.core.artifacts import writing
-from allmrec.core.rows import Rows, by_rows, in_parts, shared, whole
+from allmrec.core.rows import GrowingTable, Rows, by_rows, in_parts, shared, whole
 from allmrec.core.storage import LocalStorage
 from allmrec.core.tensor_files import read_tensors, write_tensors
 from tests.own_process import private_mb
@@ -27,6 +27,22 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every table is."""
     monkeypatch.setattr(rows, "MAPPED_BYTES", 1)
+
+
+@pytest.mark.parametrize("shape", [(0,), (7,), (5, 3)])
+def test_a_table_grows_by_blocks_and_its_file_goes_with_it(cache: Path, shape: tuple[int, ...]) -> None:
+    rows_ND, growing = torch.randint(100, shape, dtype=torch.int32), GrowingTable()
+    for block in rows_ND.split(2):
+        growing.append(block)
+    table_ND = growing.table()
+    assert torch.equal(table_ND, rows_ND) and table_ND.dtype == torch.int32
+    assert not [*cache.iterdir()]
+
+
+def test_a_single_value_may_have_any_stride(cache: Path) -> None:
+    growing = GrowingTable()
+    growing.append(torch.as_strided(torch.tensor([7, 8], dtype=torch.int32), (1,), (0,)))
+    assert growing.table().tolist() == [7]
 
 
 def test_rows_are_those_of_the_tables_that_they_come_from() -> None:

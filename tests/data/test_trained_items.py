@@ -17,7 +17,6 @@ from allmrec.data.catalogue import (
     Catalogue,
     is_untitled,
     read_drawable,
-    read_item_texts,
     read_titles,
     some_titles,
 )
@@ -57,7 +56,6 @@ def stored(folder: Path, num: int = NUM, rows: int = 4, titles: list[str | None]
 def test_a_stored_catalogue_is_read_by_columns(tmp_path: Path) -> None:
     storage = stored(tmp_path)
     catalogue = Catalogue.read(storage, texts=True)
-    assert read_item_texts(storage).equals(catalogue.texts)
     assert read_titles(storage).equals(catalogue.titles) and catalogue.titles[2].as_py() == UNTITLED
     assert read_drawable(storage).dtype == catalogue.drawable.dtype
     assert read_drawable(storage).tolist() == catalogue.drawable.tolist() == [1, 2, 3, 5, 6, 7, 9, 10, 11]

@@ -13,7 +13,7 @@ import torch
 
 from allmrec.alignment.estimate import hours_of_texts
 from allmrec.alignment.network import AlignmentConfig, load_joint, load_network
-from allmrec.alignment.texts import TrainedTexts
+from allmrec.alignment.texts import DistinctTexts, TrainedTexts
 from allmrec.alignment.training import AlignmentTraining
 from allmrec.alignment.tuned_encoder import DIGEST
 from allmrec.cf.teacher import build_teacher, load_teacher, save_teacher
@@ -81,9 +81,7 @@ def alone(config: Config, storage: Storage) -> AlignmentTraining:
     """The same training in this process."""
     texts = None
     if config.alignment.text_encoder == "fine-tuned":
-        texts = TrainedTexts(
-            config.alignment, load_encoder(config.text), Catalogue.read(storage.at("items"), texts=True).texts, 4000
-        )
+        texts = TrainedTexts(config.alignment, load_encoder(config.text), DistinctTexts.read(storage.at("items")), 4000)
     training = AlignmentTraining(
         config.alignment,
         load_teacher(storage.at("teacher")),

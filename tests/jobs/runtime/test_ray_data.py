@@ -53,11 +53,11 @@ def test_a_task_whose_worker_dies_is_started_again(tmp_path):
 @pytest.mark.parametrize("lost", [0, 1])
 def test_what_is_left_when_one_fails_is_cancelled(lost, tmp_path, monkeypatch):
     """An error ends the tasks that are left, also those for which Ray loses a request to cancel them."""
-    cancel, asked = ray.cancel, Counter[ray.ObjectRef]()
+    cancel, requests = ray.cancel, Counter[ray.ObjectRef]()
 
     def lossy(task, **options):
-        asked[task] += 1
-        if asked[task] > lost:
+        requests[task] += 1
+        if requests[task] > lost:
             cancel(task, **options)
 
     def fails(batch):
