@@ -36,6 +36,9 @@ from jobs.runtime.console import Console
 
 NAME = "verbs"
 _MOREC = ["--set", "baselines={morec: {max_history: 20}}"]
+_CTRL = ["--set", "baselines={ctrl: {max_history: 20, pretraining: {epochs: 1}}}"]
+_TALLREC = ["--set", "baselines={tallrec: {epochs: 1, max_users: 512, validation_users: 64}}"]
+_FINE_TUNED = ["--set", "alignment.text_encoder=fine-tuned", "--set", "alignment.max_users=20_000"]
 _LLM_SREC = ["--set", "baselines={llm_srec: {epochs: 1, max_users: 512, validation_users: 64}}"]
 VERBS = {  # by name, in their order: what the console is told
     "prepare": ["prepare"],
@@ -44,6 +47,8 @@ VERBS = {  # by name, in their order: what the console is told
     "train-alignment": ["train-alignment"],
     "train-projection": ["train-projection"],
     "train-baselines (MoRec)": ["train-baselines", *_MOREC],
+    "train-baselines (CTRL)": ["train-baselines", *_CTRL],
+    "train-baselines (TALLRec)": ["train-baselines", *_TALLREC],
     "bundle build": ["bundle", "build"],
     "evaluate": ["evaluate"],
     "explain": ["explain", "--task", "favourite-genre"],
@@ -60,6 +65,7 @@ VERBS = {  # by name, in their order: what the console is told
         *("nightly", "--date", "2026-11-24", "--limit", "2000", "--set", "nightly.ranker=llm-srec"),
         *_LLM_SREC,
     ],
+    "train-alignment (fine-tuned)": ["train-alignment", *_FINE_TUNED],
 }
 ROWS_PER_USER, ITEMS_PER_FILE, ROWS_PER_FILE = 20, 100_000, 1_000_000
 TEXT_DIM = 64
