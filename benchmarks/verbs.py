@@ -36,7 +36,7 @@ from jobs.runtime.console import Console
 
 NAME = "verbs"
 _MOREC = ["--set", "baselines={morec: {max_history: 20}}"]
-_CTRL = ["--set", "baselines={ctrl: {max_history: 20, pretraining: {epochs: 1}}}"]
+_CTRL = ["--set", "baselines={ctrl: {max_history: 20, pretraining: {epochs: 1, batch_size: 4096}}}"]
 _TALLREC = ["--set", "baselines={tallrec: {epochs: 1, max_users: 512, validation_users: 64}}"]
 _FINE_TUNED = ["--set", "alignment.text_encoder=fine-tuned", "--set", "alignment.max_users=20_000"]
 _LLM_SREC = ["--set", "baselines={llm_srec: {epochs: 1, max_users: 512, validation_users: 64}}"]
