@@ -26,6 +26,7 @@ from allmrec.llm.ranking import Ranker
 from allmrec.llm.shown_order import ShownOrder
 from allmrec.llm.tensor_parallel import load_llm_in_parts
 from allmrec.projection.item_tokens import ItemTokens
+from allmrec.projection.user_inputs import user_inputs
 from allmrec.readout.network import Readout, load_readout
 from allmrec.readout.prompts import ReadoutPrompts
 from allmrec.readout.teacher import LLMSRec
@@ -137,15 +138,20 @@ class ALLMRec:
         return self._item_tokens[text, untrained]
 
     @torch.inference_mode()
-    def soft_tokens(self, x_BD: torch.Tensor, text: bool = False, untrained: bool = False) -> SoftTokens:
+    def soft_tokens(
+        self, x_BD: torch.Tensor, candidates_BC: np.ndarray | None, text: bool = False, untrained: bool = False
+    ) -> SoftTokens:
         """O_u = F_U(x^u) and O_i = F_I(e_i).
 
         Args:
+            candidates_BC: of the prompts, which the users' tokens may depend on (`user_inputs`); None: prompts without.
             text: the text embedding q_i of all items instead of e_i.
             untrained: by F_U and F_I as Stage-2 started.
         """
         user = (self.untrained if untrained else self.projectors).user
-        return SoftTokens(user(x_BD), self.item_tokens(text, untrained))
+        items_BC = None if candidates_BC is None else torch.from_numpy(candidates_BC).long().to(self.device)
+        users_BD = user_inputs(self.bundle.projection, self.teacher, x_BD, items_BC)
+        return SoftTokens(user(users_BD), self.item_tokens(text, untrained))
 
     def represent(self, histories: Sequences) -> torch.Tensor:
         """x^u, (B, D)."""

@@ -116,11 +116,10 @@ class Ways:
     def shown(self, cases: Cases) -> tuple[np.ndarray, SoftTokens]:
         """The candidates in the order that prompts show them, and what goes into the slots."""
         shown_BC = self.systems.shown_order(cases).shown(cases.candidates_BC)
-        user_BH = self.model.projectors.user(self.model.represent(cases.histories))
         if self.llm is self.model.llm:
-            return shown_BC, SoftTokens(user_BH, self.model.item_tokens())
+            return shown_BC, self.model.soft_tokens(self.model.represent(cases.histories), cases.candidates_BC)
         weight, num_items = self.llm.get_input_embeddings().weight, self.model.bundle.catalogue.num_items
-        rows_B, rows_N = (weight.new_zeros(count, weight.shape[1]) for count in (len(user_BH), num_items + 1))
+        rows_B, rows_N = (weight.new_zeros(count, weight.shape[1]) for count in (len(cases), num_items + 1))
         return shown_BC, SoftTokens(rows_B, rows_N)
 
     def _best(self, cases: Cases, score: Callable[..., np.ndarray], read: Any) -> Chosen:

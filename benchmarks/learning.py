@@ -47,6 +47,7 @@ from jobs.runtime.console import Console
 NAME = "learning"
 _CANDIDATES = ["projection.loss=candidates", "projection.warmup_steps=5", "projection.learning_rate_schedule=linear"]
 _BEFORE = ["prompt.slots=before"]
+_CHOICE = ["projection.user_input=choice", *_BEFORE]
 
 
 def _candidates(rate: float, *others: str) -> list[str]:
@@ -74,6 +75,10 @@ VARIANTS: dict[str, list[str]] = {
     "before-vocabulary": _candidates(1e-3, "projection.start=vocabulary", *_BEFORE),
     "before-1e-4": _candidates(1e-4, "projection.start=teacher", *_BEFORE),
     "before-vocabulary-1e-4": _candidates(1e-4, "projection.start=vocabulary", *_BEFORE),
+    "before-choice-1": _candidates(1e-4, "projection.start=vocabulary", *_CHOICE, "projection.sharpness=1"),
+    "before-choice-3": _candidates(1e-4, "projection.start=vocabulary", *_CHOICE, "projection.sharpness=3"),
+    "before-choice-10": _candidates(1e-4, "projection.start=vocabulary", *_CHOICE, "projection.sharpness=10"),
+    "before-choice-3-3e-4": _candidates(3e-4, "projection.start=vocabulary", *_CHOICE, "projection.sharpness=3"),
     "before-ordinary": _candidates(1e-3, *_BEFORE),
     "before-title": ["projection.loss=title", "projection.learning_rate=1e-3", "projection.start=teacher", *_BEFORE],
     "before-distilled": _candidates(1e-3, "projection.start=teacher", "projection.distillation=0.5", *_BEFORE),
@@ -150,8 +155,9 @@ def variant(bench: Bench, config: Config, cases: ValidationCases) -> Row:
 def untrained(bench: Bench, config: Config, cases: ValidationCases) -> tuple[SoftTokens, np.ndarray]:
     """Soft tokens of the cases' users and of all items before any step, and the teacher's scores of the candidates."""
     run = bench.training(config)
-    inputs = run._inputs(cases.histories, np.arange(len(bench.popularity_N)))
-    score_BC = bench.teacher.scores(inputs[0], torch.from_numpy(cases.candidates).long())
+    inputs = run._inputs(cases.histories, np.arange(len(bench.popularity_N)), cases.candidates)
+    x_BD = bench.teacher.represent(cases.histories)
+    score_BC = bench.teacher.scores(x_BD, torch.from_numpy(cases.candidates).long())
     return run.projectors.soft(*inputs), score_BC.numpy()
 
 
@@ -161,7 +167,7 @@ def calibrated(bench: Bench, config: Config, run: ProjectionTraining) -> float:
     plain = Ranker(bench.llm, bench.builder(config, soft=False), config.llm.tokens_per_batch)
     hits = []
     for batch in run.validation:
-        log_p_BC = run.engine(batch, *run._inputs(batch.histories, batch.items)).numpy()
+        log_p_BC = run.engine(batch, *run._inputs(batch.histories, batch.items, batch.candidates)).numpy()
         prior_BC = plain.log_probabilities(batch.histories, batch.order.shown(batch.candidates))
         hits.append(evaluate_scores(batch.order.unshuffled(log_p_BC - prior_BC), batch.candidates)[:, 0])
     return float(np.concatenate(hits).mean())
@@ -189,8 +195,8 @@ def first_step(bench: Bench, config: Config) -> Row:
 def another_token(run: ProjectionTraining) -> float:
     """Mean total variation of P when the target's soft token becomes that of another item of the batch."""
     batch = run.validation[0]
-    before = run.engine(batch, *run._inputs(batch.histories, batch.items)).exp()
-    x_BD, e_IJ = run._inputs(batch.histories, batch.items)
+    x_BD, e_IJ = run._inputs(batch.histories, batch.items, batch.candidates)
+    before = run.engine(batch, x_BD, e_IJ).exp()
     targets = np.searchsorted(batch.items, batch.candidates[:, 0])
     e_IJ[targets] = e_IJ[np.roll(targets, 1)]
     after = run.engine(batch, x_BD, e_IJ).exp()

@@ -191,8 +191,14 @@ def _put(root: Storage, key: str, data: bytes) -> dict[str, dict[str, Any]]:
 
 def _check_embeddings(projectors: Manifest, config: Mapping[str, Any]) -> None:
     """Raises ValueError when F_I was trained on other inputs than a bundle of this config would give it."""
-    for section, key in (("projection", "item_input"), ("bundle", "min_interactions_for_cf")):
-        made, wanted = projectors.config.get(section, {}).get(key), config[section][key]
+    before = {"user_input": "representation", "sharpness": 1.0}  # they became keys
+    for section, key in (
+        ("projection", "item_input"),
+        ("projection", "user_input"),
+        ("projection", "sharpness"),
+        ("bundle", "min_interactions_for_cf"),
+    ):
+        made, wanted = projectors.config.get(section, {}).get(key, before.get(key)), config[section][key]
         if made != wanted:
             raise ValueError(
                 f"the projectors were trained with {section}.{key} {made!r}, and the config says {wanted!r}; run "

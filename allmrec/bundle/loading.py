@@ -68,6 +68,10 @@ class Bundle:
     def llm(self) -> LLMConfig:
         return LLMConfig(**self.config["llm"])
 
+    @property
+    def projection(self) -> ProjectionConfig:
+        return ProjectionConfig(**self.config["projection"])
+
     def item_inputs(self, text: bool = False) -> Table:
         """What F_I projects, by item index: as when it was trained.
 
@@ -76,7 +80,7 @@ class Bundle:
         Raises:
             ValueError: `text`, and the projectors know no text embeddings.
         """
-        projection = ProjectionConfig(**self.config["projection"])
+        projection = self.projection
         if not text:
             items_ND, seed = self.teacher.item_embeddings.detach(), self.config["seed"]
             if projection.item_input == "random":  # drawn for the rows of training; an item that is new has zeros

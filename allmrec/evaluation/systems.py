@@ -26,7 +26,6 @@ from allmrec.data.sequences import Sequences
 from allmrec.llm.batches import SoftTokens
 from allmrec.llm.shown_order import ShownOrder
 from allmrec.model import ALLMRec
-from allmrec.projection.projectors import ProjectionConfig
 
 # Systems of an LLM: what `ALLMRec.soft_tokens` is told; None for prompts without soft tokens.
 SOFT: dict[str, dict[str, bool] | None] = {
@@ -135,7 +134,11 @@ class Systems:
     def soft_tokens(self, system: str, cases: Cases) -> SoftTokens | None:
         """What goes into the slots of an LLM system's prompts; None for prompts without (LLM-Only, paper Figure 6)."""
         how = SOFT[system]
-        return None if how is None else self.model.soft_tokens(self.model.represent(cases.histories), **how)
+        return (
+            None
+            if how is None
+            else self.model.soft_tokens(self.model.represent(cases.histories), cases.candidates_BC, **how)
+        )
 
     def uses_text_embedding(self, system: str) -> np.ndarray | None:
         """bool (n + 1,): the items whose soft token is made of q_i; None where items have no soft tokens."""
@@ -144,7 +147,7 @@ class Systems:
             return None
         if how.get("text"):
             return np.ones(bundle.catalogue.num_items + 1, dtype=bool)
-        joint = ProjectionConfig(**bundle.config["projection"]).item_input == "joint"
+        joint = bundle.projection.item_input == "joint"
         return bundle.uses_text_embedding().numpy() & joint
 
     def shown_order(self, cases: Cases) -> ShownOrder:

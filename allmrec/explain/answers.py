@@ -55,8 +55,7 @@ class FavouriteGenre:
     @torch.inference_mode()
     def ask(self, users: Sequences) -> pa.Table:
         """Rows of `explanations`: every system's answers on every user, in the users' order."""
-        x_UD = self.model.represent(users)
-        soft = SoftTokens(self.model.projectors.user(x_UD), self.model.item_tokens())
+        soft = self.model.soft_tokens(self.model.represent(users), None)
         favourites_UG = self.categories.favourites(users)
         answers = [
             self._answered(system, users, soft if question.soft else None, favourites_UG)

@@ -263,7 +263,7 @@ class ScoreShards(ShardTask):
             key = key64(self.job.seed, Draw.NIGHTLY_SHOWN)
             order = ShownOrder.draw(users.hashes(), key, candidates_UN.shape[1])
             by_tallrec = self.job.config.ranker == "tallrec"
-            soft = None if by_tallrec else self.model.soft_tokens(x_UD)
+            soft = None if by_tallrec else self.model.soft_tokens(x_UD, candidates_UN)
             with self.model.tallrec() if by_tallrec else nullcontext():
                 log_p_UN = self.model.log_probabilities(users, candidates_UN, order, soft)
         if weight < 1:

@@ -28,6 +28,7 @@ class ProjectionConfig(Stage2Config):
     paper: ClassVar[dict[str, Any]] = PAPER | {
         "distillation": 0.0,
         "item_input": "joint",
+        "user_input": "representation",
         "start": "ordinary",
         "norm_layer": False,
     }
@@ -37,6 +38,10 @@ class ProjectionConfig(Stage2Config):
     distillation: float = Field(0.0, ge=0, le=1)
     # What F_I projects: joint embeddings, the teacher's item embeddings (MLP-LLM), or random vectors (Table 9).
     item_input: Literal["joint", "teacher", "random"] = "joint"
+    # What F_U projects. representation: x^u. choice: the E_i of the prompt's candidates, weighted by the teacher's
+    # distribution over them.
+    user_input: Literal["representation", "choice"] = "representation"
+    sharpness: float = Field(1.0, gt=0)  # of that distribution: what the teacher's scores are multiplied by
     # ordinary: random weights; teacher: maps under which products of soft tokens are the teacher's scores; vocabulary:
     # likewise, in the directions in which the LLM's own tokens differ most and around their mean.
     start: Literal["ordinary", "teacher", "vocabulary"] = "ordinary"
@@ -50,6 +55,15 @@ class ProjectionConfig(Stage2Config):
             raise ValueError(
                 f"start: {self.start} begins with the teacher's scores, and item_input: random is meant to hold none "
                 "of its knowledge; set start: ordinary"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _chooses_where_candidates_are_compared(self) -> "ProjectionConfig":
+        if self.user_input == "choice" and self.loss != "candidates":
+            raise ValueError(
+                "user_input: choice is the teacher's among the candidates, which loss: title does not compare; set "
+                "loss: candidates"
             )
         return self
 

@@ -187,7 +187,7 @@ class Stage2Training(Rounds):
         total_M = torch.zeros(len(METRICS) + 1, dtype=torch.float64, device=self.device)
         for number in range(all_reduce_max(len(self.validation))):
             batch = self.validation[min(number, len(self.validation) - 1)]
-            log_p = self.engine(batch, *self._inputs(batch.histories, batch.items)).float()
+            log_p = self.engine(batch, *self._inputs(batch.histories, batch.items, batch.candidates)).float()
             if number < len(self.validation) and batch.counts:
                 values_BM = evaluate_scores(batch.order.unshuffled(log_p.numpy()), batch.candidates)
                 total_M += torch.from_numpy(np.append(values_BM.sum(axis=0), len(values_BM))).to(self.device)
@@ -208,17 +208,20 @@ class Stage2Training(Rounds):
 
     def _forward(self, batch: Batch | CandidateBatch) -> torch.Tensor:
         """The summed loss of a pass, float32 ()."""
-        inputs = self._inputs(self.examples.histories(batch.examples), batch.items)
+        candidates = batch.candidates if isinstance(batch, CandidateBatch) else None
+        inputs = self._inputs(self.examples.histories(batch.examples), batch.items, candidates)
         found = self.engine(batch, *inputs)
         if isinstance(batch, Batch):
             return found
-        return -(self._wanted(batch, *inputs) * batch.counts * found).sum().float().to(self.device)
+        return -(self._wanted(batch) * batch.counts * found).sum().float().to(self.device)
 
-    def _inputs(self, histories: Sequences, items: np.ndarray) -> tuple[torch.Tensor, ...]:
-        """What the soft tokens of these users and items are made of."""
+    def _inputs(
+        self, histories: Sequences, items: np.ndarray, candidates: np.ndarray | None
+    ) -> tuple[torch.Tensor, ...]:
+        """What the soft tokens of these users, before these candidates, and of these items are made of."""
         return ()
 
-    def _wanted(self, batch: CandidateBatch, *inputs: torch.Tensor) -> torch.Tensor:
+    def _wanted(self, batch: CandidateBatch) -> torch.Tensor:
         """The distribution over the candidates that the LLM is to have, float64 (B, C): the target."""
         target_B = torch.from_numpy(self.examples.targets[batch.examples]).long()
         return (torch.from_numpy(batch.candidates).long() == target_B[:, None]).double()

@@ -45,6 +45,11 @@ def start(
     x_BD = teacher.represent(examples.sample(_SAMPLE, key64(examples.seed, Draw.PROJECTION_START_USERS))).cpu()
     projectors = fresh_projectors(x_BD.shape[1], e_NJ.shape[1], token_dim, examples.seed, config.norm_layer)
     shown_N = torch.arange(len(e_NJ)) > 0
+    if config.user_input == "choice" and not teacher.scores_by_product():
+        raise ValueError(
+            f"projection.user_input: choice is a mean of E_i, which {type(teacher).__name__} does not score by the product "
+            "with; set user_input: representation"
+        )
     if config.start != "ordinary":
         shown_N &= ~uses_text_N
         _refuse_what_has_no_product(config.start, teacher, shown_N)
@@ -54,13 +59,14 @@ def start(
     for name, rows in (("user representations", x_BD), ("joint embeddings", e_IJ), ("item embeddings", items_ID)):
         if not rows.isfinite().all():
             raise ValueError(f"the {name} hold NaN or inf; run train-cf and train-alignment again")
+    users_BD = items_ID if config.user_input == "choice" else x_BD  # choices are between them
     if config.start == "ordinary":
-        start_ordinary(projectors, x_BD, e_IJ, norm)
+        start_ordinary(projectors, users_BD, e_IJ, norm)
     elif config.start == "teacher":
-        start_as_teacher(projectors, x_BD, e_IJ, items_ID, norm)
+        start_as_teacher(projectors, users_BD, e_IJ, items_ID, norm)
     else:
         assert embeddings_TH is not None, "the vocabulary's start needs the vocabulary"
-        start_in_vocabulary(projectors, x_BD, e_IJ, items_ID, norm, embeddings_TH)
+        start_in_vocabulary(projectors, users_BD, e_IJ, items_ID, norm, embeddings_TH)
     for gain in (module.weight for module in projectors.modules() if isinstance(module, nn.RMSNorm)):
         nn.init.constant_(gain, norm / token_dim**0.5)
     return projectors

@@ -18,6 +18,7 @@ from allmrec.projection.examples import CandidateBatch, Examples
 from allmrec.projection.projectors import ProjectionConfig
 from allmrec.projection.stage2 import Stage2Training
 from allmrec.projection.start import start
+from allmrec.projection.user_inputs import user_inputs
 
 
 class ProjectionTraining(Stage2Training):
@@ -60,16 +61,21 @@ class ProjectionTraining(Stage2Training):
         self.untrained = weights(self.projectors)
         self.begin(llm_config, placement, llm, self.projectors, cases, state)
 
-    def _inputs(self, histories: Sequences, items: np.ndarray) -> tuple[torch.Tensor, ...]:
-        """x^u of the histories' users, and what F_I projects of the items."""
+    def _inputs(
+        self, histories: Sequences, items: np.ndarray, candidates: np.ndarray | None
+    ) -> tuple[torch.Tensor, ...]:
+        """What F_U projects of the histories' users, and F_I of the items."""
         x_BD = self.teacher.represent(histories).clone()  # a clone, for autograd takes no inference tensor
-        return x_BD, self.e_NJ[torch.from_numpy(items).to(self.device)]
+        candidates_BC = None if candidates is None else torch.from_numpy(candidates).long().to(self.device)
+        users_BD = user_inputs(self.config, self.teacher, x_BD, candidates_BC).detach()
+        return users_BD, self.e_NJ[torch.from_numpy(items).to(self.device)]
 
-    def _wanted(self, batch: CandidateBatch, *inputs: torch.Tensor) -> torch.Tensor:
+    def _wanted(self, batch: CandidateBatch) -> torch.Tensor:
         """The target and the teacher's distribution."""
         wanted_BC = super()._wanted(batch)
         if self.config.distillation:
-            x_BD, candidates_BC = inputs[0], torch.from_numpy(batch.candidates).long()
+            x_BD = self.teacher.represent(self.examples.histories(batch.examples))
+            candidates_BC = torch.from_numpy(batch.candidates).long()
             score_BC = self.teacher.scores(x_BD, candidates_BC.to(self.device)).detach().cpu().double()
             of_teacher_BC = score_BC.masked_fill(candidates_BC == 0, -torch.inf).softmax(1)
             wanted_BC = wanted_BC.lerp(of_teacher_BC, self.config.distillation)

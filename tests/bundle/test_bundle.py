@@ -75,7 +75,12 @@ def test_items_that_were_hardly_seen_take_the_text_embedding(config, storage):
 
 
 @pytest.mark.parametrize(
-    ("section", "key", "value"), [("bundle", "min_interactions_for_cf", 3), ("projection", "item_input", "random")]
+    ("section", "key", "value"),
+    [
+        ("bundle", "min_interactions_for_cf", 3),
+        ("projection", "item_input", "random"),
+        ("projection", "sharpness", 3.0),
+    ],
 )
 def test_projectors_that_were_trained_on_other_forms_are_refused(config, storage, section, key, value):
     settings = resolved(config, SECTIONS)

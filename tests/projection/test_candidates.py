@@ -7,10 +7,12 @@ import torch
 from allmrec.llm.batches import SoftTokens, fill_slots
 from allmrec.projection.examples import Examples
 from allmrec.projection.projectors import ProjectionConfig
+from allmrec.projection.user_inputs import choice
 from tests.projection.test_training import CONFIG, training
 from tests.two_workers import losses_of_two
 
 CANDIDATES = CONFIG.model_copy(update={"loss": "candidates"})
+CHOICE = CANDIDATES.model_copy(update={"user_input": "choice", "sharpness": 3.0})
 DISTILLED = CANDIDATES.model_copy(update={"distillation": 0.4, "norm_layer": True})
 
 
@@ -39,27 +41,30 @@ def log_p(llm, builder, history, candidates, soft):
     return torch.stack(found)
 
 
-def plain_loss(llm, projectors, teacher, e_NJ, examples, users, epoch, distillation):
+def plain_loss(llm, projectors, teacher, e_NJ, examples, users, epoch, config):
     """The mean over prompts of the cross-entropy with the target, and with the teacher's distribution."""
     total = torch.zeros(())
     candidates = examples.candidates(users, epoch)
     for user, shown in zip(users, candidates, strict=True):
         history = examples.histories(np.array([user]))
         x_BD = teacher.represent(history).clone()
-        soft = SoftTokens(projectors.user(x_BD), projectors.item(e_NJ))
+        user_BD = x_BD
+        if config.user_input == "choice":
+            user_BD = choice(teacher, x_BD, torch.from_numpy(shown[None]).long(), config.sharpness)
+        soft = SoftTokens(projectors.user(user_BD), projectors.item(e_NJ))
         wanted = torch.from_numpy(shown == examples.targets[user]).float()
         of_teacher = teacher.scores(x_BD, torch.from_numpy(shown[None]).long())[0].detach().softmax(0)
-        wanted = (1 - distillation) * wanted + distillation * of_teacher
+        wanted = (1 - config.distillation) * wanted + config.distillation * of_teacher
         total = total - (wanted * log_p(llm, examples.builder, history, shown, soft)).sum()
     return total / len(users)
 
 
-@pytest.mark.parametrize("config", [CANDIDATES, DISTILLED], ids=["target", "distilled"])
+@pytest.mark.parametrize("config", [CANDIDATES, DISTILLED, CHOICE], ids=["target", "distilled", "choice"])
 def test_a_step_is_that_of_plain_torch(alone, config, tiny_llm, llm_folder, teacher, joint, examples):
     run = training(llm_folder, "replicated", teacher, joint, examples, config)
     users, prompts = examples.global_batch(0, 0, 7)
     assert len(run._passes(users, prompts)) > 1, "a step of several passes"
-    arguments = (teacher, joint, examples, users, 0, config.distillation)
+    arguments = (teacher, joint, examples, users, 0, config)
     expected = plain_loss(tiny_llm, run.projectors, *arguments)
     assert run.loss(users, prompts) == pytest.approx(expected.item(), rel=1e-5)
 

@@ -68,6 +68,7 @@ def test_the_papers_preset_is_the_papers_and_gives_way_to_what_is_written():
     assert (paper.batch_size, paper.epochs) == (4, 5)
     assert (paper.max_gradient_norm, paper.validation_users, paper.patience) == (0, 0, None)
     assert (paper.start, paper.targets, paper.item_input) == ("ordinary", "last", "joint")
+    assert paper.user_input == "representation"
     assert ProjectionConfig(preset="paper", epochs=2) == paper.model_copy(update={"epochs": 2})
     assert ProjectionConfig().start == "ordinary", "nor is the teacher's start anybody's default"
 

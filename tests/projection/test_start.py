@@ -84,6 +84,13 @@ def test_the_vocabularys_start_has_the_teachers_products_among_the_llms_tokens()
     assert torch.corrcoef(torch.stack([found_BI.flatten(), expected_BI.flatten()]))[0, 1] > 0.999
 
 
+def test_a_sure_choice_starts_as_the_token_of_its_item(teacher, examples):
+    config = ProjectionConfig(start="teacher", loss="candidates", user_input="choice")
+    items_ND = teacher.item_embeddings.detach()
+    projectors = start(config, teacher, examples, items_ND, NOTHING_BY_TEXT, token_dim=32, norm=2.5)
+    torch.testing.assert_close(projectors.user(items_ND[1:]), projectors.item(items_ND[1:]), atol=1e-4, rtol=1e-4)
+
+
 def test_the_sample_is_drawn_over_all_users_and_items(teacher, joint, examples, monkeypatch):
     """Not the first ids, which are the oldest or the best known."""
     seen = {}
@@ -112,6 +119,9 @@ def test_what_cannot_start_as_a_teacher_is_refused(teacher, joint, examples):
     started("ordinary", ncf, examples, joint)
     with pytest.raises(ValueError, match=r"NCF does not score by it; set start: ordinary$"):
         started("teacher", ncf, examples, joint)
+    config = ProjectionConfig(loss="candidates", user_input="choice")
+    with pytest.raises(ValueError, match=r"NCF does not score by the product with; set user_input: representation$"):
+        start(config, ncf, examples, joint, NOTHING_BY_TEXT, token_dim=32, norm=2.5)
     with pytest.raises(ValueError, match=r"SASRec has none for any item; set start: ordinary$"):
         started("teacher", teacher, examples, joint, ~NOTHING_BY_TEXT)
 
