@@ -48,6 +48,7 @@ NAME = "learning"
 _CANDIDATES = ["projection.loss=candidates", "projection.warmup_steps=5", "projection.learning_rate_schedule=linear"]
 _BEFORE = ["prompt.slots=before"]
 _CHOICE = ["projection.user_input=choice", *_BEFORE]
+_SPREAD = [*_CHOICE, "projection.start=spread", "projection.sharpness=3"]
 
 
 def _candidates(rate: float, *others: str) -> list[str]:
@@ -78,7 +79,9 @@ VARIANTS: dict[str, list[str]] = {
     "before-choice-1": _candidates(1e-4, "projection.start=vocabulary", *_CHOICE, "projection.sharpness=1"),
     "before-choice-3": _candidates(1e-4, "projection.start=vocabulary", *_CHOICE, "projection.sharpness=3"),
     "before-choice-10": _candidates(1e-4, "projection.start=vocabulary", *_CHOICE, "projection.sharpness=10"),
-    "before-choice-3-3e-4": _candidates(3e-4, "projection.start=vocabulary", *_CHOICE, "projection.sharpness=3"),
+    "before-spread": _candidates(1e-3, *_SPREAD),
+    "before-spread-3e-4": _candidates(3e-4, *_SPREAD),
+    "before-spread-1e-4": _candidates(1e-4, *_SPREAD),
     "before-ordinary": _candidates(1e-3, *_BEFORE),
     "before-title": ["projection.loss=title", "projection.learning_rate=1e-3", "projection.start=teacher", *_BEFORE],
     "before-distilled": _candidates(1e-3, "projection.start=teacher", "projection.distillation=0.5", *_BEFORE),

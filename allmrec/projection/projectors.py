@@ -43,8 +43,9 @@ class ProjectionConfig(Stage2Config):
     user_input: Literal["representation", "choice"] = "representation"
     sharpness: float = Field(1.0, gt=0)  # of that distribution: what the teacher's scores are multiplied by
     # ordinary: random weights; teacher: maps under which products of soft tokens are the teacher's scores; vocabulary:
-    # likewise, in the directions in which the LLM's own tokens differ most and around their mean.
-    start: Literal["ordinary", "teacher", "vocabulary"] = "ordinary"
+    # likewise, in the directions in which the LLM's own tokens differ most and around their mean; spread: items as far
+    # apart as the LLM's tokens, the nearest in E_i the least far, and choices between them.
+    start: Literal["ordinary", "teacher", "vocabulary", "spread"] = "ordinary"
     # Initial norm of the soft tokens, as a multiple of the LLM's mean token embedding norm.
     soft_token_scale: float = Field(1.0, gt=0)
     norm_layer: bool = False  # an RMSNorm behind each projector, whose trained gain begins at that norm
@@ -64,6 +65,14 @@ class ProjectionConfig(Stage2Config):
             raise ValueError(
                 "user_input: choice is the teacher's among the candidates, which loss: title does not compare; set "
                 "loss: candidates"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _spreads_what_needs_no_product(self) -> "ProjectionConfig":
+        if self.start == "spread" and self.user_input != "choice":
+            raise ValueError(
+                "start: spread puts items apart, which leaves nothing of their product with x^u; set user_input: choice"
             )
         return self
 

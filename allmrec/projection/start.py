@@ -36,10 +36,10 @@ def start(
         e_NJ: what F_I projects, by item index.
         uses_text_N: bool, of the items that it knows by their texts alone; E_i is not fitted to these.
         norm: root mean square norm of the soft tokens.
-        embeddings_TH: the LLM's token embeddings, for `start: vocabulary`.
+        embeddings_TH: the LLM's token embeddings, for `start: vocabulary` and `spread`.
 
     Raises:
-        ValueError: an input is NaN or inf; or `start: teacher` or `vocabulary` where the teacher's score is no product,
+        ValueError: an input is NaN or inf; or `start: teacher` or the like where the teacher's score is no product,
             or no item is shown by its E_i.
     """
     x_BD = teacher.represent(examples.sample(_SAMPLE, key64(examples.seed, Draw.PROJECTION_START_USERS))).cpu()
@@ -47,8 +47,8 @@ def start(
     shown_N = torch.arange(len(e_NJ)) > 0
     if config.user_input == "choice" and not teacher.scores_by_product():
         raise ValueError(
-            f"projection.user_input: choice is a mean of E_i, which {type(teacher).__name__} does not score by the product "
-            "with; set user_input: representation"
+            f"projection.user_input: choice is a mean of E_i, and {type(teacher).__name__} does not score by the product "
+            "with these; set user_input: representation"
         )
     if config.start != "ordinary":
         shown_N &= ~uses_text_N
@@ -65,8 +65,13 @@ def start(
     elif config.start == "teacher":
         start_as_teacher(projectors, users_BD, e_IJ, items_ID, norm)
     else:
-        assert embeddings_TH is not None, "the vocabulary's start needs the vocabulary"
-        start_in_vocabulary(projectors, users_BD, e_IJ, items_ID, norm, embeddings_TH)
+        assert embeddings_TH is not None, "the start among the LLM's tokens needs them"
+        tokens_TH = embeddings_TH.detach().float().cpu()
+        if config.start == "vocabulary":
+            basis_HD = widest_directions(tokens_TH, x_BD.shape[1])
+        else:
+            basis_HD = spread_directions(tokens_TH, items_ID, examples.seed)
+        start_among_tokens(projectors, users_BD, e_IJ, items_ID, norm, tokens_TH, basis_HD)
     for gain in (module.weight for module in projectors.modules() if isinstance(module, nn.RMSNorm)):
         nn.init.constant_(gain, norm / token_dim**0.5)
     return projectors
@@ -83,29 +88,49 @@ def start_ordinary(projectors: Projectors, x_BD: torch.Tensor, e_IJ: torch.Tenso
 
 
 @torch.no_grad()
-def start_in_vocabulary(
+def start_among_tokens(
     projectors: Projectors,
     x_BD: torch.Tensor,
     e_IJ: torch.Tensor,
     items_ID: torch.Tensor,
     norm: float,
-    embeddings_TH: torch.Tensor,
+    tokens_TH: torch.Tensor,
+    basis_HD: torch.Tensor,
 ) -> None:
-    """As `start_as_teacher`, in the directions in which the LLM's tokens differ most and around their mean.
-
-    So soft tokens are where an LLM that was trained on text has learnt to tell tokens apart.
-    """
-    embeddings_TH = embeddings_TH.detach().float().cpu()
-    mean_H = embeddings_TH.mean(0)
-    deviation_TH = embeddings_TH - mean_H
-    _, vectors_HH = torch.linalg.eigh((deviation_TH.T @ deviation_TH).double())
-    basis_HD = vectors_HH.flip(1)[:, : x_BD.shape[1]]
-    largest_1D = basis_HD.gather(0, basis_HD.abs().argmax(0, keepdim=True))
-    basis_HD = (basis_HD * largest_1D.sign()).float()  # or their signs were the linear algebra library's choice
+    """As `start_as_teacher`, in the directions of `basis_HD` and around the LLM's mean token."""
+    mean_H = tokens_TH.mean(0)
     spread = max(norm**2 - float(mean_H.square().sum()), (norm / 2) ** 2) ** 0.5
     start_as_teacher(projectors, x_BD, e_IJ, items_ID, spread, basis_HD)
     for network in (projectors.user, projectors.item):
         _layers(network)[2].bias.add_(mean_H)
+
+
+@torch.no_grad()
+def widest_directions(tokens_TH: torch.Tensor, dim: int) -> torch.Tensor:
+    """The `dim` orthonormal directions in which the LLM's tokens differ most, (H, D).
+
+    So soft tokens are where an LLM that was trained on text has learnt to tell tokens apart.
+    """
+    deviation_TH = tokens_TH - tokens_TH.mean(0)
+    _, vectors_HH = torch.linalg.eigh((deviation_TH.T @ deviation_TH).double())
+    basis_HD = vectors_HH.flip(1)[:, :dim]
+    largest_1D = basis_HD.gather(0, basis_HD.abs().argmax(0, keepdim=True))
+    return (basis_HD * largest_1D.sign()).float()  # or their signs were the linear algebra library's choice
+
+
+@torch.no_grad()
+def spread_directions(tokens_TH: torch.Tensor, items_ID: torch.Tensor, seed: int) -> torch.Tensor:
+    """Drawn directions with the tokens' spread, (H, D), behind a whitening of E_i.
+
+    E_i differ in a few directions by far more than in the others, and so would soft tokens; an LLM that looks for a
+    token like another finds the right one where tokens have little in common.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn_HD = torch.randn(tokens_TH.shape[1], items_ID.shape[1], generator=generator)
+    deviation_ID = (items_ID - items_ID.mean(0)).double()
+    values_D, vectors_DD = torch.linalg.eigh(deviation_ID.T @ deviation_ID)
+    whitening_DD = vectors_DD @ torch.diag(values_D.clamp_min(1e-6 * float(values_D.max())) ** -0.5) @ vectors_DD.T
+    return tokens_TH.std(0)[:, None] * (drawn_HD @ whitening_DD.float())
 
 
 @torch.no_grad()
@@ -124,7 +149,7 @@ def start_as_teacher(
 
     Args:
         items_ID: E_i of the items of `e_IJ`.
-        basis_HD: orthonormal directions of the tokens in the place of the repetition.
+        basis_HD: directions of the tokens in the place of the repetition; products stay if they are orthonormal.
     """
     deviation_IJ = (e_IJ - e_IJ.mean(0)).double()
     to_teacher_JD = torch.linalg.lstsq(deviation_IJ, (items_ID - items_ID.mean(0)).double(), driver="gelsd")[0]

@@ -8,7 +8,14 @@ from allmrec.cf.teacher import TeacherConfig, build_teacher
 from allmrec.projection import start as module
 from allmrec.projection.examples import Examples
 from allmrec.projection.projectors import ProjectionConfig, Projectors, fresh_projectors
-from allmrec.projection.start import start, start_as_teacher, start_in_vocabulary, start_ordinary
+from allmrec.projection.start import (
+    spread_directions,
+    start,
+    start_among_tokens,
+    start_as_teacher,
+    start_ordinary,
+    widest_directions,
+)
 from tests.projection.conftest import NUM_ITEMS, NUM_USERS
 
 NOTHING_BY_TEXT = torch.zeros(NUM_ITEMS + 1, dtype=torch.bool)
@@ -72,7 +79,8 @@ def test_the_vocabularys_start_has_the_teachers_products_among_the_llms_tokens()
     embeddings_TH = 0.2 + spread_H * torch.randn(1000, 32, generator=generator)
     projectors = fresh_projectors(8, 6, 32, seed=0)
     norm = float(embeddings_TH.norm(dim=1).mean())
-    start_in_vocabulary(projectors, x_BD, e_IJ, items_ID, norm, embeddings_TH)
+    basis_HD = widest_directions(embeddings_TH, 8)
+    start_among_tokens(projectors, x_BD, e_IJ, items_ID, norm, embeddings_TH, basis_HD)
     with torch.no_grad():
         users_BH, tokens_IH = projectors.user(x_BD), projectors.item(e_IJ)
     for tokens in (users_BH, tokens_IH):
@@ -89,6 +97,28 @@ def test_a_sure_choice_starts_as_the_token_of_its_item(teacher, examples):
     items_ND = teacher.item_embeddings.detach()
     projectors = start(config, teacher, examples, items_ND, NOTHING_BY_TEXT, token_dim=32, norm=2.5)
     torch.testing.assert_close(projectors.user(items_ND[1:]), projectors.item(items_ND[1:]), atol=1e-4, rtol=1e-4)
+
+
+def test_spread_items_are_as_far_apart_as_tokens_and_choices_between_them():
+    generator = torch.Generator().manual_seed(0)
+    items_ID = torch.randn(300, 8, generator=generator) * torch.logspace(0, -2, 8)
+    items_ID[1] = items_ID[0] + 0.01 * items_ID.std(0)
+    tokens_TH = 0.2 + torch.linspace(0.1, 3, 64) * torch.randn(1000, 64, generator=generator)
+    projectors = fresh_projectors(8, 8, 64, seed=0)
+    norm = float(tokens_TH.norm(dim=1).mean())
+    basis_HD = spread_directions(tokens_TH, items_ID, seed=0)
+    start_among_tokens(projectors, items_ID, items_ID, items_ID, norm, tokens_TH, basis_HD)
+    with torch.no_grad():
+        found_IH = projectors.item(items_ID)
+        mixed_H = projectors.user(0.3 * items_ID[2] + 0.7 * items_ID[5])
+    assert found_IH.square().sum(1).mean().sqrt().item() == pytest.approx(norm, rel=1e-2)
+    torch.testing.assert_close(found_IH.mean(0), tokens_TH.mean(0), atol=1e-3, rtol=0)
+    torch.testing.assert_close(mixed_H, 0.3 * found_IH[2] + 0.7 * found_IH[5], atol=1e-2, rtol=1e-2)
+    deviation_IH = torch.nn.functional.normalize(found_IH - found_IH.mean(0))
+    cosines = deviation_IH @ deviation_IH.T
+    assert cosines[0, 1] > 0.99, "the same item nearly"
+    before_ID = torch.nn.functional.normalize(items_ID - items_ID.mean(0))
+    assert cosines[2:, 2:].square().mean() < 0.5 * (before_ID @ before_ID.T)[2:, 2:].square().mean()
 
 
 def test_the_sample_is_drawn_over_all_users_and_items(teacher, joint, examples, monkeypatch):
@@ -120,7 +150,9 @@ def test_what_cannot_start_as_a_teacher_is_refused(teacher, joint, examples):
     with pytest.raises(ValueError, match=r"NCF does not score by it; set start: ordinary$"):
         started("teacher", ncf, examples, joint)
     config = ProjectionConfig(loss="candidates", user_input="choice")
-    with pytest.raises(ValueError, match=r"NCF does not score by the product with; set user_input: representation$"):
+    with pytest.raises(
+        ValueError, match=r"NCF does not score by the product with these; set user_input: representation$"
+    ):
         start(config, ncf, examples, joint, NOTHING_BY_TEXT, token_dim=32, norm=2.5)
     with pytest.raises(ValueError, match=r"SASRec has none for any item; set start: ordinary$"):
         started("teacher", teacher, examples, joint, ~NOTHING_BY_TEXT)
