@@ -47,8 +47,8 @@ def start(
     shown_N = torch.arange(len(e_NJ)) > 0
     if config.user_input == "choice" and not teacher.scores_by_product():
         raise ValueError(
-            f"projection.user_input: choice is a mean of E_i, and {type(teacher).__name__} does not score by the product "
-            "with these; set user_input: representation"
+            f"projection.user_input: choice is a mean of E_i, and {type(teacher).__name__} does not score by the "
+            "product with these; set user_input: representation"
         )
     if config.start != "ordinary":
         shown_N &= ~uses_text_N
